@@ -1,0 +1,49 @@
+// C++ face of the dialect: attributes, ops, and the one place that knows what the kernels can hold.
+#ifndef ALIGNED_DIALECT_ALIGNED_IR_ALIGNED_H
+#define ALIGNED_DIALECT_ALIGNED_IR_ALIGNED_H
+
+#include "mlir/Bytecode/BytecodeOpInterface.h"
+#include "mlir/IR/Builders.h"
+#include "mlir/IR/BuiltinAttributes.h"
+#include "mlir/IR/BuiltinTypes.h"
+#include "mlir/IR/Dialect.h"
+#include "mlir/IR/OpDefinition.h"
+#include "mlir/IR/OpImplementation.h"
+#include "mlir/IR/TensorEncoding.h"
+#include "mlir/Interfaces/InferTypeOpInterface.h"
+#include "mlir/Interfaces/SideEffectInterfaces.h"
+
+#include "aligned/Dialect/Aligned/IR/AlignedDialect.h.inc"
+#include "aligned/Dialect/Aligned/IR/AlignedEnums.h.inc"
+#define GET_ATTRDEF_CLASSES
+#include "aligned/Dialect/Aligned/IR/AlignedAttrs.h.inc"
+#define GET_OP_CLASSES
+#include "aligned/Dialect/Aligned/IR/AlignedOps.h.inc"
+
+namespace aligned {
+
+/// What a head may look like so that split storage and kernels can hold it.
+constexpr int64_t kHeadDimMultiple = 16, kMaxHeadDim = 256;
+/// Query rows (query heads of the group times queries) that one kv head may serve in decode attention.
+constexpr int64_t kMaxQueryRows = 32;
+/// Tokens of a block: split together, one key exponent a channel.
+constexpr int64_t kBlock = 64;
+
+/// The split encoding of a cache tensor, null for a dense one.
+SplitAttr getSplit(mlir::Type type);
+
+/// Whether a head dimension can be stored in planes: static, a multiple of 16, at most 256.
+bool isSupportedHeadDim(int64_t headDim);
+
+/// Parses `fixed<4,4,4,4>`, `float<8,4,4>`, as written in options; null with a diagnostic at `emitError` otherwise.
+SplitAttr parseSplitFormat(llvm::StringRef text, CacheRole role, mlir::MLIRContext *context,
+                           llvm::function_ref<mlir::InFlightDiagnostic()> emitError);
+
+/// Policies by name: exact, alignedkv, tight (2^-11), balanced (2^-8), fast (2^-6), or budget with a tolerance of its own.
+/// `tolerance` is 0 where none was given. Null with a diagnostic for an unknown name or a tolerance that does not fit.
+PolicyAttr parsePolicy(llvm::StringRef name, double tolerance, mlir::MLIRContext *context,
+                       llvm::function_ref<mlir::InFlightDiagnostic()> emitError);
+
+} // namespace aligned
+
+#endif // ALIGNED_DIALECT_ALIGNED_IR_ALIGNED_H

@@ -1,0 +1,102 @@
+// Split encodings of cache tensors (labels S1, S2, S6 of docs/Numerics.md) and alignment policies (P1, P2).
+#ifndef ALIGNED_ATTRS_TD
+#define ALIGNED_ATTRS_TD
+
+include "aligned/Dialect/Aligned/IR/AlignedDialect.td"
+include "mlir/IR/AttrTypeBase.td"
+include "mlir/IR/EnumAttr.td"
+include "mlir/IR/TensorEncoding.td"
+
+class Aligned_Attr<string name, string attrMnemonic, list<Trait> traits = []>
+    : AttrDef<Aligned_Dialect, name, traits> {
+  let mnemonic = attrMnemonic;
+}
+
+class Aligned_Enum<string name, string description, list<I32EnumAttrCase> cases>
+    : I32EnumAttr<name, description, cases> {
+  let cppNamespace = "::aligned";
+  let genSpecializedAttr = 0;
+}
+
+def Aligned_FormatKind : Aligned_Enum<"FormatKind", "what the bits of a split value mean", [
+  I32EnumAttrCase<"Fixed", 0, "fixed">, I32EnumAttrCase<"Float", 1, "float">]>;
+def Aligned_CacheRole : Aligned_Enum<"CacheRole", "which side of attention a cache serves", [
+  I32EnumAttrCase<"Key", 0, "key">, I32EnumAttrCase<"Value", 1, "value">]>;
+def Aligned_PolicyKind : Aligned_Enum<"PolicyKind", "how the bits of each addend are chosen", [
+  I32EnumAttrCase<"Exact", 0, "exact">, I32EnumAttrCase<"AlignedKV", 1, "alignedkv">,
+  I32EnumAttrCase<"Budget", 2, "budget">]>;
+
+def Aligned_SplitAttr : Aligned_Attr<"Split", "split",
+    [DeclareAttrInterfaceMethods<VerifiableTensorEncoding>]> {
+  let summary = "storage of a cache tensor in bit planes";
+  let description = [{
+    Says that a tensor [batch, kv_heads, tokens, head_dim] is stored as 16-bit values cut into planes, most significant plane
+    first, so that a reader may stop after the bits it needs.
+
+    - `fixed<4, 4, 4, 4>` (S1): integers relative to a shared power of two: per (64 tokens, channel) for a `key`, per token
+      for a `value`. Reading b bits leaves an error of at most `2^E * 16/15 * 2^-b`, E the exponent just above the largest
+      value that shares it. For f16, bf16 and f32 tensors.
+    - `float<8, 4, 4>` (S2): the bits of an IEEE half, the published format, for f16 tensors and for f32 ones rounded to it.
+      `float<12, 4>`: the bits of a bfloat16, whose top byte holds no mantissa, for bf16 tensors. All planes together are bit
+      exact.
+
+    `resident` (S6) is how many planes are kept in memory; the missing low ones are never read. Left out, all are.
+
+    Constraints:
+    - (S1, S2) plane widths are multiples of 4, sum to 16, and there are at most 4
+    - (S2) the first plane of `float` holds sign and exponent: at least 8 bits, 12 for bf16 tensors
+    - (S6) resident is 1 .. the number of planes
+    - the tensor has rank 4 and a static head_dim that is a multiple of 16, at most 256; batch and kv_heads are static
+
+    ```mlir
+    tensor<1x3x?x64xf16, #aligned.split<fixed<4, 4, 4, 4>, key>>
+    tensor<1x3x?x64xf16, #aligned.split<float<8, 4, 4>, value, resident = 2>>
+    ```
+  }];
+  let parameters = (ins
+    EnumParameter<Aligned_FormatKind>:$kind,
+    ArrayRefParameter<"int64_t", "bits of each plane">:$widths,
+    EnumParameter<Aligned_CacheRole>:$role,
+    "int64_t":$resident);
+  let assemblyFormat = "`<` custom<Format>($kind, $widths) `,` $role custom<Resident>($resident, ref($widths)) `>`";
+  let builders = [AttrBuilder<(ins "FormatKind":$kind, "::llvm::ArrayRef<int64_t>":$widths, "CacheRole":$role), [{
+    return $_get($_ctxt, kind, widths, role, static_cast<int64_t>(widths.size()));
+  }]>];
+  let genVerifyDecl = 1;
+  let extraClassDeclaration = [{
+    int64_t getNumPlanes() const { return getWidths().size(); }
+    /// The same format for the other side of attention.
+    SplitAttr withRole(CacheRole role) const;
+    /// Nibble layers in front of plane `plane`: a plane of w bits is w / 4 of them.
+    int64_t getFirstLayer(int64_t plane) const;
+    /// Whether tensors of this element type can be stored so.
+    bool supports(::mlir::Type elementType) const;
+  }];
+}
+
+def Aligned_PolicyAttr : Aligned_Attr<"Policy", "policy"> {
+  let summary = "how the bits of each addend are chosen";
+  let description = [{
+    - `exact`: every resident bit of every value.
+    - `alignedkv` (P1): the published rule. Tiers of 8, 12 and 16 bits: a channel of K by how far its largest addend lies
+      below the largest of the dot product, a row of V by how far its probability lies below the output. `float` formats.
+    - `budget` (P2): every addend of an output gets the same absolute precision, the coarsest one whose predicted error
+      keeps within `tolerance`, the relative L2 error of a head's output. `fixed` formats. Tolerance is above 0 and below 1.
+
+    ```mlir
+    #aligned.policy<budget, tolerance = 3.906250e-03>
+    ```
+  }];
+  let parameters = (ins
+    EnumParameter<Aligned_PolicyKind>:$kind,
+    OptionalParameter<"::mlir::FloatAttr", "f64, of a budget">:$toleranceAttr);
+  let assemblyFormat = "`<` $kind (`,` `tolerance` `=` custom<Tolerance>($toleranceAttr)^)? `>`";
+  let builders = [AttrBuilder<(ins "PolicyKind":$kind), [{ return $_get($_ctxt, kind, ::mlir::FloatAttr()); }]>];
+  let genVerifyDecl = 1;
+  let extraClassDeclaration = [{
+    /// 0 where the policy has none.
+    double getTolerance() const { return getToleranceAttr() ? getToleranceAttr().getValueAsDouble() : 0.0; }
+  }];
+}
+
+#endif // ALIGNED_ATTRS_TD

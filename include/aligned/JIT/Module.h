@@ -1,0 +1,73 @@
+/* Compile a module and run it: the C ABI over compiler and runtime that tools and Python share. */
+#ifndef ALIGNED_JIT_MODULE_H
+#define ALIGNED_JIT_MODULE_H
+
+#include "aligned/Runtime/Cache.h"
+#include "aligned/Runtime/Kernel.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Failing calls return null or nonzero and leave every diagnostic, one a line, in aligned_last_error(). */
+
+/* Element types of dense arguments and results. */
+typedef enum {
+  ALIGNED_DTYPE_F16, ALIGNED_DTYPE_BF16, ALIGNED_DTYPE_F32, ALIGNED_DTYPE_F64,
+  ALIGNED_DTYPE_I1, ALIGNED_DTYPE_I8, ALIGNED_DTYPE_I16, ALIGNED_DTYPE_I32, ALIGNED_DTYPE_I64
+} aligned_dtype;
+
+#define ALIGNED_DYNAMIC (-1)
+#define ALIGNED_MAX_RANK 8
+
+/* One argument or result of the function: a dense tensor, or a cache (its tensor type has a split encoding). */
+typedef struct {
+  int32_t is_cache;
+  aligned_dtype dtype;
+  int32_t rank;
+  int64_t shape[ALIGNED_MAX_RANK]; /* ALIGNED_DYNAMIC where unknown */
+  aligned_format format;           /* of a cache */
+} aligned_type;
+
+/* A dense array. `strides` are in elements. */
+typedef struct {
+  void *data;
+  int64_t shape[ALIGNED_MAX_RANK];
+  int64_t strides[ALIGNED_MAX_RANK];
+  void *owner; /* of a result: what aligned_array_free frees */
+} aligned_array;
+
+typedef union {
+  aligned_array array;
+  aligned_cache *cache;
+} aligned_value;
+
+typedef struct aligned_module aligned_module;
+
+/* Runs a pass pipeline, such as "aligned-pipeline{to=split}" or "builtin.module(...)", over a module's text. Returns text to free with aligned_text_free. */
+char *aligned_transform(const char *source, const char *pipeline);
+void aligned_text_free(char *text);
+
+/* Parses, runs aligned-pipeline with `options` ("policy=tight format=auto", may be empty) and compiles for this machine.
+ * `function` may be null where the module has one public function with a body. */
+aligned_module *aligned_module_compile(const char *source, const char *options, const char *function);
+void aligned_module_destroy(aligned_module *module);
+
+int32_t aligned_module_arguments(const aligned_module *module);
+int32_t aligned_module_results(const aligned_module *module);
+int aligned_module_argument(const aligned_module *module, int32_t index, aligned_type *type);
+int aligned_module_result(const aligned_module *module, int32_t index, aligned_type *type);
+/* Number of attentions that were raised; sites are 0 .. this - 1. */
+int32_t aligned_module_attentions(const aligned_module *module);
+/* Remarks of the compilation, one a line: what was not recognised and why. */
+const char *aligned_module_remarks(const aligned_module *module);
+
+/* Calls the function. Shapes are checked against its types. Caches are appended to in place: a cache result is the argument that it came from
+ * unless the module split a dense tensor, then it is new and the caller's to destroy. Dense results belong to the caller (aligned_array_free). */
+int aligned_module_call(const aligned_module *module, aligned_value *arguments, aligned_value *results);
+void aligned_array_free(aligned_array *array);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,41 @@
+// The phases of the compiler, in order, and the one pipeline that runs them.
+#ifndef ALIGNED_PIPELINES_PIPELINES_H
+#define ALIGNED_PIPELINES_PIPELINES_H
+
+#include "mlir/IR/DialectRegistry.h"
+#include "mlir/Pass/PassManager.h"
+#include "mlir/Pass/PassOptions.h"
+
+namespace aligned {
+
+/// Where a module can stop. Each phase's contract is what `aligned-verify-phase` checks after it.
+enum class Phase {
+  Raise, ///< attention is `aligned.attention`, appends are `aligned.append`
+  Split, ///< K and V of every attention that can be decoded are split (unless format=dense)
+  Fuse,  ///< no `aligned.attention` is left; every decode op has its policy
+  Lower, ///< no `aligned` op or split type is left; kernels are scf, vector, memref, arith
+  LLVM,  ///< only the LLVM dialect is left
+};
+
+struct PipelineOptions : mlir::PassPipelineOptions<PipelineOptions> {
+  Option<std::string> target{*this, "target", llvm::cl::desc("cpu, or reference: unfused attention in float64"), llvm::cl::init("cpu")};
+  Option<std::string> policy{*this, "policy", llvm::cl::desc("exact, alignedkv, tight, balanced, fast, or budget with a tolerance"), llvm::cl::init("balanced")};
+  Option<double> tolerance{*this, "tolerance", llvm::cl::desc("aimed relative L2 error of a head's output, with policy=budget"), llvm::cl::init(0.0)};
+  Option<std::string> format{*this, "format", llvm::cl::desc("auto, dense, or a split format such as fixed<4,4,4,4>"), llvm::cl::init("auto")};
+  Option<std::string> isa{*this, "isa", llvm::cl::desc("host, portable, avx2 or avx512"), llvm::cl::init("host")};
+  Option<std::string> to{*this, "to", llvm::cl::desc("last phase to run: raise, split, fuse, lower or llvm"), llvm::cl::init("llvm")};
+};
+
+/// Appends the phases up to `options.to`. Unknown option values add a pass that reports them.
+void buildPipeline(mlir::OpPassManager &pm, const PipelineOptions &options);
+
+/// `aligned-pipeline{...}` on the command line.
+void registerPipelines();
+/// Every dialect, extension and translation that a module on its way through the pipeline may need.
+void registerDialects(mlir::DialectRegistry &registry);
+/// All passes of the project.
+void registerPasses();
+
+} // namespace aligned
+
+#endif // ALIGNED_PIPELINES_PIPELINES_H

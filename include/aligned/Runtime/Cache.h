@@ -1,0 +1,107 @@
+/* Split-precision storage of one KV cache tensor, as compiled code and C callers see it.
+ *
+ * A cache is a tensor [batch, kv_heads, tokens, head_dim] whose 16-bit values are cut into planes, most significant first,
+ * so that a reader may stop after the bits it needs. batch and kv_heads fold into `rows`, row = batch_index * kv_heads + head.
+ *
+ * A plane of w bits is w/4 *nibble layers*; every width is a multiple of 4. What a decision fetches is contiguous (S3):
+ *
+ *   key    plane[p] = uint32 [rows][capacity/64][head_dim/4][w/4][32]
+ *          the word 32-word index i of (block b, channel group c) holds channels 4c .. 4c+3 in its four bytes;
+ *          the low nibble of byte j belongs to token 64 b + i, the high nibble to token 64 b + i + 32.
+ *   value  plane[p] = uint8  [rows][capacity][w/4][head_dim/2]
+ *          byte j holds channel j in its low nibble and channel j + head_dim/2 in its high nibble.
+ *
+ * fixed (S1): the 16 bits are n + 2^15 where n = clamp(rint(x / scale * 2^15) + dither(t)), scale = 2^E * 16/15 and E is the exponent
+ * just above the largest finite |x| that shares it: the 64 tokens of one channel for keys, the head_dim channels of one token for values.
+ * `exponent` stores E + 112, which is the exponent field of the float 2^(E-15), one unit of n but for the 16/15.
+ * dither(t) = t * 2531 mod 4096 - 2048, from the token's index t, is taken off by the reader.
+ *
+ * float (S2): the 16 bits are those of bfloat16 for bf16 caches, else of the IEEE half, to which f32 values are rounded (to nearest even;
+ * one that overflows is listed in `escape` with its own value).
+ *
+ * Worked example, fixed<4,4,4,4>, key, E = 2 (scale = 64/15), token t = 0 (dither -2048), x = 1.5:
+ *   n = rint(1.5 * 15/64 * 32768) - 2048 = 11520 - 2048 = 9472;  n + 32768 = 42240 = 0xA500: planes A 5 0 0.
+ *   Reading 4 bits gives 0xA000 + 0x800 - 0x8000 + 2048 = 12288 -> 12288 / 32768 * 64/15 = 1.6, within scale * 2^-4 = 0.27 of x.
+ *
+ * Open block (S4): the newest tokens mod 64 stay dense in the input type in `open`.
+ * Non-finite values (S7) are stored as 0 in the planes and listed in `escape`; readers add weight * value to the sum they belong to, so that
+ * IEEE arithmetic gives what dense attention gives. Tokens of the open block are never listed.
+ */
+#ifndef ALIGNED_RUNTIME_CACHE_H
+#define ALIGNED_RUNTIME_CACHE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define ALIGNED_BLOCK 64      /* tokens that share one key exponent and are split together */
+#define ALIGNED_MAX_PLANES 4
+
+typedef enum { ALIGNED_ELEMENT_F16 = 0, ALIGNED_ELEMENT_BF16 = 1, ALIGNED_ELEMENT_F32 = 2 } aligned_element;
+typedef enum { ALIGNED_ROLE_KEY = 0, ALIGNED_ROLE_VALUE = 1 } aligned_role;
+typedef enum { ALIGNED_FORMAT_FIXED = 0, ALIGNED_FORMAT_FLOAT = 1 } aligned_format_kind;
+
+/* What a split encoding says about a cache. Widths are multiples of 4 and sum to 16. */
+typedef struct {
+  int32_t kind;     /* aligned_format_kind */
+  int32_t role;     /* aligned_role */
+  int32_t element;  /* aligned_element of the values that are appended and of the open block */
+  int32_t planes;   /* 1 .. ALIGNED_MAX_PLANES */
+  int32_t width[ALIGNED_MAX_PLANES]; /* bits of each plane, most significant first; 0 past `planes` */
+} aligned_format;
+
+/* A value that is not finite, kept aside. */
+typedef struct {
+  int64_t row, token;
+  int32_t channel;
+  uint32_t bits; /* the pattern in the cache's 16-bit storage type, or the float's own for f32 caches */
+  float value;
+  int32_t reserved;
+} aligned_escape;
+
+/* The fields that compiled code reads, in this order; compiled code never writes them. All buffers are 64-byte aligned. */
+typedef struct aligned_cache {
+  int64_t rows;      /* batch * kv_heads */
+  int64_t head_dim;
+  int64_t tokens;    /* appended so far, in every row; tokens / 64 full blocks are split, tokens % 64 are open */
+  int64_t capacity;  /* tokens that the planes have room for, a multiple of 64 */
+  void *plane[ALIGNED_MAX_PLANES];
+  uint8_t *exponent;  /* fixed: key [rows][capacity/64][head_dim], value [rows][capacity]; float: null */
+  float *channel_max; /* [rows][head_dim], largest finite |x| of each channel over all tokens appended */
+  void *open;         /* element [rows][64][head_dim] */
+  aligned_escape *escape;
+  int64_t escapes;
+  /* for C callers */
+  int64_t batch, kv_heads;
+  aligned_format format;
+} aligned_cache;
+
+/* Functions that can fail return null or a negative number and leave a message in aligned_last_error() (per thread); nothing is changed then. */
+const char *aligned_last_error(void);
+
+/* Makes an empty cache. head_dim: a multiple of 16, 16 .. 256. capacity may be 0; it grows as tokens are appended. */
+aligned_cache *aligned_cache_create(const aligned_format *format, int64_t batch, int64_t kv_heads, int64_t head_dim, int64_t capacity);
+void aligned_cache_destroy(aligned_cache *cache);
+aligned_cache *aligned_cache_clone(const aligned_cache *cache);
+
+/* Appends `count` tokens from an array [batch, kv_heads, count, head_dim] of the cache's element type with the given strides in elements.
+ * Blocks that become full are split once, with their exponents and dither, and never again. Returns 0. */
+int aligned_cache_append(aligned_cache *cache, const void *data, int64_t count, const int64_t strides[4]);
+
+/* Writes all tokens to a contiguous array [batch, kv_heads, tokens, head_dim] of the element type, reading the top `bits` bits of each
+ * split value: whole planes, up to the first that holds bit number `bits`; 16 reads all. Open tokens and escapes are exact. Returns 0. */
+int aligned_cache_join(const aligned_cache *cache, int bits, void *out);
+
+/* Forgets the newest tokens until `tokens` are left. Only open tokens can be forgotten: tokens / 64 must equal the cache's. Returns 0. */
+int aligned_cache_truncate(aligned_cache *cache, int64_t tokens);
+
+/* Bytes that the cache holds: planes, exponents, open block, escapes. */
+int64_t aligned_cache_bytes(const aligned_cache *cache);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,43 @@
+/* What compiled kernels call: a thread pool, scratch memory, and a tally of what was read. */
+#ifndef ALIGNED_RUNTIME_KERNEL_H
+#define ALIGNED_RUNTIME_KERNEL_H
+
+#include "aligned/Runtime/Cache.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Runs body(args, begin, end) over disjoint ranges that cover [0, count), on the calling thread and the pool's. Nested calls run in place. */
+void aligned_rt_parallel(int64_t count, void (*body)(void *args, int64_t begin, int64_t end), void *args);
+
+/* Threads that aligned_rt_parallel uses, the caller included; at least 1. Takes effect with the next call. */
+void aligned_rt_set_threads(int32_t threads);
+int32_t aligned_rt_threads(void);
+
+/* Scratch memory of the calling thread, 64-byte aligned, valid until its next call on the same thread. Never null: exits with a message if memory is out. */
+void *aligned_rt_scratch(int64_t bytes);
+
+/* What one kernel call read of one row, in bits. Sums over rows and calls; `key_values` counts how many values a dense kernel would have read. */
+typedef struct {
+  int64_t key_bits, value_bits;     /* read: planes, exponents, open block */
+  int64_t key_values, value_values; /* held: tokens * head_dim */
+  int64_t rows;                     /* kernel rows that reported */
+} aligned_tally;
+
+/* Called by compiled code once per row. `site` is the number of the attention in its module. Adds to the tally list that is installed, if any. */
+void aligned_rt_tally(int32_t site, int64_t key_bits, int64_t key_values, int64_t value_bits, int64_t value_values);
+
+/* Installs `list` (one entry per site, `sites` of them) for kernels started from this thread; null removes it. Not owned. */
+void aligned_rt_record(aligned_tally *list, int32_t sites);
+
+/* Exact attention of one call in float64, for `target=reference`: q [batch, q_heads, queries, head_dim], k, v [batch, kv_heads, tokens, ..], out as q with v's
+ * head_dim. Elements as given, contiguous, any order of rows. masked_zero: a row whose scores are all -inf yields 0, else NaN. */
+void aligned_rt_reference_attention(const void *q, const void *k, const void *v, void *out, int32_t element, int64_t batch, int64_t q_heads,
+                                    int64_t kv_heads, int64_t queries, int64_t tokens, int64_t key_dim, int64_t value_dim, float scale,
+                                    int32_t masked_zero);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

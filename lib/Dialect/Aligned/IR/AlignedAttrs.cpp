@@ -1,0 +1,197 @@
+// Split encodings and policies: text forms, verification, presets.
+#include "aligned/Dialect/Aligned/IR/Aligned.h"
+
+#include "mlir/IR/Diagnostics.h"
+#include "mlir/IR/DialectImplementation.h"
+#include "llvm/ADT/STLExtras.h"
+#include "llvm/ADT/StringExtras.h"
+#include "llvm/ADT/StringSwitch.h"
+#include "llvm/ADT/TypeSwitch.h"
+#include "llvm/Support/FormatVariadic.h"
+#include "llvm/Support/InterleavedRange.h"
+
+#include <cmath>
+
+using namespace mlir;
+using namespace aligned;
+
+static constexpr int64_t kStorageBits = 16, kMaxPlanes = 4;
+
+//===----------------------------------------------------------------------===//
+// Text forms
+//===----------------------------------------------------------------------===//
+
+/// fixed<4, 4, 4, 4>
+static ParseResult parseFormat(AsmParser &parser, FormatKind &kind, SmallVector<int64_t> &widths) {
+  StringRef keyword;
+  SMLoc loc = parser.getCurrentLocation();
+  if (parser.parseKeyword(&keyword))
+    return failure();
+  std::optional<FormatKind> parsed = symbolizeFormatKind(keyword);
+  if (!parsed)
+    return parser.emitError(loc) << "expected 'fixed' or 'float', got '" << keyword << "'";
+  kind = *parsed;
+  return parser.parseCommaSeparatedList(AsmParser::Delimiter::LessGreater,
+                                        [&] { return parser.parseInteger(widths.emplace_back()); });
+}
+
+static void printFormat(AsmPrinter &printer, FormatKind kind, ArrayRef<int64_t> widths) {
+  printer << stringifyFormatKind(kind) << "<" << llvm::interleaved(widths) << ">";
+}
+
+/// , resident = 2        left out when every plane is
+static ParseResult parseResident(AsmParser &parser, int64_t &resident, ArrayRef<int64_t> widths) {
+  resident = widths.size();
+  if (failed(parser.parseOptionalComma()))
+    return success();
+  return failure(parser.parseKeyword("resident") || parser.parseEqual() || parser.parseInteger(resident));
+}
+
+static void printResident(AsmPrinter &printer, int64_t resident, ArrayRef<int64_t> widths) {
+  if (resident != static_cast<int64_t>(widths.size()))
+    printer << ", resident = " << resident;
+}
+
+/// 3.906250e-03, an f64 without its type
+static ParseResult parseTolerance(AsmParser &parser, FloatAttr &tolerance) {
+  return parser.parseAttribute(tolerance, parser.getBuilder().getF64Type());
+}
+
+static void printTolerance(AsmPrinter &printer, FloatAttr tolerance) { printer.printFloat(tolerance.getValue()); }
+
+#include "aligned/Dialect/Aligned/IR/AlignedEnums.cpp.inc"
+#define GET_ATTRDEF_CLASSES
+#include "aligned/Dialect/Aligned/IR/AlignedAttrs.cpp.inc"
+
+void AlignedDialect::registerAttributes() {
+  addAttributes<
+#define GET_ATTRDEF_LIST
+#include "aligned/Dialect/Aligned/IR/AlignedAttrs.cpp.inc"
+      >();
+}
+
+//===----------------------------------------------------------------------===//
+// Split encodings
+//===----------------------------------------------------------------------===//
+
+LogicalResult SplitAttr::verify(function_ref<InFlightDiagnostic()> emitError, FormatKind kind, ArrayRef<int64_t> widths,
+                                CacheRole role, int64_t resident) {
+  if (widths.empty() || widths.size() > kMaxPlanes)
+    return emitError() << "expected 1 to " << kMaxPlanes << " planes, got " << widths.size();
+  int64_t sum = 0;
+  for (int64_t width : widths) {
+    if (width <= 0 || width > kStorageBits || width % 4)
+      return emitError() << "expected plane widths that are multiples of 4, got " << width;
+    sum += width;
+  }
+  if (sum != kStorageBits)
+    return emitError() << "expected plane widths that sum to " << kStorageBits << ", got " << sum;
+  if (kind == FormatKind::Float && widths.front() < 8)
+    return emitError() << "expected a first plane of at least 8 bits, which hold sign and exponent of a half, got "
+                       << widths.front();
+  if (resident < 1 || resident > static_cast<int64_t>(widths.size()))
+    return emitError() << "expected 1 to " << widths.size() << " resident planes, got " << resident;
+  return success();
+}
+
+LogicalResult SplitAttr::verifyEncoding(ArrayRef<int64_t> shape, Type elementType,
+                                        function_ref<InFlightDiagnostic()> emitError) const {
+  if (shape.size() != 4)
+    return emitError() << "expected a split tensor of rank 4 [batch, kv_heads, tokens, head_dim], got rank " << shape.size();
+  if (ShapedType::isDynamic(shape[0]) || ShapedType::isDynamic(shape[1]))
+    return emitError() << "expected static batch and kv_heads in a split tensor";
+  if (!isSupportedHeadDim(shape[3]))
+    return emitError() << "expected a static head_dim that is a multiple of " << kHeadDimMultiple << ", at most " << kMaxHeadDim
+                       << ", in a split tensor, got " << (ShapedType::isDynamic(shape[3]) ? "?" : std::to_string(shape[3]));
+  if (!supports(elementType))
+    return emitError() << "expected " << (getKind() == FormatKind::Fixed ? "f16, bf16 or f32" : getWidths()[0] >= 12 ? "f16, bf16 or f32" : "f16 or f32")
+                       << " elements in a tensor split as " << stringifyFormatKind(getKind()) << "<"
+                       << llvm::interleaved(getWidths()) << ">, got " << elementType;
+  return success();
+}
+
+SplitAttr SplitAttr::withRole(CacheRole role) const {
+  return get(getContext(), getKind(), getWidths(), role, getResident());
+}
+
+int64_t SplitAttr::getFirstLayer(int64_t plane) const {
+  int64_t bits = 0;
+  for (int64_t width : getWidths().take_front(plane))
+    bits += width;
+  return bits / 4;
+}
+
+bool SplitAttr::supports(Type elementType) const {
+  if (elementType.isBF16()) // its sign and exponent reach one bit into the second byte
+    return getKind() == FormatKind::Fixed || getWidths()[0] >= 12;
+  return elementType.isF16() || elementType.isF32();
+}
+
+SplitAttr aligned::getSplit(Type type) {
+  auto tensor = dyn_cast<RankedTensorType>(type);
+  return tensor ? dyn_cast_or_null<SplitAttr>(tensor.getEncoding()) : SplitAttr();
+}
+
+bool aligned::isSupportedHeadDim(int64_t headDim) {
+  return headDim > 0 && headDim <= kMaxHeadDim && headDim % kHeadDimMultiple == 0;
+}
+
+SplitAttr aligned::parseSplitFormat(StringRef text, CacheRole role, MLIRContext *context,
+                                    function_ref<InFlightDiagnostic()> emitError) {
+  auto malformed = [&] {
+    emitError() << "expected a split format such as 'fixed<4,4,4,4>' or 'float<8,4,4>', got '" << text << "'";
+    return SplitAttr();
+  };
+  auto [name, rest] = text.split('<');
+  std::optional<FormatKind> kind = symbolizeFormatKind(name.trim());
+  if (!kind || !rest.consume_back(">"))
+    return malformed();
+  SmallVector<StringRef> pieces;
+  rest.split(pieces, ',');
+  SmallVector<int64_t> widths;
+  for (StringRef piece : pieces)
+    if (piece.trim().getAsInteger(10, widths.emplace_back()))
+      return malformed();
+  return SplitAttr::getChecked(emitError, context, *kind, widths, role, static_cast<int64_t>(widths.size()));
+}
+
+//===----------------------------------------------------------------------===//
+// Policies
+//===----------------------------------------------------------------------===//
+
+LogicalResult PolicyAttr::verify(function_ref<InFlightDiagnostic()> emitError, PolicyKind kind, FloatAttr tolerance) {
+  if (kind != PolicyKind::Budget) {
+    if (tolerance)
+      return emitError() << "expected a tolerance only with 'budget', got one with '" << stringifyPolicyKind(kind) << "'";
+    return success();
+  }
+  if (!tolerance || !tolerance.getType().isF64())
+    return emitError() << "expected a tolerance with 'budget'";
+  double value = tolerance.getValueAsDouble();
+  if (!(value > 0.0 && value < 1.0)) // also refuses NaN
+    return emitError() << "expected a tolerance above 0 and below 1, got " << llvm::formatv("{0}", value).str();
+  return success();
+}
+
+PolicyAttr aligned::parsePolicy(StringRef name, double tolerance, MLIRContext *context,
+                                function_ref<InFlightDiagnostic()> emitError) {
+  double preset = llvm::StringSwitch<double>(name)
+                      .Case("tight", std::ldexp(1.0, -11))
+                      .Case("balanced", std::ldexp(1.0, -8))
+                      .Case("fast", std::ldexp(1.0, -6))
+                      .Default(0.0);
+  std::optional<PolicyKind> kind = preset ? PolicyKind::Budget : symbolizePolicyKind(name);
+  if (!kind) {
+    emitError() << "expected policy 'exact', 'alignedkv', 'tight', 'balanced', 'fast' or 'budget', got '" << name << "'";
+    return {};
+  }
+  if (preset && tolerance != 0.0) {
+    emitError() << "expected a tolerance only with policy 'budget', got one with '" << name << "', which stands for "
+                << llvm::formatv("{0}", preset).str();
+    return {};
+  }
+  FloatAttr value;
+  if (*kind == PolicyKind::Budget || tolerance != 0.0)
+    value = FloatAttr::get(Float64Type::get(context), preset ? preset : tolerance);
+  return PolicyAttr::getChecked(emitError, context, *kind, value);
+}

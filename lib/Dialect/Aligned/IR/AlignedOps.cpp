@@ -1,0 +1,174 @@
+// Verifiers, folders and text forms of the ops. Constraint labels are those of the op descriptions.
+#include "aligned/Dialect/Aligned/IR/Aligned.h"
+
+#include "mlir/IR/OpImplementation.h"
+
+using namespace mlir;
+using namespace aligned;
+
+/// `aligned.merge` names six operand types that follow from two result types.
+static ParseResult parseSameState(OpAsmParser &, Type &accA, Type &maxA, Type &sumA, Type &accB, Type &maxB, Type &sumB,
+                                  Type &sum, Type acc, Type max) {
+  accA = accB = acc;
+  maxA = maxB = sumA = sumB = sum = max;
+  return success();
+}
+static void printSameState(OpAsmPrinter &, Operation *, Type, Type, Type, Type, Type, Type, Type, Type, Type) {}
+
+#define GET_OP_CLASSES
+#include "aligned/Dialect/Aligned/IR/AlignedOps.cpp.inc"
+
+namespace {
+/// Positions in [batch, heads, tokens or queries, head_dim].
+enum Dim { kBatch, kHeads, kTokens, kChannels };
+} // namespace
+
+static RankedTensorType typeOf(Value value) { return cast<RankedTensorType>(value.getType()); }
+
+/// Two extents that are both known and differ can't be the same.
+static bool compatible(int64_t a, int64_t b) { return ShapedType::isDynamic(a) || ShapedType::isDynamic(b) || a == b; }
+
+static std::string extent(int64_t size) { return ShapedType::isDynamic(size) ? "?" : std::to_string(size); }
+
+static LogicalResult expectSame(Operation *op, StringRef what, StringRef ofA, int64_t a, StringRef ofB, int64_t b) {
+  if (compatible(a, b))
+    return success();
+  return op->emitOpError() << "expected " << ofA << " and " << ofB << " to agree in " << what << ", got " << extent(a)
+                           << " and " << extent(b);
+}
+
+/// A1, A2, A4: what declared and computed attention ask of their operands.
+static LogicalResult verifyOperands(Operation *op, RankedTensorType query, RankedTensorType key, RankedTensorType value) {
+  auto same = [&](StringRef what, StringRef ofA, RankedTensorType a, StringRef ofB, RankedTensorType b, Dim dim) {
+    return expectSame(op, what, ofA, a.getDimSize(dim), ofB, b.getDimSize(dim));
+  };
+  if (failed(same("batch", "key", key, "value", value, kBatch)) || failed(same("kv_heads", "key", key, "value", value, kHeads)) ||
+      failed(same("tokens", "key", key, "value", value, kTokens)) || failed(same("batch", "query", query, "key", key, kBatch)) ||
+      failed(same("head_dim", "query", query, "key", key, kChannels)))
+    return failure(); // A1
+  int64_t queryHeads = query.getDimSize(kHeads), kvHeads = key.getDimSize(kHeads);
+  if (!ShapedType::isDynamic(queryHeads) && !ShapedType::isDynamic(kvHeads) && (kvHeads == 0 || queryHeads % kvHeads)) // A2
+    return op->emitOpError() << "expected query heads to be a multiple of kv heads, got " << queryHeads << " and " << kvHeads;
+  SplitAttr keySplit = getSplit(key), valueSplit = getSplit(value); // A4
+  if (!keySplit != !valueSplit)
+    return op->emitOpError() << "expected key and value to be both split or both dense, got a split "
+                             << (keySplit ? "key and a dense value" : "value and a dense key");
+  if (keySplit && keySplit.getRole() != CacheRole::Key)
+    return op->emitOpError() << "expected the key's encoding to have role 'key', got '" << stringifyCacheRole(keySplit.getRole()) << "'";
+  if (valueSplit && valueSplit.getRole() != CacheRole::Value)
+    return op->emitOpError() << "expected the value's encoding to have role 'value', got '" << stringifyCacheRole(valueSplit.getRole()) << "'";
+  return success();
+}
+
+/// A3, A7: [batch, q_heads, queries (, value_dim)]
+static LogicalResult verifyResult(Operation *op, StringRef name, RankedTensorType result, RankedTensorType query, int64_t valueDim) {
+  SmallVector<int64_t> expected(query.getShape().take_front(3));
+  if (result.getRank() == 4)
+    expected.push_back(valueDim);
+  for (auto [dim, pair] : llvm::enumerate(llvm::zip(expected, result.getShape())))
+    if (auto [want, got] = pair; !compatible(want, got))
+      return op->emitOpError() << "expected " << name << " dimension " << dim << " to be " << extent(want) << ", got " << extent(got);
+  return success();
+}
+
+//===----------------------------------------------------------------------===//
+// Attention
+//===----------------------------------------------------------------------===//
+
+LogicalResult AttentionOp::verify() {
+  RankedTensorType query = typeOf(getQuery()), value = typeOf(getValue());
+  if (failed(verifyOperands(*this, query, typeOf(getKey()), value)))
+    return failure();
+  return verifyResult(*this, "result", typeOf(getResult()), query, value.getDimSize(kChannels));
+}
+
+LogicalResult DecodeAttentionOp::verify() {
+  RankedTensorType query = typeOf(getQuery()), key = typeOf(getKey()), value = typeOf(getValue());
+  if (failed(verifyOperands(*this, query, key, value)))
+    return failure();
+  int64_t valueDim = value.getDimSize(kChannels);
+  if (failed(verifyResult(*this, "acc", typeOf(getAcc()), query, valueDim)) || failed(verifyResult(*this, "max", typeOf(getMax()), query, valueDim)) ||
+      failed(verifyResult(*this, "sum", typeOf(getSum()), query, valueDim)))
+    return failure();
+  PolicyKind policy = getPolicy().getKind();
+  for (auto [name, type] : {std::pair("key", key), std::pair("value", value)}) {
+    SplitAttr split = getSplit(type);
+    if (!split && policy != PolicyKind::Exact)
+      return emitOpError() << "expected policy 'exact' over dense caches, got '" << stringifyPolicyKind(policy) << "'";
+    if (split && policy == PolicyKind::AlignedKV && split.getKind() != FormatKind::Float) // P1
+      return emitOpError() << "expected a 'float' format under policy 'alignedkv', got " << name << " of format 'fixed'";
+    if (split && policy == PolicyKind::Budget && split.getKind() != FormatKind::Fixed) // P2
+      return emitOpError() << "expected a 'fixed' format under policy 'budget', got " << name << " of format 'float'";
+  }
+  return success();
+}
+
+LogicalResult MergeOp::verify() { // A8
+  for (auto [operand, result] : llvm::zip(getOperandTypes(), llvm::concat<const Type>(getResultTypes(), getResultTypes())))
+    if (operand != result)
+      return emitOpError() << "expected both states to have the result's types, got " << operand << " where the result has " << result;
+  return verifyResult(*this, "max", typeOf(getMax()), typeOf(getAcc()), 0);
+}
+
+LogicalResult FinishOp::verify() { // A9
+  RankedTensorType acc = typeOf(getAcc());
+  if (failed(verifyResult(*this, "sum", typeOf(getSum()), acc, 0)))
+    return failure();
+  return verifyResult(*this, "result", typeOf(getResult()), acc, acc.getDimSize(kChannels));
+}
+
+//===----------------------------------------------------------------------===//
+// Caches
+//===----------------------------------------------------------------------===//
+
+/// One side split, the other dense, all else equal.
+static LogicalResult verifySplitPair(Operation *op, StringRef splitName, RankedTensorType split, StringRef denseName, RankedTensorType dense) {
+  if (!getSplit(split))
+    return op->emitOpError() << "expected the " << splitName << " to have a split encoding, got " << split;
+  if (dense.getEncoding())
+    return op->emitOpError() << "expected the " << denseName << " to be dense, got " << dense;
+  if (split.getElementType() != dense.getElementType() || split.getShape() != dense.getShape())
+    return op->emitOpError() << "expected source and result to agree in shape and element type, got " << op->getOperand(0).getType()
+                             << " and " << op->getResult(0).getType();
+  return success();
+}
+
+LogicalResult SplitOp::verify() { return verifySplitPair(*this, "result", typeOf(getResult()), "source", typeOf(getSource())); }
+
+OpFoldResult SplitOp::fold(FoldAdaptor) {
+  if (auto join = getSource().getDefiningOp<JoinOp>())
+    if (join.getBits() == 16 && join.getSource().getType() == getType())
+      return join.getSource();
+  return {};
+}
+
+LogicalResult JoinOp::verify() {
+  if (getBits() < 1 || getBits() > 16)
+    return emitOpError() << "expected 1 to 16 bits, got " << getBits();
+  return verifySplitPair(*this, "source", typeOf(getSource()), "result", typeOf(getResult()));
+}
+
+LogicalResult AppendOp::verify() {
+  RankedTensorType tokens = typeOf(getTokens()), cache = typeOf(getCache()), result = typeOf(getResult());
+  if (tokens.getEncoding()) // A6
+    return emitOpError() << "expected dense tokens, got " << tokens;
+  if (cache.getEncoding() != result.getEncoding())
+    return emitOpError() << "expected the result to have the cache's encoding, got " << result << " from " << cache;
+  if (tokens.getElementType() != cache.getElementType() || cache.getElementType() != result.getElementType())
+    return emitOpError() << "expected tokens, cache and result to agree in element type, got " << tokens.getElementType() << ", "
+                         << cache.getElementType() << " and " << result.getElementType();
+  for (auto [dim, name] : {std::pair(kBatch, "batch"), std::pair(kHeads, "kv_heads"), std::pair(kChannels, "head_dim")}) // A5
+    if (failed(expectSame(*this, name, "tokens", tokens.getDimSize(dim), "cache", cache.getDimSize(dim))) ||
+        failed(expectSame(*this, name, "cache", cache.getDimSize(dim), "result", result.getDimSize(dim))))
+      return failure();
+  int64_t added = tokens.getDimSize(kTokens), held = cache.getDimSize(kTokens), sum = result.getDimSize(kTokens);
+  if (!ShapedType::isDynamic(added) && !ShapedType::isDynamic(held) && !compatible(added + held, sum))
+    return emitOpError() << "expected " << added + held << " tokens in the result, got " << sum;
+  return success();
+}
+
+OpFoldResult AppendOp::fold(FoldAdaptor) {
+  if (typeOf(getTokens()).getDimSize(kTokens) == 0 && getCache().getType() == getType())
+    return getCache();
+  return {};
+}
