@@ -5,9 +5,11 @@
  *
  * A plane of w bits is w/4 *nibble layers*; every width is a multiple of 4. What a decision fetches is contiguous (S3):
  *
- *   key    plane[p] = uint32 [rows][capacity/64][head_dim/4][w/4][32]
- *          the word 32-word index i of (block b, channel group c) holds channels 4c .. 4c+3 in its four bytes;
- *          the low nibble of byte j belongs to token 64 b + i, the high nibble to token 64 b + i + 32.
+ *   key, fixed   plane[p] = uint32 [rows][capacity/64][head_dim/4][w/4][32]
+ *          word i of (block b, channel group c) holds channels 4c .. 4c+3 in its four bytes, the lowest first, so that it feeds a 4-way
+ *          integer dot product; the low nibble of each byte belongs to token 64 b + i, the high nibble to token 64 b + i + 32.
+ *   key, float   plane[p] = uint8  [rows][capacity/64][head_dim][w/4][32]
+ *          channels are decided one by one; byte i holds token 64 b + i in its low nibble and token 64 b + i + 32 in its high nibble.
  *   value  plane[p] = uint8  [rows][capacity][w/4][head_dim/2]
  *          byte j holds channel j in its low nibble and channel j + head_dim/2 in its high nibble.
  *
