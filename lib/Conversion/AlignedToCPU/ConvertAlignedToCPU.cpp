@@ -1,1 +1,511 @@
-// to be written
+// convert-aligned-to-cpu: kernels out of decode attention, runtime calls out of caches, linalg out of the rest.
+//
+// Outside the kernels a module stays on tensors, so that upstream's bufferization places them; a split tensor becomes a pointer to
+// the runtime's `aligned_cache`. Each decode op packs its arguments into slots of memory and hands the kernel, a function over a range of rows,
+// to the runtime's threads.
+#include "RowKernel.h"
+#include "aligned/Conversion/AlignedToCPU/Passes.h"
+#include "aligned/Runtime/Kernel.h"
+
+#include "mlir/Dialect/Bufferization/IR/Bufferization.h"
+#include "mlir/Dialect/Func/IR/FuncOps.h"
+#include "mlir/Dialect/Func/Transforms/FuncConversions.h"
+#include "mlir/Dialect/LLVMIR/LLVMDialect.h"
+#include "mlir/Dialect/Linalg/IR/Linalg.h"
+#include "mlir/Dialect/Math/IR/Math.h"
+#include "mlir/Dialect/MemRef/IR/MemRef.h"
+#include "mlir/Dialect/SCF/IR/SCF.h"
+#include "mlir/Dialect/SCF/Transforms/Patterns.h"
+#include "mlir/Dialect/Tensor/IR/Tensor.h"
+#include "mlir/Dialect/Vector/IR/VectorOps.h"
+#include "mlir/IR/SymbolTable.h"
+#include "mlir/Transforms/DialectConversion.h"
+
+#include <cstddef>
+
+namespace aligned {
+#define GEN_PASS_DEF_CONVERTALIGNEDTOCPU
+#include "aligned/Conversion/AlignedToCPU/Passes.h.inc"
+} // namespace aligned
+
+using namespace mlir;
+using namespace aligned;
+
+namespace {
+
+//===----------------------------------------------------------------------===//
+// Runtime functions
+//===----------------------------------------------------------------------===//
+
+/// Declares what converted code calls, once per module; unused ones go away with the next symbol-dce.
+void declareRuntime(ModuleOp module) {
+  OpBuilder b = OpBuilder::atBlockBegin(module.getBody());
+  Type pointer = LLVM::LLVMPointerType::get(b.getContext()), i32 = b.getI32Type(), i64 = b.getI64Type(), f32 = b.getF32Type();
+  Type body = b.getFunctionType({pointer, i64, i64}, {});
+  auto declare = [&](StringRef name, TypeRange arguments, TypeRange results) {
+    if (!module.lookupSymbol(name))
+      func::FuncOp::create(b, module.getLoc(), name, b.getFunctionType(arguments, results)).setPrivate();
+  };
+  declare("aligned_rt_parallel", {i64, body, pointer}, {});
+  declare("aligned_rt_scratch", {i64}, {pointer});
+  declare("aligned_rt_tally", {i32, i64, i64, i64, i64}, {});
+  declare("aligned_rt_reference_attention", {pointer, pointer, pointer, pointer, i32, i64, i64, i64, i64, i64, i64, i64, f32, i32}, {});
+  declare("aligned_cache_create", {pointer, i64, i64, i64, i64}, {pointer});
+  declare("aligned_cache_clone", {pointer}, {pointer});
+  declare("aligned_cache_destroy", {pointer}, {});
+  declare("aligned_cache_append", {pointer, pointer, i64, pointer}, {i32});
+  declare("aligned_cache_join", {pointer, i32, pointer}, {i32});
+}
+
+//===----------------------------------------------------------------------===//
+// Helpers
+//===----------------------------------------------------------------------===//
+
+RankedTensorType tensorType(Value value) { return cast<RankedTensorType>(value.getType()); }
+
+int32_t elementCode(Type element) {
+  return element.isF16() ? ALIGNED_ELEMENT_F16 : element.isBF16() ? ALIGNED_ELEMENT_BF16 : ALIGNED_ELEMENT_F32;
+}
+
+/// Values that surround a conversion: tensors as addresses, extents as i64.
+struct Surroundings {
+  Surroundings(OpBuilder &builder, Location loc) : b(loc, builder) {}
+  ImplicitLocOpBuilder b;
+
+  Type pointer() { return LLVM::LLVMPointerType::get(b.getContext()); }
+  Value number(int64_t n) { return arith::ConstantOp::create(b, b.getI64IntegerAttr(n)); }
+  Value code(int32_t n) { return arith::ConstantOp::create(b, b.getI32IntegerAttr(n)); }
+  Value asI64(Value index) { return arith::IndexCastOp::create(b, b.getI64Type(), index); }
+
+  Value address(Value memref) {
+    Value index = memref::ExtractAlignedPointerAsIndexOp::create(b, memref);
+    return LLVM::IntToPtrOp::create(b, pointer(), asI64(index));
+  }
+  /// The memory of a dense tensor that is only read.
+  Value address(TypedValue<RankedTensorType> tensor) {
+    RankedTensorType type = tensor.getType();
+    Value buffer = bufferization::ToBufferOp::create(b, MemRefType::get(type.getShape(), type.getElementType()), tensor, /*read_only=*/true);
+    return address(buffer);
+  }
+  Value address(Value tensor, RankedTensorType) { return address(cast<TypedValue<RankedTensorType>>(tensor)); }
+
+  /// New memory for a tensor of this type; `sizes` are the extents of its dynamic dimensions.
+  Value allocate(RankedTensorType type, ValueRange sizes) {
+    return memref::AllocOp::create(b, MemRefType::get(type.getShape(), type.getElementType()), sizes);
+  }
+  Value tensorOf(Value memref) {
+    auto type = cast<MemRefType>(memref.getType());
+    return bufferization::ToTensorOp::create(b, RankedTensorType::get(type.getShape(), type.getElementType()), memref, /*restrict=*/true, /*writable=*/true);
+  }
+
+  Value call(StringRef name, TypeRange results, ValueRange operands) {
+    auto op = func::CallOp::create(b, name, results, operands);
+    return op.getNumResults() ? op.getResult(0) : Value();
+  }
+
+  /// Memory on the stack, allocated once per function however often the op runs.
+  Value slots(int64_t count) {
+    OpBuilder::InsertionGuard guard(b);
+    Operation *at = b.getInsertionBlock()->getParentOp();
+    if (!isa<FunctionOpInterface>(at))
+      at = at->getParentOfType<FunctionOpInterface>();
+    b.setInsertionPointToStart(&at->getRegion(0).front());
+    return LLVM::AllocaOp::create(b, pointer(), b.getI64Type(), number(count), /*alignment=*/8);
+  }
+  void store(Value value, Value base, int64_t byteOffset) {
+    Value at = LLVM::GEPOp::create(b, pointer(), b.getI8Type(), base, ArrayRef<LLVM::GEPArg>{static_cast<int32_t>(byteOffset)});
+    LLVM::StoreOp::create(b, value, at);
+  }
+  Value field(Value cache, int64_t byteOffset) {
+    Value at = LLVM::GEPOp::create(b, pointer(), b.getI8Type(), cache, ArrayRef<LLVM::GEPArg>{static_cast<int32_t>(byteOffset)});
+    return LLVM::LoadOp::create(b, b.getI64Type(), at);
+  }
+};
+
+/// Extents of `type`'s dynamic dimensions, taken from the same dimensions of `like`.
+SmallVector<Value> dynamicSizes(ImplicitLocOpBuilder &b, RankedTensorType type, Value like) {
+  SmallVector<Value> sizes;
+  for (auto [dim, size] : llvm::enumerate(type.getShape()))
+    if (ShapedType::isDynamic(size))
+      sizes.push_back(tensor::DimOp::create(b, like, dim));
+  return sizes;
+}
+
+/// A cache is appended to in place. That is the meaning of a new tensor only while nobody looks at the old one afterwards.
+bool isLastUse(Value cache, Operation *user) {
+  return llvm::all_of(cache.getUsers(), [&](Operation *other) {
+    return other == user || (other->getBlock() == user->getBlock() && other->isBeforeInBlock(user));
+  });
+}
+
+//===----------------------------------------------------------------------===//
+// Kernels
+//===----------------------------------------------------------------------===//
+
+std::unique_ptr<RowKernel> makeKernel(Emitter &e, const KernelShape &shape) {
+  if (!shape.keySplit)
+    return makeDenseKernel(e, shape);
+  return shape.keySplit.getKind() == FormatKind::Fixed ? makeFixedKernel(e, shape) : makeFloatKernel(e, shape);
+}
+
+/// func @name(%arguments: ptr, %begin: i64, %end: i64): rows begin .. end - 1.
+func::FuncOp emitKernel(ModuleOp module, Location loc, StringRef name, const KernelShape &shape) {
+  OpBuilder b = OpBuilder::atBlockEnd(module.getBody());
+  Type pointer = LLVM::LLVMPointerType::get(b.getContext()), i64 = b.getI64Type();
+  auto kernel = func::FuncOp::create(b, loc, name, b.getFunctionType({pointer, i64, i64}, {}));
+  kernel.setPrivate();
+  b.setInsertionPointToStart(kernel.addEntryBlock());
+  Emitter e(b, loc);
+  Val arguments = e.wrap(kernel.getArgument(0));
+  Val begin = convert(e.wrap(kernel.getArgument(1)), b.getIndexType()), end = convert(e.wrap(kernel.getArgument(2)), b.getIndexType());
+  e.loop(begin, end, 1, [&](Val row) { makeKernel(e, shape)->emit(arguments, row); });
+  func::ReturnOp::create(e.b);
+  return kernel;
+}
+
+/// What a decode op asks of a kernel; a diagnostic where no kernel can do it.
+FailureOr<KernelShape> kernelShape(DecodeAttentionOp op, Isa isa) {
+  RankedTensorType query = tensorType(op.getQuery()), key = tensorType(op.getKey()), value = tensorType(op.getValue());
+  if (ShapedType::isDynamic(query.getDimSize(1)) || ShapedType::isDynamic(query.getDimSize(2)) || ShapedType::isDynamic(key.getDimSize(1)) ||
+      ShapedType::isDynamic(key.getDimSize(3)) || ShapedType::isDynamic(value.getDimSize(3)))
+    return op.emitOpError("expected static heads, queries and head_dim, got ") << query << ", " << key << " and " << value;
+  KernelShape shape{query.getDimSize(1) / key.getDimSize(1) * query.getDimSize(2), key.getDimSize(3), value.getDimSize(3), query.getElementType(),
+                    key.getElementType(), value.getElementType(), getSplit(key), getSplit(value), op.getPolicy(), op.getMaskedZero(),
+                    static_cast<int32_t>(op.getSite()), isa};
+  for (auto [name, dim] : {std::pair("key", shape.keyDim), std::pair("value", shape.valueDim)})
+    if (!isSupportedHeadDim(dim))
+      return op.emitOpError("expected the ") << name << "'s head_dim to be a multiple of " << kHeadDimMultiple << ", at most " << kMaxHeadDim << ", got " << dim;
+  if (shape.heads > kMaxQueryRows)
+    return op.emitOpError("expected at most ") << kMaxQueryRows << " query rows per kv head, got " << shape.heads;
+  if (shape.keySplit && shape.keySplit.getKind() != shape.valueSplit.getKind())
+    return op.emitOpError("expected key and value to have one kind of format, got ")
+           << stringifyFormatKind(shape.keySplit.getKind()) << " and " << stringifyFormatKind(shape.valueSplit.getKind());
+  return shape;
+}
+
+struct ConvertDecodeAttention : OpConversionPattern<DecodeAttentionOp> {
+  ConvertDecodeAttention(const TypeConverter &types, MLIRContext *context, SymbolTable &symbols, Isa isa)
+      : OpConversionPattern(types, context), symbols(symbols), isa(isa) {}
+
+  LogicalResult matchAndRewrite(DecodeAttentionOp op, OpAdaptor adaptor, ConversionPatternRewriter &rewriter) const override {
+    FailureOr<KernelShape> shape = kernelShape(op, isa);
+    if (failed(shape))
+      return failure();
+    Surroundings around(rewriter, op.getLoc());
+    ImplicitLocOpBuilder &b = around.b;
+    RankedTensorType query = tensorType(op.getQuery()), key = tensorType(op.getKey());
+
+    func::FuncOp kernel;
+    {
+      OpBuilder::InsertionGuard guard(rewriter);
+      auto module = op->getParentOfType<ModuleOp>();
+      std::string name = ("aligned_decode_" + Twine(op.getSite())).str();
+      for (int64_t copy = 1; symbols.lookup(name); ++copy)
+        name = ("aligned_decode_" + Twine(op.getSite()) + "_" + Twine(copy)).str();
+      kernel = emitKernel(module, op.getLoc(), name, *shape);
+      symbols.insert(kernel);
+    }
+
+    Value slots = around.slots(kSlots);
+    auto pass = [&](Slot slot, Value value) { around.store(value, slots, int64_t(slot) * kSlotBytes); };
+    pass(Slot::Query, around.address(adaptor.getQuery(), query));
+    Value tokens;
+    if (shape->keySplit) {
+      pass(Slot::Key, adaptor.getKey());
+      pass(Slot::Value, adaptor.getValue());
+    } else {
+      pass(Slot::Key, around.address(adaptor.getKey(), key));
+      pass(Slot::Value, around.address(adaptor.getValue(), tensorType(op.getValue())));
+      tokens = around.asI64(tensor::DimOp::create(b, adaptor.getKey(), 2));
+      pass(Slot::Tokens, tokens);
+    }
+    pass(Slot::Scale, adaptor.getScale());
+    SmallVector<Value> results;
+    for (auto [slot, result] : {std::pair(Slot::Acc, op.getAcc()), std::pair(Slot::Max, op.getMax()), std::pair(Slot::Sum, op.getSum())}) {
+      RankedTensorType type = tensorType(result);
+      SmallVector<Value> sizes;
+      for (auto [dim, size] : llvm::enumerate(type.getShape()))
+        if (ShapedType::isDynamic(size)) // heads, queries and head_dim are static by now
+          sizes.push_back(tensor::DimOp::create(b, adaptor.getQuery(), dim));
+      results.push_back(around.allocate(type, sizes));
+      pass(slot, around.address(results.back()));
+    }
+    Value batch = around.asI64(tensor::DimOp::create(b, adaptor.getQuery(), 0));
+    Value rows = arith::MulIOp::create(b, batch, around.number(key.getDimSize(1)));
+    Value body = func::ConstantOp::create(b, kernel.getFunctionType(), SymbolRefAttr::get(kernel));
+    around.call("aligned_rt_parallel", {}, {rows, body, slots});
+    for (Value &result : results)
+      result = around.tensorOf(result);
+    rewriter.replaceOp(op, results);
+    return success();
+  }
+
+  SymbolTable &symbols;
+  Isa isa;
+};
+
+/// Unfused attention, exactly: the oracle.
+struct ConvertAttention : OpConversionPattern<AttentionOp> {
+  using OpConversionPattern::OpConversionPattern;
+
+  LogicalResult matchAndRewrite(AttentionOp op, OpAdaptor adaptor, ConversionPatternRewriter &rewriter) const override {
+    if (getSplit(op.getKey().getType()))
+      return op.emitOpError("expected dense caches where attention is not fused");
+    Surroundings around(rewriter, op.getLoc());
+    ImplicitLocOpBuilder &b = around.b;
+    // One element type for all: f32 holds f16 and bf16 exactly.
+    auto widen = [&](Value tensor) { return elementwise(b, tensor, b.getF32Type()); };
+    Value query = widen(adaptor.getQuery()), key = widen(adaptor.getKey()), value = widen(adaptor.getValue());
+    auto extent = [&](Value tensor, int64_t dim) { return around.asI64(tensor::DimOp::create(b, tensor, dim)); };
+    auto type = RankedTensorType::get(tensorType(op.getResult()).getShape(), b.getF32Type());
+    Value result = around.allocate(type, dynamicSizes(b, type, query));
+    around.call("aligned_rt_reference_attention", {},
+                {around.address(query, tensorType(query)), around.address(key, tensorType(key)), around.address(value, tensorType(value)), around.address(result),
+                 around.code(ALIGNED_ELEMENT_F32), extent(query, 0), extent(query, 1), extent(key, 1), extent(query, 2), extent(key, 2), extent(key, 3),
+                 extent(value, 3), adaptor.getScale(), around.code(op.getMaskedZero())});
+    rewriter.replaceOp(op, elementwise(b, around.tensorOf(result), tensorType(op.getResult()).getElementType()));
+    return success();
+  }
+
+  /// The same tensor in another float type.
+  static Value elementwise(ImplicitLocOpBuilder &b, Value tensor, Type element) {
+    RankedTensorType from = tensorType(tensor);
+    if (from.getElementType() == element)
+      return tensor;
+    auto to = from.clone(element);
+    Value empty = tensor::EmptyOp::create(b, to, dynamicSizes(b, to, tensor));
+    SmallVector<AffineMap> maps(2, b.getMultiDimIdentityMap(from.getRank()));
+    SmallVector<utils::IteratorType> iterators(from.getRank(), utils::IteratorType::parallel);
+    bool wider = element.getIntOrFloatBitWidth() > from.getElementTypeBitWidth();
+    auto generic = linalg::GenericOp::create(b, TypeRange(to), tensor, empty, maps, iterators, [&](OpBuilder &inner, Location loc, ValueRange args) {
+      Value cast = wider ? Value(arith::ExtFOp::create(inner, loc, element, args[0])) : Value(arith::TruncFOp::create(inner, loc, element, args[0]));
+      linalg::YieldOp::create(inner, loc, cast);
+    });
+    return generic.getResult(0);
+  }
+};
+
+//===----------------------------------------------------------------------===//
+// Softmax state
+//===----------------------------------------------------------------------===//
+
+/// Maps [batch, heads, queries, channels] of states and [batch, heads, queries] of rows.
+std::pair<AffineMap, AffineMap> stateMaps(Builder &b) {
+  AffineMap state = b.getMultiDimIdentityMap(4);
+  return {state, state.dropResult(3)};
+}
+
+struct ConvertMerge : OpConversionPattern<MergeOp> {
+  using OpConversionPattern::OpConversionPattern;
+
+  LogicalResult matchAndRewrite(MergeOp op, OpAdaptor adaptor, ConversionPatternRewriter &rewriter) const override {
+    ImplicitLocOpBuilder b(op.getLoc(), rewriter);
+    auto [state, row] = stateMaps(b);
+    RankedTensorType accType = tensorType(op.getAcc()), rowType = tensorType(op.getMax());
+    Value accEmpty = tensor::EmptyOp::create(b, accType, dynamicSizes(b, accType, adaptor.getAccA()));
+    Value rowEmpty = tensor::EmptyOp::create(b, rowType, dynamicSizes(b, rowType, adaptor.getMaxA()));
+    // The weight that each state keeps: e^(its max - the larger one), where the max of no tokens counts as the lowest float.
+    auto weights = [](OpBuilder &inner, Location loc, Value maxA, Value maxB) {
+      Value lowest = arith::ConstantOp::create(inner, loc, inner.getF32FloatAttr(std::numeric_limits<float>::lowest()));
+      Value top = arith::MaximumFOp::create(inner, loc, maxA, maxB), shift = arith::MaximumFOp::create(inner, loc, top, lowest);
+      auto weight = [&](Value max) { return math::ExpOp::create(inner, loc, arith::SubFOp::create(inner, loc, max, shift)); };
+      return std::tuple<Value, Value, Value>(top, weight(maxA), weight(maxB));
+    };
+    auto blend = [](OpBuilder &inner, Location loc, Value a, Value weightA, Value b, Value weightB) -> Value {
+      return arith::AddFOp::create(inner, loc, arith::MulFOp::create(inner, loc, a, weightA), arith::MulFOp::create(inner, loc, b, weightB));
+    };
+    auto parallel = [](int64_t rank) { return SmallVector<utils::IteratorType>(rank, utils::IteratorType::parallel); };
+    AffineMap rowIdentity = b.getMultiDimIdentityMap(3);
+    auto rows = linalg::GenericOp::create(b, TypeRange{rowType, rowType}, ValueRange{adaptor.getMaxA(), adaptor.getSumA(), adaptor.getMaxB(), adaptor.getSumB()},
+                                          ValueRange{rowEmpty, rowEmpty}, SmallVector<AffineMap>(6, rowIdentity), parallel(3),
+                                          [&](OpBuilder &inner, Location loc, ValueRange args) {
+                                            auto [top, weightA, weightB] = weights(inner, loc, args[0], args[2]);
+                                            linalg::YieldOp::create(inner, loc, ValueRange{top, blend(inner, loc, args[1], weightA, args[3], weightB)});
+                                          });
+    auto acc = linalg::GenericOp::create(b, TypeRange{accType}, ValueRange{adaptor.getAccA(), adaptor.getMaxA(), adaptor.getAccB(), adaptor.getMaxB()},
+                                         ValueRange{accEmpty}, SmallVector<AffineMap>{state, row, state, row, state}, parallel(4),
+                                         [&](OpBuilder &inner, Location loc, ValueRange args) {
+                                           auto [top, weightA, weightB] = weights(inner, loc, args[1], args[3]);
+                                           linalg::YieldOp::create(inner, loc, blend(inner, loc, args[0], weightA, args[2], weightB));
+                                         });
+    rewriter.replaceOp(op, {acc.getResult(0), rows.getResult(0), rows.getResult(1)});
+    return success();
+  }
+};
+
+struct ConvertFinish : OpConversionPattern<FinishOp> {
+  using OpConversionPattern::OpConversionPattern;
+
+  LogicalResult matchAndRewrite(FinishOp op, OpAdaptor adaptor, ConversionPatternRewriter &rewriter) const override {
+    ImplicitLocOpBuilder b(op.getLoc(), rewriter);
+    auto [state, row] = stateMaps(b);
+    RankedTensorType type = tensorType(op.getResult());
+    Value empty = tensor::EmptyOp::create(b, type, dynamicSizes(b, type, adaptor.getAcc()));
+    auto generic = linalg::GenericOp::create(b, TypeRange{type}, ValueRange{adaptor.getAcc(), adaptor.getSum()}, ValueRange{empty},
+                                             SmallVector<AffineMap>{state, row, state}, SmallVector<utils::IteratorType>(4, utils::IteratorType::parallel),
+                                             [&](OpBuilder &inner, Location loc, ValueRange args) {
+                                               Value zero = arith::ConstantOp::create(inner, loc, inner.getF32FloatAttr(0));
+                                               Value none = arith::CmpFOp::create(inner, loc, arith::CmpFPredicate::OEQ, args[1], zero);
+                                               Value quotient = arith::DivFOp::create(inner, loc, args[0], args[1]);
+                                               Value result = arith::SelectOp::create(inner, loc, none, zero, quotient);
+                                               if (!type.getElementType().isF32())
+                                                 result = arith::TruncFOp::create(inner, loc, type.getElementType(), result);
+                                               linalg::YieldOp::create(inner, loc, result);
+                                             });
+    rewriter.replaceOp(op, generic.getResult(0));
+    return success();
+  }
+};
+
+//===----------------------------------------------------------------------===//
+// Caches
+//===----------------------------------------------------------------------===//
+
+/// Appends a dense tensor to a cache in memory.
+void append(Surroundings &around, Value cache, Value tokens) {
+  ImplicitLocOpBuilder &b = around.b;
+  RankedTensorType type = tensorType(tokens);
+  Value strides = around.slots(4), stride = around.number(1);
+  for (int64_t dim = 3; dim >= 0; --dim) {
+    around.store(stride, strides, dim * 8);
+    stride = arith::MulIOp::create(b, stride, around.asI64(tensor::DimOp::create(b, tokens, dim)));
+  }
+  Value count = around.asI64(tensor::DimOp::create(b, tokens, 2));
+  around.call("aligned_cache_append", b.getI32Type(), {cache, around.address(tokens, type), count, strides});
+}
+
+struct ConvertSplit : OpConversionPattern<SplitOp> {
+  using OpConversionPattern::OpConversionPattern;
+
+  LogicalResult matchAndRewrite(SplitOp op, OpAdaptor adaptor, ConversionPatternRewriter &rewriter) const override {
+    Surroundings around(rewriter, op.getLoc());
+    ImplicitLocOpBuilder &b = around.b;
+    RankedTensorType type = tensorType(op.getResult());
+    SplitAttr split = getSplit(type);
+    Value format = around.slots((sizeof(aligned_format) + 7) / 8);
+    auto set = [&](int64_t offset, int32_t number) { around.store(around.code(number), format, offset); };
+    set(offsetof(aligned_format, kind), static_cast<int32_t>(split.getKind()));
+    set(offsetof(aligned_format, role), static_cast<int32_t>(split.getRole()));
+    set(offsetof(aligned_format, element), elementCode(type.getElementType()));
+    set(offsetof(aligned_format, planes), split.getNumPlanes());
+    for (int64_t plane = 0; plane < ALIGNED_MAX_PLANES; ++plane)
+      set(offsetof(aligned_format, width) + plane * sizeof(int32_t), plane < split.getNumPlanes() ? split.getWidths()[plane] : 0);
+    Value count = around.asI64(tensor::DimOp::create(b, adaptor.getSource(), 2));
+    Value cache = around.call("aligned_cache_create", around.pointer(),
+                              {format, around.number(type.getDimSize(0)), around.number(type.getDimSize(1)), around.number(type.getDimSize(3)), count});
+    append(around, cache, adaptor.getSource());
+    if (!escapes(op.getResult())) {
+      OpBuilder::InsertionGuard guard(b);
+      b.setInsertionPoint(op->getBlock()->getTerminator());
+      around.call("aligned_cache_destroy", {}, cache);
+    }
+    rewriter.replaceOp(op, cache);
+    return success();
+  }
+
+  /// Whether somebody else may still hold the cache when this block ends.
+  static bool escapes(Value cache) {
+    return llvm::any_of(cache.getUsers(), [&](Operation *user) {
+      if (auto append = dyn_cast<AppendOp>(user))
+        return escapes(append.getResult());
+      return user->getBlock() != cache.getParentBlock() || !isa<DecodeAttentionOp, JoinOp, tensor::DimOp>(user);
+    });
+  }
+};
+
+struct ConvertAppend : OpConversionPattern<AppendOp> {
+  using OpConversionPattern::OpConversionPattern;
+
+  LogicalResult matchAndRewrite(AppendOp op, OpAdaptor adaptor, ConversionPatternRewriter &rewriter) const override {
+    if (!getSplit(op.getType())) {
+      rewriter.replaceOpWithNewOp<tensor::ConcatOp>(op, op.getType(), /*dim=*/2, ValueRange{adaptor.getCache(), adaptor.getTokens()});
+      return success();
+    }
+    Surroundings around(rewriter, op.getLoc());
+    Value cache = adaptor.getCache();
+    if (!isLastUse(op.getCache(), op))
+      cache = around.call("aligned_cache_clone", around.pointer(), cache);
+    append(around, cache, adaptor.getTokens());
+    rewriter.replaceOp(op, cache);
+    return success();
+  }
+};
+
+struct ConvertJoin : OpConversionPattern<JoinOp> {
+  using OpConversionPattern::OpConversionPattern;
+
+  LogicalResult matchAndRewrite(JoinOp op, OpAdaptor adaptor, ConversionPatternRewriter &rewriter) const override {
+    Surroundings around(rewriter, op.getLoc());
+    ImplicitLocOpBuilder &b = around.b;
+    RankedTensorType type = tensorType(op.getResult());
+    SmallVector<Value> sizes;
+    if (type.isDynamicDim(2))
+      sizes.push_back(arith::IndexCastOp::create(b, b.getIndexType(), around.field(adaptor.getSource(), offsetof(aligned_cache, tokens))));
+    Value result = around.allocate(type, sizes);
+    around.call("aligned_cache_join", b.getI32Type(), {adaptor.getSource(), around.code(op.getBits()), around.address(result)});
+    rewriter.replaceOp(op, around.tensorOf(result));
+    return success();
+  }
+};
+
+struct ConvertDim : OpConversionPattern<tensor::DimOp> {
+  using OpConversionPattern::OpConversionPattern;
+
+  LogicalResult matchAndRewrite(tensor::DimOp op, OpAdaptor adaptor, ConversionPatternRewriter &rewriter) const override {
+    std::optional<int64_t> dim = op.getConstantIndex();
+    if (!getSplit(op.getSource().getType()) || !dim)
+      return rewriter.notifyMatchFailure(op, "expected a constant dimension of a split tensor");
+    Surroundings around(rewriter, op.getLoc());
+    Value size = *dim == 2 ? around.field(adaptor.getSource(), offsetof(aligned_cache, tokens))
+                           : around.number(tensorType(op.getSource()).getDimSize(*dim));
+    rewriter.replaceOpWithNewOp<arith::IndexCastOp>(op, rewriter.getIndexType(), size);
+    return success();
+  }
+};
+
+//===----------------------------------------------------------------------===//
+// The pass
+//===----------------------------------------------------------------------===//
+
+struct ConvertAlignedToCPUPass : aligned::impl::ConvertAlignedToCPUBase<ConvertAlignedToCPUPass> {
+  using ConvertAlignedToCPUBase::ConvertAlignedToCPUBase;
+
+  void runOnOperation() override {
+    ModuleOp module = getOperation();
+    std::optional<Isa> target = parseIsa(isa);
+    if (!target) {
+      module.emitError("expected isa 'portable', 'avx2' or 'avx512', got '") << isa << "'";
+      return signalPassFailure();
+    }
+    MLIRContext *context = &getContext();
+    declareRuntime(module);
+    SymbolTable symbols(module);
+
+    TypeConverter types;
+    types.addConversion([](Type type) { return type; });
+    types.addConversion([](RankedTensorType type) -> std::optional<Type> {
+      if (getSplit(type))
+        return LLVM::LLVMPointerType::get(type.getContext());
+      return std::nullopt;
+    });
+    RewritePatternSet patterns(context);
+    patterns.add<ConvertDecodeAttention>(types, context, symbols, *target);
+    patterns.add<ConvertMerge, ConvertFinish, ConvertSplit, ConvertAppend, ConvertJoin, ConvertDim>(types, context);
+    if (reference)
+      patterns.add<ConvertAttention>(types, context);
+    populateFunctionOpInterfaceTypeConversionPattern<func::FuncOp>(patterns, types);
+    populateCallOpTypeConversionPattern(patterns, types);
+    populateReturnOpTypeConversionPattern(patterns, types);
+
+    ConversionTarget legal(*context);
+    legal.addIllegalDialect<AlignedDialect>();
+    legal.addDynamicallyLegalOp<func::FuncOp>([&](func::FuncOp op) { return types.isSignatureLegal(op.getFunctionType()) && types.isLegal(&op.getBody()); });
+    legal.addDynamicallyLegalOp<func::CallOp, func::ReturnOp, tensor::DimOp>([&](Operation *op) { return types.isLegal(op); });
+    legal.markUnknownOpDynamicallyLegal([](Operation *) { return true; });
+    scf::populateSCFStructuralTypeConversionsAndLegality(types, patterns, legal);
+    if (failed(applyPartialConversion(module, legal, std::move(patterns))))
+      signalPassFailure();
+  }
+};
+
+} // namespace

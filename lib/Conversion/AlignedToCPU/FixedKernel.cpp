@@ -1,0 +1,585 @@
+// Decode attention over `fixed` caches (S1) under the budget policy (P2), or exactly.
+//
+// Every addend gets the same absolute precision and none gets more:
+//
+//   A   coarse scores of all tokens: channels are read to half a logit each
+//       softmax, and a look at plane 0 of the loudest rows of V, which says how large the output will be
+//   K   the plan for K: the coarsest precision whose predicted error keeps its share of the budget
+//   B   finer K in the blocks whose probability makes the coarse error matter; softmax and the look again
+//   V   the plan for V, then of each row what its probability makes visible: for most rows nothing
+//
+// Weights, not values, are made integers at the wanted precision, so that nibbles go into integer dot products as they lie in
+// memory; see IntegerDot.h. With scale15 = scale / 2^15, the value of one unit of the stored integer n,
+//
+//   value = scale15 * (top bits + offset(layers) - dither(t)),   offset(L) = (2^15 >> 4L) - 2^15
+//
+// where the offset holds the midpoint of the missing bits and the sign's 2^15; at L = 0 it vanishes by itself.
+// All precisions of V are relative to the loudest row's scale, so that nothing overflows or underflows.
+#include "IntegerDot.h"
+
+#include "mlir/Dialect/Math/IR/Math.h"
+
+using namespace mlir;
+using namespace aligned;
+
+namespace {
+
+constexpr double kCoarse = 0.5;            // absolute precision of each addend of a coarse score, in logits
+constexpr double kKeyShare = 0.8;          // of the budget, as variance, that K may use
+constexpr double kRoom = 16.0 / 15.0;      // scale / 2^E: room for the dither
+constexpr double kTiny = 1e-30;
+constexpr double kStart = 4.0;             // the coarsest precision a plan considers
+constexpr int64_t kHalvings = 60;          // and how often it may be halved
+// Variance of an addend read to precision 1, its need spread evenly between planes: (1 - 2^-8) / (8 ln 2) / 3.
+constexpr double kStepVariance = (1.0 - 1.0 / 256) / (8 * 0.6931471805599453) / 3;
+constexpr int64_t kPlanLanes = 16;         // blocks that the plan for K looks at together
+
+class FixedKernel : public RowKernel {
+public:
+  FixedKernel(Emitter &e, const KernelShape &shape)
+      : RowKernel(e, shape), exact(shape.policy.getKind() == PolicyKind::Exact), tolerance(shape.policy.getTolerance()) {}
+
+private:
+  const bool exact;
+  const double tolerance;
+
+  CacheRow key, value;
+  Val fullTokens; // tokens of full blocks
+  Val planStride; // blocks, padded to the plan's vectors
+  Buffer keyDigits, keyDigitWords, step, precisionK, want, layersA, varianceA, poison;
+  Buffer loudest, energy, weightScale;
+  Buffer reachScale, size, spread, loudRows, precisionV, valueConstant;
+  Buffer blockDigits, list, listDigits, listDigitWords, listCount, digitMask;
+  Buffer keyTally, valueTally; // bits, one i64 each
+  Val loudestExponent;
+
+  Val tokenCount() override {
+    key = cacheRow(Slot::Key, shape.keySplit, shape.keyDim, shape.key);
+    value = cacheRow(Slot::Value, shape.valueSplit, shape.valueDim, shape.value);
+    fullTokens = key.blocks * kBlock;
+    return key.tokens;
+  }
+
+  void allocate() override;
+  void scores() override;
+  void values() override;
+  std::pair<Val, Val> bitsRead() override;
+
+  // Bits.
+  Val layersFor(Val steps, SplitAttr split);
+  static Val offsetOf(Val layers) { return convert(shrLogical(layers.e->constant(layers.type(), 0x8000), layers * 4) - 0x8000, layers.e->f32()); }
+  Val unitScale(Val exponents) { return bitcast(zext(exponents, e.i32()) << 23, e.f32()) * kRoom; }
+
+  // Stages.
+  void planCoarse();
+  void scoreBlock(Val block, Val layers);
+  void weighKeys(Val block, Val layers);
+  void refine();
+  void look();
+  void planKeys();
+  void planValues();
+  void listValues();
+  void addListed();
+  Val readRow(Val token);
+  void bumpTally(Buffer tally, Val bits) { e.store(e.load(tally, index(0)) + convert(bits, e.i64()), tally, index(0)); }
+};
+
+//===----------------------------------------------------------------------===//
+// Scratch and bits
+//===----------------------------------------------------------------------===//
+
+void FixedKernel::allocate() {
+  Val heads = index(shape.heads), one = index(1);
+  planStride = (key.blocks + (kPlanLanes - 1)) / kPlanLanes * kPlanLanes;
+  Val listStride = padded + 4; // lists are padded to whole groups of four rows
+  scratch(keyDigits, e.i8(), heads * (kDigits * shape.keyDim));
+  scratch(step, e.f32(), heads);
+  scratch(want, e.f32(), heads);
+  scratch(poison, e.f32(), heads);
+  scratch(precisionK, e.f32(), heads);
+  scratch(precisionV, e.f32(), heads);
+  scratch(varianceA, e.f32(), heads);
+  scratch(size, e.f32(), heads);
+  scratch(spread, e.f32(), heads);
+  scratch(weightScale, e.f32(), heads);
+  scratch(valueConstant, e.f32(), heads);
+  scratch(layersA, e.i32(), index(shape.keyDim));
+  scratch(loudest, e.f32(), heads * planStride);
+  scratch(energy, e.f32(), heads * planStride);
+  scratch(reachScale, e.f32(), padded);
+  scratch(loudRows, e.i32(), padded);
+  scratch(blockDigits, e.i8(), heads * (kDigits * kBlock));
+  scratch(list, e.i32(), listStride * (kLayers * kDigits));
+  scratch(listDigits, e.i8(), heads * listStride * (kLayers * kDigits));
+  scratch(listCount, e.i64(), index(kLayers * kDigits));
+  scratch(digitMask, e.i64(), index(kDigits));
+  scratch(keyTally, e.i64(), one);
+  scratch(valueTally, e.i64(), one);
+}
+
+/// Layers so that an addend whose reach is `steps` times the wanted precision is read that precisely: one for each factor of 16.
+Val FixedKernel::layersFor(Val steps, SplitAttr split) {
+  Val layers = e.constant(VectorType::get(steps.lanes(), e.i32()), 0);
+  for (int64_t layer = 0; layer < kLayers; ++layer)
+    layers = layers + zext(steps > std::pow(16.0, layer), e.i32());
+  return wholePlanes(layers, split);
+}
+
+std::pair<Val, Val> FixedKernel::bitsRead() {
+  auto bits = [&](Buffer tally) { return convert(e.load(tally, index(0)), e.types.getIndexType()); };
+  Val keyBits = bits(keyTally) + key.blocks * (shape.keyDim * 8) + key.open * (shape.keyDim * shape.key.getIntOrFloatBitWidth());
+  Val valueBits = bits(valueTally) + fullTokens * 8 + value.open * (shape.valueDim * shape.value.getIntOrFloatBitWidth());
+  return {keyBits, valueBits};
+}
+
+/// The largest of each four neighbouring lanes, in all four.
+static Val groupMax(Val a) {
+  auto neighbour = [&](int64_t distance) {
+    SmallVector<int64_t> lanes;
+    for (int64_t lane = 0; lane < a.lanes(); ++lane)
+      lanes.push_back(lane ^ distance);
+    return permute(a, a, lanes);
+  };
+  a = max(a, neighbour(1));
+  return max(a, neighbour(2));
+}
+
+//===----------------------------------------------------------------------===//
+// Scores
+//===----------------------------------------------------------------------===//
+
+void FixedKernel::scores() {
+  e.store(e.constant(e.i64(), 0), keyTally, index(0));
+  e.store(e.constant(e.i64(), 0), valueTally, index(0));
+  forHeads([&](Val h) {
+    // A query that is not finite makes its row NaN; integers could not carry that.
+    Val q = e.load(w, h * shape.keyDim, shape.keyDim);
+    e.store(reduceAdd(q * 0.0), poison, h);
+  });
+  e.when(key.open > 0, [&] {
+    forHeads([&](Val h) { e.store(e.constant(VectorType::get(kBlock, e.f32()), -INFINITY), s, h * padded + fullTokens); });
+    scoreDense(key.openTokens, index(0), fullTokens, key.open);
+  });
+  planCoarse();
+  e.loop(index(0), key.blocks, 1, [&](Val block) { scoreBlock(block, e.load(layersA, index(0), shape.keyDim)); });
+}
+
+/// Phase A reads each group of channels so that its largest addend anywhere in the cache is known to half a logit.
+void FixedKernel::planCoarse() {
+  int64_t dim = shape.keyDim;
+  if (exact) {
+    Val layers = e.constant(VectorType::get(dim, e.i32()), residentLayers(shape.keySplit));
+    e.store(layers, layersA, index(0));
+    forHeads([&](Val h) { e.store(f32(INFINITY), want, h); });
+    bumpTally(keyTally, fullTokens * (dim * 4 * residentLayers(shape.keySplit)));
+    return;
+  }
+  Val exponents = e.loop(index(0), key.blocks, 1, {e.constant(VectorType::get(dim, e.i32()), 0)}, [&](Val block, Vals top) -> Vals {
+    return {max(top[0], zext(e.load(key.exponent, block * dim, dim), e.i32()))};
+  })[0];
+  Val scale = bitcast(exponents << 23, e.f32()) * (kRoom * 32768.0);
+  Val reach = e.loop(index(0), index(shape.heads), 1, {e.constant(VectorType::get(dim, e.f32()), 0)}, [&](Val h, Vals top) -> Vals {
+    return {max(top[0], abs(e.load(w, h * dim, dim)) * scale)};
+  })[0];
+  Val layers = groupMax(layersFor(reach * (1 / kCoarse), shape.keySplit));
+  e.store(layers, layersA, index(0));
+  Val remainder = bitcast(((layers * -4) + 127) << 23, e.f32()); // 2^-bits
+  forHeads([&](Val h) {
+    Val error = abs(e.load(w, h * dim, dim)) * scale * remainder;
+    e.store(reduceAdd(error * error) * (1.0 / 3), varianceA, h);
+    e.store(f32(1 / kCoarse), want, h);
+  });
+  bumpTally(keyTally, fullTokens * 4 * convert(reduceAdd(layers), e.types.getIndexType()));
+}
+
+/// Weights of the block's channels as integers at precision 1 / want[h], their digits, and the part of the scores that no bit decides.
+void FixedKernel::weighKeys(Val block, Val layers) {
+  int64_t dim = shape.keyDim;
+  Val unit = unitScale(e.load(key.exponent, block * dim, dim));
+  Val offset = offsetOf(layers), used = select(layers > 0, e.constant(unit.type(), 1), e.constant(unit.type(), 0));
+  Val tokenDither = dither(block * kBlock, kBlock);
+  Vals masks = e.loop(index(0), index(shape.heads), 1, Vals(kDigits, e.constant(e.i64(), 0)), [&](Val h, Vals masks) {
+    Val weight = e.load(w, h * dim, dim) * unit;
+    // 1 / step: finer than the wanted precision by the guard, unless the loudest channel would leave the digits.
+    Val inverse = min(e.load(want, h) * (kWeightGuard * 32768.0), f32(kWeightLimit) / reduceMax(abs(weight)));
+    Val whole = toWeight(weight * e.splat(inverse, dim));
+    for (int64_t d = 0; d < kDigits; ++d) {
+      Val digits = digit(whole, d);
+      e.store(digits, keyDigits, (h + d * shape.heads) * dim);
+      masks[d] = masks[d] | maskBits(bitcast(digits, e.i32()) != 0);
+    }
+    Val rounded = convert(whole, e.f32()), blockStep = f32(1) / inverse;
+    e.store(blockStep, step, h);
+    Val constant = e.splat(blockStep * reduceAdd(rounded * offset) + e.load(poison, h), kBlock);
+    Val lean = e.splat(blockStep * reduceAdd(rounded * used), kBlock);
+    e.store(constant - lean * tokenDither, s, h * padded + block * kBlock);
+    return masks;
+  });
+  for (int64_t d = 0; d < kDigits; ++d)
+    e.store(masks[d], digitMask, index(d));
+}
+
+void FixedKernel::scoreBlock(Val block, Val layers) {
+  constexpr int64_t unitWords = kBlock / 2;
+  int64_t dim = shape.keyDim, groups = dim / 4;
+  weighKeys(block, layers);
+  Buffer words = e.buffer(keyDigits.pointer, e.i32());
+  SmallVector<int64_t> leaders;
+  for (int64_t group = 0; group < groups; ++group)
+    leaders.push_back(4 * group);
+  Val groupLayers = permute(layers, layers, leaders);
+  int64_t columnWords = shape.isa == Isa::AVX512 ? unitWords : unitWords / 2;
+
+  for (int64_t layer = 0; layer < residentLayers(shape.keySplit); ++layer) {
+    Val layerMask = maskBits(groupLayers > layer);
+    Buffer units = e.buffer(key.layer[layer], e.i32());
+    LayerPlace place = placeOf(shape.keySplit, layer);
+    e.loop(index(0), index(kDigits), 1, [&](Val d) {
+      Val mask = layerMask & e.load(digitMask, d);
+      Val placeValue = bitcast((convert(d, e.i32()) * 8 + 127) << 23, e.f32()) * std::pow(16.0, kLayers - 1 - layer);
+      e.when(mask != 0, [&] {
+        for (int64_t column = 0; column < unitWords; column += columnWords)
+          forHeadGroups(2 * columnWords / lanes, [&](int64_t head, int64_t heads) {
+            DotColumn dots{shape.isa, lanes, columnWords, heads};
+            DotSums sums = e.forEachBit(mask, dots.zero(e), [&](Val group, Vals sums) {
+              Val start = ((block * groups + group) * place.planeLayers + place.index) * unitWords + column;
+              return dots.add(
+                  e, sums, [&](int64_t vector) { return e.load(units, start + vector * lanes, lanes); },
+                  [&](int64_t h) { return e.load(words, (d * shape.heads + (head + h)) * groups + group); });
+            });
+            for (int64_t h = 0; h < heads; ++h) {
+              Val factor = e.splat(e.load(step, index(head + h)) * placeValue, lanes);
+              for (bool high : {false, true})
+                for (int64_t vector = 0; vector < columnWords / lanes; ++vector) {
+                  Val at = index(head + h) * padded + block * kBlock + (high * unitWords + column + vector * lanes);
+                  e.store(e.load(s, at, lanes) + convert(sums[dots.at(h, high, vector)], e.f32()) * factor, s, at);
+                }
+            }
+          });
+      });
+    });
+  }
+  e.when(key.escapes > 0, [&] { addKeyEscapes(key, block); });
+}
+
+//===----------------------------------------------------------------------===//
+// Plans
+//===----------------------------------------------------------------------===//
+
+/// rms of the output and of the values that make it, per query row and relative to the loudest row's scale, from plane 0 of the rows
+/// that are within a factor of 64 of the loudest, and from the open block.
+void FixedKernel::look() {
+  int64_t dim = shape.valueDim;
+  Val zero = e.constant(VectorType::get(kBlock, e.f32()), 0);
+  forHeads([&](Val h) {
+    Val top = e.loop(index(0), fullTokens, kBlock, {zero}, [&](Val t, Vals top) -> Vals {
+      return {max(top[0], e.load(p, h * padded + t, kBlock) * e.load(reachScale, t, kBlock))};
+    })[0];
+    e.store(reduceMax(top) * (1.0 / 64), weightScale, h);
+  });
+  Val count = e.loop(index(0), fullTokens, kBlock, {index(0)}, [&](Val t, Vals count) -> Vals {
+    Val loud = e.loop(index(0), index(shape.heads), 1, {e.constant(e.i64(), 0)}, [&](Val h, Vals mask) -> Vals {
+      Val reach = e.load(p, h * padded + t, kBlock) * e.load(reachScale, t, kBlock);
+      return {mask[0] | maskBits(reach >= e.splat(e.load(weightScale, h), kBlock))};
+    })[0];
+    return e.forEachBit(loud, count, [&](Val bit, Vals n) -> Vals {
+      e.store(convert(t + bit, e.i32()), loudRows, n[0]);
+      return {n[0] + 1};
+    });
+  })[0];
+
+  Val toRelative = f32(1) / (unitScale(loudestExponent) * 32768.0);
+  forHeadGroups(dim / lanes, [&](int64_t head, int64_t heads) {
+    // Per query row: sum of p * v, of p * |v|^2 and of p.
+    Vals sums(heads, e.constant(VectorType::get(dim, e.f32()), 0));
+    sums.append(2 * heads, f32(0));
+    auto add = [&](Vals sums, Val t, Val row) {
+      Val square = reduceAdd(row * row);
+      for (int64_t h = 0; h < heads; ++h) {
+        Val weight = e.load(p, index(head + h) * padded + t);
+        sums[h] = sums[h] + e.splat(weight, dim) * row;
+        sums[heads + 2 * h] = sums[heads + 2 * h] + weight * square;
+        sums[heads + 2 * h + 1] = sums[heads + 2 * h + 1] + weight;
+      }
+      return sums;
+    };
+    sums = e.loop(index(0), count, 1, sums, [&](Val i, Vals sums) {
+      Val t = convert(e.load(loudRows, i), e.types.getIndexType());
+      return add(sums, t, readRow(t));
+    });
+    sums = e.loop(index(0), value.open, 1, sums, [&](Val i, Vals sums) {
+      Val row = convert(e.load(value.openTokens, i * dim, dim), e.f32()) * e.splat(toRelative, dim);
+      return add(sums, fullTokens + i, row);
+    });
+    for (int64_t h = 0; h < heads; ++h) {
+      Val total = e.load(rowSum, index(head + h));
+      Val rowSpread = sqrt(sums[heads + 2 * h] * (1.0 / dim) / sums[heads + 2 * h + 1]);
+      Val rowSize = sqrt(reduceAdd(sums[h] * sums[h]) * (1.0 / dim)) / total;
+      Val least = rowSpread / sqrt(convert(convert(tokens, e.i64()), e.f32()));
+      e.store(max(rowSize, least) + kTiny, size, index(head + h));
+      e.store(rowSpread + kTiny, spread, index(head + h));
+    }
+  });
+}
+
+/// A row of V from its first plane, relative to the loudest row's scale.
+Val FixedKernel::readRow(Val token) {
+  int64_t half = shape.valueDim / 2, planeLayers = shape.valueSplit.getWidths()[0] / 4;
+  Buffer bytes = e.buffer(value.layer[0], e.i8());
+  Val top = e.constant(VectorType::get(shape.valueDim, e.i32()), 0);
+  SmallVector<int64_t> both;
+  for (int64_t lane = 0; lane < 2 * half; ++lane)
+    both.push_back(lane);
+  for (int64_t layer = 0; layer < planeLayers; ++layer) {
+    Val packed = zext(e.load(bytes, (token * planeLayers + layer) * half, half), e.i32());
+    top = (top << 4) | permute(packed & 15, shrLogical(packed, e.constant(packed.type(), 4)), both);
+  }
+  Val ditherOf = convert((convert(token, e.i32()) * 2531 & 4095) - 2048, e.f32());
+  double offset = (0x8000 >> (4 * planeLayers)) - 0x8000;
+  Val number = convert(top << (16 - 4 * planeLayers), e.f32()) + offset - e.splat(ditherOf, shape.valueDim);
+  return number * e.splat(e.load(reachScale, token) * (1.0 / 32768), shape.valueDim);
+}
+
+/// precision[h]: the largest kStart / 2^i whose predicted variance keeps within `budget`.
+static Val coarsest(Emitter &e, Val budget, function_ref<Val(Val)> variance) {
+  double finest = kStart * std::ldexp(1.0, -kHalvings);
+  return e.repeat(
+      {e.constant(e.f32(), kStart)}, [&](Vals s) { return (variance(s[0]) > budget) & (s[0] > finest); }, [&](Vals s) -> Vals { return {s[0] * 0.5}; })[0];
+}
+
+void FixedKernel::planKeys() {
+  Type vector = VectorType::get(kPlanLanes, e.f32());
+  Val zero = e.constant(vector, 0);
+  forHeads([&](Val h) {
+    Val base = h * planStride, inverse = f32(1) / e.load(rowSum, h);
+    e.loop(key.blocks, planStride, 1, [&](Val block) { // blocks that do not exist are silent
+      e.store(f32(0), loudest, base + block);
+      e.store(f32(0), energy, base + block);
+    });
+    e.loop(index(0), key.blocks, 1, [&](Val block) {
+      Val weights = e.load(p, h * padded + block * kBlock, kBlock) * e.splat(inverse, kBlock);
+      e.store(reduceMax(weights), loudest, base + block);
+      e.store(reduceAdd(weights * weights), energy, base + block);
+    });
+    Val ratio = e.load(size, h) / e.load(spread, h) * tolerance;
+    Val coarse = e.splat(e.load(varianceA, h), kPlanLanes);
+    Val precision = coarsest(e, ratio * ratio * kKeyShare, [&](Val precision) {
+      Val square = e.splat(precision * precision * (kStepVariance * shape.keyDim), kPlanLanes), threshold = e.splat(precision * (1 / kCoarse), kPlanLanes);
+      Val sum = e.loop(index(0), planStride, kPlanLanes, {zero}, [&](Val block, Vals sum) -> Vals {
+        Val loud = e.load(loudest, base + block, kPlanLanes), power = e.load(energy, base + block, kPlanLanes);
+        return {sum[0] + select(loud > threshold, power / (loud * loud) * square, power * coarse)};
+      })[0];
+      return reduceAdd(sum);
+    });
+    e.store(precision, precisionK, h);
+  });
+}
+
+/// Phase B for K: blocks are read again where the plan asks for more than the coarse pass gave.
+void FixedKernel::refine() {
+  int64_t dim = shape.keyDim;
+  e.loop(index(0), key.blocks, 1, [&](Val block) {
+    Val scale = unitScale(e.load(key.exponent, block * dim, dim)) * 32768.0;
+    Val steps = e.loop(index(0), index(shape.heads), 1, {e.constant(VectorType::get(dim, e.f32()), 0)}, [&](Val h, Vals top) -> Vals {
+      Val wanted = max(e.load(loudest, h * planStride + block) / e.load(precisionK, h), 1 / kCoarse);
+      e.store(wanted, want, h);
+      return {max(top[0], abs(e.load(w, h * dim, dim)) * e.splat(wanted, dim))};
+    })[0];
+    Val coarse = e.load(layersA, index(0), dim);
+    Val layers = max(coarse, groupMax(layersFor(steps * scale, shape.keySplit)));
+    Val more = reduceAdd(layers - coarse);
+    e.when(more > 0, [&] {
+      scoreBlock(block, layers);
+      bumpTally(keyTally, convert(more, e.i64()) * (4 * kBlock));
+    });
+  });
+}
+
+void FixedKernel::planValues() {
+  Val zero = e.constant(VectorType::get(kBlock, e.f32()), 0), one = e.constant(zero.type(), 1);
+  forHeads([&](Val h) {
+    Val inverse = e.splat(f32(1) / e.load(rowSum, h), kBlock);
+    auto reachAt = [&](Val t) { return e.load(p, h * padded + t, kBlock) * e.load(reachScale, t, kBlock) * inverse; };
+    Val aim = e.load(size, h) * tolerance;
+    Val budget = aim * aim * (1 - kKeyShare);
+    // The variance falls with the precision, so that its halvings can be bisected.
+    auto precisionOf = [&](Val halvings) { return bitcast((e.constant(e.i32(), 127 + 2) - halvings) << 23, e.f32()); };
+    Vals range = e.repeat({e.constant(e.i32(), 0), e.constant(e.i32(), kHalvings)}, [](Vals s) { return s[0] < s[1]; },
+                          [&](Vals s) -> Vals {
+                            Val middle = (s[0] + s[1]) >> 1;
+                            Val precision = precisionOf(middle), threshold = e.splat(precision, kBlock);
+                            Vals sums = e.loop(index(0), fullTokens, kBlock, {zero, zero}, [&](Val t, Vals sum) -> Vals {
+                              Val reach = reachAt(t), read = reach > threshold;
+                              return {sum[0] + select(read, one, zero), sum[1] + select(read, zero, reach * reach)};
+                            });
+                            Val variance = reduceAdd(sums[0]) * precision * precision * kStepVariance + reduceAdd(sums[1]) * (1.0 / 9);
+                            Val enough = variance <= budget;
+                            return {select(enough, s[0], middle + 1), select(enough, middle, s[1])};
+                          });
+    e.store(precisionOf(range[0]), precisionV, h);
+  });
+}
+
+//===----------------------------------------------------------------------===//
+// Values
+//===----------------------------------------------------------------------===//
+
+void FixedKernel::values() {
+  e.when(key.blocks > 0, [&] {
+    Val zero = e.constant(VectorType::get(kBlock, e.i32()), 0);
+    Val exponents = e.loop(index(0), fullTokens, kBlock, {zero}, [&](Val t, Vals top) -> Vals {
+      return {max(top[0], zext(e.load(value.exponent, t, kBlock), e.i32()))};
+    })[0];
+    Val top = reduceMax(exponents);
+    loudestExponent = convert(top, e.i8());
+    Val base = e.splat(top - 127, kBlock);
+    e.loop(index(0), fullTokens, kBlock, [&](Val t) { // 2^(E_t - E_loudest), 0 where that is below the floats
+      Val relative = zext(e.load(value.exponent, t, kBlock), e.i32()) - base;
+      e.store(bitcast(max(relative, 0) << 23, e.f32()), reachScale, t);
+    });
+    if (!exact) {
+      look();
+      planKeys();
+      refine();
+      softmax();
+      look();
+      planValues();
+    }
+    listValues();
+    addListed();
+    e.when(value.escapes > 0, [&] { addValueEscapes(value); });
+  });
+  addDenseValues(value.openTokens, index(0), fullTokens, value.open);
+}
+
+/// Sorts the rows to read into work lists, one per nibble layer and digit, with their weights' digits beside them.
+void FixedKernel::listValues() {
+  Val listStride = padded + 4;
+  SplitAttr split = shape.valueSplit;
+  e.loop(index(0), index(kLayers * kDigits), 1, [&](Val i) { e.store(e.constant(e.i64(), 0), listCount, i); });
+  Val zero = e.constant(VectorType::get(kBlock, e.f32()), 0);
+  // weightScale[h] = 1 / step of the weights p * reachScale / sum
+  forHeads([&](Val h) {
+    Val top = e.loop(index(0), fullTokens, kBlock, {zero}, [&](Val t, Vals top) -> Vals {
+      return {max(top[0], e.load(p, h * padded + t, kBlock) * e.load(reachScale, t, kBlock))};
+    })[0];
+    Val limit = f32(kWeightLimit) / (reduceMax(top) / e.load(rowSum, h));
+    e.store(exact ? limit : min(f32(kWeightGuard) / e.load(precisionV, h), limit), weightScale, h);
+    e.store(f32(0), valueConstant, h);
+  });
+
+  e.loop(index(0), fullTokens, kBlock, [&](Val t) {
+    auto reachOf = [&](Val h) {
+      return e.load(p, h * padded + t, kBlock) * e.load(reachScale, t, kBlock) * e.splat(f32(1) / e.load(rowSum, h), kBlock);
+    };
+    Val layers;
+    if (exact) {
+      layers = e.constant(VectorType::get(kBlock, e.i32()), residentLayers(split));
+    } else {
+      Val steps = e.loop(index(0), index(shape.heads), 1, {zero}, [&](Val h, Vals top) -> Vals {
+        return {max(top[0], reachOf(h) / e.splat(e.load(precisionV, h), kBlock))};
+      })[0];
+      layers = layersFor(steps, split);
+    }
+    Val first = maskBits(layers > 0);
+    e.when(first != 0, [&] {
+      Val offset = offsetOf(layers) - dither(t, kBlock);
+      Vals masks = e.loop(index(0), index(shape.heads), 1, Vals(kDigits, e.constant(e.i64(), 0)), [&](Val h, Vals masks) {
+        Val whole = toWeight(reachOf(h) * e.splat(e.load(weightScale, h), kBlock));
+        whole = select(layers > 0, whole, e.constant(whole.type(), 0));
+        for (int64_t d = 0; d < kDigits; ++d) {
+          Val digits = digit(whole, d);
+          e.store(digits, blockDigits, (h + d * shape.heads) * kBlock);
+          masks[d] = masks[d] | maskBits(digits != 0);
+        }
+        e.store(e.load(valueConstant, h) + reduceAdd(convert(whole, e.f32()) * offset), valueConstant, h);
+        return masks;
+      });
+      for (int64_t d = 0; d < kDigits; ++d)
+        e.store(masks[d], digitMask, index(d));
+      for (int64_t layer = 0; layer < residentLayers(split); ++layer) {
+        Val layerMask = layer == 0 ? first : maskBits(layers > layer);
+        bumpTally(valueTally, e.wrap(math::CtPopOp::create(e.b, layerMask.value)) * (4 * shape.valueDim));
+        e.loop(index(0), index(kDigits), 1, [&](Val d) {
+          Val number = d + layer * kDigits;
+          Val count = convert(e.load(listCount, number), e.types.getIndexType());
+          Val end = e.forEachBit(layerMask & e.load(digitMask, d), {count}, [&](Val bit, Vals n) -> Vals {
+            e.store(convert(t + bit, e.i32()), list, number * listStride + n[0]);
+            forHeads([&](Val h) {
+              e.store(e.load(blockDigits, (h + d * shape.heads) * kBlock + bit), listDigits, (number * shape.heads + h) * listStride + n[0]);
+            });
+            return {n[0] + 1};
+          })[0];
+          e.store(convert(end, e.i64()), listCount, number);
+        });
+      }
+    });
+  });
+}
+
+/// Four rows at a time: their bytes interleave into words that hold one channel pair of each.
+void FixedKernel::addListed() {
+  int64_t dim = shape.valueDim, half = dim / 2;
+  Val listStride = padded + 4;
+  SplitAttr split = shape.valueSplit;
+  int64_t vector = half % lanes ? 8 : lanes;
+  int64_t columnWords = vector;
+  while (columnWords < 32 && half % (2 * columnWords) == 0 && (shape.isa == Isa::AVX512 || columnWords < 16))
+    columnWords *= 2;
+  Val loudestScale = unitScale(loudestExponent); // of one unit of n
+
+  for (int64_t layer = 0; layer < residentLayers(split); ++layer) {
+    Buffer rows = e.buffer(value.layer[layer], e.i8());
+    LayerPlace place = placeOf(split, layer);
+    e.loop(index(0), index(kDigits), 1, [&](Val d) {
+      Val number = d + layer * kDigits;
+      Val count = convert(e.load(listCount, number), e.types.getIndexType());
+      e.loop(count, count + 3, 1, [&](Val i) { // fill the last group with rows of no weight
+        e.store(e.constant(e.i32(), 0), list, number * listStride + i);
+        forHeads([&](Val h) { e.store(e.constant(e.i8(), 0), listDigits, (number * shape.heads + h) * listStride + i); });
+      });
+      Val placeValue = bitcast((convert(d, e.i32()) * 8 + 127) << 23, e.f32()) * std::pow(16.0, kLayers - 1 - layer) * loudestScale;
+      for (int64_t column = 0; column < half; column += columnWords)
+        forHeadGroups(2 * columnWords / vector, [&](int64_t head, int64_t heads) {
+          DotColumn dots{shape.isa, vector, columnWords, heads};
+          DotSums sums = e.loop(index(0), count, 4, dots.zero(e), [&](Val i, Vals sums) {
+            Vals starts;
+            for (int64_t k = 0; k < 4; ++k) {
+              Val t = convert(e.load(list, number * listStride + i + k), e.types.getIndexType());
+              starts.push_back((t * place.planeLayers + place.index) * half + column);
+            }
+            return dots.add(
+                e, sums,
+                [&](int64_t v) {
+                  Val word = zext(e.load(rows, starts[0] + v * vector, vector), e.i32());
+                  for (int64_t k = 1; k < 4; ++k)
+                    word = word | (zext(e.load(rows, starts[k] + v * vector, vector), e.i32()) << (8 * k));
+                  return word;
+                },
+                [&](int64_t h) {
+                  // Lists start at any byte: a four-byte load, not an aligned word.
+                  Val digits = e.load(listDigits, (number * shape.heads + (head + h)) * listStride + i, 4);
+                  return lane(bitcast(digits, e.i32()), 0);
+                });
+          });
+          for (int64_t h = 0; h < heads; ++h) {
+            Val factor = e.splat(placeValue * e.load(rowSum, index(head + h)) / e.load(weightScale, index(head + h)), vector);
+            for (bool high : {false, true})
+              for (int64_t v = 0; v < columnWords / vector; ++v) {
+                Val at = index((head + h) * dim + high * half + column + v * vector);
+                e.store(e.load(out, at, vector) + convert(sums[dots.at(h, high, v)], e.f32()) * factor, out, at);
+              }
+          }
+        });
+    });
+  }
+  forHeads([&](Val h) {
+    Val constant = e.load(valueConstant, h) * loudestScale * e.load(rowSum, h) / e.load(weightScale, h);
+    Val at = h * dim;
+    e.store(e.load(out, at, dim) + e.splat(constant, dim), out, at);
+  });
+}
+
+} // namespace
+
+std::unique_ptr<RowKernel> aligned::makeFixedKernel(Emitter &e, const KernelShape &shape) { return std::make_unique<FixedKernel>(e, shape); }

@@ -1,0 +1,258 @@
+// Decode attention over `float` caches (S2) under the published rule (P1), or exactly.
+//
+// A value is an IEEE half or a bfloat16 of which the top 8, 12 or 16 bits are read; missing bits become their midpoint.
+//
+//   K   a channel by how many powers of two its largest addend q_c * max_t |k_tc| lies below the largest of the dot product:
+//       16 bits below 4, 12 bits below 8, else 8
+//   V   a row by how many powers of two its probability lies below what shows in the output, judged by the 32 loudest rows:
+//       16 bits below 1, 12 bits below 2, else 8
+//
+// A tier serves all query rows of the kv head (P3): the most any of them asks for. Exponents stop at those of a half, -15 for zero.
+#include "RowKernel.h"
+
+#include "mlir/Dialect/Math/IR/Math.h"
+
+using namespace mlir;
+using namespace aligned;
+
+namespace {
+
+constexpr int64_t kProbed = 32; // rows that judge the size of the output
+constexpr int64_t kTileTokens = 32; // a byte of a key layer holds tokens i and i + 32 of its block
+
+class FloatKernel : public RowKernel {
+public:
+  FloatKernel(Emitter &e, const KernelShape &shape) : RowKernel(e, shape), exact(shape.policy.getKind() == PolicyKind::Exact) {}
+
+private:
+  const bool exact;
+  CacheRow key, value;
+  Val fullTokens;
+  Buffer keyLayers, valueLayers, blockTop, probeWeights, probe, keyTally, valueTally;
+
+  Val tokenCount() override {
+    key = cacheRow(Slot::Key, shape.keySplit, shape.keyDim, shape.key);
+    value = cacheRow(Slot::Value, shape.valueSplit, shape.valueDim, shape.value);
+    fullTokens = key.blocks * kBlock;
+    return key.tokens;
+  }
+
+  void allocate() override {
+    scratch(keyLayers, e.i32(), index(shape.keyDim));
+    scratch(valueLayers, e.i32(), padded);
+    scratch(blockTop, e.f32(), padded / kBlock);
+    scratch(probeWeights, e.f32(), padded);
+    scratch(probe, e.f32(), index(shape.valueDim));
+    scratch(keyTally, e.i64(), index(1));
+    scratch(valueTally, e.i64(), index(1));
+  }
+
+  std::pair<Val, Val> bitsRead() override {
+    auto bits = [&](Buffer tally) { return convert(e.load(tally, index(0)), e.types.getIndexType()); };
+    return {bits(keyTally) + key.open * (shape.keyDim * shape.key.getIntOrFloatBitWidth()),
+            bits(valueTally) + value.open * (shape.valueDim * shape.value.getIntOrFloatBitWidth())};
+  }
+
+  void scores() override;
+  void values() override;
+  void planKeys();
+  void planValues();
+  void scoreBlock(Val block);
+
+  Val exponentOf(Val x);
+  Val tier(Val least, Val middle);
+  /// The top layers of 16-bit patterns, `layers` of them (a scalar), missing bits at their midpoint, as f32.
+  Val read(Val layers, SplitAttr split, Type element, function_ref<Val(int64_t)> layer);
+  Val readRow(Val token, Val layers);
+};
+
+/// floor(log2 |x|), at least -14, and -15 for zero: the exponent of a half.
+Val FloatKernel::exponentOf(Val x) {
+  Val biased = (bitcast(abs(x), e.i32()) >> 23) - 127;
+  return select(x == 0, e.constant(biased.type(), -15), max(biased, -14));
+}
+
+/// Layers of the three tiers.
+Val FloatKernel::tier(Val least, Val middle) {
+  Type type = VectorType::get(least.lanes(), e.i32());
+  auto bits = [&](int64_t count) { return e.constant(type, count / 4); };
+  return select(least, bits(8), select(middle, bits(12), bits(16)));
+}
+
+Val FloatKernel::read(Val layers, SplitAttr split, Type element, function_ref<Val(int64_t)> layer) {
+  // A chain of planes: each is fetched only if `layers` reaches into it, and stands for its midpoint otherwise.
+  int64_t resident = residentLayers(split);
+  std::function<Val(int64_t)> from = [&](int64_t plane) -> Val {
+    int64_t first = split.getFirstLayer(plane);
+    Val bits;
+    for (int64_t l = first; l < split.getFirstLayer(plane + 1); ++l) {
+      Val nibble = layer(l) << (16 - 4 * (l + 1));
+      bits = bits.e ? bits | nibble : nibble;
+    }
+    int64_t next = split.getFirstLayer(plane + 1);
+    if (next == kLayers)
+      return bits;
+    Val middle = e.constant(bits.type(), 1 << (15 - 4 * next));
+    if (next >= resident)
+      return bits | middle;
+    return bits | e.choose(layers > next, [&]() -> Vals { return {from(plane + 1)}; }, [&]() -> Vals { return {middle}; })[0];
+  };
+  Val bits = from(0);
+  if (element.isBF16())
+    return bitcast(bits << 16, e.f32());
+  return convert(bitcast(convert(bits, e.i16()), e.types.getF16Type()), e.f32());
+}
+
+//===----------------------------------------------------------------------===//
+// Scores
+//===----------------------------------------------------------------------===//
+
+void FloatKernel::planKeys() {
+  int64_t dim = shape.keyDim;
+  if (exact) {
+    e.store(e.constant(VectorType::get(dim, e.i32()), residentLayers(shape.keySplit)), keyLayers, index(0));
+  } else {
+    Val largest = exponentOf(e.load(key.channelMax, index(0), dim));
+    Val none = e.constant(largest.type(), 0);
+    Buffer queries = e.buffer(e.field(arguments, int64_t(Slot::Query) * kSlotBytes, e.pointer()), shape.query);
+    Val layers = e.loop(index(0), index(shape.heads), 1, {none}, [&](Val h, Vals layers) -> Vals {
+      // The rule compares exponents of q itself; the scale shifts all of a row's by as much.
+      Val reach = exponentOf(convert(e.load(queries, (row * shape.heads + h) * dim, dim), e.f32())) + largest;
+      Val lag = e.splat(reduceMax(reach), dim) - reach;
+      return {max(layers[0], wholePlanes(tier(lag >= 8, lag >= 4), shape.keySplit))};
+    })[0];
+    e.store(layers, keyLayers, index(0));
+  }
+  Val layers = reduceAdd(e.load(keyLayers, index(0), dim));
+  e.store(convert(layers, e.i64()) * convert(fullTokens * 4, e.i64()), keyTally, index(0));
+}
+
+void FloatKernel::scores() {
+  e.when(key.open > 0, [&] {
+    forHeads([&](Val h) { e.store(e.constant(VectorType::get(kBlock, e.f32()), -INFINITY), s, h * padded + fullTokens); });
+    scoreDense(key.openTokens, index(0), fullTokens, key.open);
+  });
+  planKeys();
+  e.loop(index(0), key.blocks, 1, [&](Val block) { scoreBlock(block); });
+}
+
+void FloatKernel::scoreBlock(Val block) {
+  int64_t dim = shape.keyDim;
+  SmallVector<int64_t> inOrder;
+  for (int64_t token = 0; token < kBlock; ++token)
+    inOrder.push_back(token);
+  forHeadGroups(/*vectorsPerHead=*/kBlock / lanes, [&](int64_t head, int64_t heads) {
+    Vals sums(heads, e.constant(VectorType::get(kBlock, e.f32()), 0));
+    sums = e.loop(index(0), index(dim), 1, sums, [&](Val c, Vals sums) {
+      Val k = read(e.load(keyLayers, c), shape.keySplit, shape.key, [&](int64_t layer) {
+        LayerPlace place = placeOf(shape.keySplit, layer);
+        Buffer bytes = e.buffer(key.layer[layer], e.i8());
+        Val packed = zext(e.load(bytes, ((block * dim + c) * place.planeLayers + place.index) * kTileTokens, kTileTokens), e.i32());
+        return permute(packed & 15, shrLogical(packed, e.constant(packed.type(), 4)), inOrder);
+      });
+      for (int64_t h = 0; h < heads; ++h)
+        sums[h] = sums[h] + e.splat(e.load(w, index((head + h) * dim) + c), kBlock) * k;
+      return sums;
+    });
+    for (int64_t h = 0; h < heads; ++h)
+      e.store(sums[h], s, index(head + h) * padded + block * kBlock);
+  });
+  e.when(key.escapes > 0, [&] { addKeyEscapes(key, block); });
+}
+
+//===----------------------------------------------------------------------===//
+// Values
+//===----------------------------------------------------------------------===//
+
+Val FloatKernel::readRow(Val token, Val layers) {
+  int64_t half = shape.valueDim / 2;
+  SmallVector<int64_t> inOrder;
+  for (int64_t channel = 0; channel < shape.valueDim; ++channel)
+    inOrder.push_back(channel);
+  return read(layers, shape.valueSplit, shape.value, [&](int64_t layer) {
+    LayerPlace place = placeOf(shape.valueSplit, layer);
+    Buffer bytes = e.buffer(value.layer[layer], e.i8());
+    Val packed = zext(e.load(bytes, (token * place.planeLayers + place.index) * half, half), e.i32());
+    return permute(packed & 15, shrLogical(packed, e.constant(packed.type(), 4)), inOrder);
+  });
+}
+
+void FloatKernel::planValues() {
+  int64_t dim = shape.valueDim;
+  Val none = e.constant(VectorType::get(kBlock, e.i32()), 0);
+  if (exact) {
+    Val all = e.constant(none.type(), residentLayers(shape.valueSplit));
+    e.loop(index(0), fullTokens, kBlock, [&](Val t) { e.store(all, valueLayers, t); });
+    return;
+  }
+  e.loop(index(0), fullTokens, kBlock, [&](Val t) { e.store(none, valueLayers, t); });
+  Val largest = exponentOf(e.load(value.channelMax, index(0), dim));
+  forHeads([&](Val h) {
+    // The loudest rows, one after another: the loudest of each block is remembered, so that only one block is searched again.
+    Val inverse = f32(1) / e.load(rowSum, h);
+    e.loop(index(0), padded, kBlock, [&](Val t) {
+      Val weights = e.load(p, h * padded + t, kBlock) * e.splat(inverse, kBlock);
+      e.store(weights, probeWeights, t);
+      e.store(reduceMax(weights), blockTop, t / kBlock);
+    });
+    e.store(e.constant(VectorType::get(dim, e.f32()), 0), probe, index(0));
+    e.loop(index(0), min(tokens, index(kProbed)), 1, [&](Val) {
+      Vals best = e.loop(index(0), padded / kBlock, 1, {f32(-1), index(0)}, [&](Val block, Vals best) -> Vals {
+        Val top = e.load(blockTop, block), better = top > best[0];
+        return {select(better, top, best[0]), select(better, block, best[1])};
+      });
+      Val start = best[1] * kBlock;
+      Val weights = e.load(probeWeights, start, kBlock);
+      Val hits = maskBits(weights == e.splat(best[0], kBlock));
+      e.when(hits != 0, [&] {
+        Val bit = convert(e.wrap(math::CountTrailingZerosOp::create(e.b, hits.value)), e.types.getIndexType());
+        Val t = start + bit;
+        e.store(f32(-1), probeWeights, t);
+        e.store(reduceMax(e.load(probeWeights, start, kBlock)), blockTop, best[1]);
+        Val row = e.choose(t < fullTokens, [&]() -> Vals { return {readRow(t, e.constant(e.i32(), residentLayers(shape.valueSplit)))}; },
+                           [&]() -> Vals { return {convert(e.load(value.openTokens, (t - fullTokens) * dim, dim), e.f32())}; })[0];
+        e.store(e.load(probe, index(0), dim) + e.splat(best[0], dim) * abs(row), probe, index(0));
+      });
+    });
+    Val margin = -reduceMax(largest - exponentOf(e.load(probe, index(0), dim))); // the channel where most shows
+    // A row lies margin - log2(p) powers of two below: compare p with powers of two instead of taking logarithms.
+    auto power = [&](int64_t below) { return e.splat(bitcast((margin + (127 - below)) << 23, e.f32()), kBlock); };
+    Val most = power(2), full = power(1);
+    e.loop(index(0), fullTokens, kBlock, [&](Val t) {
+      Val weights = max(e.load(p, h * padded + t, kBlock) * e.splat(inverse, kBlock), std::ldexp(1.0, -24));
+      Val layers = wholePlanes(tier(weights <= most, weights <= full), shape.valueSplit);
+      e.store(max(e.load(valueLayers, t, kBlock), layers), valueLayers, t);
+    });
+  });
+}
+
+void FloatKernel::values() {
+  planValues();
+  Val layers = e.loop(index(0), fullTokens, kBlock, {e.constant(e.i64(), 0)}, [&](Val t, Vals sum) -> Vals {
+    return {sum[0] + convert(reduceAdd(e.load(valueLayers, t, kBlock)), e.i64())};
+  })[0];
+  e.store(layers * (4 * shape.valueDim), valueTally, index(0));
+
+  int64_t dim = shape.valueDim;
+  e.loop(index(0), fullTokens, kBlock, [&](Val tile) { // a tile stays cached while each group of query rows passes over it
+    forHeadGroups(/*vectorsPerHead=*/dim / lanes, [&](int64_t head, int64_t heads) {
+      Vals sums;
+      for (int64_t h = 0; h < heads; ++h)
+        sums.push_back(e.load(out, index((head + h) * dim), dim));
+      sums = e.loop(tile, tile + kBlock, 1, sums, [&](Val t, Vals sums) {
+        Val row = readRow(t, e.load(valueLayers, t));
+        for (int64_t h = 0; h < heads; ++h)
+          sums[h] = sums[h] + e.splat(e.load(p, index(head + h) * padded + t), dim) * row;
+        return sums;
+      });
+      for (int64_t h = 0; h < heads; ++h)
+        e.store(sums[h], out, index((head + h) * dim));
+    });
+  });
+  e.when(value.escapes > 0, [&] { addValueEscapes(value); });
+  addDenseValues(value.openTokens, index(0), fullTokens, value.open);
+}
+
+} // namespace
+
+std::unique_ptr<RowKernel> aligned::makeFloatKernel(Emitter &e, const KernelShape &shape) { return std::make_unique<FloatKernel>(e, shape); }

@@ -1,0 +1,306 @@
+// The stages that every storage format shares; see the header.
+#include "RowKernel.h"
+
+#include "aligned/Runtime/Kernel.h"
+
+#include "mlir/Dialect/Func/IR/FuncOps.h"
+#include "llvm/ADT/StringSwitch.h"
+
+#include <cstddef>
+
+using namespace mlir;
+using namespace aligned;
+
+std::optional<Isa> aligned::parseIsa(StringRef name) {
+  return llvm::StringSwitch<std::optional<Isa>>(name)
+      .Case("portable", Isa::Portable)
+      .Case("avx2", Isa::AVX2)
+      .Case("avx512", Isa::AVX512)
+      .Default(std::nullopt);
+}
+
+LayerPlace aligned::placeOf(SplitAttr split, int64_t layer) {
+  int64_t plane = 0;
+  while (split.getFirstLayer(plane + 1) <= layer)
+    ++plane;
+  return {split.getWidths()[plane] / 4, layer - split.getFirstLayer(plane)};
+}
+
+//===----------------------------------------------------------------------===//
+// The row
+//===----------------------------------------------------------------------===//
+
+void RowKernel::emit(Val argumentsPointer, Val rowIndex) {
+  arguments = argumentsPointer;
+  row = rowIndex;
+  tokens = tokenCount();
+  padded = (tokens + (kBlock - 1)) / kBlock * kBlock;
+  Val heads = index(shape.heads);
+  scratch(w, e.f32(), heads * shape.keyDim);
+  scratch(s, e.f32(), heads * padded);
+  scratch(p, e.f32(), heads * padded);
+  scratch(rowMax, e.f32(), heads);
+  scratch(rowSum, e.f32(), heads);
+  scratch(out, e.f32(), heads * shape.valueDim);
+  allocate();
+  resolveScratch();
+
+  loadQueries();
+  scores();
+  softmax();
+  forHeads([&](Val h) { e.store(e.constant(VectorType::get(shape.valueDim, e.f32()), 0), out, h * shape.valueDim); });
+  values();
+  storeState();
+
+  auto [keyBits, valueBits] = bitsRead();
+  auto tally = [&](Val bits) { return convert(bits, e.i64()).value; };
+  func::CallOp::create(e.b, "aligned_rt_tally", TypeRange(),
+                       ValueRange{e.constant(e.i32(), shape.site).value, tally(keyBits), tally(tokens * shape.keyDim), tally(valueBits),
+                                  tally(tokens * shape.valueDim)});
+}
+
+void RowKernel::resolveScratch() {
+  // Every buffer starts on a cache line, with room for one vector past its end.
+  Val bytes = index(0);
+  Vals offsets;
+  for (const Request &request : requests) {
+    offsets.push_back(bytes);
+    Val size = request.count * (request.element.getIntOrFloatBitWidth() / 8);
+    bytes = bytes + (size + 127) / 64 * 64;
+  }
+  Val base = e.wrap(func::CallOp::create(e.b, "aligned_rt_scratch", TypeRange(e.pointer()), ValueRange{convert(bytes, e.i64()).value}).getResult(0));
+  for (auto [request, offset] : llvm::zip(requests, offsets))
+    *request.buffer = e.buffer(e.advance(base, offset), request.element);
+}
+
+void RowKernel::loadQueries() {
+  Buffer query = e.buffer(e.field(arguments, int64_t(Slot::Query) * kSlotBytes, e.pointer()), shape.query);
+  Val scale = e.splat(e.field(arguments, int64_t(Slot::Scale) * kSlotBytes, e.f32()), shape.keyDim);
+  Val first = row * (shape.heads * shape.keyDim);
+  forHeads([&](Val h) {
+    Val offset = h * shape.keyDim;
+    e.store(convert(e.load(query, first + offset, shape.keyDim), e.f32()) * scale, w, offset);
+  });
+}
+
+void RowKernel::softmax() {
+  constexpr double kLowest = -3.4028234663852886e38;
+  Type vector = VectorType::get(kBlock, e.f32());
+  forHeads([&](Val h) {
+    Val base = h * padded;
+    Val top = e.loop(index(0), padded, kBlock, {e.constant(vector, -INFINITY)}, [&](Val t, Vals m) -> Vals {
+      return {max(m[0], e.load(s, base + t, kBlock))};
+    })[0];
+    Val m = reduceMax(top);
+    // A row of -inf must not turn into -inf - -inf.
+    Val shift = e.splat(max(m, kLowest), kBlock);
+    Val sums = e.loop(index(0), padded, kBlock, {e.constant(vector, 0)}, [&](Val t, Vals sum) -> Vals {
+      Val weight = exp(e.load(s, base + t, kBlock) - shift);
+      e.store(weight, p, base + t);
+      return {sum[0] + weight};
+    })[0];
+    Val sum = reduceAdd(sums);
+    if (!shape.maskedZero) // softmax of nothing but -inf is 0 / 0
+      sum = select(m == -INFINITY, select(tokens > 0, f32(NAN), f32(0)), sum);
+    e.store(m, rowMax, h);
+    e.store(sum, rowSum, h);
+  });
+}
+
+void RowKernel::storeState() {
+  auto result = [&](Slot slot) { return e.buffer(e.field(arguments, int64_t(slot) * kSlotBytes, e.pointer()), e.f32()); };
+  Buffer acc = result(Slot::Acc), maxima = result(Slot::Max), sums = result(Slot::Sum);
+  Val first = row * shape.heads;
+  forHeads([&](Val h) {
+    // A row without weight has the identity as its state, whatever its scales were.
+    Val sum = e.load(out, h * shape.valueDim, shape.valueDim), zero = e.constant(sum.type(), 0);
+    e.store(select(e.load(rowSum, h) == 0, zero, sum), acc, (first + h) * shape.valueDim);
+    e.store(e.load(rowMax, h), maxima, first + h);
+    e.store(e.load(rowSum, h), sums, first + h);
+  });
+}
+
+//===----------------------------------------------------------------------===//
+// Dense tokens
+//===----------------------------------------------------------------------===//
+
+/// The sum of a row's slices of `lanes`: what is left to add horizontally.
+static Val foldLanes(Val a, int64_t lanes) {
+  Val sum = slice(a, 0, lanes);
+  for (int64_t first = lanes; first < a.lanes(); first += lanes)
+    sum = sum + slice(a, first, lanes);
+  return sum;
+}
+
+void RowKernel::scoreDense(Buffer keys, Val offset, Val first, Val count) {
+  int64_t dim = shape.keyDim;
+  auto key = [&](Val t) { return convert(e.load(keys, offset + t * dim, dim), e.f32()); };
+  Val whole = count / lanes * lanes;
+  e.loop(index(0), whole, lanes, [&](Val t) {
+    forHeadGroups(/*vectorsPerHead=*/dim / lanes + 4, [&](int64_t head, int64_t heads) {
+      Vals weights;
+      for (int64_t h = 0; h < heads; ++h)
+        weights.push_back(e.load(w, index((head + h) * dim), dim));
+      Vals sums = transposeAdd(lanes, [&](int64_t lane) {
+        Val k = key(t + lane);
+        Vals products;
+        for (Val weight : weights)
+          products.push_back(foldLanes(weight * k, lanes));
+        return products;
+      });
+      for (int64_t h = 0; h < heads; ++h)
+        e.store(sums[h], s, index(head + h) * padded + first + t);
+    });
+  });
+  e.loop(whole, count, 1, [&](Val t) {
+    Val k = key(t);
+    forHeads([&](Val h) { e.store(reduceAdd(e.load(w, h * dim, dim) * k), s, h * padded + first + t); });
+  });
+}
+
+void RowKernel::addDenseValues(Buffer values, Val offset, Val first, Val count) {
+  // A tile of tokens stays in the nearest cache while each group of query rows passes over it.
+  int64_t dim = shape.valueDim;
+  e.loop(index(0), count, kBlock, [&](Val tile) {
+    Val end = min(tile + kBlock, count);
+    forHeadGroups(/*vectorsPerHead=*/dim / lanes, [&](int64_t head, int64_t heads) {
+      Vals sums;
+      for (int64_t h = 0; h < heads; ++h)
+        sums.push_back(e.load(out, index((head + h) * dim), dim));
+      sums = e.loop(tile, end, 1, sums, [&](Val t, Vals acc) {
+        Val v = convert(e.load(values, offset + t * dim, dim), e.f32());
+        for (int64_t h = 0; h < heads; ++h)
+          acc[h] = acc[h] + e.splat(e.load(p, index(head + h) * padded + first + t), dim) * v;
+        return acc;
+      });
+      for (int64_t h = 0; h < heads; ++h)
+        e.store(sums[h], out, index((head + h) * dim));
+    });
+  });
+}
+
+//===----------------------------------------------------------------------===//
+// Split caches
+//===----------------------------------------------------------------------===//
+
+CacheRow RowKernel::cacheRow(Slot slot, SplitAttr split, int64_t headDim, Type element) {
+  Type indexType = e.types.getIndexType();
+  Val cache = e.field(arguments, int64_t(slot) * kSlotBytes, e.pointer());
+  auto pointer = [&](int64_t offset) { return e.field(cache, offset, e.pointer()); };
+  CacheRow view;
+  view.tokens = e.field(cache, offsetof(aligned_cache, tokens), indexType);
+  view.blocks = view.tokens / kBlock;
+  view.open = view.tokens % kBlock;
+  Val capacity = e.field(cache, offsetof(aligned_cache, capacity), indexType);
+  ArrayRef<int64_t> widths = split.getWidths();
+  for (int64_t plane = 0; plane < split.getResident(); ++plane) {
+    Val base = pointer(offsetof(aligned_cache, plane) + plane * sizeof(void *));
+    Val start = e.advance(base, row * capacity * (headDim * widths[plane] / 8));
+    for (int64_t layer = 0; layer < widths[plane] / 4; ++layer)
+      view.layer[split.getFirstLayer(plane) + layer] = start;
+  }
+  if (split.getKind() == FormatKind::Fixed) {
+    Val stride = split.getRole() == CacheRole::Key ? capacity / kBlock * headDim : capacity;
+    view.exponent = e.buffer(e.advance(pointer(offsetof(aligned_cache, exponent)), row * stride), e.i8());
+  }
+  view.channelMax = e.buffer(e.advance(pointer(offsetof(aligned_cache, channel_max)), row * (headDim * 4)), e.f32());
+  view.openTokens = e.buffer(e.advance(pointer(offsetof(aligned_cache, open)), row * (kBlock * headDim * element.getIntOrFloatBitWidth() / 8)), element);
+  view.escape = pointer(offsetof(aligned_cache, escape));
+  view.escapes = e.field(cache, offsetof(aligned_cache, escapes), indexType);
+  return view;
+}
+
+Val RowKernel::dither(Val first, int64_t count) {
+  Val t = e.splat(convert(first, e.i32()), count) + e.iota(e.i32(), count);
+  return convert(((t * 2531) & 4095) - 2048, e.f32());
+}
+
+Val RowKernel::wholePlanes(Val layers, SplitAttr split) {
+  Val rounded = e.constant(layers.type(), 0);
+  for (int64_t plane = 0; plane < split.getResident(); ++plane) {
+    Val needed = layers > split.getFirstLayer(plane);
+    rounded = select(needed, e.constant(layers.type(), split.getFirstLayer(plane + 1)), rounded);
+  }
+  return rounded;
+}
+
+/// Runs `body` for each escape of this row with its token, channel and value.
+static void forEscapes(Emitter &e, Val row, const CacheRow &cache, function_ref<void(Val, Val, Val)> body) {
+  Type indexType = e.types.getIndexType();
+  e.loop(e.index(0), cache.escapes, 1, [&](Val i) {
+    Val entry = e.advance(cache.escape, i * sizeof(aligned_escape));
+    e.when(e.field(entry, offsetof(aligned_escape, row), indexType) == row, [&] {
+      body(e.field(entry, offsetof(aligned_escape, token), indexType), convert(e.field(entry, offsetof(aligned_escape, channel), e.i32()), indexType),
+           e.field(entry, offsetof(aligned_escape, value), e.f32()));
+    });
+  });
+}
+
+void RowKernel::addKeyEscapes(const CacheRow &cache, Val block) {
+  forEscapes(e, row, cache, [&](Val t, Val channel, Val value) {
+    e.when(t / kBlock == block, [&] {
+      forHeads([&](Val h) {
+        Val at = h * padded + t;
+        e.store(e.load(s, at) + e.load(w, h * shape.keyDim + channel) * value, s, at);
+      });
+    });
+  });
+}
+
+void RowKernel::addValueEscapes(const CacheRow &cache) {
+  forEscapes(e, row, cache, [&](Val t, Val channel, Val value) {
+    forHeads([&](Val h) {
+      Val at = h * shape.valueDim + channel;
+      e.store(e.load(out, at) + e.load(p, h * padded + t) * value, out, at);
+    });
+  });
+}
+
+//===----------------------------------------------------------------------===//
+// Query rows
+//===----------------------------------------------------------------------===//
+
+void RowKernel::forHeads(function_ref<void(Val)> body) { e.loop(index(0), index(shape.heads), 1, body); }
+
+void RowKernel::forHeadGroups(int64_t vectorsPerHead, function_ref<void(int64_t, int64_t)> body) {
+  int64_t registers = shape.isa == Isa::AVX512 ? 24 : 12;
+  int64_t group = std::max<int64_t>(1, registers / vectorsPerHead);
+  for (int64_t first = 0; first < shape.heads; first += group)
+    body(first, std::min(group, shape.heads - first));
+}
+
+//===----------------------------------------------------------------------===//
+// Dense caches
+//===----------------------------------------------------------------------===//
+
+namespace {
+/// K and V as the front end wrote them: [tokens, head_dim] per row.
+class DenseKernel : public RowKernel {
+public:
+  using RowKernel::RowKernel;
+
+private:
+  Val tokenCount() override { return e.field(arguments, int64_t(Slot::Tokens) * kSlotBytes, e.types.getIndexType()); }
+
+  Buffer rowOf(Slot slot, int64_t dim, Type element) {
+    Val base = e.field(arguments, int64_t(slot) * kSlotBytes, e.pointer());
+    return e.buffer(e.advance(base, row * tokens * (dim * element.getIntOrFloatBitWidth() / 8)), element);
+  }
+
+  void scores() override {
+    // The last block's tail first, then every real token.
+    e.when(tokens > 0, [&] {
+      forHeads([&](Val h) { e.store(e.constant(VectorType::get(kBlock, e.f32()), -INFINITY), s, h * padded + padded - kBlock); });
+    });
+    scoreDense(rowOf(Slot::Key, shape.keyDim, shape.key), index(0), index(0), tokens);
+  }
+
+  void values() override { addDenseValues(rowOf(Slot::Value, shape.valueDim, shape.value), index(0), index(0), tokens); }
+
+  std::pair<Val, Val> bitsRead() override {
+    return {tokens * (shape.keyDim * shape.key.getIntOrFloatBitWidth()), tokens * (shape.valueDim * shape.value.getIntOrFloatBitWidth())};
+  }
+};
+} // namespace
+
+std::unique_ptr<RowKernel> aligned::makeDenseKernel(Emitter &e, const KernelShape &shape) { return std::make_unique<DenseKernel>(e, shape); }

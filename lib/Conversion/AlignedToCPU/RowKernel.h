@@ -1,0 +1,131 @@
+// One kv head of decode attention on the CPU: what every storage format shares.
+//
+// A kernel works on one row, a kv head of one batch entry with the query rows that share it (P3), in stages:
+//
+//   queries  w[h, c] = scale * q[h, c] as f32
+//   scores   s[h, t], from planes or dense tokens; -inf past the last token
+//   softmax  p[h, t] = e^(s - max), max[h], sum[h]
+//   values   out[h, c] = sum_t p[h, t] v[t, c], from planes or dense tokens
+//
+// Formats differ in how scores and values are read. Tokens of the open block are dense in every format, so the dense readers live here.
+#ifndef ALIGNED_LIB_CONVERSION_ALIGNEDTOCPU_ROWKERNEL_H
+#define ALIGNED_LIB_CONVERSION_ALIGNEDTOCPU_ROWKERNEL_H
+
+#include "aligned/Conversion/Common/Emitter.h"
+#include "aligned/Dialect/Aligned/IR/Aligned.h"
+
+namespace aligned {
+
+/// Instruction sets that code is generated for: vector width and 4-way integer dot product.
+enum class Isa { Portable, AVX2, AVX512 };
+std::optional<Isa> parseIsa(llvm::StringRef name);
+
+/// Nibble layers of a 16-bit value, and those of a cache's resident planes.
+constexpr int64_t kLayers = 4;
+inline int64_t residentLayers(SplitAttr split) { return split.getFirstLayer(split.getResident()); }
+/// Where a nibble layer lies: layers of its plane, and which of them it is.
+struct LayerPlace {
+  int64_t planeLayers, index;
+};
+LayerPlace placeOf(SplitAttr split, int64_t layer);
+
+/// What a kernel is specialised for.
+struct KernelShape {
+  int64_t heads;              ///< query rows that share the kv head
+  int64_t keyDim, valueDim;
+  mlir::Type query;           ///< element types
+  mlir::Type key, value;
+  SplitAttr keySplit, valueSplit; ///< null: dense
+  PolicyAttr policy;
+  bool maskedZero;
+  int32_t site;
+  Isa isa;
+};
+
+/// The arguments of a kernel, laid out in memory by the caller, one 8-byte slot each.
+enum class Slot { Query, Key, Value, Acc, Max, Sum, Scale, Tokens };
+constexpr int64_t kSlots = 8, kSlotBytes = 8;
+
+/// A split cache as one row of it sees it: the fields of `aligned_cache`.
+struct CacheRow {
+  Val tokens, blocks, open;            ///< all tokens, full blocks, tokens of the open block
+  Val layer[4];                        ///< address of the row's first byte of each nibble layer's plane, null past the resident ones
+  Buffer exponent, channelMax, openTokens; ///< of this row
+  Val escape, escapes;                 ///< the cache's list and its length
+};
+
+class RowKernel {
+public:
+  RowKernel(Emitter &e, const KernelShape &shape) : e(e), shape(shape), lanes(shape.isa == Isa::AVX512 ? 16 : 8) {}
+  virtual ~RowKernel() = default;
+
+  /// Emits the whole row. `arguments` points to the slots.
+  void emit(Val arguments, Val row);
+
+protected:
+  /// Tokens in this row.
+  virtual Val tokenCount() = 0;
+  /// Asks for scratch of the format's own.
+  virtual void allocate() {}
+  /// Fills s[h, 0 .. tokens).
+  virtual void scores() = 0;
+  /// Adds to out[h, :]; may first refine scores and call softmax() again.
+  virtual void values() = 0;
+  /// Bits of K and V read.
+  virtual std::pair<Val, Val> bitsRead() = 0;
+
+  //===-- shared stages --------------------------------------------------===//
+
+  void softmax();
+  /// s[h, first .. first + count) = w . k for dense tokens that start at `offset` of `keys`.
+  void scoreDense(Buffer keys, Val offset, Val first, Val count);
+  /// out[h, :] += p[h, first ..] * v for dense tokens.
+  void addDenseValues(Buffer values, Val offset, Val first, Val count);
+  /// s[h, t] += w[h, c] * x, or out[h, c] += p[h, t] * x, for values that are not finite (S7). `block` limits keys to one block.
+  void addKeyEscapes(const CacheRow &cache, Val block);
+  void addValueEscapes(const CacheRow &cache);
+
+  CacheRow cacheRow(Slot slot, SplitAttr split, int64_t headDim, mlir::Type element);
+  /// dither(t) of `lanes` tokens from `first` on, as f32 (S1).
+  Val dither(Val first, int64_t lanes);
+
+  /// Layers are fetched by whole planes, and only resident ones.
+  Val wholePlanes(Val layers, SplitAttr split);
+
+  /// Query rows in groups whose accumulators of `vectorsPerHead` registers fit the register file.
+  void forHeadGroups(int64_t vectorsPerHead, llvm::function_ref<void(int64_t first, int64_t count)> body);
+  void forHeads(llvm::function_ref<void(Val head)> body);
+
+  Val index(int64_t n) { return e.index(n); }
+  Val f32(double x) { return e.constant(e.f32(), x); }
+  /// Reserves scratch memory; `buffer` is filled in once all requests are known.
+  void scratch(Buffer &buffer, mlir::Type element, Val count) { requests.push_back({&buffer, element, count}); }
+
+  Emitter &e;
+  const KernelShape &shape;
+  const int64_t lanes; ///< of a 32-bit vector register
+
+  Val arguments, row, tokens, padded; ///< padded: tokens rounded up to whole blocks, the stride of s and p
+  Buffer w, s, p, rowMax, rowSum, out;
+
+private:
+  void resolveScratch();
+  void loadQueries();
+  void storeState();
+
+  struct Request {
+    Buffer *buffer;
+    mlir::Type element;
+    Val count;
+  };
+  llvm::SmallVector<Request> requests;
+};
+
+/// The kernels, by the storage that they read.
+std::unique_ptr<RowKernel> makeDenseKernel(Emitter &e, const KernelShape &shape);
+std::unique_ptr<RowKernel> makeFixedKernel(Emitter &e, const KernelShape &shape);
+std::unique_ptr<RowKernel> makeFloatKernel(Emitter &e, const KernelShape &shape);
+
+} // namespace aligned
+
+#endif // ALIGNED_LIB_CONVERSION_ALIGNEDTOCPU_ROWKERNEL_H
