@@ -1,1 +1,708 @@
-// to be written
+// Split-precision storage. Every layout of Cache.h is one rule with two numbers: the 64 x head_dim values of a block are put in
+// *plane order*, where runs of `unit` adjacent channels lie together and tokens follow one another within a run; that sequence is cut into
+// groups of `group` values; a group's first half fills the low nibbles and its second half the high nibbles of group / 2 bytes, once per
+// nibble layer, and the layers of a group within a plane are neighbours.
+//
+//                unit       group           bytes of a layer
+//   key, fixed   4          4 x 64          128
+//   key, float   1          64              32
+//   value        head_dim   head_dim        head_dim / 2
+//
+// A block passes through four loops that the compiler vectorises, each over memory that stays in the first-level cache: load (non-finite values out,
+// maxima), encode (to 16-bit integers), order, pack (nibbles). Only the last writes to the planes.
+//
+// Nothing that a reader can see changes before an append can no longer fail: blocks are written behind the visible ones, the rest when all is done.
+
+#include "aligned/Runtime/Cache.h"
+#include "aligned/Runtime/Error.h"
+
+#include <algorithm>
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <new>
+#include <string>
+#include <type_traits>
+
+namespace {
+
+//===----------------------------------------------------------------------===//
+// Errors and memory
+//===----------------------------------------------------------------------===//
+
+thread_local std::string lastError;
+
+__attribute__((format(printf, 1, 2))) int fail(const char *format, ...) {
+  char message[256];
+  va_list arguments;
+  va_start(arguments, format);
+  std::vsnprintf(message, sizeof message, format, arguments);
+  va_end(arguments);
+  aligned_set_last_error(message);
+  return -1;
+}
+
+struct Free {
+  void operator()(void *memory) const { std::free(memory); }
+};
+using Buffer = std::unique_ptr<void, Free>;
+
+constexpr int64_t tooLarge = -1;
+
+/// The product of sizes, or `tooLarge`, which it absorbs.
+template <typename... Sizes> int64_t product(int64_t first, Sizes... rest) {
+  for (int64_t size : {int64_t(rest)...})
+    if (first < 0 || size < 0 || __builtin_mul_overflow(first, size, &first))
+      return tooLarge;
+  return first;
+}
+
+/// Replaces `buffer` by `bytes` bytes, 64-byte aligned; no bytes are a null pointer. Leaves it alone and returns false if there is no memory.
+bool allocate(Buffer &buffer, int64_t bytes) {
+  constexpr int64_t alignment = 64;
+  if (bytes < 0 || bytes > std::numeric_limits<int64_t>::max() - alignment) {
+    fail("expected a cache that fits in memory, got sizes that overflow");
+    return false;
+  }
+  void *memory = nullptr;
+  if (bytes && !(memory = std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment))) {
+    fail("out of memory: expected %lld more bytes", static_cast<long long>(bytes));
+    return false;
+  }
+  buffer.reset(memory);
+  return true;
+}
+
+//===----------------------------------------------------------------------===//
+// Numbers
+//===----------------------------------------------------------------------===//
+
+// Conversions are bit arithmetic and selects only: they vectorise on any machine, and a process that flushes subnormals to zero gets the same bits.
+
+template <typename To, typename From> To bitCast(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+/// `magnitude`: all bits but the sign. `infinity`: the least magnitude that is not finite.
+struct Half {
+  using Bits = uint16_t;
+  static constexpr Bits magnitude = 0x7fff, infinity = 0x7c00;
+  static constexpr float largest = 65504.0f;
+
+  static float toFloat(Bits bits) {
+    uint32_t shifted = uint32_t(bits & magnitude) << 13;
+    float normal = bitCast<float>(shifted + ((bits & magnitude) < infinity ? 112u << 23 : 224u << 23));
+    float subnormal = bitCast<float>(shifted + (113u << 23)) - 0x1p-14f;
+    uint32_t absolute = bitCast<uint32_t>((bits & magnitude) < 0x400 ? subnormal : normal);
+    return bitCast<float>(absolute | uint32_t(bits & 0x8000) << 16);
+  }
+
+  /// To nearest even. NaNs are not expected.
+  static Bits fromFloat(float value) {
+    uint32_t bits = bitCast<uint32_t>(value), absolute = bits & 0x7fffffff;
+    uint32_t normal = ((absolute + 0xfff + (absolute >> 13 & 1)) >> 13) - (112u << 10);
+    uint32_t subnormal = bitCast<uint32_t>(bitCast<float>(absolute) + 0.5f) - bitCast<uint32_t>(0.5f); // the sum's unit is 2^-24
+    uint32_t finite = absolute < 0x38800000 ? subnormal : normal;
+    return Bits((absolute < 0x477ff000 ? finite : infinity) | (bits >> 16 & 0x8000));
+  }
+};
+
+struct BFloat {
+  using Bits = uint16_t;
+  static constexpr Bits magnitude = 0x7fff, infinity = 0x7f80;
+  static constexpr float largest = 0x1.fep127f;
+  static float toFloat(Bits bits) { return bitCast<float>(uint32_t(bits) << 16); }
+  static Bits fromFloat(float value) {
+    uint32_t bits = bitCast<uint32_t>(value);
+    return Bits((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+  }
+};
+
+struct Single {
+  using Bits = uint32_t;
+  static constexpr Bits magnitude = 0x7fffffff, infinity = 0x7f800000;
+  static constexpr float largest = std::numeric_limits<float>::max();
+  static float toFloat(Bits bits) { return bitCast<float>(bits); }
+  static Bits fromFloat(float value) { return bitCast<Bits>(value); }
+};
+
+constexpr Single::Bits halfOverflow = 0x477ff000; // 65520, the least float that rounds to an infinite half
+
+/// Calls `body` with the type that describes `element`.
+template <typename Body> auto withElement(int32_t element, Body body) {
+  switch (element) {
+  case ALIGNED_ELEMENT_F16:
+    return body(Half());
+  case ALIGNED_ELEMENT_BF16:
+    return body(BFloat());
+  default:
+    return body(Single());
+  }
+}
+
+int64_t elementBytes(int32_t element) { return element == ALIGNED_ELEMENT_F32 ? 4 : 2; }
+
+int32_t dither(int64_t token) { return int32_t(token % 4096) * 2531 % 4096 - 2048; }
+
+/// The stored exponent (E + 112) of values whose largest magnitude is `largest`. All values of a block may be zero, hence a least one.
+uint8_t exponentOf(float largest) { return uint8_t((bitCast<uint32_t>(std::max(largest, 0x1p-100f)) >> 23) - 14); }
+
+/// 2^15 / scale = 15 * 2^(11 - E).
+float unitsPerOne(uint8_t exponent) { return 15 * bitCast<float>(uint32_t(250 - exponent) << 23); }
+
+/// scale = 2^E * 16/15.
+double scaleOf(uint8_t exponent) { return bitCast<double>(uint64_t(exponent - 112 + 1023) << 52) * 16 / 15; }
+
+/// rint(x * units) modulo 2^16, by adding a number whose last place is 1. The product of an 11-bit (f16) or 8-bit (bf16) significand by 15 is exact in float,
+/// that of a 24-bit one in double, so that this is the rounding of the exact quotient, ties to even.
+template <typename Element> uint16_t roundToUnits(float x, float units) {
+  if constexpr (std::is_same_v<Element, Single>)
+    return uint16_t(bitCast<uint64_t>(double(x) * double(units) + 0x1.8p52));
+  else
+    return uint16_t(bitCast<uint32_t>(x * units + 0x1.8p23f));
+}
+
+//===----------------------------------------------------------------------===//
+// Layout
+//===----------------------------------------------------------------------===//
+
+constexpr int64_t block = ALIGNED_BLOCK;
+constexpr int maxHeadDim = 256;
+constexpr int layers = 4; // nibbles of 16 bits
+
+bool isFixed(const aligned_cache &cache) { return cache.format.kind == ALIGNED_FORMAT_FIXED; }
+bool isKey(const aligned_cache &cache) { return cache.format.role == ALIGNED_ROLE_KEY; }
+
+int64_t unitOf(const aligned_cache &cache) { return !isKey(cache) ? cache.head_dim : isFixed(cache) ? 4 : 1; }
+int64_t groupOf(const aligned_cache &cache) { return isKey(cache) ? unitOf(cache) * block : cache.head_dim; }
+
+/// Bytes that one block of one row takes of plane `p`, and of the exponents.
+int64_t planeBlockBytes(const aligned_cache &cache, int p) { return block * cache.head_dim * cache.format.width[p] / 8; }
+int64_t exponentBlockBytes(const aligned_cache &cache) { return !isFixed(cache) ? 0 : isKey(cache) ? cache.head_dim : block; }
+
+/// What grows with the tokens.
+struct Planes {
+  Buffer plane[ALIGNED_MAX_PLANES], exponent;
+  int64_t capacity = 0;
+
+  bool allocate(const aligned_cache &cache, int64_t tokens) {
+    int64_t blocks = product(cache.rows, tokens / block);
+    for (int p = 0; p < cache.format.planes; ++p)
+      if (!::allocate(plane[p], product(blocks, planeBlockBytes(cache, p))))
+        return false;
+    capacity = tokens;
+    return ::allocate(exponent, product(blocks, exponentBlockBytes(cache)));
+  }
+
+  /// Copies the full blocks of a cache with another capacity.
+  void copyFrom(const aligned_cache &cache) {
+    auto copy = [&](void *to, const void *from, int64_t blockBytes) {
+      if (int64_t used = cache.tokens / block * blockBytes)
+        for (int64_t row = 0; row < cache.rows; ++row)
+          std::memcpy(static_cast<char *>(to) + row * (capacity / block) * blockBytes,
+                      static_cast<const char *>(from) + row * (cache.capacity / block) * blockBytes, used);
+    };
+    for (int p = 0; p < cache.format.planes; ++p)
+      copy(plane[p].get(), cache.plane[p], planeBlockBytes(cache, p));
+    copy(exponent.get(), cache.exponent, exponentBlockBytes(cache));
+  }
+};
+
+struct Escapes {
+  Buffer list;
+  int64_t count = 0, capacity = 0;
+
+  aligned_escape *begin() const { return static_cast<aligned_escape *>(list.get()); }
+  aligned_escape *end() const { return begin() + count; }
+
+  bool reserve(int64_t wanted) {
+    if (wanted <= capacity)
+      return true;
+    Buffer grown;
+    if (!::allocate(grown, product(wanted, sizeof(aligned_escape))))
+      return false;
+    std::copy(begin(), end(), static_cast<aligned_escape *>(grown.get()));
+    list = std::move(grown);
+    capacity = wanted;
+    return true;
+  }
+
+  bool push(const aligned_escape &escape) {
+    if (count == capacity && !reserve(std::max<int64_t>(16, 2 * capacity)))
+      return false;
+    begin()[count++] = escape;
+    return true;
+  }
+};
+
+/// Owns what the public fields point to.
+struct Cache : aligned_cache {
+  Planes planes;
+  Buffer maxima, openBlock, workspace;
+  Escapes escapeList;
+
+  Cache(const aligned_format &format, int64_t batch, int64_t kvHeads, int64_t headDim) : aligned_cache() {
+    this->format = format;
+    this->batch = batch;
+    this->kv_heads = kvHeads;
+    this->rows = batch * kvHeads;
+    this->head_dim = headDim;
+  }
+
+  bool allocate(int64_t tokens) {
+    int64_t values = product(rows, head_dim);
+    if (!planes.allocate(*this, tokens) || !::allocate(maxima, product(values, sizeof(float))) ||
+        !::allocate(openBlock, product(values, block, elementBytes(format.element))) ||
+        !::allocate(workspace, block * head_dim * (elementBytes(format.element) + 2 * sizeof(uint16_t))))
+      return false;
+    std::memset(maxima.get(), 0, values * sizeof(float));
+    publish();
+    return true;
+  }
+
+  void publish() {
+    for (int p = 0; p < ALIGNED_MAX_PLANES; ++p)
+      plane[p] = planes.plane[p].get();
+    exponent = static_cast<uint8_t *>(planes.exponent.get());
+    capacity = planes.capacity;
+    channel_max = static_cast<float *>(maxima.get());
+    open = openBlock.get();
+    escape = escapeList.begin();
+    escapes = escapeList.count;
+  }
+};
+
+//===----------------------------------------------------------------------===//
+// Split
+//===----------------------------------------------------------------------===//
+
+// The loops are part of whatever they are called from, and that is compiled for several machines.
+#define ALIGNED_LOOP [[gnu::always_inline]] inline
+
+#if defined(__x86_64__)
+template <typename Body> __attribute__((target("arch=x86-64-v4"), flatten)) auto onV4(Body body) { return body(); }
+template <typename Body> __attribute__((target("arch=x86-64-v3"), flatten)) auto onV3(Body body) { return body(); }
+#endif
+
+/// Calls `body`, a lambda of loops, in the version for this machine's vectors.
+template <typename Body> auto vectorized(Body body) {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("x86-64-v4"))
+    return onV4(body);
+  if (__builtin_cpu_supports("x86-64-v3"))
+    return onV3(body);
+#endif
+  return body();
+}
+
+/// One token of one row: `stride` elements from channel to channel.
+template <typename Bits> struct Token {
+  const Bits *data;
+  int64_t stride;
+  Bits operator[](int64_t channel) const { return data[channel * stride]; }
+};
+
+/// Copies a token to `loaded` with 0 for values of magnitude `limit` and more, raises the channels' `largest`, and says whether there were any such.
+template <typename Element, typename Bits = typename Element::Bits>
+ALIGNED_LOOP bool loadToken(Token<Bits> token, int64_t channels, Bits limit, Bits *__restrict loaded, Bits *__restrict largest) {
+  Bits worst = 0;
+  auto load = [&](int64_t c, Bits bits) {
+    Bits magnitude = bits & Element::magnitude, kept = magnitude < limit ? magnitude : 0;
+    worst = std::max(worst, magnitude);
+    largest[c] = std::max(largest[c], kept);
+    loaded[c] = magnitude < limit ? bits : 0;
+  };
+  if (token.stride == 1)
+    for (int64_t c = 0; c < channels; ++c)
+      load(c, token.data[c]);
+  else
+    for (int64_t c = 0; c < channels; ++c)
+      load(c, token[c]);
+  return worst >= limit;
+}
+
+/// S1 for one token: `units(c)` is 2^15 / scale of channel c. No clamp is needed: |x| < 2^E leaves |rint| <= 30720, the dither -2048 .. 2047.
+template <typename Element, typename Units>
+ALIGNED_LOOP void encodeFixed(const typename Element::Bits *__restrict loaded, int64_t channels, Units units, int64_t token, uint16_t *__restrict encoded) {
+  uint16_t offset = uint16_t(dither(token) + 0x8000);
+  for (int64_t c = 0; c < channels; ++c)
+    encoded[c] = uint16_t(roundToUnits<Element>(Element::toFloat(loaded[c]), units(c)) + offset);
+}
+
+/// S2 for a block.
+template <typename Element>
+ALIGNED_LOOP void encodeFloat(const typename Element::Bits *__restrict loaded, int64_t values, uint16_t *__restrict encoded) {
+  for (int64_t i = 0; i < values; ++i)
+    if constexpr (std::is_same_v<Element, Single>)
+      encoded[i] = Half::fromFloat(Single::toFloat(loaded[i]));
+    else
+      encoded[i] = loaded[i];
+}
+
+/// Tokens of runs to runs of tokens; a run of `unit` channels is one Unit.
+template <typename Unit>
+ALIGNED_LOOP void order(const void *__restrict encoded, int64_t units, void *__restrict ordered) {
+  const Unit *from = static_cast<const Unit *>(encoded);
+  Unit *to = static_cast<Unit *>(ordered);
+  constexpr int64_t tile = 8; // tokens: a whole cache line is written before the next is begun, a few lines are read
+  for (int64_t first = 0; first < block; first += tile)
+    for (int64_t u = 0; u < units; ++u)
+      for (int64_t t = first; t < first + tile; ++t)
+        to[u * block + t] = from[t * units + u];
+}
+
+/// The four nibble layers of a group, most significant first.
+ALIGNED_LOOP void pack(const uint16_t *__restrict low, const uint16_t *__restrict high, int64_t bytes, uint8_t *__restrict layer0, uint8_t *__restrict layer1,
+          uint8_t *__restrict layer2, uint8_t *__restrict layer3) {
+  for (int64_t i = 0; i < bytes; ++i) {
+    uint16_t even = (low[i] >> 4 & 0x0f0f) | (high[i] & 0xf0f0), odd = (low[i] & 0x0f0f) | (high[i] & 0x0f0f) << 4;
+    layer0[i] = uint8_t(even >> 8);
+    layer1[i] = uint8_t(odd >> 8);
+    layer2[i] = uint8_t(even);
+    layer3[i] = uint8_t(odd);
+  }
+}
+
+/// Writes a block in plane order to block `index` (of all rows' blocks) of the planes.
+ALIGNED_LOOP void packBlock(const aligned_cache &cache, const uint16_t *ordered, const Planes &planes, int64_t index) {
+  int64_t group = groupOf(cache), bytes = group / 2;
+  uint8_t *start[layers] = {};
+  int64_t step[layers] = {};
+  for (int p = 0, layer = 0; p < cache.format.planes; ++p)
+    for (int within = 0; within < cache.format.width[p] / 4; ++within, ++layer) {
+      start[layer] = static_cast<uint8_t *>(planes.plane[p].get()) + index * planeBlockBytes(cache, p) + within * bytes;
+      step[layer] = cache.format.width[p] / 4 * bytes;
+    }
+  for (int64_t g = 0, groups = block * cache.head_dim / group; g < groups; ++g)
+    pack(ordered + g * group, ordered + g * group + bytes, bytes, start[0] + g * step[0], start[1] + g * step[1], start[2] + g * step[2],
+         start[3] + g * step[3]);
+}
+
+/// An append in progress. Tokens are numbered as in the cache that results.
+template <typename Element> class Append {
+  using Bits = typename Element::Bits;
+
+public:
+  Append(Cache &cache, const void *data, int64_t count, const int64_t *strides)
+      : cache(cache), data(static_cast<const Bits *>(data)), strides(strides), total(cache.tokens + count), channels(cache.head_dim) {}
+
+  int run() {
+    int64_t values = cache.rows * channels, fullBlocks = total / block;
+    if (fullBlocks * block > cache.capacity) {
+      int64_t geometric = (cache.capacity + cache.capacity / 2) / block * block;
+      if (!grown.allocate(cache, std::max(fullBlocks * block, geometric)))
+        return -1;
+      grown.copyFrom(cache);
+    }
+    if (!allocate(maxima, product(values, sizeof(float))))
+      return -1;
+    std::memcpy(maxima.get(), cache.channel_max, values * sizeof(float));
+    bool done = vectorized([&] {
+      for (int64_t row = 0; row < cache.rows; ++row) {
+        for (int64_t index = cache.tokens / block; index < fullBlocks; ++index)
+          if (!split(row, index))
+            return false;
+        load(row, std::max(cache.tokens, fullBlocks * block), total, Element::infinity);
+      }
+      return true;
+    });
+    if (!done)
+      return -1;
+    if (!cache.escapeList.reserve(cache.escapeList.count + escapes.count))
+      return -1;
+    commit();
+    return 0;
+  }
+
+private:
+  Planes &planes() { return grown.capacity ? grown : cache.planes; }
+  Bits *loaded() { return static_cast<Bits *>(cache.workspace.get()); }
+  uint16_t *encoded() { return reinterpret_cast<uint16_t *>(loaded() + block * channels); }
+  uint16_t *ordered() { return encoded() + block * channels; }
+
+  Token<Bits> token(int64_t row, int64_t index) const {
+    if (index < cache.tokens)
+      return {static_cast<const Bits *>(cache.open) + (row * block + index % block) * channels, 1};
+    return {data + row / cache.kv_heads * strides[0] + row % cache.kv_heads * strides[1] + (index - cache.tokens) * strides[2], strides[3]};
+  }
+
+  /// Loads tokens [begin, end) of one block, leaves their maxima in `largest` and in the channels' maxima.
+  ALIGNED_LOOP bool load(int64_t row, int64_t begin, int64_t end, Bits limit) {
+    std::fill_n(largest, channels, Bits(0));
+    bool outside = false;
+    for (int64_t t = begin; t < end; ++t)
+      outside |= loadToken<Element>(token(row, t), channels, limit, loaded() + t % block * channels, largest);
+    for (int64_t c = 0; c < channels; ++c)
+      raise(row, c, Element::toFloat(largest[c]));
+    return outside;
+  }
+
+  void raise(int64_t row, int64_t channel, float magnitude) {
+    float &maximum = static_cast<float *>(maxima.get())[row * channels + channel];
+    maximum = std::max(maximum, magnitude);
+  }
+
+  ALIGNED_LOOP bool split(int64_t row, int64_t index) {
+    int64_t first = index * block, place = row * (planes().capacity / block) + index;
+    Bits limit = Element::infinity;
+    if constexpr (std::is_same_v<Element, Single>)
+      limit = isFixed(cache) ? Single::infinity : halfOverflow;
+    if (load(row, first, first + block, limit) && !listEscapes(row, first, limit))
+      return false;
+    if (isFixed(cache))
+      encode(first, static_cast<uint8_t *>(planes().exponent.get()) + place * exponentBlockBytes(cache));
+    else
+      encodeFloat<Element>(loaded(), block * channels, encoded());
+    const uint16_t *sequence = ordered();
+    if (!isKey(cache))
+      sequence = encoded();
+    else if (isFixed(cache))
+      order<uint64_t>(encoded(), channels / 4, ordered());
+    else
+      order<uint16_t>(encoded(), channels, ordered());
+    packBlock(cache, sequence, planes(), place);
+    return true;
+  }
+
+  ALIGNED_LOOP void encode(int64_t first, uint8_t *exponents) {
+    if (isKey(cache)) {
+      float units[maxHeadDim];
+      for (int64_t c = 0; c < channels; ++c) {
+        exponents[c] = exponentOf(Element::toFloat(largest[c]));
+        units[c] = unitsPerOne(exponents[c]);
+      }
+      for (int64_t t = 0; t < block; ++t)
+        encodeFixed<Element>(loaded() + t * channels, channels, [&](int64_t c) { return units[c]; }, first + t, encoded() + t * channels);
+    } else {
+      for (int64_t t = 0; t < block; ++t) {
+        const Bits *values = loaded() + t * channels;
+        Bits top = 0;
+        for (int64_t c = 0; c < channels; ++c)
+          top = std::max(top, Bits(values[c] & Element::magnitude));
+        exponents[t] = exponentOf(Element::toFloat(top));
+        float units = unitsPerOne(exponents[t]);
+        encodeFixed<Element>(values, channels, [=](int64_t) { return units; }, first + t, encoded() + t * channels);
+      }
+    }
+  }
+
+  /// Lists what `load` left out. A finite value among it (f32 beyond half) still counts for its channel.
+  bool listEscapes(int64_t row, int64_t first, Bits limit) {
+    for (int64_t t = first; t < first + block; ++t)
+      for (int64_t c = 0; c < channels; ++c) {
+        Bits bits = token(row, t)[c], magnitude = bits & Element::magnitude;
+        if (magnitude < limit)
+          continue;
+        if (magnitude < Element::infinity)
+          raise(row, c, Element::toFloat(magnitude));
+        if (!escapes.push({row, t, int32_t(c), bits, Element::toFloat(bits), 0}))
+          return false;
+      }
+    return true;
+  }
+
+  /// Makes all of it visible; nothing here can fail.
+  void commit() {
+    int64_t kept = total / block * block; // tokens from here on are open
+    for (int64_t row = 0; row < cache.rows; ++row)
+      for (int64_t t = std::max(kept, cache.tokens); t < total; ++t) {
+        Token<Bits> source = token(row, t);
+        Bits *target = static_cast<Bits *>(cache.open) + (row * block + t % block) * channels;
+        for (int64_t c = 0; c < channels; ++c)
+          target[c] = source[c];
+      }
+    if (grown.capacity)
+      cache.planes = std::move(grown);
+    cache.maxima = std::move(maxima);
+    for (const aligned_escape &escape : escapes)
+      cache.escapeList.push(escape);
+    cache.tokens = total;
+    cache.publish();
+  }
+
+  Cache &cache;
+  const Bits *data;
+  const int64_t *strides;
+  int64_t total, channels;
+  Planes grown; // empty while the cache's own have room
+  Buffer maxima;
+  Escapes escapes;
+  Bits largest[maxHeadDim];
+};
+
+//===----------------------------------------------------------------------===//
+// Join
+//===----------------------------------------------------------------------===//
+
+/// Reads the top `read` bits of a block in plane order; the others are 0.
+void unpackBlock(const aligned_cache &cache, int64_t index, int read, uint16_t *ordered) {
+  int64_t group = groupOf(cache), bytes = group / 2, groups = block * cache.head_dim / group;
+  std::fill_n(ordered, block * cache.head_dim, uint16_t(0));
+  int shift = 12;
+  for (int p = 0; p < cache.format.planes && shift >= 16 - read; ++p) {
+    int perPlane = cache.format.width[p] / 4;
+    const uint8_t *start = static_cast<const uint8_t *>(cache.plane[p]) + index * planeBlockBytes(cache, p);
+    for (int within = 0; within < perPlane; ++within, shift -= 4)
+      for (int64_t g = 0; g < groups; ++g) {
+        const uint8_t *layer = start + (g * perPlane + within) * bytes;
+        uint16_t *low = ordered + g * group, *high = low + bytes;
+        for (int64_t i = 0; i < bytes; ++i) {
+          low[i] |= uint16_t((layer[i] & 15) << shift);
+          high[i] |= uint16_t(layer[i] >> 4 << shift);
+        }
+      }
+  }
+}
+
+template <typename Element> void joinBlock(const Cache &cache, int64_t row, int64_t index, int read, uint16_t *ordered, typename Element::Bits *out) {
+  using Storage = std::conditional_t<std::is_same_v<Element, BFloat>, BFloat, Half>;
+  int64_t channels = cache.head_dim, unit = unitOf(cache), place = row * (cache.capacity / block) + index;
+  unpackBlock(cache, place, read, ordered);
+  int32_t middle = read < 16 ? 1 << (15 - read) : 0; // of what the bits that are not read may hold
+  const uint8_t *exponents = cache.exponent + place * exponentBlockBytes(cache);
+  for (int64_t t = 0; t < block; ++t)
+    for (int64_t c = 0; c < channels; ++c) {
+      int32_t bits = ordered[c / unit * unit * block + t * unit + c % unit] + middle;
+      double value = isFixed(cache) ? (bits - 0x8000 - dither(t + index * block)) * scaleOf(exponents[isKey(cache) ? c : t]) / 0x1p15
+                                    : Storage::toFloat(uint16_t(bits));
+      // What was finite reads as finite, however few bits are read.
+      constexpr double largest = Element::largest;
+      out[t * channels + c] = Element::fromFloat(float(std::clamp(value, -largest, largest)));
+    }
+}
+
+template <typename Element> int join(const Cache &cache, int bits, void *out) {
+  using Bits = typename Element::Bits;
+  Buffer ordered;
+  if (!allocate(ordered, block * cache.head_dim * sizeof(uint16_t)))
+    return -1;
+  int read = 0;
+  for (int p = 0; read < bits; ++p)
+    read += cache.format.width[p];
+  int64_t channels = cache.head_dim, blocks = cache.tokens / block;
+  Bits *values = static_cast<Bits *>(out);
+  for (int64_t row = 0; row < cache.rows; ++row) {
+    Bits *target = values + row * cache.tokens * channels;
+    for (int64_t index = 0; index < blocks; ++index)
+      joinBlock<Element>(cache, row, index, read, static_cast<uint16_t *>(ordered.get()), target + index * block * channels);
+    std::copy_n(static_cast<const Bits *>(cache.open) + row * block * channels, cache.tokens % block * channels,
+                target + blocks * block * channels);
+  }
+  for (const aligned_escape &escape : cache.escapeList)
+    values[(escape.row * cache.tokens + escape.token) * channels + escape.channel] = Bits(escape.bits);
+  return 0;
+}
+
+bool check(const aligned_format *format) {
+  if (!format)
+    return fail("expected a format, got null"), false;
+  if (format->kind != ALIGNED_FORMAT_FIXED && format->kind != ALIGNED_FORMAT_FLOAT)
+    return fail("expected format kind 0 (fixed) or 1 (float), got %d", format->kind), false;
+  if (format->role != ALIGNED_ROLE_KEY && format->role != ALIGNED_ROLE_VALUE)
+    return fail("expected role 0 (key) or 1 (value), got %d", format->role), false;
+  if (format->element < ALIGNED_ELEMENT_F16 || format->element > ALIGNED_ELEMENT_F32)
+    return fail("expected element type 0 (f16), 1 (bf16) or 2 (f32), got %d", format->element), false;
+  if (format->planes < 1 || format->planes > ALIGNED_MAX_PLANES)
+    return fail("expected 1 to %d planes, got %d", ALIGNED_MAX_PLANES, format->planes), false;
+  int sum = 0;
+  for (int p = 0; p < ALIGNED_MAX_PLANES; ++p) {
+    int width = format->width[p];
+    if (p < format->planes ? width < 4 || width > 16 || width % 4 : width != 0)
+      return fail("expected plane %d to have %s bits, got %d", p, p < format->planes ? "4, 8, 12 or 16" : "no", width), false;
+    sum += width;
+  }
+  if (sum != 16)
+    return fail("expected plane widths that sum to 16, got %d", sum), false;
+  return true;
+}
+
+} // namespace
+
+//===----------------------------------------------------------------------===//
+// C interface
+//===----------------------------------------------------------------------===//
+
+const char *aligned_last_error(void) { return lastError.c_str(); }
+
+void aligned_set_last_error(const char *message) {
+  try {
+    lastError = message;
+  } catch (...) { // no memory for the message: the failure is reported all the same, without words
+    lastError.clear();
+  }
+}
+
+aligned_cache *aligned_cache_create(const aligned_format *format, int64_t batch, int64_t kvHeads, int64_t headDim, int64_t capacity) {
+  if (!check(format))
+    return nullptr;
+  if (batch < 1 || kvHeads < 1 || product(batch, kvHeads) == tooLarge)
+    return fail("expected at least one batch and head, got %lld x %lld", (long long)batch, (long long)kvHeads), nullptr;
+  if (headDim < 16 || headDim > maxHeadDim || headDim % 16)
+    return fail("expected head_dim to be a multiple of 16 from 16 to %d, got %lld", maxHeadDim, (long long)headDim), nullptr;
+  if (capacity < 0 || capacity > std::numeric_limits<int64_t>::max() - block)
+    return fail("expected a capacity of 0 or more tokens, got %lld", (long long)capacity), nullptr;
+  std::unique_ptr<Cache> cache(new (std::nothrow) Cache(*format, batch, kvHeads, headDim));
+  if (!cache)
+    return fail("out of memory: expected %zu more bytes", sizeof(Cache)), nullptr;
+  return cache->allocate((capacity + block - 1) / block * block) ? cache.release() : nullptr;
+}
+
+void aligned_cache_destroy(aligned_cache *cache) { delete static_cast<Cache *>(cache); }
+
+aligned_cache *aligned_cache_clone(const aligned_cache *from) {
+  aligned_cache *to = aligned_cache_create(&from->format, from->batch, from->kv_heads, from->head_dim, from->capacity);
+  if (!to)
+    return nullptr;
+  std::unique_ptr<Cache> cache(static_cast<Cache *>(to));
+  const Escapes &escapes = static_cast<const Cache *>(from)->escapeList;
+  if (!cache->escapeList.reserve(escapes.count))
+    return nullptr;
+  for (const aligned_escape &escape : escapes)
+    cache->escapeList.push(escape);
+  cache->planes.copyFrom(*from);
+  int64_t values = from->rows * from->head_dim;
+  std::memcpy(cache->channel_max, from->channel_max, values * sizeof(float));
+  std::memcpy(cache->open, from->open, values * block * elementBytes(from->format.element));
+  cache->tokens = from->tokens;
+  cache->publish();
+  return cache.release();
+}
+
+int aligned_cache_append(aligned_cache *cache, const void *data, int64_t count, const int64_t strides[4]) {
+  if (count < 0 || count > std::numeric_limits<int64_t>::max() - block - cache->tokens)
+    return fail("expected 0 or more tokens to append, got %lld", (long long)count);
+  if (count == 0)
+    return 0;
+  if (!data || !strides)
+    return fail("expected %lld tokens to append, got null %s", (long long)count, data ? "strides" : "data");
+  return withElement(cache->format.element,
+                     [&](auto element) { return Append<decltype(element)>(*static_cast<Cache *>(cache), data, count, strides).run(); });
+}
+
+int aligned_cache_join(const aligned_cache *cache, int bits, void *out) {
+  if (bits < 1 || bits > 16)
+    return fail("expected 1 to 16 bits to read, got %d", bits);
+  return withElement(cache->format.element, [&](auto element) { return join<decltype(element)>(*static_cast<const Cache *>(cache), bits, out); });
+}
+
+int aligned_cache_truncate(aligned_cache *cache, int64_t tokens) {
+  int64_t split = cache->tokens / block * block;
+  if (tokens < split || tokens > cache->tokens)
+    return fail("expected to keep %lld to %lld tokens, got %lld", (long long)split, (long long)cache->tokens, (long long)tokens);
+  cache->tokens = tokens;
+  return 0;
+}
+
+int64_t aligned_cache_bytes(const aligned_cache *cache) {
+  int64_t perBlock = exponentBlockBytes(*cache);
+  for (int p = 0; p < cache->format.planes; ++p)
+    perBlock += planeBlockBytes(*cache, p);
+  return cache->rows * (cache->capacity / block * perBlock + block * cache->head_dim * elementBytes(cache->format.element)) +
+         static_cast<const Cache *>(cache)->escapeList.capacity * int64_t(sizeof(aligned_escape));
+}

@@ -1,1 +1,244 @@
-// to be written
+// What compiled kernels call. The thread pool is made for calls of some ten microseconds that follow one another closely: workers spin for a moment before they
+// sleep, ranges are handed out by an atomic counter, and the caller works along. Its state is never destroyed and its threads are detached,
+// so that a process may exit at any time; a child of fork starts a pool of its own.
+
+#include "aligned/Runtime/Kernel.h"
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdio>
+#include <cstdlib>
+#include <mutex>
+#include <new>
+#include <pthread.h>
+#include <thread>
+
+namespace {
+
+/// Where the kernels started from a thread report; travels with a parallel call to the threads that run it.
+struct Record {
+  aligned_tally *list = nullptr;
+  int32_t sites = 0;
+};
+thread_local Record record;
+
+//===----------------------------------------------------------------------===//
+// Thread pool
+//===----------------------------------------------------------------------===//
+
+thread_local bool insideParallel = false;
+
+void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+/// Waits a moment, some 20 microseconds, for `condition`, and says whether it came true.
+template <typename Condition> bool spin(Condition condition) {
+  for (int i = 0; i < 1000; ++i) {
+    if (condition())
+      return true;
+    pause();
+  }
+  return false;
+}
+
+/// One call of aligned_rt_parallel; lives on its caller's stack.
+struct Job {
+  void (*const body)(void *, int64_t, int64_t);
+  void *const args;
+  const int64_t count, grain;
+  const Record record;
+  int32_t seats;                // workers that may still join, guarded by the pool's mutex
+  std::atomic<int64_t> next{0}; // first item that nobody has claimed
+  std::atomic<int32_t> running{0}; // workers inside; changed under the pool's mutex
+  Job *following = nullptr;     // in the pool's list
+
+  bool open() const { return seats > 0 && next.load(std::memory_order_relaxed) < count; }
+
+  /// Claims ranges until none is left.
+  void work() {
+    Record outer = ::record;
+    ::record = record;
+    insideParallel = true;
+    for (int64_t begin; (begin = next.fetch_add(grain, std::memory_order_relaxed)) < count;)
+      body(args, begin, std::min(begin + grain, count));
+    insideParallel = false;
+    ::record = outer;
+  }
+};
+
+class Pool {
+public:
+  static Pool &get();
+
+  void run(Job &job) {
+    {
+      std::lock_guard<std::mutex> lock(mutex);
+      while (workers < wanted && spawn())
+        ++workers;
+      job.seats = wanted;
+      job.following = jobs;
+      jobs = &job;
+      arrivals.fetch_add(1, std::memory_order_release);
+    }
+    arrived.notify_all();
+    job.work();
+    {
+      std::lock_guard<std::mutex> lock(mutex);
+      Job **place = &jobs;
+      while (*place != &job)
+        place = &(*place)->following;
+      *place = job.following;
+    }
+    auto done = [&] { return job.running.load(std::memory_order_acquire) == 0; };
+    if (!spin(done)) {
+      std::unique_lock<std::mutex> lock(mutex);
+      left.wait(lock, done);
+    }
+  }
+
+  int32_t threads() {
+    std::lock_guard<std::mutex> lock(mutex);
+    return wanted + 1;
+  }
+
+  void setThreads(int32_t threads) {
+    {
+      std::lock_guard<std::mutex> lock(mutex);
+      wanted = std::max(threads, 1) - 1;
+    }
+    arrived.notify_all(); // those that are too many leave
+  }
+
+private:
+  bool spawn() {
+    pthread_t thread;
+    auto main = [](void *pool) -> void * {
+      static_cast<Pool *>(pool)->serve();
+      return nullptr;
+    };
+    if (pthread_create(&thread, nullptr, main, this))
+      return false; // the caller and the workers that there are do the work
+    pthread_detach(thread);
+    return true;
+  }
+
+  Job *openJob() {
+    Job *job = jobs;
+    while (job && !job->open())
+      job = job->following;
+    return job;
+  }
+
+  /// The life of a worker.
+  void serve() {
+    std::unique_lock<std::mutex> lock(mutex);
+    while (workers <= wanted) {
+      if (Job *job = openJob()) {
+        --job->seats;
+        job->running.fetch_add(1, std::memory_order_relaxed);
+        lock.unlock();
+        job->work();
+        lock.lock();
+        // The last touch of the job: its caller may go on at once. Under the mutex, or a caller about to sleep would miss it.
+        if (job->running.fetch_sub(1, std::memory_order_release) == 1)
+          left.notify_all();
+        continue;
+      }
+      uint64_t seen = arrivals.load(std::memory_order_relaxed);
+      lock.unlock();
+      spin([&] { return arrivals.load(std::memory_order_acquire) != seen; });
+      lock.lock();
+      arrived.wait(lock, [&] { return arrivals.load(std::memory_order_relaxed) != seen || workers > wanted; });
+    }
+    --workers;
+  }
+
+  std::mutex mutex; // guards what is not atomic
+  std::condition_variable arrived, left;
+  std::atomic<uint64_t> arrivals{0};
+  Job *jobs = nullptr;
+  int32_t workers = 0;
+  int32_t wanted = std::max(1, int(std::thread::hardware_concurrency())) - 1;
+};
+
+std::atomic<Pool *> pool{nullptr};
+
+Pool &Pool::get() {
+  static std::once_flag once;
+  std::call_once(once, [] {
+    pool = new Pool;
+    // Only the thread that forked lives on in the child, and the mutex may have been anyone's.
+    pthread_atfork(nullptr, nullptr, [] {
+      pool = new Pool;
+      insideParallel = false;
+    });
+  });
+  return *pool;
+}
+
+} // namespace
+
+void aligned_rt_parallel(int64_t count, void (*body)(void *args, int64_t begin, int64_t end), void *args) {
+  if (count <= 0)
+    return;
+  if (count == 1 || insideParallel)
+    return body(args, 0, count);
+  Pool &pool = Pool::get();
+  int64_t threads = pool.threads();
+  if (threads == 1)
+    return body(args, 0, count);
+  // Single items while they are few, else some ranges for each thread, so that a slow one holds nobody up.
+  Job job{body, args, count, std::max<int64_t>(1, count / (threads * 16)), record, 0};
+  pool.run(job);
+}
+
+void aligned_rt_set_threads(int32_t threads) { Pool::get().setThreads(threads); }
+
+int32_t aligned_rt_threads(void) { return Pool::get().threads(); }
+
+//===----------------------------------------------------------------------===//
+// Scratch memory
+//===----------------------------------------------------------------------===//
+
+void *aligned_rt_scratch(int64_t bytes) {
+  struct Scratch {
+    void *memory = nullptr;
+    int64_t size = 0;
+    ~Scratch() { std::free(memory); }
+  };
+  thread_local Scratch scratch;
+  constexpr int64_t step = 4096;
+  if (bytes > scratch.size || !scratch.memory) {
+    std::free(scratch.memory);
+    scratch.size = (std::max(bytes, scratch.size + scratch.size / 2) / step + 1) * step;
+    if (!(scratch.memory = std::aligned_alloc(64, scratch.size))) {
+      std::fprintf(stderr, "aligned: out of memory: expected %lld bytes of scratch memory\n", static_cast<long long>(bytes));
+      std::_Exit(EXIT_FAILURE); // other threads are at work: no destructors
+    }
+  }
+  return scratch.memory;
+}
+
+//===----------------------------------------------------------------------===//
+// Tally
+//===----------------------------------------------------------------------===//
+
+void aligned_rt_record(aligned_tally *list, int32_t sites) { record = {list, list ? sites : 0}; }
+
+void aligned_rt_tally(int32_t site, int64_t keyBits, int64_t keyValues, int64_t valueBits, int64_t valueValues) {
+  if (site < 0 || site >= record.sites)
+    return;
+  aligned_tally &tally = record.list[site];
+  auto add = [](int64_t &sum, int64_t addend) { __atomic_fetch_add(&sum, addend, __ATOMIC_RELAXED); };
+  add(tally.key_bits, keyBits);
+  add(tally.value_bits, valueBits);
+  add(tally.key_values, keyValues);
+  add(tally.value_values, valueValues);
+  add(tally.rows, 1);
+}

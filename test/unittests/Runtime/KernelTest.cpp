@@ -1,0 +1,210 @@
+#include "aligned/Runtime/Kernel.h"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cstring>
+#include <set>
+#include <sys/wait.h>
+#include <thread>
+#include <unistd.h>
+#include <vector>
+
+namespace {
+
+/// aligned_rt_parallel with a lambda.
+template <typename Body> void parallel(int64_t count, Body body) {
+  aligned_rt_parallel(count, [](void *args, int64_t begin, int64_t end) { (*static_cast<Body *>(args))(begin, end); }, &body);
+}
+
+/// Runs the body with several sizes of the pool and leaves the pool as it was.
+template <typename Body> void withThreads(Body body) {
+  int32_t before = aligned_rt_threads();
+  for (int32_t threads : {1, 2, 5}) {
+    SCOPED_TRACE(threads);
+    aligned_rt_set_threads(threads);
+    EXPECT_EQ(aligned_rt_threads(), threads);
+    body(threads);
+  }
+  aligned_rt_set_threads(before);
+}
+
+TEST(Parallel, EachItemOnce) {
+  withThreads([](int) {
+    for (int64_t count : {-1, 0, 1, 2, 3, 7, 63, 64, 65, 1000, 100003}) {
+      std::vector<int> seen(std::max<int64_t>(count, 0));
+      parallel(count, [&](int64_t begin, int64_t end) {
+        ASSERT_LT(begin, end);
+        for (int64_t i = begin; i < end; ++i)
+          ++seen[i];
+      });
+      for (int times : seen)
+        ASSERT_EQ(times, 1);
+    }
+  });
+}
+
+TEST(Parallel, FewItemsGoOneByOne) {
+  aligned_rt_set_threads(3);
+  std::atomic<int> ranges{0};
+  parallel(7, [&](int64_t begin, int64_t end) { ++ranges; });
+  EXPECT_EQ(ranges, 7);
+}
+
+/// Two items that wait for each other can only both run on two threads, of any number that the pool has.
+TEST(Parallel, RunsOnSeveralThreads) {
+  for (int32_t threads : {2, 5, 2}) {
+    aligned_rt_set_threads(threads);
+    std::atomic<int> arrived{0};
+    std::vector<std::thread::id> ids(threads);
+    parallel(threads, [&](int64_t begin, int64_t end) {
+      ids[begin] = std::this_thread::get_id();
+      ++arrived;
+      while (arrived < threads)
+        std::this_thread::yield();
+    });
+    EXPECT_EQ(std::set<std::thread::id>(ids.begin(), ids.end()).size(), size_t(threads));
+  }
+}
+
+TEST(Parallel, AtLeastOneThread) {
+  aligned_rt_set_threads(-3);
+  EXPECT_EQ(aligned_rt_threads(), 1);
+  std::thread::id id;
+  parallel(5, [&](int64_t, int64_t) { id = std::this_thread::get_id(); });
+  EXPECT_EQ(id, std::this_thread::get_id());
+  aligned_rt_set_threads(2);
+}
+
+TEST(Parallel, NestedCallsRunInPlace) {
+  withThreads([](int) {
+    std::atomic<int64_t> sum{0};
+    parallel(17, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        std::thread::id outer = std::this_thread::get_id();
+        parallel(100, [&](int64_t from, int64_t to) {
+          if (aligned_rt_threads() > 1)
+            EXPECT_EQ(std::this_thread::get_id(), outer);
+          sum += to - from;
+        });
+      }
+    });
+    EXPECT_EQ(sum, 1700);
+  });
+}
+
+TEST(Parallel, ConcurrentCallers) {
+  withThreads([](int) {
+    std::vector<std::thread> callers;
+    std::atomic<int> wrong{0};
+    for (int caller = 0; caller < 4; ++caller)
+      callers.emplace_back([&wrong, caller] {
+        for (int repeat = 0; repeat < 200; ++repeat) {
+          int64_t count = 1 + (caller * 97 + repeat) % 50;
+          std::atomic<int64_t> sum{0};
+          parallel(count, [&](int64_t begin, int64_t end) {
+            for (int64_t i = begin; i < end; ++i)
+              sum += i + 1;
+          });
+          wrong += sum != count * (count + 1) / 2;
+        }
+      });
+    for (std::thread &caller : callers)
+      caller.join();
+    EXPECT_EQ(wrong, 0);
+  });
+}
+
+#if !defined(__SANITIZE_THREAD__)
+/// A child has none of its parent's threads, and leaves without waiting for any.
+TEST(Parallel, AfterFork) {
+  aligned_rt_set_threads(3);
+  parallel(100, [](int64_t, int64_t) {});
+  pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    alarm(20);
+    aligned_rt_set_threads(3);
+    std::atomic<int64_t> sum{0};
+    parallel(1000, [&](int64_t begin, int64_t end) { sum += end - begin; });
+    _exit(sum == 1000 ? 0 : 1);
+  }
+  int status = -1;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_TRUE(WIFEXITED(status));
+  EXPECT_EQ(WEXITSTATUS(status), 0);
+}
+#endif
+
+TEST(Scratch, GrowsPerThread) {
+  void *first = aligned_rt_scratch(100);
+  ASSERT_NE(first, nullptr);
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(first) % 64, 0u);
+  std::memset(first, 1, 100);
+  EXPECT_EQ(aligned_rt_scratch(50), first);
+  void *large = aligned_rt_scratch(1 << 22);
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(large) % 64, 0u);
+  std::memset(large, 2, 1 << 22);
+  EXPECT_EQ(aligned_rt_scratch(100), large);
+  EXPECT_NE(aligned_rt_scratch(0), nullptr);
+  std::thread([large] {
+    void *other = aligned_rt_scratch(0);
+    EXPECT_NE(other, nullptr);
+    EXPECT_NE(other, large);
+  }).join();
+}
+
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+TEST(ScratchDeathTest, OutOfMemory) {
+  EXPECT_EXIT(aligned_rt_scratch(int64_t(1) << 60), testing::ExitedWithCode(1), "out of memory: expected 1152921504606846976 bytes");
+}
+#endif
+
+TEST(Tally, TravelsToWorkers) {
+  withThreads([](int) {
+    aligned_tally list[2] = {};
+    aligned_rt_record(list, 2);
+    parallel(1000, [](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i)
+        aligned_rt_tally(int32_t(i % 3), i, 10, 2 * i, 20); // site 2 is not in the list
+    });
+    aligned_rt_record(nullptr, 2);
+    aligned_rt_tally(0, 1, 1, 1, 1);
+    int64_t sums[2] = {}, rows[2] = {};
+    for (int64_t i = 0; i < 1000; ++i)
+      if (i % 3 < 2)
+        sums[i % 3] += i, ++rows[i % 3];
+    for (int site = 0; site < 2; ++site) {
+      EXPECT_EQ(list[site].key_bits, sums[site]);
+      EXPECT_EQ(list[site].value_bits, 2 * sums[site]);
+      EXPECT_EQ(list[site].key_values, 10 * rows[site]);
+      EXPECT_EQ(list[site].value_values, 20 * rows[site]);
+      EXPECT_EQ(list[site].rows, rows[site]);
+    }
+  });
+}
+
+/// Lists belong to threads: two callers at once do not mix, though they share the workers.
+TEST(Tally, CallersDoNotMix) {
+  aligned_rt_set_threads(3);
+  aligned_tally lists[4] = {};
+  std::vector<std::thread> callers;
+  for (int caller = 0; caller < 4; ++caller)
+    callers.emplace_back([&lists, caller] {
+      if (caller)
+        aligned_rt_record(&lists[caller], 1);
+      for (int repeat = 0; repeat < 50; ++repeat)
+        parallel(20, [caller](int64_t begin, int64_t end) {
+          for (int64_t i = begin; i < end; ++i)
+            aligned_rt_tally(0, caller, 1, 1, 1);
+        });
+    });
+  for (std::thread &caller : callers)
+    caller.join();
+  for (int caller = 0; caller < 4; ++caller) {
+    EXPECT_EQ(lists[caller].key_bits, caller * 1000);
+    EXPECT_EQ(lists[caller].rows, caller ? 1000 : 0);
+  }
+}
+
+} // namespace
