@@ -46,10 +46,11 @@ private:
   CacheRow key, value;
   Val fullTokens; // tokens of full blocks
   Val planStride; // blocks, padded to the plan's vectors
-  Buffer keyDigits, keyDigitWords, step, precisionK, want, layersA, varianceA, poison;
+  Buffer keyDigits, step, want, finest; // of the weights of one block's channels
+  Buffer precisionK, layersA, varianceA, poison;
   Buffer loudest, energy, weightScale;
   Buffer reachScale, size, spread, loudRows, precisionV, valueConstant;
-  Buffer blockDigits, list, listDigits, listDigitWords, listCount, digitMask;
+  Buffer blockDigits, list, listDigits, listCount, digitMask;
   Buffer keyTally, valueTally; // bits, one i64 each
   Val loudestExponent;
 
@@ -95,6 +96,7 @@ void FixedKernel::allocate() {
   scratch(keyDigits, e.i8(), heads * (kDigits * shape.keyDim));
   scratch(step, e.f32(), heads);
   scratch(want, e.f32(), heads);
+  scratch(finest, e.f32(), heads);
   scratch(poison, e.f32(), heads);
   scratch(precisionK, e.f32(), heads);
   scratch(precisionV, e.f32(), heads);
@@ -167,27 +169,22 @@ void FixedKernel::scores() {
 /// Phase A reads each group of channels so that its largest addend anywhere in the cache is known to half a logit.
 void FixedKernel::planCoarse() {
   int64_t dim = shape.keyDim;
-  if (exact) {
-    Val layers = e.constant(VectorType::get(dim, e.i32()), residentLayers(shape.keySplit));
-    e.store(layers, layersA, index(0));
-    forHeads([&](Val h) { e.store(f32(INFINITY), want, h); });
-    bumpTally(keyTally, fullTokens * (dim * 4 * residentLayers(shape.keySplit)));
-    return;
-  }
   Val exponents = e.loop(index(0), key.blocks, 1, {e.constant(VectorType::get(dim, e.i32()), 0)}, [&](Val block, Vals top) -> Vals {
     return {max(top[0], zext(e.load(key.exponent, block * dim, dim), e.i32()))};
   })[0];
-  Val scale = bitcast(exponents << 23, e.f32()) * (kRoom * 32768.0);
+  Val unit = bitcast(exponents << 23, e.f32()) * kRoom;
   Val reach = e.loop(index(0), index(shape.heads), 1, {e.constant(VectorType::get(dim, e.f32()), 0)}, [&](Val h, Vals top) -> Vals {
-    return {max(top[0], abs(e.load(w, h * dim, dim)) * scale)};
+    Val units = abs(e.load(w, h * dim, dim)) * unit;
+    e.store(f32(kWeightLimit) / reduceMax(units), finest, h); // the loudest channel must not leave the digits
+    e.store(f32(exact ? INFINITY : 1 / kCoarse), want, h);
+    return {larger(units * 32768.0, top[0])};
   })[0];
-  Val layers = groupMax(layersFor(reach * (1 / kCoarse), shape.keySplit));
+  Val layers = exact ? e.constant(exponents.type(), residentLayers(shape.keySplit)) : groupMax(layersFor(reach * (1 / kCoarse), shape.keySplit));
   e.store(layers, layersA, index(0));
   Val remainder = bitcast(((layers * -4) + 127) << 23, e.f32()); // 2^-bits
   forHeads([&](Val h) {
-    Val error = abs(e.load(w, h * dim, dim)) * scale * remainder;
+    Val error = abs(e.load(w, h * dim, dim)) * unit * 32768.0 * remainder;
     e.store(reduceAdd(error * error) * (1.0 / 3), varianceA, h);
-    e.store(f32(1 / kCoarse), want, h);
   });
   bumpTally(keyTally, fullTokens * 4 * convert(reduceAdd(layers), e.types.getIndexType()));
 }
@@ -200,8 +197,7 @@ void FixedKernel::weighKeys(Val block, Val layers) {
   Val tokenDither = dither(block * kBlock, kBlock);
   Vals masks = e.loop(index(0), index(shape.heads), 1, Vals(kDigits, e.constant(e.i64(), 0)), [&](Val h, Vals masks) {
     Val weight = e.load(w, h * dim, dim) * unit;
-    // 1 / step: finer than the wanted precision by the guard, unless the loudest channel would leave the digits.
-    Val inverse = min(e.load(want, h) * (kWeightGuard * 32768.0), f32(kWeightLimit) / reduceMax(abs(weight)));
+    Val inverse = min(e.load(want, h) * (kWeightGuard * 32768.0), e.load(finest, h)); // 1 / step
     Val whole = toWeight(weight * e.splat(inverse, dim));
     for (int64_t d = 0; d < kDigits; ++d) {
       Val digits = digit(whole, d);
@@ -273,7 +269,7 @@ void FixedKernel::look() {
   Val zero = e.constant(VectorType::get(kBlock, e.f32()), 0);
   forHeads([&](Val h) {
     Val top = e.loop(index(0), fullTokens, kBlock, {zero}, [&](Val t, Vals top) -> Vals {
-      return {max(top[0], e.load(p, h * padded + t, kBlock) * e.load(reachScale, t, kBlock))};
+      return {larger(e.load(p, h * padded + t, kBlock) * e.load(reachScale, t, kBlock), top[0])};
     })[0];
     e.store(reduceMax(top) * (1.0 / 64), weightScale, h);
   });
@@ -289,17 +285,18 @@ void FixedKernel::look() {
   })[0];
 
   Val toRelative = f32(1) / (unitScale(loudestExponent) * 32768.0);
-  forHeadGroups(dim / lanes, [&](int64_t head, int64_t heads) {
-    // Per query row: sum of p * v, of p * |v|^2 and of p.
+  forHeadGroups(dim / lanes + 1, [&](int64_t head, int64_t heads) {
+    // Per query row: sum of p * v, of p * v^2 (folded to one register) and of p.
     Vals sums(heads, e.constant(VectorType::get(dim, e.f32()), 0));
-    sums.append(2 * heads, f32(0));
+    sums.append(heads, e.constant(VectorType::get(lanes, e.f32()), 0));
+    sums.append(heads, f32(0));
     auto add = [&](Vals sums, Val t, Val row) {
-      Val square = reduceAdd(row * row);
+      Val square = foldLanes(row * row, lanes);
       for (int64_t h = 0; h < heads; ++h) {
         Val weight = e.load(p, index(head + h) * padded + t);
         sums[h] = sums[h] + e.splat(weight, dim) * row;
-        sums[heads + 2 * h] = sums[heads + 2 * h] + weight * square;
-        sums[heads + 2 * h + 1] = sums[heads + 2 * h + 1] + weight;
+        sums[heads + h] = sums[heads + h] + e.splat(weight, lanes) * square;
+        sums[2 * heads + h] = sums[2 * heads + h] + weight;
       }
       return sums;
     };
@@ -313,7 +310,7 @@ void FixedKernel::look() {
     });
     for (int64_t h = 0; h < heads; ++h) {
       Val total = e.load(rowSum, index(head + h));
-      Val rowSpread = sqrt(sums[heads + 2 * h] * (1.0 / dim) / sums[heads + 2 * h + 1]);
+      Val rowSpread = sqrt(reduceAdd(sums[heads + h]) * (1.0 / dim) / sums[2 * heads + h]);
       Val rowSize = sqrt(reduceAdd(sums[h] * sums[h]) * (1.0 / dim)) / total;
       Val least = rowSpread / sqrt(convert(convert(tokens, e.i64()), e.f32()));
       e.store(max(rowSize, least) + kTiny, size, index(head + h));
@@ -383,7 +380,7 @@ void FixedKernel::refine() {
     Val steps = e.loop(index(0), index(shape.heads), 1, {e.constant(VectorType::get(dim, e.f32()), 0)}, [&](Val h, Vals top) -> Vals {
       Val wanted = max(e.load(loudest, h * planStride + block) / e.load(precisionK, h), 1 / kCoarse);
       e.store(wanted, want, h);
-      return {max(top[0], abs(e.load(w, h * dim, dim)) * e.splat(wanted, dim))};
+      return {larger(abs(e.load(w, h * dim, dim)) * e.splat(wanted, dim), top[0])};
     })[0];
     Val coarse = e.load(layersA, index(0), dim);
     Val layers = max(coarse, groupMax(layersFor(steps * scale, shape.keySplit)));
@@ -461,7 +458,7 @@ void FixedKernel::listValues() {
   // weightScale[h] = 1 / step of the weights p * reachScale / sum
   forHeads([&](Val h) {
     Val top = e.loop(index(0), fullTokens, kBlock, {zero}, [&](Val t, Vals top) -> Vals {
-      return {max(top[0], e.load(p, h * padded + t, kBlock) * e.load(reachScale, t, kBlock))};
+      return {larger(e.load(p, h * padded + t, kBlock) * e.load(reachScale, t, kBlock), top[0])};
     })[0];
     Val limit = f32(kWeightLimit) / (reduceMax(top) / e.load(rowSum, h));
     e.store(exact ? limit : min(f32(kWeightGuard) / e.load(precisionV, h), limit), weightScale, h);
@@ -477,7 +474,7 @@ void FixedKernel::listValues() {
       layers = e.constant(VectorType::get(kBlock, e.i32()), residentLayers(split));
     } else {
       Val steps = e.loop(index(0), index(shape.heads), 1, {zero}, [&](Val h, Vals top) -> Vals {
-        return {max(top[0], reachOf(h) / e.splat(e.load(precisionV, h), kBlock))};
+        return {larger(reachOf(h) * e.splat(f32(1) / e.load(precisionV, h), kBlock), top[0])};
       })[0];
       layers = layersFor(steps, split);
     }

@@ -87,9 +87,10 @@ void RowKernel::softmax() {
   constexpr double kLowest = -3.4028234663852886e38;
   Type vector = VectorType::get(kBlock, e.f32());
   forHeads([&](Val h) {
+    // A score that is NaN is no maximum, but its weight and with it the sum are NaN.
     Val base = h * padded;
     Val top = e.loop(index(0), padded, kBlock, {e.constant(vector, -INFINITY)}, [&](Val t, Vals m) -> Vals {
-      return {max(m[0], e.load(s, base + t, kBlock))};
+      return {larger(e.load(s, base + t, kBlock), m[0])};
     })[0];
     Val m = reduceMax(top);
     // A row of -inf must not turn into -inf - -inf.
@@ -124,8 +125,7 @@ void RowKernel::storeState() {
 // Dense tokens
 //===----------------------------------------------------------------------===//
 
-/// The sum of a row's slices of `lanes`: what is left to add horizontally.
-static Val foldLanes(Val a, int64_t lanes) {
+Val aligned::foldLanes(Val a, int64_t lanes) {
   Val sum = slice(a, 0, lanes);
   for (int64_t first = lanes; first < a.lanes(); first += lanes)
     sum = sum + slice(a, first, lanes);

@@ -121,6 +121,9 @@ private:
   llvm::SmallVector<Request> requests;
 };
 
+/// The sum of a vector's slices of `lanes`: what is left to add horizontally.
+Val foldLanes(Val a, int64_t lanes);
+
 /// The kernels, by the storage that they read.
 std::unique_ptr<RowKernel> makeDenseKernel(Emitter &e, const KernelShape &shape);
 std::unique_ptr<RowKernel> makeFixedKernel(Emitter &e, const KernelShape &shape);

@@ -208,6 +208,7 @@ Val aligned::operator>>(Val a, Val b) { return integer<arith::ShRSIOp>(a, b); }
 Val aligned::shrLogical(Val a, Val b) { return integer<arith::ShRUIOp>(a, b); }
 Val aligned::max(Val a, Val b) { return binary<arith::MaximumFOp, arith::MaxSIOp>(a, b); }
 Val aligned::min(Val a, Val b) { return binary<arith::MinimumFOp, arith::MinSIOp>(a, b); }
+Val aligned::larger(Val a, Val b) { return select(a > b, a, b); }
 Val aligned::operator-(Val a) {
   return a.isFloat() ? a.e->wrap(arith::NegFOp::create(a.e->b, a.value)) : a.e->constant(a.type(), 0) - a;
 }

@@ -97,6 +97,8 @@ Val operator-(Val a);
 Val shrLogical(Val a, Val b);
 Val max(Val a, Val b); ///< of floats: NaN if either is
 Val min(Val a, Val b);
+/// The larger of two floats, b where either is NaN: one instruction, for where NaN shows elsewhere.
+Val larger(Val a, Val b);
 
 #define ALIGNED_WITH_NUMBER(op)                                                                                                   \
   inline Val operator op(Val a, double number) { return a op a.e->constant(a.type(), number); }
