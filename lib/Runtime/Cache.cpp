@@ -80,7 +80,8 @@ bool allocate(Buffer &buffer, int64_t bytes) {
 // Numbers
 //===----------------------------------------------------------------------===//
 
-// Conversions are bit arithmetic and selects only: they vectorise on any machine, and a process that flushes subnormals to zero gets the same bits.
+// Conversions are bit arithmetic and selects, or one instruction where the machine has it, so that loops over them become vector code. A process that
+// flushes subnormal floats to zero gets the same bits: subnormal halves are normal floats.
 
 template <typename To, typename From> To bitCast(From from) {
   static_assert(sizeof(To) == sizeof(From));
@@ -95,13 +96,7 @@ struct Half {
   static constexpr Bits magnitude = 0x7fff, infinity = 0x7c00;
   static constexpr float largest = 65504.0f;
 
-  static float toFloat(Bits bits) {
-    uint32_t shifted = uint32_t(bits & magnitude) << 13;
-    float normal = bitCast<float>(shifted + ((bits & magnitude) < infinity ? 112u << 23 : 224u << 23));
-    float subnormal = bitCast<float>(shifted + (113u << 23)) - 0x1p-14f;
-    uint32_t absolute = bitCast<uint32_t>((bits & magnitude) < 0x400 ? subnormal : normal);
-    return bitCast<float>(absolute | uint32_t(bits & 0x8000) << 16);
-  }
+  static float toFloat(Bits bits) { return bitCast<_Float16>(bits); }
 
   /// To nearest even. NaNs are not expected.
   static Bits fromFloat(float value) {
@@ -279,7 +274,7 @@ struct Cache : aligned_cache {
 };
 
 //===----------------------------------------------------------------------===//
-// Split
+// Loops
 //===----------------------------------------------------------------------===//
 
 // The loops are part of whatever they are called from, and that is compiled for several machines.
@@ -300,6 +295,10 @@ template <typename Body> auto vectorized(Body body) {
 #endif
   return body();
 }
+
+//===----------------------------------------------------------------------===//
+// Split
+//===----------------------------------------------------------------------===//
 
 /// One token of one row: `stride` elements from channel to channel.
 template <typename Bits> struct Token {
@@ -404,11 +403,12 @@ public:
       return -1;
     std::memcpy(maxima.get(), cache.channel_max, values * sizeof(float));
     bool done = vectorized([&] {
-      for (int64_t row = 0; row < cache.rows; ++row) {
+      for (int64_t r = 0; r < cache.rows; ++r) {
+        enter(r);
         for (int64_t index = cache.tokens / block; index < fullBlocks; ++index)
-          if (!split(row, index))
+          if (!split(index))
             return false;
-        load(row, std::max(cache.tokens, fullBlocks * block), total, Element::infinity);
+        load(std::max(cache.tokens, fullBlocks * block), total, Element::infinity);
       }
       return true;
     });
@@ -426,34 +426,39 @@ private:
   uint16_t *encoded() { return reinterpret_cast<uint16_t *>(loaded() + block * channels); }
   uint16_t *ordered() { return encoded() + block * channels; }
 
-  Token<Bits> token(int64_t row, int64_t index) const {
+  Token<Bits> token(int64_t index) const {
     if (index < cache.tokens)
       return {static_cast<const Bits *>(cache.open) + (row * block + index % block) * channels, 1};
-    return {data + row / cache.kv_heads * strides[0] + row % cache.kv_heads * strides[1] + (index - cache.tokens) * strides[2], strides[3]};
+    return {rowData + (index - cache.tokens) * strides[2], strides[3]};
+  }
+
+  void enter(int64_t nextRow) {
+    row = nextRow;
+    rowData = data + row / cache.kv_heads * strides[0] + row % cache.kv_heads * strides[1];
   }
 
   /// Loads tokens [begin, end) of one block, leaves their maxima in `largest` and in the channels' maxima.
-  ALIGNED_LOOP bool load(int64_t row, int64_t begin, int64_t end, Bits limit) {
+  ALIGNED_LOOP bool load(int64_t begin, int64_t end, Bits limit) {
     std::fill_n(largest, channels, Bits(0));
     bool outside = false;
     for (int64_t t = begin; t < end; ++t)
-      outside |= loadToken<Element>(token(row, t), channels, limit, loaded() + t % block * channels, largest);
+      outside |= loadToken<Element>(token(t), channels, limit, loaded() + t % block * channels, largest);
     for (int64_t c = 0; c < channels; ++c)
-      raise(row, c, Element::toFloat(largest[c]));
+      raise(c, Element::toFloat(largest[c]));
     return outside;
   }
 
-  void raise(int64_t row, int64_t channel, float magnitude) {
+  void raise(int64_t channel, float magnitude) {
     float &maximum = static_cast<float *>(maxima.get())[row * channels + channel];
     maximum = std::max(maximum, magnitude);
   }
 
-  ALIGNED_LOOP bool split(int64_t row, int64_t index) {
+  ALIGNED_LOOP bool split(int64_t index) {
     int64_t first = index * block, place = row * (planes().capacity / block) + index;
     Bits limit = Element::infinity;
     if constexpr (std::is_same_v<Element, Single>)
       limit = isFixed(cache) ? Single::infinity : halfOverflow;
-    if (load(row, first, first + block, limit) && !listEscapes(row, first, limit))
+    if (load(first, first + block, limit) && !listEscapes(first, limit))
       return false;
     if (isFixed(cache))
       encode(first, static_cast<uint8_t *>(planes().exponent.get()) + place * exponentBlockBytes(cache));
@@ -493,14 +498,14 @@ private:
   }
 
   /// Lists what `load` left out. A finite value among it (f32 beyond half) still counts for its channel.
-  bool listEscapes(int64_t row, int64_t first, Bits limit) {
+  bool listEscapes(int64_t first, Bits limit) {
     for (int64_t t = first; t < first + block; ++t)
       for (int64_t c = 0; c < channels; ++c) {
-        Bits bits = token(row, t)[c], magnitude = bits & Element::magnitude;
+        Bits bits = token(t)[c], magnitude = bits & Element::magnitude;
         if (magnitude < limit)
           continue;
         if (magnitude < Element::infinity)
-          raise(row, c, Element::toFloat(magnitude));
+          raise(c, Element::toFloat(magnitude));
         if (!escapes.push({row, t, int32_t(c), bits, Element::toFloat(bits), 0}))
           return false;
       }
@@ -510,13 +515,15 @@ private:
   /// Makes all of it visible; nothing here can fail.
   void commit() {
     int64_t kept = total / block * block; // tokens from here on are open
-    for (int64_t row = 0; row < cache.rows; ++row)
+    for (int64_t r = 0; r < cache.rows; ++r) {
+      enter(r);
       for (int64_t t = std::max(kept, cache.tokens); t < total; ++t) {
-        Token<Bits> source = token(row, t);
+        Token<Bits> source = token(t);
         Bits *target = static_cast<Bits *>(cache.open) + (row * block + t % block) * channels;
         for (int64_t c = 0; c < channels; ++c)
           target[c] = source[c];
       }
+    }
     if (grown.capacity)
       cache.planes = std::move(grown);
     cache.maxima = std::move(maxima);
@@ -530,6 +537,8 @@ private:
   const Bits *data;
   const int64_t *strides;
   int64_t total, channels;
+  int64_t row = 0; // the one at work, and its first new token
+  const Bits *rowData = nullptr;
   Planes grown; // empty while the cache's own have room
   Buffer maxima;
   Escapes escapes;
@@ -541,7 +550,7 @@ private:
 //===----------------------------------------------------------------------===//
 
 /// Reads the top `read` bits of a block in plane order; the others are 0.
-void unpackBlock(const aligned_cache &cache, int64_t index, int read, uint16_t *ordered) {
+ALIGNED_LOOP void unpackBlock(const aligned_cache &cache, int64_t index, int read, uint16_t *ordered) {
   int64_t group = groupOf(cache), bytes = group / 2, groups = block * cache.head_dim / group;
   std::fill_n(ordered, block * cache.head_dim, uint16_t(0));
   int shift = 12;
@@ -560,21 +569,24 @@ void unpackBlock(const aligned_cache &cache, int64_t index, int read, uint16_t *
   }
 }
 
-template <typename Element> void joinBlock(const Cache &cache, int64_t row, int64_t index, int read, uint16_t *ordered, typename Element::Bits *out) {
+template <typename Element>
+ALIGNED_LOOP void joinBlock(const Cache &cache, int64_t row, int64_t index, int read, uint16_t *__restrict ordered, typename Element::Bits *__restrict out) {
   using Storage = std::conditional_t<std::is_same_v<Element, BFloat>, BFloat, Half>;
   int64_t channels = cache.head_dim, unit = unitOf(cache), place = row * (cache.capacity / block) + index;
   unpackBlock(cache, place, read, ordered);
   int32_t middle = read < 16 ? 1 << (15 - read) : 0; // of what the bits that are not read may hold
   const uint8_t *exponents = cache.exponent + place * exponentBlockBytes(cache);
-  for (int64_t t = 0; t < block; ++t)
-    for (int64_t c = 0; c < channels; ++c) {
-      int32_t bits = ordered[c / unit * unit * block + t * unit + c % unit] + middle;
-      double value = isFixed(cache) ? (bits - 0x8000 - dither(t + index * block)) * scaleOf(exponents[isKey(cache) ? c : t]) / 0x1p15
-                                    : Storage::toFloat(uint16_t(bits));
-      // What was finite reads as finite, however few bits are read.
-      constexpr double largest = Element::largest;
-      out[t * channels + c] = Element::fromFloat(float(std::clamp(value, -largest, largest)));
-    }
+  // What was finite reads as finite, however few bits are read.
+  constexpr double largest = Element::largest;
+  for (int64_t t = 0; t < block; ++t) {
+    int32_t offset = 0x8000 + dither(index * block + t);
+    for (int64_t first = 0; first < channels; first += unit) // a run
+      for (int64_t c = first; c < first + unit; ++c) {
+        int32_t bits = ordered[first * block + t * unit + c - first] + middle;
+        double value = isFixed(cache) ? (bits - offset) * scaleOf(exponents[isKey(cache) ? c : t]) / 0x1p15 : Storage::toFloat(uint16_t(bits));
+        out[t * channels + c] = Element::fromFloat(float(std::clamp(value, -largest, largest)));
+      }
+  }
 }
 
 template <typename Element> int join(const Cache &cache, int bits, void *out) {
@@ -587,13 +599,14 @@ template <typename Element> int join(const Cache &cache, int bits, void *out) {
     read += cache.format.width[p];
   int64_t channels = cache.head_dim, blocks = cache.tokens / block;
   Bits *values = static_cast<Bits *>(out);
-  for (int64_t row = 0; row < cache.rows; ++row) {
-    Bits *target = values + row * cache.tokens * channels;
-    for (int64_t index = 0; index < blocks; ++index)
-      joinBlock<Element>(cache, row, index, read, static_cast<uint16_t *>(ordered.get()), target + index * block * channels);
-    std::copy_n(static_cast<const Bits *>(cache.open) + row * block * channels, cache.tokens % block * channels,
-                target + blocks * block * channels);
-  }
+  vectorized([&] {
+    for (int64_t row = 0; row < cache.rows; ++row) {
+      Bits *target = values + row * cache.tokens * channels;
+      for (int64_t index = 0; index < blocks; ++index)
+        joinBlock<Element>(cache, row, index, read, static_cast<uint16_t *>(ordered.get()), target + index * block * channels);
+      std::copy_n(static_cast<const Bits *>(cache.open) + row * block * channels, cache.tokens % block * channels, target + blocks * block * channels);
+    }
+  });
   for (const aligned_escape &escape : cache.escapeList)
     values[(escape.row * cache.tokens + escape.token) * channels + escape.channel] = Bits(escape.bits);
   return 0;

@@ -65,8 +65,9 @@ TEST(TestNumbers, DecodeAndEncode) {
   EXPECT_EQ(encode(ALIGNED_ELEMENT_F16, 65520), 0x7c00u);
   for (int element : {ALIGNED_ELEMENT_F16, ALIGNED_ELEMENT_BF16})
     for (uint32_t pattern = 0; pattern < 0x10000; ++pattern)
-      if (double value = decode(element, pattern); !std::isnan(value))
+      if (double value = decode(element, pattern); !std::isnan(value)) {
         ASSERT_EQ(encode(element, value), pattern);
+      }
 }
 
 //===----------------------------------------------------------------------===//
@@ -233,8 +234,9 @@ void expectJoin(const aligned_cache &cache, const Values &values, const Oracle &
           uint8_t e = oracle.exponents[key ? (row * cache.capacity / 64 + t / 64) * d + c : row * cache.capacity + t];
           double scale = std::ldexp(1, e - 112) * 16 / 15;
           x = (n - 32768 - ditherOf(t)) * scale / 0x1p15;
-          if (double original = values.value(row, t, c); std::isfinite(original))
+          if (double original = values.value(row, t, c); std::isfinite(original)) {
             ASSERT_LE(std::fabs(x - original), scale * (std::exp2(-read) + (read < 16 ? 0x1p-16 : 0)) * (1 + 1e-12)) << "S1: cut and rounding";
+          }
         }
         uint32_t pattern = encode(values.element, x), sign = pattern & (1u << (precisionOf(values.element).bits - 1));
         if (!std::isfinite(decode(values.element, pattern)))
@@ -274,8 +276,9 @@ void expectCache(const aligned_cache &cache, const Values &values, std::initiali
       for (int64_t t = 0; t < values.tokens; ++t) {
         double x = std::fabs(values.value(row, t, c));
         largest = std::isfinite(x) ? std::max(largest, x) : largest;
-        if (t >= oracle.split)
+        if (t >= oracle.split) {
           ASSERT_EQ(patternAt(cache.open, values.element, (row * 64 + t % 64) * d + c), values.at(row, t, c)) << "open token " << t;
+        }
       }
       ASSERT_EQ(cache.channel_max[row * d + c], largest) << "row " << row << ", channel " << c;
     }

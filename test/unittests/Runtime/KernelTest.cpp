@@ -83,8 +83,7 @@ TEST(Parallel, NestedCallsRunInPlace) {
       for (int64_t i = begin; i < end; ++i) {
         std::thread::id outer = std::this_thread::get_id();
         parallel(100, [&](int64_t from, int64_t to) {
-          if (aligned_rt_threads() > 1)
-            EXPECT_EQ(std::this_thread::get_id(), outer);
+          EXPECT_EQ(std::this_thread::get_id(), outer);
           sum += to - from;
         });
       }
