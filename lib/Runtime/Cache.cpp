@@ -1,17 +1,18 @@
 // Split-precision storage. Every layout of Cache.h is one rule with two numbers: the 64 x head_dim values of a block are put in
-// *plane order*, where runs of `unit` adjacent channels lie together and tokens follow one another within a run; that sequence is cut into
-// groups of `group` values; a group's first half fills the low nibbles and its second half the high nibbles of group / 2 bytes, once per
-// nibble layer, and the layers of a group within a plane are neighbours.
+// *plane order*, where runs of `unit` adjacent channels lie together and tokens follow one another within a run; that sequence is
+// cut into groups of `group` values; a group's first half fills the low nibbles and its second half the high nibbles of group / 2
+// bytes, once per nibble layer, and the layers of a group within a plane are neighbours.
 //
 //                unit       group           bytes of a layer
 //   key, fixed   4          4 x 64          128
 //   key, float   1          64              32
 //   value        head_dim   head_dim        head_dim / 2
 //
-// A block passes through four loops that the compiler vectorises, each over memory that stays in the first-level cache: load (non-finite values out,
-// maxima), encode (to 16-bit integers), order, pack (nibbles). Only the last writes to the planes.
+// A block passes through four loops that the compiler vectorises, each over memory that stays in the first-level cache: load
+// (non-finite values out, maxima), encode (to 16-bit integers), order, pack (nibbles). Only the last writes to the planes.
 //
-// Nothing that a reader can see changes before an append can no longer fail: blocks are written behind the visible ones, the rest when all is done.
+// Nothing that a reader can see changes before an append can no longer fail: blocks are written behind the visible ones, the rest
+// when all is done.
 
 #include "aligned/Runtime/Cache.h"
 #include "aligned/Runtime/Error.h"
@@ -60,7 +61,8 @@ template <typename... Sizes> int64_t product(int64_t first, Sizes... rest) {
   return first;
 }
 
-/// Replaces `buffer` by `bytes` bytes, 64-byte aligned; no bytes are a null pointer. Leaves it alone and returns false if there is no memory.
+/// Replaces `buffer` by `bytes` bytes, 64-byte aligned; no bytes are a null pointer. Leaves it alone and returns false if there
+/// is no memory.
 bool allocate(Buffer &buffer, int64_t bytes) {
   constexpr int64_t alignment = 64;
   if (bytes < 0 || bytes > std::numeric_limits<int64_t>::max() - alignment) {
@@ -80,8 +82,8 @@ bool allocate(Buffer &buffer, int64_t bytes) {
 // Numbers
 //===----------------------------------------------------------------------===//
 
-// Conversions are bit arithmetic and selects, or one instruction where the machine has it, so that loops over them become vector code. A process that
-// flushes subnormal floats to zero gets the same bits: subnormal halves are normal floats.
+// Conversions are bit arithmetic and selects, or one instruction where the machine has it, so that loops over them become vector
+// code. A process that flushes subnormal floats to zero gets the same bits: subnormal halves are normal floats.
 
 template <typename To, typename From> To bitCast(From from) {
   static_assert(sizeof(To) == sizeof(From));
@@ -145,7 +147,8 @@ int64_t elementBytes(int32_t element) { return element == ALIGNED_ELEMENT_F32 ? 
 
 int32_t dither(int64_t token) { return int32_t(token % 4096) * 2531 % 4096 - 2048; }
 
-/// The stored exponent (E + 112) of values whose largest magnitude is `largest`. All values of a block may be zero, hence a least one.
+/// The stored exponent (E + 112) of values whose largest magnitude is `largest`. All values of a block may be zero, hence a least
+/// one.
 uint8_t exponentOf(float largest) { return uint8_t((bitCast<uint32_t>(std::max(largest, 0x1p-100f)) >> 23) - 14); }
 
 /// 2^15 / scale = 15 * 2^(11 - E).
@@ -154,8 +157,9 @@ float unitsPerOne(uint8_t exponent) { return 15 * bitCast<float>(uint32_t(250 - 
 /// scale = 2^E * 16/15.
 double scaleOf(uint8_t exponent) { return bitCast<double>(uint64_t(exponent - 112 + 1023) << 52) * 16 / 15; }
 
-/// rint(x * units) modulo 2^16, by adding a number whose last place is 1. The product of an 11-bit (f16) or 8-bit (bf16) significand by 15 is exact in float,
-/// that of a 24-bit one in double, so that this is the rounding of the exact quotient, ties to even.
+/// rint(x * units) modulo 2^16, by adding a number whose last place is 1. The product of an 11-bit (f16) or 8-bit (bf16)
+/// significand by 15 is exact in float, that of a 24-bit one in double, so that this is the rounding of the exact quotient, ties
+/// to even.
 template <typename Element> uint16_t roundToUnits(float x, float units) {
   if constexpr (std::is_same_v<Element, Single>)
     return uint16_t(bitCast<uint64_t>(double(x) * double(units) + 0x1.8p52));
@@ -307,7 +311,8 @@ template <typename Bits> struct Token {
   Bits operator[](int64_t channel) const { return data[channel * stride]; }
 };
 
-/// Copies a token to `loaded` with 0 for values of magnitude `limit` and more, raises the channels' `largest`, and says whether there were any such.
+/// Copies a token to `loaded` with 0 for values of magnitude `limit` and more, raises the channels' `largest`, and says whether
+/// there were any such.
 template <typename Element, typename Bits = typename Element::Bits>
 ALIGNED_LOOP bool loadToken(Token<Bits> token, int64_t channels, Bits limit, Bits *__restrict loaded, Bits *__restrict largest) {
   Bits worst = 0;
@@ -326,9 +331,11 @@ ALIGNED_LOOP bool loadToken(Token<Bits> token, int64_t channels, Bits limit, Bit
   return worst >= limit;
 }
 
-/// S1 for one token: `units(c)` is 2^15 / scale of channel c. No clamp is needed: |x| < 2^E leaves |rint| <= 30720, the dither -2048 .. 2047.
+/// S1 for one token: `units(c)` is 2^15 / scale of channel c. No clamp is needed: |x| < 2^E leaves |rint| <= 30720, the dither
+/// -2048 .. 2047.
 template <typename Element, typename Units>
-ALIGNED_LOOP void encodeFixed(const typename Element::Bits *__restrict loaded, int64_t channels, Units units, int64_t token, uint16_t *__restrict encoded) {
+ALIGNED_LOOP void encodeFixed(const typename Element::Bits *__restrict loaded, int64_t channels, Units units, int64_t token,
+                              uint16_t *__restrict encoded) {
   uint16_t offset = uint16_t(dither(token) + 0x8000);
   for (int64_t c = 0; c < channels; ++c)
     encoded[c] = uint16_t(roundToUnits<Element>(Element::toFloat(loaded[c]), units(c)) + offset);
@@ -345,8 +352,7 @@ ALIGNED_LOOP void encodeFloat(const typename Element::Bits *__restrict loaded, i
 }
 
 /// Tokens of runs to runs of tokens; a run of `unit` channels is one Unit.
-template <typename Unit>
-ALIGNED_LOOP void order(const void *__restrict encoded, int64_t units, void *__restrict ordered) {
+template <typename Unit> ALIGNED_LOOP void order(const void *__restrict encoded, int64_t units, void *__restrict ordered) {
   const Unit *from = static_cast<const Unit *>(encoded);
   Unit *to = static_cast<Unit *>(ordered);
   constexpr int64_t tile = 8; // tokens: a whole cache line is written before the next is begun, a few lines are read
@@ -357,8 +363,8 @@ ALIGNED_LOOP void order(const void *__restrict encoded, int64_t units, void *__r
 }
 
 /// The four nibble layers of a group, most significant first.
-ALIGNED_LOOP void pack(const uint16_t *__restrict low, const uint16_t *__restrict high, int64_t bytes, uint8_t *__restrict layer0, uint8_t *__restrict layer1,
-          uint8_t *__restrict layer2, uint8_t *__restrict layer3) {
+ALIGNED_LOOP void pack(const uint16_t *__restrict low, const uint16_t *__restrict high, int64_t bytes, uint8_t *__restrict layer0,
+                       uint8_t *__restrict layer1, uint8_t *__restrict layer2, uint8_t *__restrict layer3) {
   for (int64_t i = 0; i < bytes; ++i) {
     uint16_t even = (low[i] >> 4 & 0x0f0f) | (high[i] & 0xf0f0), odd = (low[i] & 0x0f0f) | (high[i] & 0x0f0f) << 4;
     layer0[i] = uint8_t(even >> 8);
@@ -379,8 +385,8 @@ ALIGNED_LOOP void packBlock(const aligned_cache &cache, const uint16_t *ordered,
       step[layer] = cache.format.width[p] / 4 * bytes;
     }
   for (int64_t g = 0, groups = block * cache.head_dim / group; g < groups; ++g)
-    pack(ordered + g * group, ordered + g * group + bytes, bytes, start[0] + g * step[0], start[1] + g * step[1], start[2] + g * step[2],
-         start[3] + g * step[3]);
+    pack(ordered + g * group, ordered + g * group + bytes, bytes, start[0] + g * step[0], start[1] + g * step[1],
+         start[2] + g * step[2], start[3] + g * step[3]);
 }
 
 /// An append in progress. Tokens are numbered as in the cache that results.
@@ -389,7 +395,8 @@ template <typename Element> class Append {
 
 public:
   Append(Cache &cache, const void *data, int64_t count, const int64_t *strides)
-      : cache(cache), data(static_cast<const Bits *>(data)), strides(strides), total(cache.tokens + count), channels(cache.head_dim) {}
+      : cache(cache), data(static_cast<const Bits *>(data)), strides(strides), total(cache.tokens + count),
+        channels(cache.head_dim) {}
 
   int run() {
     int64_t values = cache.rows * channels, fullBlocks = total / block;
@@ -483,7 +490,8 @@ private:
         units[c] = unitsPerOne(exponents[c]);
       }
       for (int64_t t = 0; t < block; ++t)
-        encodeFixed<Element>(loaded() + t * channels, channels, [&](int64_t c) { return units[c]; }, first + t, encoded() + t * channels);
+        encodeFixed<Element>(
+            loaded() + t * channels, channels, [&](int64_t c) { return units[c]; }, first + t, encoded() + t * channels);
     } else {
       for (int64_t t = 0; t < block; ++t) {
         const Bits *values = loaded() + t * channels;
@@ -492,7 +500,8 @@ private:
           top = std::max(top, Bits(values[c] & Element::magnitude));
         exponents[t] = exponentOf(Element::toFloat(top));
         float units = unitsPerOne(exponents[t]);
-        encodeFixed<Element>(values, channels, [=](int64_t) { return units; }, first + t, encoded() + t * channels);
+        encodeFixed<Element>(
+            values, channels, [=](int64_t) { return units; }, first + t, encoded() + t * channels);
       }
     }
   }
@@ -570,7 +579,8 @@ ALIGNED_LOOP void unpackBlock(const aligned_cache &cache, int64_t index, int rea
 }
 
 template <typename Element>
-ALIGNED_LOOP void joinBlock(const Cache &cache, int64_t row, int64_t index, int read, uint16_t *__restrict ordered, typename Element::Bits *__restrict out) {
+ALIGNED_LOOP void joinBlock(const Cache &cache, int64_t row, int64_t index, int read, uint16_t *__restrict ordered,
+                            typename Element::Bits *__restrict out) {
   using Storage = std::conditional_t<std::is_same_v<Element, BFloat>, BFloat, Half>;
   int64_t channels = cache.head_dim, unit = unitOf(cache), place = row * (cache.capacity / block) + index;
   unpackBlock(cache, place, read, ordered);
@@ -583,7 +593,8 @@ ALIGNED_LOOP void joinBlock(const Cache &cache, int64_t row, int64_t index, int 
     for (int64_t first = 0; first < channels; first += unit) // a run
       for (int64_t c = first; c < first + unit; ++c) {
         int32_t bits = ordered[first * block + t * unit + c - first] + middle;
-        double value = isFixed(cache) ? (bits - offset) * scaleOf(exponents[isKey(cache) ? c : t]) / 0x1p15 : Storage::toFloat(uint16_t(bits));
+        double value = isFixed(cache) ? (bits - offset) * scaleOf(exponents[isKey(cache) ? c : t]) / 0x1p15
+                                      : Storage::toFloat(uint16_t(bits));
         out[t * channels + c] = Element::fromFloat(float(std::clamp(value, -largest, largest)));
       }
   }
@@ -604,7 +615,8 @@ template <typename Element> int join(const Cache &cache, int bits, void *out) {
       Bits *target = values + row * cache.tokens * channels;
       for (int64_t index = 0; index < blocks; ++index)
         joinBlock<Element>(cache, row, index, read, static_cast<uint16_t *>(ordered.get()), target + index * block * channels);
-      std::copy_n(static_cast<const Bits *>(cache.open) + row * block * channels, cache.tokens % block * channels, target + blocks * block * channels);
+      std::copy_n(static_cast<const Bits *>(cache.open) + row * block * channels, cache.tokens % block * channels,
+                  target + blocks * block * channels);
     }
   });
   for (const aligned_escape &escape : cache.escapeList)
@@ -651,7 +663,8 @@ void aligned_set_last_error(const char *message) {
   }
 }
 
-aligned_cache *aligned_cache_create(const aligned_format *format, int64_t batch, int64_t kvHeads, int64_t headDim, int64_t capacity) {
+aligned_cache *aligned_cache_create(const aligned_format *format, int64_t batch, int64_t kvHeads, int64_t headDim,
+                                    int64_t capacity) {
   if (!check(format))
     return nullptr;
   if (batch < 1 || kvHeads < 1 || product(batch, kvHeads) == tooLarge)
@@ -694,14 +707,16 @@ int aligned_cache_append(aligned_cache *cache, const void *data, int64_t count, 
     return 0;
   if (!data || !strides)
     return fail("expected %lld tokens to append, got null %s", (long long)count, data ? "strides" : "data");
-  return withElement(cache->format.element,
-                     [&](auto element) { return Append<decltype(element)>(*static_cast<Cache *>(cache), data, count, strides).run(); });
+  return withElement(cache->format.element, [&](auto element) {
+    return Append<decltype(element)>(*static_cast<Cache *>(cache), data, count, strides).run();
+  });
 }
 
 int aligned_cache_join(const aligned_cache *cache, int bits, void *out) {
   if (bits < 1 || bits > 16)
     return fail("expected 1 to 16 bits to read, got %d", bits);
-  return withElement(cache->format.element, [&](auto element) { return join<decltype(element)>(*static_cast<const Cache *>(cache), bits, out); });
+  return withElement(cache->format.element,
+                     [&](auto element) { return join<decltype(element)>(*static_cast<const Cache *>(cache), bits, out); });
 }
 
 int aligned_cache_truncate(aligned_cache *cache, int64_t tokens) {

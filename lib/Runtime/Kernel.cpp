@@ -1,6 +1,6 @@
-// What compiled kernels call. The thread pool is made for calls of some ten microseconds that follow one another closely: workers spin for a moment before they
-// sleep, ranges are handed out by an atomic counter, and the caller works along. Its state is never destroyed and its threads are detached,
-// so that a process may exit at any time; a child of fork starts a pool of its own.
+// What compiled kernels call. The thread pool is made for calls of some ten microseconds that follow one another closely: workers
+// spin for a moment before they sleep, ranges are handed out by an atomic counter, and the caller works along. Its state is never
+// destroyed and its threads are detached, so that a process may exit at any time; a child of fork starts a pool of its own.
 
 #include "aligned/Runtime/Kernel.h"
 
@@ -53,10 +53,10 @@ struct Job {
   void *const args;
   const int64_t count, grain;
   const Record record;
-  int32_t seats;                // workers that may still join, guarded by the pool's mutex
-  std::atomic<int64_t> next{0}; // first item that nobody has claimed
+  int32_t seats;                   // workers that may still join, guarded by the pool's mutex
+  std::atomic<int64_t> next{0};    // first item that nobody has claimed
   std::atomic<int32_t> running{0}; // workers inside; changed under the pool's mutex
-  Job *following = nullptr;     // in the pool's list
+  Job *following = nullptr;        // in the pool's list
 
   bool open() const { return seats > 0 && next.load(std::memory_order_relaxed) < count; }
 

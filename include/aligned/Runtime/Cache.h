@@ -72,7 +72,7 @@ typedef struct aligned_cache {
   int64_t capacity;  /* tokens that the planes have room for, a multiple of 64 */
   void *plane[ALIGNED_MAX_PLANES];
   uint8_t *exponent;  /* fixed: key [rows][capacity/64][head_dim], value [rows][capacity]; float: null */
-  float *channel_max; /* [rows][head_dim], largest finite |x| of each channel over all tokens appended */
+  float *channel_max; /* [rows][head_dim], largest finite |x| of each channel over all tokens appended, forgotten ones included */
   void *open;         /* element [rows][64][head_dim] */
   aligned_escape *escape;
   int64_t escapes;
@@ -100,7 +100,7 @@ int aligned_cache_join(const aligned_cache *cache, int bits, void *out);
 /* Forgets the newest tokens until `tokens` are left. Only open tokens can be forgotten: tokens / 64 must equal the cache's. Returns 0. */
 int aligned_cache_truncate(aligned_cache *cache, int64_t tokens);
 
-/* Bytes that the cache holds: planes, exponents, open block, escapes. */
+/* Bytes of memory that the cache holds: planes and exponents up to its capacity, open block, escapes. */
 int64_t aligned_cache_bytes(const aligned_cache *cache);
 
 #ifdef __cplusplus

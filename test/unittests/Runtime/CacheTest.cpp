@@ -1,4 +1,5 @@
-// Caches against a packer that sets one nibble after another, straight from the formulas of Cache.h, in float64 and with arithmetic instead of bit patterns.
+// Caches against a packer that sets one nibble after another, straight from the formulas of Cache.h, in float64 and with
+// arithmetic instead of bit patterns.
 
 #include "aligned/Runtime/Cache.h"
 #include "aligned/Runtime/Error.h"
@@ -27,7 +28,9 @@ struct Precision {
   int bits, significand, leastExponent, greatestExponent; // of the least normal and of the greatest number
 };
 Precision precisionOf(int element) {
-  return element == ALIGNED_ELEMENT_F16 ? Precision{16, 11, -14, 15} : element == ALIGNED_ELEMENT_BF16 ? Precision{16, 8, -126, 127} : Precision{32, 24, -126, 127};
+  return element == ALIGNED_ELEMENT_F16    ? Precision{16, 11, -14, 15}
+         : element == ALIGNED_ELEMENT_BF16 ? Precision{16, 8, -126, 127}
+                                           : Precision{32, 24, -126, 127};
 }
 
 double decode(int element, uint32_t pattern) {
@@ -45,7 +48,8 @@ double decode(int element, uint32_t pattern) {
 uint32_t encode(int element, double value) {
   Precision p = precisionOf(element);
   int fieldBits = p.significand - 1;
-  uint32_t sign = uint32_t(std::signbit(value)) << (p.bits - 1), infinity = uint32_t(p.greatestExponent - p.leastExponent + 2) << fieldBits;
+  uint32_t sign = uint32_t(std::signbit(value)) << (p.bits - 1), infinity = uint32_t(p.greatestExponent - p.leastExponent + 2)
+                                                                            << fieldBits;
   double magnitude = std::fabs(value);
   if (magnitude == 0)
     return sign;
@@ -81,7 +85,8 @@ struct Values {
   std::vector<uint32_t> patterns;
 
   Values(int element, int64_t batch, int64_t heads, int64_t tokens, int64_t channels)
-      : element(element), batch(batch), heads(heads), tokens(tokens), channels(channels), patterns(batch * heads * tokens * channels) {}
+      : element(element), batch(batch), heads(heads), tokens(tokens), channels(channels),
+        patterns(batch * heads * tokens * channels) {}
 
   int64_t rows() const { return batch * heads; }
   uint32_t &at(int64_t row, int64_t token, int64_t channel) { return patterns[(row * tokens + token) * channels + channel]; }
@@ -130,7 +135,9 @@ struct Oracle {
     stored.resize(rows * split * d);
     std::vector<double> original(rows * split * d), kept(rows * split * d), largest(fixed ? exponents.size() : 0, 0x1p-100);
     auto place = [=](int64_t row, int64_t t, int64_t c) { return (row * split + t) * d + c; };
-    auto shared = [=](int64_t row, int64_t t, int64_t c) { return key ? (row * capacity / 64 + t / 64) * d + c : row * capacity + t; };
+    auto shared = [=](int64_t row, int64_t t, int64_t c) {
+      return key ? (row * capacity / 64 + t / 64) * d + c : row * capacity + t;
+    };
     auto forEach = [=](auto body) {
       for (int64_t row = 0; row < rows; ++row)
         for (int64_t t = 0; t < split; ++t)
@@ -189,7 +196,7 @@ using CachePtr = std::unique_ptr<aligned_cache, Destroy>;
 int append(aligned_cache *cache, const Values &values, int64_t begin, int64_t end, int arrangement = 0) {
   int64_t n = end - begin, d = values.channels;
   int64_t strides[4] = {values.heads * n * d, n * d, d, 1}; // contiguous
-  if (arrangement == 1) {                                    // [tokens, batch, heads, channels] with gaps
+  if (arrangement == 1) {                                   // [tokens, batch, heads, channels] with gaps
     int64_t other[4] = {values.heads * (d + 3), d + 3, values.rows() * (d + 3), 1};
     std::copy_n(other, 4, strides);
   } else if (arrangement == 2) { // channels outermost
@@ -235,7 +242,8 @@ void expectJoin(const aligned_cache &cache, const Values &values, const Oracle &
           double scale = std::ldexp(1, e - 112) * 16 / 15;
           x = (n - 32768 - ditherOf(t)) * scale / 0x1p15;
           if (double original = values.value(row, t, c); std::isfinite(original)) {
-            ASSERT_LE(std::fabs(x - original), scale * (std::exp2(-read) + (read < 16 ? 0x1p-16 : 0)) * (1 + 1e-12)) << "S1: cut and rounding";
+            ASSERT_LE(std::fabs(x - original), scale * (std::exp2(-read) + (read < 16 ? 0x1p-16 : 0)) * (1 + 1e-12))
+                << "S1: cut and rounding";
           }
         }
         uint32_t pattern = encode(values.element, x), sign = pattern & (1u << (precisionOf(values.element).bits - 1));
@@ -261,8 +269,11 @@ void expectCache(const aligned_cache &cache, const Values &values, std::initiali
   auto expectSplit = [&](const void *actual, const std::vector<uint8_t> &expected, int64_t rowBytes, const char *what) {
     ASSERT_EQ(reinterpret_cast<uintptr_t>(actual) % 64, 0u);
     for (int64_t row = 0; row < cache.rows; ++row) // what is beyond the split tokens is nobody's
-      for (int64_t i = 0; cache.capacity && i < rowBytes / cache.capacity * oracle.split + rowBytes % cache.capacity * oracle.split / cache.capacity; ++i)
-        ASSERT_EQ(static_cast<const uint8_t *>(actual)[row * rowBytes + i], expected[row * rowBytes + i]) << what << ", row " << row << ", byte " << i;
+      for (int64_t i = 0; cache.capacity && i < rowBytes / cache.capacity * oracle.split +
+                                                    rowBytes % cache.capacity * oracle.split / cache.capacity;
+           ++i)
+        ASSERT_EQ(static_cast<const uint8_t *>(actual)[row * rowBytes + i], expected[row * rowBytes + i])
+            << what << ", row " << row << ", byte " << i;
   };
   for (int p = 0; p < cache.format.planes; ++p)
     expectSplit(cache.plane[p], oracle.planes[p], cache.capacity * d * cache.format.width[p] / 8, "plane");
@@ -277,7 +288,8 @@ void expectCache(const aligned_cache &cache, const Values &values, std::initiali
         double x = std::fabs(values.value(row, t, c));
         largest = std::isfinite(x) ? std::max(largest, x) : largest;
         if (t >= oracle.split) {
-          ASSERT_EQ(patternAt(cache.open, values.element, (row * 64 + t % 64) * d + c), values.at(row, t, c)) << "open token " << t;
+          ASSERT_EQ(patternAt(cache.open, values.element, (row * 64 + t % 64) * d + c), values.at(row, t, c))
+              << "open token " << t;
         }
       }
       ASSERT_EQ(cache.channel_max[row * d + c], largest) << "row " << row << ", channel " << c;
@@ -315,8 +327,9 @@ struct Format {
 void PrintTo(const Format &format, std::ostream *stream) { *stream << format.name; }
 
 const Format formats[] = {
-    {"fixed4444", ALIGNED_FORMAT_FIXED, {4, 4, 4, 4}}, {"fixed88", ALIGNED_FORMAT_FIXED, {8, 8}}, {"fixed16", ALIGNED_FORMAT_FIXED, {16}},
-    {"float844", ALIGNED_FORMAT_FLOAT, {8, 4, 4}},     {"float124", ALIGNED_FORMAT_FLOAT, {12, 4}}, {"float16", ALIGNED_FORMAT_FLOAT, {16}},
+    {"fixed4444", ALIGNED_FORMAT_FIXED, {4, 4, 4, 4}}, {"fixed88", ALIGNED_FORMAT_FIXED, {8, 8}},
+    {"fixed16", ALIGNED_FORMAT_FIXED, {16}},           {"float844", ALIGNED_FORMAT_FLOAT, {8, 4, 4}},
+    {"float124", ALIGNED_FORMAT_FLOAT, {12, 4}},       {"float16", ALIGNED_FORMAT_FLOAT, {16}},
 };
 const aligned_format fixedKey = formats[0].with(ALIGNED_ROLE_KEY, ALIGNED_ELEMENT_F16);
 
@@ -330,7 +343,8 @@ TEST_P(EveryFormat, AppendInPieces) {
   struct Size {
     int64_t tokens, channels, piece;
   };
-  const Size sizes[] = {{0, 64, 1}, {1, 64, 1}, {63, 48, 7}, {64, 16, 64}, {65, 64, 65}, {97, 80, 41}, {200, 128, 33}, {130, 256, 130}, {129, 64, 1}};
+  const Size sizes[] = {{0, 64, 1},   {1, 64, 1},     {63, 48, 7},     {64, 16, 64}, {65, 64, 65},
+                        {97, 80, 41}, {200, 128, 33}, {130, 256, 130}, {129, 64, 1}};
   for (const Size &size : sizes) {
     SCOPED_TRACE(testing::Message() << size.tokens << " tokens, head_dim " << size.channels << ", by " << size.piece);
     Values values = randomValues(element(), 2, 3, size.tokens, size.channels);
@@ -360,8 +374,8 @@ TEST_P(EveryFormat, Escapes) {
   for (int64_t t = 64; t < 128; ++t)
     values.at(0, t, 9) = infinity; // more than the list has room for at first, and a channel without a finite value
   if (element() == ALIGNED_ELEMENT_F32) {
-    values.at(0, 10, 1) = encode(element(), 65519.9);  // the half 65504
-    values.at(0, 11, 1) = encode(element(), 65520);    // overflows the half
+    values.at(0, 10, 1) = encode(element(), 65519.9); // the half 65504
+    values.at(0, 11, 1) = encode(element(), 65520);   // overflows the half
     values.at(1, 12, 1) = encode(element(), -3.4e38);
     values.at(1, 13, 2) = encode(element(), 0x1.8p-25); // a subnormal half, of a tie
     values.at(1, 14, 2) = encode(element(), 0x1p-25);
@@ -418,7 +432,8 @@ TEST(Cache, WorkedExample) {
   EXPECT_EQ(out[0], encode(ALIGNED_ELEMENT_F16, 1.6));
 }
 
-/// Every finite bf16 and f16 in turn, each beside one that sets the exponent: the rounding of S1 is that of float64, ties included.
+/// Every finite bf16 and f16 in turn, each beside one that sets the exponent: the rounding of S1 is that of float64, ties
+/// included.
 TEST(Cache, EveryPatternRoundsAsInFloat64) {
   for (int element : {ALIGNED_ELEMENT_F16, ALIGNED_ELEMENT_BF16})
     for (int role : {ALIGNED_ROLE_KEY, ALIGNED_ROLE_VALUE}) {
@@ -475,7 +490,8 @@ TEST(Cache, Truncate) {
 }
 
 TEST(Cache, CreateRefuses) {
-  auto refused = [](aligned_format format, int64_t batch, int64_t heads, int64_t channels, int64_t capacity, const char *expected) {
+  auto refused = [](aligned_format format, int64_t batch, int64_t heads, int64_t channels, int64_t capacity,
+                    const char *expected) {
     CachePtr cache(aligned_cache_create(&format, batch, heads, channels, capacity));
     EXPECT_FALSE(cache);
     EXPECT_NE(std::string(aligned_last_error()).find(expected), std::string::npos) << aligned_last_error();

@@ -14,7 +14,8 @@ namespace {
 
 /// aligned_rt_parallel with a lambda.
 template <typename Body> void parallel(int64_t count, Body body) {
-  aligned_rt_parallel(count, [](void *args, int64_t begin, int64_t end) { (*static_cast<Body *>(args))(begin, end); }, &body);
+  aligned_rt_parallel(
+      count, [](void *args, int64_t begin, int64_t end) { (*static_cast<Body *>(args))(begin, end); }, &body);
 }
 
 /// Runs the body with several sizes of the pool and leaves the pool as it was.
@@ -155,7 +156,8 @@ TEST(Scratch, GrowsPerThread) {
 
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 TEST(ScratchDeathTest, OutOfMemory) {
-  EXPECT_EXIT(aligned_rt_scratch(int64_t(1) << 60), testing::ExitedWithCode(1), "out of memory: expected 1152921504606846976 bytes");
+  EXPECT_EXIT(aligned_rt_scratch(int64_t(1) << 60), testing::ExitedWithCode(1),
+              "out of memory: expected 1152921504606846976 bytes");
 }
 #endif
 
