@@ -188,7 +188,7 @@ struct ConvertDecodeAttention : OpConversionPattern<DecodeAttentionOp> {
       : OpConversionPattern(types, context), symbols(symbols), isa(isa) {}
 
   LogicalResult matchAndRewrite(DecodeAttentionOp op, OpAdaptor adaptor, ConversionPatternRewriter &rewriter) const override {
-    FailureOr<KernelShape> shape = kernelShape(op, isa);
+    FailureOr<KernelShape> shape = kernelShape(op, isa); // checked before the conversion began
     if (failed(shape))
       return failure();
     Surroundings around(rewriter, op.getLoc());
@@ -249,8 +249,6 @@ struct ConvertAttention : OpConversionPattern<AttentionOp> {
   using OpConversionPattern::OpConversionPattern;
 
   LogicalResult matchAndRewrite(AttentionOp op, OpAdaptor adaptor, ConversionPatternRewriter &rewriter) const override {
-    if (getSplit(op.getKey().getType()))
-      return op.emitOpError("expected dense caches where attention is not fused");
     Surroundings around(rewriter, op.getLoc());
     ImplicitLocOpBuilder &b = around.b;
     // One element type for all: f32 holds f16 and bf16 exactly.
@@ -477,6 +475,8 @@ struct ConvertAlignedToCPUPass : aligned::impl::ConvertAlignedToCPUBase<ConvertA
       module.emitError("expected isa 'portable', 'avx2' or 'avx512', got '") << isa << "'";
       return signalPassFailure();
     }
+    if (!isConvertible(module, *target))
+      return signalPassFailure();
     MLIRContext *context = &getContext();
     declareRuntime(module);
     SymbolTable symbols(module);
@@ -505,6 +505,22 @@ struct ConvertAlignedToCPUPass : aligned::impl::ConvertAlignedToCPUBase<ConvertA
     scf::populateSCFStructuralTypeConversionsAndLegality(types, patterns, legal);
     if (failed(applyPartialConversion(module, legal, std::move(patterns))))
       signalPassFailure();
+  }
+
+  /// Reports what no pattern could convert, before anything changes.
+  bool isConvertible(ModuleOp module, Isa target) {
+    bool ok = true;
+    module.walk([&](DecodeAttentionOp op) { ok &= succeeded(kernelShape(op, target)); });
+    module.walk([&](AttentionOp op) {
+      if (!reference) {
+        op.emitOpError("expected fused attention here: run aligned-fuse-decode-attention first");
+        ok = false;
+      } else if (getSplit(op.getKey().getType())) {
+        op.emitOpError("expected dense key and value where attention is not fused, got ") << op.getKey().getType();
+        ok = false;
+      }
+    });
+    return ok;
   }
 };
 

@@ -75,7 +75,8 @@ private:
   void planCoarse();
   void scoreBlock(Val block, Val layers);
   void weighKeys(Val block, Val layers);
-  void refine();
+  Val refinedLayers(Val block);
+  void scaleRows();
   void look();
   void planKeys();
   void planValues();
@@ -162,8 +163,26 @@ void FixedKernel::scores() {
     forHeads([&](Val h) { e.store(e.constant(VectorType::get(kBlock, e.f32()), -INFINITY), s, h * padded + fullTokens); });
     scoreDense(key.openTokens, index(0), fullTokens, key.open);
   });
+  scaleRows();
   planCoarse();
-  e.loop(index(0), key.blocks, 1, [&](Val block) { scoreBlock(block, e.load(layersA, index(0), shape.keyDim)); });
+  // Phase A, then B: the same code, since a plan that knows of no loud block asks for the coarse precision.
+  e.loop(index(0), exact ? index(1) : select(key.blocks > 0, index(2), index(1)), 1, [&](Val phase) {
+    Val first = phase == 0;
+    e.loop(index(0), key.blocks, 1, [&](Val block) {
+      Val layers = exact ? e.load(layersA, index(0), shape.keyDim) : refinedLayers(block);
+      Val more = reduceAdd(layers - e.load(layersA, index(0), shape.keyDim));
+      e.when(first | (more > 0), [&] {
+        scoreBlock(block, layers);
+        bumpTally(keyTally, convert(more, e.i64()) * (4 * kBlock));
+      });
+    });
+    softmax();
+    if (!exact)
+      e.when(key.blocks > 0, [&] {
+        look();
+        e.when(first, [&] { planKeys(); });
+      });
+  });
 }
 
 /// Phase A reads each group of channels so that its largest addend anywhere in the cache is known to half a logit.
@@ -176,7 +195,7 @@ void FixedKernel::planCoarse() {
   Val reach = e.loop(index(0), index(shape.heads), 1, {e.constant(VectorType::get(dim, e.f32()), 0)}, [&](Val h, Vals top) -> Vals {
     Val units = abs(e.load(w, h * dim, dim)) * unit;
     e.store(f32(kWeightLimit) / reduceMax(units), finest, h); // the loudest channel must not leave the digits
-    e.store(f32(exact ? INFINITY : 1 / kCoarse), want, h);
+    e.store(f32(INFINITY), want, h); // of an exact kernel; a plan says what it wants of each block
     return {larger(units * 32768.0, top[0])};
   })[0];
   Val layers = exact ? e.constant(exponents.type(), residentLayers(shape.keySplit)) : groupMax(layersFor(reach * (1 / kCoarse), shape.keySplit));
@@ -185,6 +204,12 @@ void FixedKernel::planCoarse() {
   forHeads([&](Val h) {
     Val error = abs(e.load(w, h * dim, dim)) * unit * 32768.0 * remainder;
     e.store(reduceAdd(error * error) * (1.0 / 3), varianceA, h);
+    // No block is loud yet, and those past the last never will be.
+    e.loop(index(0), planStride, kPlanLanes, [&](Val block) {
+      e.store(e.constant(VectorType::get(kPlanLanes, e.f32()), 0), loudest, h * planStride + block);
+      e.store(e.constant(VectorType::get(kPlanLanes, e.f32()), 0), energy, h * planStride + block);
+    });
+    e.store(f32(1), precisionK, h);
   });
   bumpTally(keyTally, fullTokens * 4 * convert(reduceAdd(layers), e.types.getIndexType()));
 }
@@ -235,7 +260,7 @@ void FixedKernel::scoreBlock(Val block, Val layers) {
       Val placeValue = bitcast((convert(d, e.i32()) * 8 + 127) << 23, e.f32()) * std::pow(16.0, kLayers - 1 - layer);
       e.when(mask != 0, [&] {
         for (int64_t column = 0; column < unitWords; column += columnWords)
-          forHeadGroups(2 * columnWords / lanes, [&](int64_t head, int64_t heads) {
+          forHeadGroups(2 * columnWords / lanes, [&](Val head, int64_t heads) {
             DotColumn dots{shape.isa, lanes, columnWords, heads};
             DotSums sums = e.forEachBit(mask, dots.zero(e), [&](Val group, Vals sums) {
               Val start = ((block * groups + group) * place.planeLayers + place.index) * unitWords + column;
@@ -244,10 +269,10 @@ void FixedKernel::scoreBlock(Val block, Val layers) {
                   [&](int64_t h) { return e.load(words, (d * shape.heads + (head + h)) * groups + group); });
             });
             for (int64_t h = 0; h < heads; ++h) {
-              Val factor = e.splat(e.load(step, index(head + h)) * placeValue, lanes);
+              Val factor = e.splat(e.load(step, (head + h)) * placeValue, lanes);
               for (bool high : {false, true})
                 for (int64_t vector = 0; vector < columnWords / lanes; ++vector) {
-                  Val at = index(head + h) * padded + block * kBlock + (high * unitWords + column + vector * lanes);
+                  Val at = (head + h) * padded + block * kBlock + (high * unitWords + column + vector * lanes);
                   e.store(e.load(s, at, lanes) + convert(sums[dots.at(h, high, vector)], e.f32()) * factor, s, at);
                 }
             }
@@ -285,7 +310,7 @@ void FixedKernel::look() {
   })[0];
 
   Val toRelative = f32(1) / (unitScale(loudestExponent) * 32768.0);
-  forHeadGroups(dim / lanes + 1, [&](int64_t head, int64_t heads) {
+  forHeadGroups(dim / lanes + 1, [&](Val head, int64_t heads) {
     // Per query row: sum of p * v, of p * v^2 (folded to one register) and of p.
     Vals sums(heads, e.constant(VectorType::get(dim, e.f32()), 0));
     sums.append(heads, e.constant(VectorType::get(lanes, e.f32()), 0));
@@ -293,7 +318,7 @@ void FixedKernel::look() {
     auto add = [&](Vals sums, Val t, Val row) {
       Val square = foldLanes(row * row, lanes);
       for (int64_t h = 0; h < heads; ++h) {
-        Val weight = e.load(p, index(head + h) * padded + t);
+        Val weight = e.load(p, (head + h) * padded + t);
         sums[h] = sums[h] + e.splat(weight, dim) * row;
         sums[heads + h] = sums[heads + h] + e.splat(weight, lanes) * square;
         sums[2 * heads + h] = sums[2 * heads + h] + weight;
@@ -309,12 +334,12 @@ void FixedKernel::look() {
       return add(sums, fullTokens + i, row);
     });
     for (int64_t h = 0; h < heads; ++h) {
-      Val total = e.load(rowSum, index(head + h));
+      Val total = e.load(rowSum, (head + h));
       Val rowSpread = sqrt(reduceAdd(sums[heads + h]) * (1.0 / dim) / sums[2 * heads + h]);
       Val rowSize = sqrt(reduceAdd(sums[h] * sums[h]) * (1.0 / dim)) / total;
       Val least = rowSpread / sqrt(convert(convert(tokens, e.i64()), e.f32()));
-      e.store(max(rowSize, least) + kTiny, size, index(head + h));
-      e.store(rowSpread + kTiny, spread, index(head + h));
+      e.store(max(rowSize, least) + kTiny, size, (head + h));
+      e.store(rowSpread + kTiny, spread, (head + h));
     }
   });
 }
@@ -349,10 +374,6 @@ void FixedKernel::planKeys() {
   Val zero = e.constant(vector, 0);
   forHeads([&](Val h) {
     Val base = h * planStride, inverse = f32(1) / e.load(rowSum, h);
-    e.loop(key.blocks, planStride, 1, [&](Val block) { // blocks that do not exist are silent
-      e.store(f32(0), loudest, base + block);
-      e.store(f32(0), energy, base + block);
-    });
     e.loop(index(0), key.blocks, 1, [&](Val block) {
       Val weights = e.load(p, h * padded + block * kBlock, kBlock) * e.splat(inverse, kBlock);
       e.store(reduceMax(weights), loudest, base + block);
@@ -372,24 +393,16 @@ void FixedKernel::planKeys() {
   });
 }
 
-/// Phase B for K: blocks are read again where the plan asks for more than the coarse pass gave.
-void FixedKernel::refine() {
+/// Layers that the plan asks of a block, at least the coarse ones; leaves what it wants of each query row's addends in `want`.
+Val FixedKernel::refinedLayers(Val block) {
   int64_t dim = shape.keyDim;
-  e.loop(index(0), key.blocks, 1, [&](Val block) {
-    Val scale = unitScale(e.load(key.exponent, block * dim, dim)) * 32768.0;
-    Val steps = e.loop(index(0), index(shape.heads), 1, {e.constant(VectorType::get(dim, e.f32()), 0)}, [&](Val h, Vals top) -> Vals {
-      Val wanted = max(e.load(loudest, h * planStride + block) / e.load(precisionK, h), 1 / kCoarse);
-      e.store(wanted, want, h);
-      return {larger(abs(e.load(w, h * dim, dim)) * e.splat(wanted, dim), top[0])};
-    })[0];
-    Val coarse = e.load(layersA, index(0), dim);
-    Val layers = max(coarse, groupMax(layersFor(steps * scale, shape.keySplit)));
-    Val more = reduceAdd(layers - coarse);
-    e.when(more > 0, [&] {
-      scoreBlock(block, layers);
-      bumpTally(keyTally, convert(more, e.i64()) * (4 * kBlock));
-    });
-  });
+  Val scale = unitScale(e.load(key.exponent, block * dim, dim)) * 32768.0;
+  Val steps = e.loop(index(0), index(shape.heads), 1, {e.constant(VectorType::get(dim, e.f32()), 0)}, [&](Val h, Vals top) -> Vals {
+    Val wanted = max(e.load(loudest, h * planStride + block) / e.load(precisionK, h), 1 / kCoarse);
+    e.store(wanted, want, h);
+    return {larger(abs(e.load(w, h * dim, dim)) * e.splat(wanted, dim), top[0])};
+  })[0];
+  return max(e.load(layersA, index(0), dim), groupMax(layersFor(steps * scale, shape.keySplit)));
 }
 
 void FixedKernel::planValues() {
@@ -421,27 +434,25 @@ void FixedKernel::planValues() {
 // Values
 //===----------------------------------------------------------------------===//
 
+/// reachScale[t] = 2^(E_t - E of the loudest row), 0 where that is below the floats.
+void FixedKernel::scaleRows() {
+  Val zero = e.constant(VectorType::get(kBlock, e.i32()), 0);
+  Val exponents = e.loop(index(0), fullTokens, kBlock, {zero}, [&](Val t, Vals top) -> Vals {
+    return {max(top[0], zext(e.load(value.exponent, t, kBlock), e.i32()))};
+  })[0];
+  Val top = reduceMax(exponents);
+  loudestExponent = convert(top, e.i8());
+  Val base = e.splat(top - 127, kBlock);
+  e.loop(index(0), fullTokens, kBlock, [&](Val t) {
+    Val relative = zext(e.load(value.exponent, t, kBlock), e.i32()) - base;
+    e.store(bitcast(max(relative, 0) << 23, e.f32()), reachScale, t);
+  });
+}
+
 void FixedKernel::values() {
   e.when(key.blocks > 0, [&] {
-    Val zero = e.constant(VectorType::get(kBlock, e.i32()), 0);
-    Val exponents = e.loop(index(0), fullTokens, kBlock, {zero}, [&](Val t, Vals top) -> Vals {
-      return {max(top[0], zext(e.load(value.exponent, t, kBlock), e.i32()))};
-    })[0];
-    Val top = reduceMax(exponents);
-    loudestExponent = convert(top, e.i8());
-    Val base = e.splat(top - 127, kBlock);
-    e.loop(index(0), fullTokens, kBlock, [&](Val t) { // 2^(E_t - E_loudest), 0 where that is below the floats
-      Val relative = zext(e.load(value.exponent, t, kBlock), e.i32()) - base;
-      e.store(bitcast(max(relative, 0) << 23, e.f32()), reachScale, t);
-    });
-    if (!exact) {
-      look();
-      planKeys();
-      refine();
-      softmax();
-      look();
+    if (!exact)
       planValues();
-    }
     listValues();
     addListed();
     e.when(value.escapes > 0, [&] { addValueEscapes(value); });
@@ -537,7 +548,7 @@ void FixedKernel::addListed() {
       });
       Val placeValue = bitcast((convert(d, e.i32()) * 8 + 127) << 23, e.f32()) * std::pow(16.0, kLayers - 1 - layer) * loudestScale;
       for (int64_t column = 0; column < half; column += columnWords)
-        forHeadGroups(2 * columnWords / vector, [&](int64_t head, int64_t heads) {
+        forHeadGroups(2 * columnWords / vector, [&](Val head, int64_t heads) {
           DotColumn dots{shape.isa, vector, columnWords, heads};
           DotSums sums = e.loop(index(0), count, 4, dots.zero(e), [&](Val i, Vals sums) {
             Vals starts;
@@ -560,10 +571,10 @@ void FixedKernel::addListed() {
                 });
           });
           for (int64_t h = 0; h < heads; ++h) {
-            Val factor = e.splat(placeValue * e.load(rowSum, index(head + h)) / e.load(weightScale, index(head + h)), vector);
+            Val factor = e.splat(placeValue * e.load(rowSum, (head + h)) / e.load(weightScale, (head + h)), vector);
             for (bool high : {false, true})
               for (int64_t v = 0; v < columnWords / vector; ++v) {
-                Val at = index((head + h) * dim + high * half + column + v * vector);
+                Val at = (head + h) * dim + (high * half + column + v * vector);
                 e.store(e.load(out, at, vector) + convert(sums[dots.at(h, high, v)], e.f32()) * factor, out, at);
               }
           }

@@ -134,6 +134,7 @@ void FloatKernel::scores() {
   });
   planKeys();
   e.loop(index(0), key.blocks, 1, [&](Val block) { scoreBlock(block); });
+  softmax();
 }
 
 void FloatKernel::scoreBlock(Val block) {
@@ -141,7 +142,7 @@ void FloatKernel::scoreBlock(Val block) {
   SmallVector<int64_t> inOrder;
   for (int64_t token = 0; token < kBlock; ++token)
     inOrder.push_back(token);
-  forHeadGroups(/*vectorsPerHead=*/kBlock / lanes, [&](int64_t head, int64_t heads) {
+  forHeadGroups(/*vectorsPerHead=*/kBlock / lanes, [&](Val head, int64_t heads) {
     Vals sums(heads, e.constant(VectorType::get(kBlock, e.f32()), 0));
     sums = e.loop(index(0), index(dim), 1, sums, [&](Val c, Vals sums) {
       Val k = read(e.load(keyLayers, c), shape.keySplit, shape.key, [&](int64_t layer) {
@@ -151,11 +152,11 @@ void FloatKernel::scoreBlock(Val block) {
         return permute(packed & 15, shrLogical(packed, e.constant(packed.type(), 4)), inOrder);
       });
       for (int64_t h = 0; h < heads; ++h)
-        sums[h] = sums[h] + e.splat(e.load(w, index((head + h) * dim) + c), kBlock) * k;
+        sums[h] = sums[h] + e.splat(e.load(w, (head + h) * dim + c), kBlock) * k;
       return sums;
     });
     for (int64_t h = 0; h < heads; ++h)
-      e.store(sums[h], s, index(head + h) * padded + block * kBlock);
+      e.store(sums[h], s, (head + h) * padded + block * kBlock);
   });
   e.when(key.escapes > 0, [&] { addKeyEscapes(key, block); });
 }
@@ -235,18 +236,18 @@ void FloatKernel::values() {
 
   int64_t dim = shape.valueDim;
   e.loop(index(0), fullTokens, kBlock, [&](Val tile) { // a tile stays cached while each group of query rows passes over it
-    forHeadGroups(/*vectorsPerHead=*/dim / lanes, [&](int64_t head, int64_t heads) {
+    forHeadGroups(/*vectorsPerHead=*/dim / lanes, [&](Val head, int64_t heads) {
       Vals sums;
       for (int64_t h = 0; h < heads; ++h)
-        sums.push_back(e.load(out, index((head + h) * dim), dim));
+        sums.push_back(e.load(out, (head + h) * dim, dim));
       sums = e.loop(tile, tile + kBlock, 1, sums, [&](Val t, Vals sums) {
         Val row = readRow(t, e.load(valueLayers, t));
         for (int64_t h = 0; h < heads; ++h)
-          sums[h] = sums[h] + e.splat(e.load(p, index(head + h) * padded + t), dim) * row;
+          sums[h] = sums[h] + e.splat(e.load(p, (head + h) * padded + t), dim) * row;
         return sums;
       });
       for (int64_t h = 0; h < heads; ++h)
-        e.store(sums[h], out, index((head + h) * dim));
+        e.store(sums[h], out, (head + h) * dim);
     });
   });
   e.when(value.escapes > 0, [&] { addValueEscapes(value); });

@@ -47,7 +47,6 @@ void RowKernel::emit(Val argumentsPointer, Val rowIndex) {
 
   loadQueries();
   scores();
-  softmax();
   forHeads([&](Val h) { e.store(e.constant(VectorType::get(shape.valueDim, e.f32()), 0), out, h * shape.valueDim); });
   values();
   storeState();
@@ -137,10 +136,10 @@ void RowKernel::scoreDense(Buffer keys, Val offset, Val first, Val count) {
   auto key = [&](Val t) { return convert(e.load(keys, offset + t * dim, dim), e.f32()); };
   Val whole = count / lanes * lanes;
   e.loop(index(0), whole, lanes, [&](Val t) {
-    forHeadGroups(/*vectorsPerHead=*/dim / lanes + 4, [&](int64_t head, int64_t heads) {
+    forHeadGroups(/*vectorsPerHead=*/dim / lanes + 4, [&](Val head, int64_t heads) {
       Vals weights;
       for (int64_t h = 0; h < heads; ++h)
-        weights.push_back(e.load(w, index((head + h) * dim), dim));
+        weights.push_back(e.load(w, (head + h) * dim, dim));
       Vals sums = transposeAdd(lanes, [&](int64_t lane) {
         Val k = key(t + lane);
         Vals products;
@@ -149,7 +148,7 @@ void RowKernel::scoreDense(Buffer keys, Val offset, Val first, Val count) {
         return products;
       });
       for (int64_t h = 0; h < heads; ++h)
-        e.store(sums[h], s, index(head + h) * padded + first + t);
+        e.store(sums[h], s, (head + h) * padded + first + t);
     });
   });
   e.loop(whole, count, 1, [&](Val t) {
@@ -163,18 +162,18 @@ void RowKernel::addDenseValues(Buffer values, Val offset, Val first, Val count) 
   int64_t dim = shape.valueDim;
   e.loop(index(0), count, kBlock, [&](Val tile) {
     Val end = min(tile + kBlock, count);
-    forHeadGroups(/*vectorsPerHead=*/dim / lanes, [&](int64_t head, int64_t heads) {
+    forHeadGroups(/*vectorsPerHead=*/dim / lanes, [&](Val head, int64_t heads) {
       Vals sums;
       for (int64_t h = 0; h < heads; ++h)
-        sums.push_back(e.load(out, index((head + h) * dim), dim));
+        sums.push_back(e.load(out, (head + h) * dim, dim));
       sums = e.loop(tile, end, 1, sums, [&](Val t, Vals acc) {
         Val v = convert(e.load(values, offset + t * dim, dim), e.f32());
         for (int64_t h = 0; h < heads; ++h)
-          acc[h] = acc[h] + e.splat(e.load(p, index(head + h) * padded + first + t), dim) * v;
+          acc[h] = acc[h] + e.splat(e.load(p, (head + h) * padded + first + t), dim) * v;
         return acc;
       });
       for (int64_t h = 0; h < heads; ++h)
-        e.store(sums[h], out, index((head + h) * dim));
+        e.store(sums[h], out, (head + h) * dim);
     });
   });
 }
@@ -262,11 +261,12 @@ void RowKernel::addValueEscapes(const CacheRow &cache) {
 
 void RowKernel::forHeads(function_ref<void(Val)> body) { e.loop(index(0), index(shape.heads), 1, body); }
 
-void RowKernel::forHeadGroups(int64_t vectorsPerHead, function_ref<void(int64_t, int64_t)> body) {
+void RowKernel::forHeadGroups(int64_t vectorsPerHead, function_ref<void(Val, int64_t)> body) {
   int64_t registers = shape.isa == Isa::AVX512 ? 24 : 12;
-  int64_t group = std::max<int64_t>(1, registers / vectorsPerHead);
-  for (int64_t first = 0; first < shape.heads; first += group)
-    body(first, std::min(group, shape.heads - first));
+  int64_t group = std::clamp<int64_t>(registers / vectorsPerHead, 1, shape.heads), whole = shape.heads / group * group;
+  e.loop(index(0), index(whole), group, [&](Val head) { body(head, group); });
+  if (whole < shape.heads)
+    body(index(whole), shape.heads - whole);
 }
 
 //===----------------------------------------------------------------------===//
@@ -293,6 +293,7 @@ private:
       forHeads([&](Val h) { e.store(e.constant(VectorType::get(kBlock, e.f32()), -INFINITY), s, h * padded + padded - kBlock); });
     });
     scoreDense(rowOf(Slot::Key, shape.keyDim, shape.key), index(0), index(0), tokens);
+    softmax();
   }
 
   void values() override { addDenseValues(rowOf(Slot::Value, shape.valueDim, shape.value), index(0), index(0), tokens); }

@@ -67,9 +67,9 @@ protected:
   virtual Val tokenCount() = 0;
   /// Asks for scratch of the format's own.
   virtual void allocate() {}
-  /// Fills s[h, 0 .. tokens).
+  /// Fills s[h, 0 .. tokens) and takes its softmax().
   virtual void scores() = 0;
-  /// Adds to out[h, :]; may first refine scores and call softmax() again.
+  /// Adds to out[h, :].
   virtual void values() = 0;
   /// Bits of K and V read.
   virtual std::pair<Val, Val> bitsRead() = 0;
@@ -93,7 +93,7 @@ protected:
   Val wholePlanes(Val layers, SplitAttr split);
 
   /// Query rows in groups whose accumulators of `vectorsPerHead` registers fit the register file.
-  void forHeadGroups(int64_t vectorsPerHead, llvm::function_ref<void(int64_t first, int64_t count)> body);
+  void forHeadGroups(int64_t vectorsPerHead, llvm::function_ref<void(Val first, int64_t count)> body);
   void forHeads(llvm::function_ref<void(Val head)> body);
 
   Val index(int64_t n) { return e.index(n); }
