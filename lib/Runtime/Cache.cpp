@@ -98,7 +98,17 @@ struct Half {
   static constexpr Bits magnitude = 0x7fff, infinity = 0x7c00;
   static constexpr float largest = 65504.0f;
 
-  static float toFloat(Bits bits) { return bitCast<_Float16>(bits); }
+  static float toFloat(Bits bits) {
+#if defined(__clang__)
+    return bitCast<_Float16>(bits); // one instruction, but one that g++ 12 leaves scalar
+#else
+    uint32_t shifted = uint32_t(bits & magnitude) << 13;
+    float normal = bitCast<float>(shifted + ((bits & magnitude) < infinity ? 112u << 23 : 224u << 23));
+    float subnormal = bitCast<float>(shifted + (113u << 23)) - 0x1p-14f;
+    uint32_t absolute = bitCast<uint32_t>((bits & magnitude) < 0x400 ? subnormal : normal);
+    return bitCast<float>(absolute | uint32_t(bits & 0x8000) << 16);
+#endif
+  }
 
   /// To nearest even. NaNs are not expected.
   static Bits fromFloat(float value) {
@@ -283,6 +293,12 @@ struct Cache : aligned_cache {
 
 // The loops are part of whatever they are called from, and that is compiled for several machines.
 #define ALIGNED_LOOP [[gnu::always_inline]] inline
+// g++ forgets __restrict when it inlines.
+#if defined(__clang__)
+#define ALIGNED_INDEPENDENT
+#else
+#define ALIGNED_INDEPENDENT _Pragma("GCC ivdep")
+#endif
 
 #if defined(__x86_64__)
 template <typename Body> __attribute__((target("arch=x86-64-v4"), flatten)) auto onV4(Body body) { return body(); }
@@ -316,18 +332,21 @@ template <typename Bits> struct Token {
 template <typename Element, typename Bits = typename Element::Bits>
 ALIGNED_LOOP bool loadToken(Token<Bits> token, int64_t channels, Bits limit, Bits *__restrict loaded, Bits *__restrict largest) {
   Bits worst = 0;
-  auto load = [&](int64_t c, Bits bits) {
-    Bits magnitude = bits & Element::magnitude, kept = magnitude < limit ? magnitude : 0;
-    worst = std::max(worst, magnitude);
-    largest[c] = std::max(largest[c], kept);
-    loaded[c] = magnitude < limit ? bits : 0;
+  auto load = [=, &worst](int64_t stride) {
+    Bits seen = 0;
+    ALIGNED_INDEPENDENT
+    for (int64_t c = 0; c < channels; ++c) {
+      Bits bits = token.data[c * stride], magnitude = bits & Element::magnitude, kept = magnitude < limit ? magnitude : Bits(0);
+      seen = seen < magnitude ? magnitude : seen;
+      largest[c] = largest[c] < kept ? kept : largest[c];
+      loaded[c] = magnitude < limit ? bits : Bits(0);
+    }
+    worst = seen;
   };
   if (token.stride == 1)
-    for (int64_t c = 0; c < channels; ++c)
-      load(c, token.data[c]);
+    load(1);
   else
-    for (int64_t c = 0; c < channels; ++c)
-      load(c, token[c]);
+    load(token.stride);
   return worst >= limit;
 }
 
@@ -337,6 +356,7 @@ template <typename Element, typename Units>
 ALIGNED_LOOP void encodeFixed(const typename Element::Bits *__restrict loaded, int64_t channels, Units units, int64_t token,
                               uint16_t *__restrict encoded) {
   uint16_t offset = uint16_t(dither(token) + 0x8000);
+  ALIGNED_INDEPENDENT
   for (int64_t c = 0; c < channels; ++c)
     encoded[c] = uint16_t(roundToUnits<Element>(Element::toFloat(loaded[c]), units(c)) + offset);
 }
@@ -344,6 +364,7 @@ ALIGNED_LOOP void encodeFixed(const typename Element::Bits *__restrict loaded, i
 /// S2 for a block.
 template <typename Element>
 ALIGNED_LOOP void encodeFloat(const typename Element::Bits *__restrict loaded, int64_t values, uint16_t *__restrict encoded) {
+  ALIGNED_INDEPENDENT
   for (int64_t i = 0; i < values; ++i)
     if constexpr (std::is_same_v<Element, Single>)
       encoded[i] = Half::fromFloat(Single::toFloat(loaded[i]));
@@ -365,6 +386,7 @@ template <typename Unit> ALIGNED_LOOP void order(const void *__restrict encoded,
 /// The four nibble layers of a group, most significant first.
 ALIGNED_LOOP void pack(const uint16_t *__restrict low, const uint16_t *__restrict high, int64_t bytes, uint8_t *__restrict layer0,
                        uint8_t *__restrict layer1, uint8_t *__restrict layer2, uint8_t *__restrict layer3) {
+  ALIGNED_INDEPENDENT
   for (int64_t i = 0; i < bytes; ++i) {
     uint16_t even = (low[i] >> 4 & 0x0f0f) | (high[i] & 0xf0f0), odd = (low[i] & 0x0f0f) | (high[i] & 0x0f0f) << 4;
     layer0[i] = uint8_t(even >> 8);
