@@ -4,8 +4,11 @@
 
 #include "aligned/Runtime/Kernel.h"
 
+#include "Numbers.h"
+
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
@@ -13,6 +16,8 @@
 #include <new>
 #include <pthread.h>
 #include <thread>
+
+using namespace aligned;
 
 namespace {
 
@@ -241,4 +246,72 @@ void aligned_rt_tally(int32_t site, int64_t keyBits, int64_t keyValues, int64_t 
   add(tally.key_values, keyValues);
   add(tally.value_values, valueValues);
   add(tally.rows, 1);
+}
+
+//===----------------------------------------------------------------------===//
+// Reference
+//===----------------------------------------------------------------------===//
+
+namespace {
+
+/// softmax(q k^T scale) v of one kernel call, word for word.
+template <typename Element> struct ReferenceAttention {
+  using Bits = typename Element::Bits;
+  const Bits *q, *k, *v;
+  Bits *out;
+  int64_t qHeads, kvHeads, queries, tokens, keyDim, valueDim;
+  double scale;
+  bool maskedZero;
+
+  void row(int64_t index) const {
+    int64_t head = index / queries, kvRow = head / qHeads * kvHeads + head % qHeads / (qHeads / kvHeads);
+    const Bits *query = q + index * keyDim, *keys = k + kvRow * tokens * keyDim, *values = v + kvRow * tokens * valueDim;
+    auto *weights = static_cast<double *>(aligned_rt_scratch(tokens * int64_t(sizeof(double))));
+    double largest = -INFINITY, sum = 0;
+    bool masked = maskedZero;
+    for (int64_t t = 0; t < tokens; ++t) {
+      double dot = 0;
+      for (int64_t c = 0; c < keyDim; ++c)
+        dot += double(Element::toFloat(query[c])) * double(Element::toFloat(keys[t * keyDim + c]));
+      weights[t] = dot * scale;
+      largest = std::max(largest, weights[t]); // a NaN is left to the sum
+      masked &= weights[t] == -INFINITY;
+    }
+    for (int64_t t = 0; t < tokens; ++t)
+      sum += weights[t] = std::exp(weights[t] - largest);
+    for (int64_t c = 0; c < valueDim; ++c) {
+      double total = 0;
+      for (int64_t t = 0; t < tokens; ++t)
+        total += weights[t] * double(Element::toFloat(values[t * valueDim + c]));
+      out[index * valueDim + c] = Element::fromFloat(masked ? 0.0f : float(total / sum));
+    }
+  }
+};
+
+} // namespace
+
+void aligned_rt_reference_attention(const void *q, const void *k, const void *v, void *out, int32_t element, int64_t batch,
+                                    int64_t qHeads, int64_t kvHeads, int64_t queries, int64_t tokens, int64_t keyDim,
+                                    int64_t valueDim, float scale, int32_t maskedZero) {
+  withElement(element, [&](auto type) {
+    using Attention = ReferenceAttention<decltype(type)>;
+    using Bits = typename Attention::Bits;
+    Attention attention{static_cast<const Bits *>(q),
+                        static_cast<const Bits *>(k),
+                        static_cast<const Bits *>(v),
+                        static_cast<Bits *>(out),
+                        qHeads,
+                        kvHeads,
+                        queries,
+                        tokens,
+                        keyDim,
+                        valueDim,
+                        scale,
+                        maskedZero != 0};
+    auto rows = [](void *args, int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row)
+        static_cast<Attention *>(args)->row(row);
+    };
+    aligned_rt_parallel(batch * qHeads * queries, rows, &attention);
+  });
 }

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <cmath>
 #include <cstring>
 #include <set>
 #include <sys/wait.h>
@@ -206,6 +207,59 @@ TEST(Tally, CallersDoNotMix) {
     EXPECT_EQ(lists[caller].key_bits, caller * 1000);
     EXPECT_EQ(lists[caller].rows, caller ? 1000 : 0);
   }
+}
+
+/// Grouped heads and values of another size than the keys, against weights that can be told beforehand: a query selects tokens by
+/// one channel, which makes ln 3 of difference, so that of 3 tokens the chosen one weighs 3/5.
+TEST(ReferenceAttention, GroupedHeads) {
+  const int64_t batch = 2, qHeads = 6, kvHeads = 2, queries = 3, tokens = 3, keyDim = 4, valueDim = 2;
+  std::vector<float> q(batch * qHeads * queries * keyDim), k(batch * kvHeads * tokens * keyDim),
+      v(batch * kvHeads * tokens * valueDim);
+  std::vector<float> out(batch * qHeads * queries * valueDim, -1);
+  for (int64_t row = 0; row < batch * qHeads * queries; ++row)
+    q[row * keyDim + row % queries] = 2 * std::log(3.0f);
+  for (int64_t row = 0; row < batch * kvHeads; ++row)
+    for (int64_t t = 0; t < tokens; ++t) {
+      k[(row * tokens + t) * keyDim + t] = 1;
+      v[(row * tokens + t) * valueDim] = float(10 * row + t);
+      v[(row * tokens + t) * valueDim + 1] = 1;
+    }
+  aligned_rt_reference_attention(q.data(), k.data(), v.data(), out.data(), ALIGNED_ELEMENT_F32, batch, qHeads, kvHeads, queries,
+                                 tokens, keyDim, valueDim, 0.5f, 0);
+  for (int64_t row = 0; row < batch * qHeads * queries; ++row) {
+    int64_t kvRow = row / queries / 3, chosen = row % queries; // 3 query heads share a kv head
+    EXPECT_FLOAT_EQ(out[row * valueDim], 10 * kvRow + (3.0f + 2 * chosen) / 5);
+    EXPECT_FLOAT_EQ(out[row * valueDim + 1], 1);
+  }
+}
+
+TEST(ReferenceAttention, NonFinite) {
+  const float infinity = INFINITY;
+  auto attend = [](float key0, float key1, float value0, int32_t maskedZero) {
+    const float q = 1, k[] = {key0, key1}, v[] = {value0, 5};
+    float out = -1;
+    aligned_rt_reference_attention(&q, k, v, &out, ALIGNED_ELEMENT_F32, 1, 1, 1, 1, 2, 1, 1, 1, maskedZero);
+    return out;
+  };
+  EXPECT_EQ(attend(-infinity, 0, 1, 0), 5);
+  EXPECT_TRUE(std::isnan(attend(-infinity, -infinity, 1, 0)));
+  EXPECT_EQ(attend(-infinity, -infinity, 1, 1), 0);
+  EXPECT_TRUE(std::isnan(attend(NAN, -infinity, 1, 1)));
+  EXPECT_TRUE(std::isnan(attend(0, infinity, 1, 1)));
+  EXPECT_EQ(attend(0, 0, infinity, 0), infinity);
+  EXPECT_TRUE(std::isnan(attend(-infinity, 0, infinity, 0))); // 0 * inf, as in dense attention
+}
+
+/// The result is rounded to the element type once.
+TEST(ReferenceAttention, SmallElements) {
+  const uint16_t one = 0x3c00, values[] = {0x3c00, 0x3c01, 0x3c01}; // 1, 1 + 2^-10 twice: the mean is nearer to the latter
+  const uint16_t keys[] = {one, one, one};
+  uint16_t out = 0;
+  aligned_rt_reference_attention(&one, keys, values, &out, ALIGNED_ELEMENT_F16, 1, 1, 1, 1, 3, 1, 1, 1, 0);
+  EXPECT_EQ(out, 0x3c01);
+  const uint16_t zero = 0, brain[] = {0x3f80, 0x4000, 0x4000}; // (1 + 2 + 2) / 3 = 1.1010101 | 0101.. in binary
+  aligned_rt_reference_attention(&zero, brain, brain, &out, ALIGNED_ELEMENT_BF16, 1, 1, 1, 1, 3, 1, 1, 1, 0);
+  EXPECT_EQ(out, 0x3fd5);
 }
 
 } // namespace
