@@ -3,6 +3,8 @@
 
 #include "aligned/Conversion/AlignedToCPU/Passes.h"
 #include "aligned/Dialect/Aligned/IR/Aligned.h"
+#include "aligned/Raise/Passes.h"
+#include "aligned/Transforms/Passes.h"
 
 #include "mlir/InitAllDialects.h"
 #include "mlir/InitAllExtensions.h"
@@ -20,7 +22,10 @@ void aligned::registerDialects(DialectRegistry &registry) {
   registry.insert<AlignedDialect>();
 }
 
-void aligned::registerPasses() { registerAlignedToCPUPasses(); }
+void aligned::registerPasses() {
+  registerAlignedTransformsPasses();
+  registerAlignedToCPUPasses();
+}
 
 void aligned::buildPipeline(OpPassManager &pm, const PipelineOptions &options) {}
 
