@@ -3,14 +3,25 @@
 
 #include "aligned/Conversion/AlignedToCPU/Passes.h"
 #include "aligned/Dialect/Aligned/IR/Aligned.h"
-#include "aligned/Raise/Passes.h"
+#include "aligned/Pipelines/Passes.h"
 #include "aligned/Transforms/Passes.h"
 
+#include "mlir/Conversion/Passes.h"
+#include "mlir/Dialect/Arith/Transforms/Passes.h"
+#include "mlir/Dialect/Bufferization/Pipelines/Passes.h"
+#include "mlir/Dialect/Bufferization/Transforms/Passes.h"
+#include "mlir/Dialect/Func/IR/FuncOps.h"
+#include "mlir/Dialect/Linalg/Passes.h"
+#include "mlir/Dialect/Math/Transforms/Passes.h"
+#include "mlir/Dialect/MemRef/Transforms/Passes.h"
 #include "mlir/InitAllDialects.h"
 #include "mlir/InitAllExtensions.h"
 #include "mlir/Pass/PassRegistry.h"
 #include "mlir/Target/LLVMIR/Dialect/Builtin/BuiltinToLLVMIRTranslation.h"
 #include "mlir/Target/LLVMIR/Dialect/LLVMIR/LLVMToLLVMIRTranslation.h"
+#include "mlir/Transforms/Passes.h"
+#include "llvm/ADT/StringSwitch.h"
+#include "llvm/TargetParser/Host.h"
 
 using namespace mlir;
 
@@ -25,10 +36,141 @@ void aligned::registerDialects(DialectRegistry &registry) {
 void aligned::registerPasses() {
   registerAlignedTransformsPasses();
   registerAlignedToCPUPasses();
+  registerAlignedPipelinesPasses();
 }
 
-void aligned::buildPipeline(OpPassManager &pm, const PipelineOptions &options) {}
+//===----------------------------------------------------------------------===//
+// The pipeline
+//===----------------------------------------------------------------------===//
+
+namespace {
+using namespace aligned;
+
+/// The widest instruction set that both this machine and the kernels know.
+std::string hostIsa() {
+  llvm::StringMap<bool> features = llvm::sys::getHostCPUFeatures();
+  auto has = [&](std::initializer_list<StringRef> names) { return llvm::all_of(names, [&](StringRef name) { return features.lookup(name); }); };
+  if (has({"avx512f", "avx512bw", "avx512vl", "avx512vnni"}))
+    return "avx512";
+  return has({"avx2", "fma", "f16c"}) ? "avx2" : "portable";
+}
+
+void cleanUp(OpPassManager &pm) {
+  pm.addPass(createCanonicalizerPass());
+  pm.addPass(createCSEPass());
+}
+
+void verify(OpPassManager &pm, StringRef phase) {
+  AlignedVerifyPhaseOptions options;
+  options.phase = phase.str();
+  pm.addPass(createAlignedVerifyPhase(options));
+}
+
+void split(OpPassManager &pm, const PipelineOptions &options) {
+  AlignedSplitKVStorageOptions storage;
+  storage.format = options.format;
+  storage.preferFloat = options.policy == "alignedkv";
+  pm.addPass(createAlignedSplitKVStorage(storage));
+}
+
+void fuse(OpPassManager &pm, const PipelineOptions &options) {
+  AlignedFuseDecodeAttentionOptions fused;
+  bool dense = options.format == "dense";
+  fused.policy = dense ? std::string("exact") : options.policy.getValue();
+  fused.tolerance = dense ? 0.0 : options.tolerance.getValue();
+  pm.addPass(createAlignedFuseDecodeAttention(fused));
+}
+
+void lower(OpPassManager &pm, const PipelineOptions &options) {
+  ConvertAlignedToCPUOptions cpu;
+  cpu.isa = options.isa == "host" ? hostIsa() : options.isa.getValue();
+  cpu.reference = options.target == "reference";
+  pm.addPass(createConvertAlignedToCPU(cpu));
+  pm.addNestedPass<func::FuncOp>(createAlignedDecomposeConcat()); // after the above, which writes dense appends as concatenations
+  cleanUp(pm);
+}
+
+/// Tensors to buffers, structure to branches, everything to the LLVM dialect.
+void toLLVM(OpPassManager &pm) {
+  pm.addPass(createSymbolDCEPass()); // runtime functions that nobody calls
+  pm.addPass(createAlignedPrepareEntryPoints());
+
+  // Buffers. Contiguous ones at function boundaries, so that C callers know the layout from the type.
+  pm.addPass(bufferization::createEmptyTensorEliminationPass());
+  bufferization::OneShotBufferizePassOptions buffers;
+  buffers.bufferizeFunctionBoundaries = true;
+  buffers.functionBoundaryTypeConversion = bufferization::LayoutMapOption::IdentityLayoutMap;
+  buffers.allowReturnAllocsFromLoops = true;
+  pm.addPass(bufferization::createOneShotBufferizePass(buffers));
+  cleanUp(pm);
+  // Ownership: arguments are the caller's, and a returned buffer becomes the caller's. One that aliases an argument is cloned for that.
+  bufferization::buildBufferDeallocationPipeline(pm);
+  pm.addPass(createConvertBufferizationToMemRefPass());
+
+  // Structure.
+  pm.addPass(createConvertLinalgToLoopsPass());
+  pm.addPass(createAlignedLowerAsserts()); // while scf can still guard a call
+  pm.addPass(memref::createExpandStridedMetadataPass());
+  pm.addPass(createLowerAffinePass());
+  cleanUp(pm);
+  pm.addPass(createSCFToControlFlowPass());
+
+  // Numbers. bf16 is expanded here, or each rounding becomes a call of a function that libgcc may lack.
+  arith::ArithExpandOpsPassOptions expand;
+  expand.includeBf16 = true;
+  pm.addPass(math::createMathExpandOpsPass());
+  pm.addPass(arith::createArithExpandOpsPass(expand));
+  ConvertVectorToLLVMPassOptions vectors; // first: convert-to-llvm alone leaves transfers
+  vectors.vectorTransposeLowering = vector::VectorTransposeLowering::Shuffle1D;
+  pm.addPass(createConvertVectorToLLVMPass(vectors));
+  pm.addPass(createConvertMathToLLVMPass());
+  pm.addPass(createConvertMathToLibmPass()); // what has no intrinsic
+  pm.addPass(createConvertToLLVMPass());
+  pm.addPass(createReconcileUnrealizedCastsPass());
+  cleanUp(pm);
+}
+
+} // namespace
+
+/// The order: raising comes first, because it reads what front ends wrote, before anything is simplified away. Storage is split while
+/// attention is still declared, since then a change of type is all it takes. Fusing needs to know the storage, because a policy fits only some;
+/// once it is done the graph holds no tensor that a lowering could be tempted to dequantise.
+void aligned::buildPipeline(OpPassManager &pm, const PipelineOptions &options) {
+  AlignedCheckOptionsOptions given;
+  given.target = options.target;
+  given.policy = options.policy;
+  given.tolerance = options.tolerance;
+  given.format = options.format;
+  given.isa = options.isa;
+  given.to = options.to;
+  pm.addPass(createAlignedCheckOptions(given));
+  std::optional<Phase> last = llvm::StringSwitch<std::optional<Phase>>(options.to)
+                                  .Case("raise", Phase::Raise).Case("split", Phase::Split).Case("fuse", Phase::Fuse)
+                                  .Case("lower", Phase::Lower).Case("llvm", Phase::LLVM).Default(std::nullopt);
+  if (!last)
+    return; // the check fails
+
+  verify(pm, "raise");
+  if (options.target != "reference") { // which runs attention as it is declared
+    if (last >= Phase::Split && options.format != "dense") {
+      split(pm, options);
+      verify(pm, "split");
+    }
+    if (last >= Phase::Fuse) {
+      fuse(pm, options);
+      verify(pm, "fuse");
+    }
+  }
+  if (last >= Phase::Lower) {
+    lower(pm, options);
+    verify(pm, "lower");
+  }
+  if (last >= Phase::LLVM) {
+    toLLVM(pm);
+    verify(pm, "llvm");
+  }
+}
 
 void aligned::registerPipelines() {
-  PassPipelineRegistration<PipelineOptions>("aligned-pipeline", "compile decode attention over split caches", buildPipeline);
+  PassPipelineRegistration<PipelineOptions>("aligned-pipeline", "compile attention to read only the bits it needs", buildPipeline);
 }

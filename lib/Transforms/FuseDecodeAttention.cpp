@@ -1,1 +1,126 @@
-// to be written
+// aligned-fuse-decode-attention: from attention as it is declared to attention as it is computed, under a policy.
+#include "aligned/Transforms/Passes.h"
+
+#include "aligned/Dialect/Aligned/IR/Aligned.h"
+
+#include "mlir/Dialect/Arith/IR/Arith.h"
+#include "mlir/Dialect/SCF/IR/SCF.h"
+#include "mlir/Dialect/Tensor/IR/Tensor.h"
+#include "mlir/IR/ImplicitLocOpBuilder.h"
+
+namespace aligned {
+#define GEN_PASS_DEF_ALIGNEDFUSEDECODEATTENTION
+#include "aligned/Transforms/Passes.h.inc"
+} // namespace aligned
+
+using namespace mlir;
+using namespace aligned;
+
+namespace {
+
+enum Dim { kBatch, kHeads, kQueries, kChannels };
+
+RankedTensorType typeOf(Value value) { return cast<RankedTensorType>(value.getType()); }
+
+/// The most queries that a kernel can take at once and that divide `queries`; 0 where even one is too many.
+int64_t queriesPerKernel(int64_t queries, int64_t group) {
+  int64_t most = kMaxQueryRows / group;
+  if (ShapedType::isDynamic(queries))
+    return std::min<int64_t>(most, 1);
+  most = std::min(most, std::max<int64_t>(queries, 1));
+  while (most > 1 && queries % most)
+    --most;
+  return most;
+}
+
+/// Whether `policy` can choose bits of what key and value are stored in; P1 and P2 of the verifier, said in the user's words.
+LogicalResult checkFormat(AttentionOp attention, PolicyAttr policy) {
+  if (policy.getKind() == PolicyKind::Exact)
+    return success();
+  FormatKind wanted = policy.getKind() == PolicyKind::AlignedKV ? FormatKind::Float : FormatKind::Fixed;
+  for (auto [name, value] : {std::pair("key", attention.getKey()), std::pair("value", attention.getValue())})
+    if (FormatKind kind = getSplit(value.getType()).getKind(); kind != wanted) {
+      InFlightDiagnostic diagnostic = attention.emitOpError() << "expected a " << name << " stored as '" << stringifyFormatKind(wanted) << "' under policy '"
+                                                              << stringifyPolicyKind(policy.getKind()) << "', got '" << stringifyFormatKind(kind) << "'";
+      diagnostic.attachNote(value.getLoc()) << "the " << name << " is defined here";
+      return failure();
+    }
+  return success();
+}
+
+/// Attention of the queries in `query`, which a kernel can take at once.
+Value fuse(ImplicitLocOpBuilder &b, AttentionOp attention, Value query, PolicyAttr policy, int32_t site) {
+  SmallVector<int64_t> shape(typeOf(query).getShape());
+  auto row = RankedTensorType::get(ArrayRef(shape).drop_back(), b.getF32Type());
+  shape[kChannels] = typeOf(attention.getValue()).getDimSize(kChannels);
+  auto acc = RankedTensorType::get(shape, b.getF32Type());
+  auto decode = DecodeAttentionOp::create(b, acc, row, row, query, attention.getKey(), attention.getValue(), attention.getScale(), policy,
+                                          attention.getMaskedZero(), site);
+  return FinishOp::create(b, RankedTensorType::get(shape, typeOf(attention.getResult()).getElementType()), decode.getAcc(), decode.getSum());
+}
+
+/// Attention of all queries, `step` of them at a time. Memory for the result is laid out once and filled stretch by stretch.
+Value fuseInStretches(ImplicitLocOpBuilder &b, AttentionOp attention, int64_t step, PolicyAttr policy, int32_t site) {
+  Value query = attention.getQuery();
+  RankedTensorType queryType = typeOf(query), resultType = typeOf(attention.getResult());
+  SmallVector<OpFoldResult> sizes = tensor::getMixedSizes(b, b.getLoc(), query);
+  SmallVector<OpFoldResult> resultSizes = sizes;
+  resultSizes[kChannels] = b.getIndexAttr(typeOf(attention.getValue()).getDimSize(kChannels));
+  Value result = tensor::EmptyOp::create(b, resultSizes, resultType.getElementType());
+  Value zero = arith::ConstantIndexOp::create(b, 0), end = getValueOrCreateConstantIndexOp(b, b.getLoc(), sizes[kQueries]);
+  auto loop = scf::ForOp::create(b, zero, end, arith::ConstantIndexOp::create(b, step), result);
+  {
+    OpBuilder::InsertionGuard guard(b);
+    b.setInsertionPointToStart(loop.getBody());
+    SmallVector<OpFoldResult> offsets(4, b.getIndexAttr(0)), strides(4, b.getIndexAttr(1));
+    offsets[kQueries] = loop.getInductionVar();
+    sizes[kQueries] = resultSizes[kQueries] = b.getIndexAttr(step);
+    SmallVector<int64_t> shape(queryType.getShape());
+    shape[kQueries] = step;
+    Value stretch = tensor::ExtractSliceOp::create(b, queryType.clone(shape), query, offsets, sizes, strides);
+    Value out = fuse(b, attention, stretch, policy, site);
+    Value filled = tensor::InsertSliceOp::create(b, out, loop.getRegionIterArg(0), offsets, resultSizes, strides);
+    scf::YieldOp::create(b, filled);
+  }
+  return loop.getResult(0);
+}
+
+struct AlignedFuseDecodeAttentionPass : aligned::impl::AlignedFuseDecodeAttentionBase<AlignedFuseDecodeAttentionPass> {
+  using AlignedFuseDecodeAttentionBase::AlignedFuseDecodeAttentionBase;
+
+  void runOnOperation() override {
+    ModuleOp module = getOperation();
+    PolicyAttr chosen = parsePolicy(policy, tolerance, &getContext(), [&] { return module.emitError(); });
+    if (!chosen)
+      return signalPassFailure();
+    int32_t site = 0;
+    bool ok = true;
+    module.walk([&](AttentionOp attention) { ok &= succeeded(rewrite(attention, chosen, site++)); });
+    if (!ok)
+      signalPassFailure();
+  }
+
+  static LogicalResult rewrite(AttentionOp attention, PolicyAttr policy, int32_t site) {
+    RankedTensorType query = typeOf(attention.getQuery()), key = typeOf(attention.getKey());
+    int64_t queryHeads = query.getDimSize(kHeads), kvHeads = key.getDimSize(kHeads);
+    if (ShapedType::isDynamic(queryHeads) || ShapedType::isDynamic(kvHeads))
+      return attention.emitOpError("expected static query heads and kv heads, got ") << query << " and " << key;
+    if (!getSplit(key))
+      policy = PolicyAttr::get(attention.getContext(), PolicyKind::Exact);
+    if (failed(checkFormat(attention, policy)))
+      return failure();
+    int64_t queries = query.getDimSize(kQueries), step = queriesPerKernel(queries, queryHeads / kvHeads);
+    if (step == 0)
+      return attention.emitOpError("expected at most ") << kMaxQueryRows << " query heads per kv head, got " << queryHeads / kvHeads;
+
+    ImplicitLocOpBuilder b(attention.getLoc(), attention);
+    Value result = step == queries ? fuse(b, attention, attention.getQuery(), policy, site) : fuseInStretches(b, attention, step, policy, site);
+    if (result.getType() != attention.getType()) // shapes known on one side only
+      result = tensor::CastOp::create(b, attention.getType(), result);
+    attention.replaceAllUsesWith(result);
+    attention.erase();
+    return success();
+  }
+};
+
+} // namespace

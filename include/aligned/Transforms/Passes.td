@@ -11,10 +11,17 @@ def AlignedSplitKVStorage : Pass<"aligned-split-kv-storage", "::mlir::ModuleOp">
     changes type, and callers follow; where they are the result of an `aligned.append`, so does the cache that it appends to, and the
     function result that returns it. A key or value that the graph computes otherwise is packed by `aligned.split`; a use that needs
     dense values gets `aligned.join`. Nothing but cache tensors changes type.
+
+    `format=auto` takes `fixed<4,4,4,4>`, or with `prefer-float` the published format of the element type: `float<8,4,4>`, for bf16
+    `float<12,4>`. Attention that this format can't hold stays dense, with a remark that says why; a format given by name is
+    a request, so there it is an error. Attention of more query rows per kv head than a kernel holds stays dense in any case.
+
+    A tensor that serves as key and as value has no one encoding. It stays dense and is packed where attention reads it.
   }];
   let options = [
-    Option<"format", "format", "std::string", "\"fixed<4,4,4,4>\"", "split format, such as fixed<4,4,4,4> or float<8,4,4>">];
-  let dependentDialects = ["::aligned::AlignedDialect"];
+    Option<"format", "format", "std::string", "\"auto\"", "auto, or a split format such as fixed<4,4,4,4> or float<8,4,4>">,
+    Option<"preferFloat", "prefer-float", "bool", "false", "with format=auto, the float format that policy alignedkv needs">];
+  let dependentDialects = ["::aligned::AlignedDialect", "::mlir::arith::ArithDialect", "::mlir::tensor::TensorDialect"];
 }
 
 def AlignedFuseDecodeAttention : Pass<"aligned-fuse-decode-attention", "::mlir::ModuleOp"> {
@@ -22,11 +29,14 @@ def AlignedFuseDecodeAttention : Pass<"aligned-fuse-decode-attention", "::mlir::
   let description = [{
     Replaces `aligned.attention` by `aligned.decode_attention` and `aligned.finish`: scores, softmax, values and
     dequantisation in one op that holds the policy. Attention over dense tensors is fused too, with policy `exact`.
+
+    Attention is numbered by `site` in order of appearance. Where the query rows of a kv head are more than a kernel holds, queries are
+    taken in stretches that it does hold, all under one site.
   }];
   let options = [
     Option<"policy", "policy", "std::string", "\"balanced\"", "exact, alignedkv, tight, balanced, fast, or budget with a tolerance">,
     Option<"tolerance", "tolerance", "double", "0.0", "aimed relative L2 error of a head's output, with policy=budget">];
-  let dependentDialects = ["::aligned::AlignedDialect"];
+  let dependentDialects = ["::aligned::AlignedDialect", "::mlir::arith::ArithDialect", "::mlir::scf::SCFDialect", "::mlir::tensor::TensorDialect"];
 }
 
 #endif // ALIGNED_TRANSFORMS_PASSES_TD

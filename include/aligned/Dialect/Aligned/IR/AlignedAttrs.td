@@ -58,7 +58,7 @@ def Aligned_SplitAttr : Aligned_Attr<"Split", "split",
     ArrayRefParameter<"int64_t", "bits of each plane">:$widths,
     EnumParameter<Aligned_CacheRole>:$role,
     "int64_t":$resident);
-  let assemblyFormat = "`<` custom<Format>($kind, $widths) `,` $role custom<Resident>($resident, ref($widths)) `>`";
+  let assemblyFormat = "`<` custom<Format>($kind, $widths) `,` $role `` custom<Resident>($resident, ref($widths)) `>`";
   let builders = [AttrBuilder<(ins "FormatKind":$kind, "::llvm::ArrayRef<int64_t>":$widths, "CacheRole":$role), [{
     return $_get($_ctxt, kind, widths, role, static_cast<int64_t>(widths.size()));
   }]>];

@@ -1,0 +1,67 @@
+// What the pipeline needs between the phases: contracts, and the seams where upstream's passes leave something open.
+#ifndef ALIGNED_PIPELINES_PASSES_TD
+#define ALIGNED_PIPELINES_PASSES_TD
+
+include "mlir/Pass/PassBase.td"
+
+def AlignedCheckOptions : Pass<"aligned-check-options", "::mlir::ModuleOp"> {
+  let summary = "report pipeline options that mean nothing";
+  let description = [{
+    A pipeline is built without a place to report to. So its options travel to this pass, which runs first and says what
+    was expected of a value that it does not know. The module stays as it is.
+  }];
+  let options = [
+    Option<"target", "target", "std::string", "\"cpu\"", "cpu or reference">,
+    Option<"policy", "policy", "std::string", "\"balanced\"", "name of a policy">,
+    Option<"tolerance", "tolerance", "double", "0.0", "with policy=budget">,
+    Option<"format", "format", "std::string", "\"auto\"", "auto, dense or a split format">,
+    Option<"isa", "isa", "std::string", "\"host\"", "host, portable, avx2 or avx512">,
+    Option<"to", "to", "std::string", "\"llvm\"", "name of a phase">];
+  let dependentDialects = ["::aligned::AlignedDialect"];
+}
+
+def AlignedVerifyPhase : Pass<"aligned-verify-phase", "::mlir::ModuleOp"> {
+  let summary = "check what holds after a phase";
+  let description = [{
+    Each phase of the pipeline may rely on what the phase before it left, and on nothing else:
+
+    | after | holds |
+    |---|---|
+    | raise | every op is registered and of a dialect that the phases to come can lower |
+    | split | key and value of every `aligned.attention` are split where storage and a kernel can hold them; skipped with format=dense |
+    | fuse | there is no `aligned.attention` |
+    | lower | there is no `aligned` op and no split type |
+    | llvm | every op is of the dialect `llvm` |
+
+    The first op that breaks the contract is reported, each kind once.
+  }];
+  let options = [Option<"phase", "phase", "std::string", "", "raise, split, fuse, lower or llvm">];
+}
+
+def AlignedDecomposeConcat : Pass<"aligned-decompose-concat", "::mlir::func::FuncOp"> {
+  let summary = "turn tensor.concat into slices of one tensor";
+  let description = [{
+    `tensor.concat` does not bufferize. Its parts become `tensor.insert_slice` into one new tensor.
+  }];
+  let dependentDialects = ["::mlir::arith::ArithDialect", "::mlir::tensor::TensorDialect"];
+}
+
+def AlignedLowerAsserts : Pass<"aligned-lower-asserts", "::mlir::ModuleOp"> {
+  let summary = "let callers survive a failing cf.assert";
+  let description = [{
+    Graphs assert what they ask of shapes, and shapes come from users. Upstream's lowering of `cf.assert` ends the process; here a
+    failing one calls `aligned_rt_fail` with its message, which returns to the innermost `aligned_rt_try` of the thread.
+  }];
+  let dependentDialects = ["::mlir::func::FuncDialect", "::mlir::LLVM::LLVMDialect", "::mlir::scf::SCFDialect"];
+}
+
+def AlignedPrepareEntryPoints : Pass<"aligned-prepare-entry-points", "::mlir::ModuleOp"> {
+  let summary = "make public functions callable from C";
+  let description = [{
+    Public functions with a body get `llvm.emit_c_interface`: a wrapper `_mlir_ciface_<name>` that takes pointers to memref
+    descriptors. A tensor that such a function returns twice is copied, so that each result is a buffer of its own for the caller to free.
+  }];
+  let dependentDialects = ["::mlir::bufferization::BufferizationDialect"];
+}
+
+#endif // ALIGNED_PIPELINES_PASSES_TD
