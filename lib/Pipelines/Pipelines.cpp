@@ -4,11 +4,11 @@
 #include "aligned/Conversion/AlignedToCPU/Passes.h"
 #include "aligned/Dialect/Aligned/IR/Aligned.h"
 #include "aligned/Pipelines/Passes.h"
+#include "aligned/Raise/Passes.h"
 #include "aligned/Transforms/Passes.h"
 
 #include "mlir/Conversion/Passes.h"
 #include "mlir/Dialect/Arith/Transforms/Passes.h"
-#include "mlir/Dialect/Bufferization/Pipelines/Passes.h"
 #include "mlir/Dialect/Bufferization/Transforms/Passes.h"
 #include "mlir/Dialect/Func/IR/FuncOps.h"
 #include "mlir/Dialect/Linalg/Passes.h"
@@ -34,6 +34,7 @@ void aligned::registerDialects(DialectRegistry &registry) {
 }
 
 void aligned::registerPasses() {
+  registerAlignedRaisePasses();
   registerAlignedTransformsPasses();
   registerAlignedToCPUPasses();
   registerAlignedPipelinesPasses();
@@ -104,7 +105,11 @@ void toLLVM(OpPassManager &pm) {
   pm.addPass(bufferization::createOneShotBufferizePass(buffers));
   cleanUp(pm);
   // Ownership: arguments are the caller's, and a returned buffer becomes the caller's. One that aliases an argument is cloned for that.
-  bufferization::buildBufferDeallocationPipeline(pm);
+  pm.addPass(createAlignedDeallocateBuffers());
+  pm.addPass(createCanonicalizerPass());
+  pm.addPass(bufferization::createBufferDeallocationSimplificationPass());
+  pm.addPass(bufferization::createLowerDeallocationsPass());
+  cleanUp(pm);
   pm.addPass(createConvertBufferizationToMemRefPass());
 
   // Structure.
@@ -150,6 +155,7 @@ void aligned::buildPipeline(OpPassManager &pm, const PipelineOptions &options) {
   if (!last)
     return; // the check fails
 
+  pm.addPass(createAlignedRaiseAttention());
   verify(pm, "raise");
   if (options.target != "reference") { // which runs attention as it is declared
     if (last >= Phase::Split && options.format != "dense") {

@@ -64,4 +64,17 @@ def AlignedPrepareEntryPoints : Pass<"aligned-prepare-entry-points", "::mlir::Mo
   let dependentDialects = ["::mlir::bufferization::BufferizationDialect"];
 }
 
+def AlignedDeallocateBuffers : Pass<"aligned-deallocate-buffers", "::mlir::ModuleOp"> {
+  let summary = "free the buffers that functions own";
+  let description = [{
+    Upstream's ownership-based deallocation, but only in functions that can own a buffer. Kernels own none, and hold target
+    intrinsics whose effects that analysis would refuse.
+
+    After it arguments stay the caller's, and a buffer that a function returns is the caller's too: one that is, or may be, an argument or
+    a constant is cloned before it is returned.
+  }];
+  let dependentDialects = ["::mlir::arith::ArithDialect", "::mlir::bufferization::BufferizationDialect",
+                           "::mlir::memref::MemRefDialect", "::mlir::scf::SCFDialect"];
+}
+
 #endif // ALIGNED_PIPELINES_PASSES_TD
