@@ -1,1 +1,530 @@
-// to be written
+// Compile and call. A module is compiled in a context of its own; its function is called through the packed C interface, with a memref descriptor for
+// each dense tensor and the cache's address for each split one.
+#include "aligned/JIT/Module.h"
+
+#include "aligned/Dialect/Aligned/IR/Aligned.h"
+#include "aligned/Pipelines/Pipelines.h"
+#include "aligned/Runtime/Error.h"
+
+#include "mlir/Dialect/Func/IR/FuncOps.h"
+#include "mlir/ExecutionEngine/ExecutionEngine.h"
+#include "mlir/ExecutionEngine/OptUtils.h"
+#include "mlir/IR/Diagnostics.h"
+#include "mlir/InitAllPasses.h"
+#include "mlir/Parser/Parser.h"
+#include "mlir/Pass/PassManager.h"
+#include "mlir/Pass/PassRegistry.h"
+#include "llvm/ExecutionEngine/Orc/JITTargetMachineBuilder.h"
+#include "llvm/Support/TargetSelect.h"
+#include "llvm/Target/TargetMachine.h"
+
+#include <csetjmp>
+#include <cstring>
+#include <mutex>
+
+using namespace mlir;
+using namespace aligned;
+
+//===----------------------------------------------------------------------===//
+// Contexts and diagnostics
+//===----------------------------------------------------------------------===//
+
+namespace {
+
+const DialectRegistry &dialects() {
+  static const DialectRegistry *registry = [] {
+    llvm::InitializeNativeTarget();
+    llvm::InitializeNativeTargetAsmPrinter();
+    registerAllPasses();
+    registerPasses();
+    registerPipelines();
+    auto *registry = new DialectRegistry; // never destroyed: threads may outlive main
+    registerDialects(*registry);
+    return registry;
+  }();
+  return *registry;
+}
+
+/// A context whose diagnostics are collected instead of printed.
+struct Session {
+  Session() : context(dialects(), MLIRContext::Threading::DISABLED), handler(&context, [this](Diagnostic &diagnostic) {
+      collect(diagnostic);
+      return success();
+    }) {}
+
+  void collect(Diagnostic &diagnostic) {
+    std::string &text = diagnostic.getSeverity() == DiagnosticSeverity::Error ? errors : remarks;
+    llvm::raw_string_ostream os(text);
+    if (diagnostic.getSeverity() == DiagnosticSeverity::Note)
+      os << "note: ";
+    if (!isa<UnknownLoc>(diagnostic.getLocation())) {
+      diagnostic.getLocation().print(os);
+      os << ": ";
+    }
+    os << diagnostic.str() << "\n";
+    for (Diagnostic &note : diagnostic.getNotes())
+      os << "note: " << note.str() << "\n";
+  }
+
+  /// Leaves what was collected, or `otherwise`, as the thread's error.
+  std::nullptr_t fail(const llvm::Twine &otherwise = "compilation failed") {
+    std::string text = errors.empty() ? otherwise.str() : StringRef(errors).rtrim().str();
+    aligned_set_last_error(text.c_str());
+    return nullptr;
+  }
+
+  MLIRContext context;
+  std::string errors, remarks;
+  ScopedDiagnosticHandler handler;
+};
+
+LogicalResult runPipeline(Session &session, ModuleOp module, StringRef pipeline) {
+  PassManager passes(&session.context);
+  std::string text;
+  llvm::raw_string_ostream os(text);
+  // "builtin.module(...)" given to the overload that takes a pass manager would nest a second module and do nothing.
+  if (pipeline.starts_with("builtin.module")) {
+    FailureOr<OpPassManager> parsed = parsePassPipeline(pipeline, os);
+    if (failed(parsed)) {
+      session.errors += text;
+      return failure();
+    }
+    static_cast<OpPassManager &>(passes) = std::move(*parsed);
+  } else if (failed(parsePassPipeline(pipeline, passes, os))) {
+    session.errors += text;
+    return failure();
+  }
+  return passes.run(module);
+}
+
+} // namespace
+
+char *aligned_transform(const char *source, const char *pipeline) {
+  Session session;
+  OwningOpRef<ModuleOp> module = parseSourceString<ModuleOp>(source, ParserConfig(&session.context));
+  if (!module || failed(runPipeline(session, *module, pipeline)))
+    return session.fail();
+  std::string text;
+  llvm::raw_string_ostream os(text);
+  module->print(os);
+  return strdup(text.c_str());
+}
+
+void aligned_text_free(char *text) { free(text); }
+
+//===----------------------------------------------------------------------===//
+// Compilation
+//===----------------------------------------------------------------------===//
+
+struct aligned_module {
+  std::vector<aligned_type> arguments, results;
+  int32_t attentions = 0;
+  std::string remarks;
+  std::unique_ptr<llvm::TargetMachine> machine; // the optimiser keeps a pointer to it
+  std::unique_ptr<ExecutionEngine> engine;
+  void (*entry)(void **) = nullptr;
+};
+
+namespace {
+
+std::optional<aligned_dtype> dtypeOf(Type type) {
+  if (type.isF16())
+    return ALIGNED_DTYPE_F16;
+  if (type.isBF16())
+    return ALIGNED_DTYPE_BF16;
+  if (type.isF32())
+    return ALIGNED_DTYPE_F32;
+  if (type.isF64())
+    return ALIGNED_DTYPE_F64;
+  if (auto integer = dyn_cast<IntegerType>(type))
+    switch (integer.getWidth()) {
+    case 1:
+      return ALIGNED_DTYPE_I1;
+    case 8:
+      return ALIGNED_DTYPE_I8;
+    case 16:
+      return ALIGNED_DTYPE_I16;
+    case 32:
+      return ALIGNED_DTYPE_I32;
+    case 64:
+      return ALIGNED_DTYPE_I64;
+    }
+  return std::nullopt;
+}
+
+int64_t byteWidth(aligned_dtype dtype) {
+  switch (dtype) {
+  case ALIGNED_DTYPE_I1:
+  case ALIGNED_DTYPE_I8:
+    return 1;
+  case ALIGNED_DTYPE_F16:
+  case ALIGNED_DTYPE_BF16:
+  case ALIGNED_DTYPE_I16:
+    return 2;
+  case ALIGNED_DTYPE_F32:
+  case ALIGNED_DTYPE_I32:
+    return 4;
+  case ALIGNED_DTYPE_F64:
+  case ALIGNED_DTYPE_I64:
+    return 8;
+  }
+  return 0;
+}
+
+/// A tensor type as callers see it; a diagnostic at the function for what can't cross the interface.
+FailureOr<aligned_type> describe(func::FuncOp function, StringRef what, Type type) {
+  auto tensor = dyn_cast<RankedTensorType>(type);
+  std::optional<aligned_dtype> dtype = tensor ? dtypeOf(tensor.getElementType()) : std::nullopt;
+  if (!dtype || tensor.getRank() > ALIGNED_MAX_RANK)
+    return function.emitError("expected a ") << what << " that is a tensor of numbers of rank " << ALIGNED_MAX_RANK << " at most, got " << type;
+  aligned_type result = {};
+  result.dtype = *dtype;
+  result.rank = tensor.getRank();
+  for (auto [dim, size] : llvm::enumerate(tensor.getShape()))
+    result.shape[dim] = ShapedType::isDynamic(size) ? ALIGNED_DYNAMIC : size;
+  if (SplitAttr split = getSplit(tensor)) {
+    result.is_cache = 1;
+    result.format.kind = static_cast<int32_t>(split.getKind());
+    result.format.role = static_cast<int32_t>(split.getRole());
+    result.format.element = *dtype == ALIGNED_DTYPE_F16 ? ALIGNED_ELEMENT_F16 : *dtype == ALIGNED_DTYPE_BF16 ? ALIGNED_ELEMENT_BF16 : ALIGNED_ELEMENT_F32;
+    result.format.planes = split.getNumPlanes();
+    for (auto [plane, width] : llvm::enumerate(split.getWidths()))
+      result.format.width[plane] = width;
+  }
+  return result;
+}
+
+/// The function to call: the one that is named, or the only public one.
+FailureOr<func::FuncOp> findFunction(ModuleOp module, const char *name) {
+  SmallVector<func::FuncOp> candidates;
+  for (auto function : module.getOps<func::FuncOp>())
+    if (!function.isDeclaration() && (name ? function.getSymName() == name : function.isPublic()))
+      candidates.push_back(function);
+  if (candidates.size() == 1)
+    return candidates.front();
+  if (name)
+    return module.emitError("expected a function '") << name << "' with a body, found none";
+  return module.emitError("expected one public function with a body, found ") << candidates.size();
+}
+
+/// Runs the one pipeline with `text` as its options, to phase `to` where that is not null.
+LogicalResult runPhases(Session &session, ModuleOp module, StringRef text, const char *to) {
+  PipelineOptions options;
+  std::string errors;
+  llvm::raw_string_ostream os(errors);
+  if (failed(options.parseFromString(text, os))) {
+    session.errors += errors;
+    return failure();
+  }
+  if (to)
+    options.to = to;
+  PassManager passes(&session.context);
+  buildPipeline(passes, options);
+  return passes.run(module);
+}
+
+//===-- cf.assert ----------------------------------------------------------===//
+// A failed assertion in a model (torch writes them for shapes) prints with puts and calls abort. Compiled code gets these two instead, which take
+// the message and return to aligned_module_call; what the call had allocated is lost, the process is not.
+
+thread_local std::jmp_buf *assertionTarget = nullptr;
+thread_local std::string assertionMessage;
+
+int takeMessage(const char *text) {
+  assertionMessage = text;
+  return 0;
+}
+[[noreturn]] void assertionFailed() {
+  if (assertionTarget)
+    std::longjmp(*assertionTarget, 1);
+  std::abort();
+}
+
+llvm::orc::SymbolMap runtimeSymbols(llvm::orc::MangleAndInterner intern) {
+  llvm::orc::SymbolMap symbols;
+  auto add = [&](const char *name, auto *function) {
+    symbols[intern(name)] = {llvm::orc::ExecutorAddr::fromPtr(function), llvm::JITSymbolFlags::Exported};
+  };
+  add("aligned_rt_parallel", &aligned_rt_parallel);
+  add("aligned_rt_scratch", &aligned_rt_scratch);
+  add("aligned_rt_tally", &aligned_rt_tally);
+  add("aligned_rt_reference_attention", &aligned_rt_reference_attention);
+  add("aligned_cache_create", &aligned_cache_create);
+  add("aligned_cache_clone", &aligned_cache_clone);
+  add("aligned_cache_destroy", &aligned_cache_destroy);
+  add("aligned_cache_append", &aligned_cache_append);
+  add("aligned_cache_join", &aligned_cache_join);
+  add("puts", &takeMessage);
+  add("abort", &assertionFailed);
+  return symbols;
+}
+
+} // namespace
+
+aligned_module *aligned_module_compile(const char *source, const char *options, const char *name) {
+  Session session;
+  OwningOpRef<ModuleOp> module = parseSourceString<ModuleOp>(source, ParserConfig(&session.context));
+  if (!module)
+    return session.fail();
+  auto compiled = std::make_unique<aligned_module>();
+
+  // A copy that stops early shows how many attentions there are and what the function's types became.
+  StringRef text(options ? options : "");
+  bool stayDense = text.contains("target=reference") || text.contains("format=dense");
+  OwningOpRef<ModuleOp> early = module->clone();
+  if (failed(runPhases(session, *early, text, "raise")))
+    return session.fail();
+  early->walk([&](AttentionOp) { ++compiled->attentions; });
+  compiled->remarks = session.remarks;
+  if (!stayDense && failed(runPhases(session, *early, text, "split")))
+    return session.fail();
+  FailureOr<func::FuncOp> function = findFunction(*early, name);
+  if (failed(function))
+    return session.fail();
+  std::string symbol = function->getSymName().str();
+  for (Type type : function->getArgumentTypes()) {
+    FailureOr<aligned_type> argument = describe(*function, "argument", type);
+    if (failed(argument))
+      return session.fail();
+    compiled->arguments.push_back(*argument);
+  }
+  for (Type type : function->getResultTypes()) {
+    FailureOr<aligned_type> result = describe(*function, "result", type);
+    if (failed(result))
+      return session.fail();
+    compiled->results.push_back(*result);
+  }
+
+  if (failed(runPhases(session, *module, text, nullptr)))
+    return session.fail();
+
+  auto refuse = [&](llvm::Error error) { return session.fail(llvm::toString(std::move(error))); };
+  auto target = llvm::orc::JITTargetMachineBuilder::detectHost();
+  if (!target)
+    return refuse(target.takeError());
+  target->setCodeGenOptLevel(llvm::CodeGenOptLevel::Aggressive);
+  target->getOptions().AllowFPOpFusion = llvm::FPOpFusion::Fast;
+  auto machine = target->createTargetMachine();
+  auto second = target->createTargetMachine(); // the engine takes one, the optimiser needs one for as long
+  if (!machine || !second) {
+    llvm::Error error = llvm::joinErrors(machine ? llvm::Error::success() : machine.takeError(), second ? llvm::Error::success() : second.takeError());
+    return refuse(std::move(error));
+  }
+  compiled->machine = std::move(*second);
+  auto optimise = makeOptimizingTransformer(/*optLevel=*/3, /*sizeLevel=*/0, compiled->machine.get());
+  ExecutionEngineOptions engineOptions;
+  engineOptions.transformer = optimise; // a reference: `optimise` must outlive create()
+  engineOptions.jitCodeGenOptLevel = llvm::CodeGenOptLevel::Aggressive;
+  auto engine = ExecutionEngine::create(*module, engineOptions, std::move(*machine));
+  if (!engine)
+    return refuse(engine.takeError());
+  compiled->engine = std::move(*engine);
+  compiled->engine->registerSymbols(runtimeSymbols);
+  compiled->engine->initialize();
+  auto entry = compiled->engine->lookupPacked("_mlir_ciface_" + symbol);
+  if (!entry)
+    return refuse(entry.takeError());
+  compiled->entry = *entry;
+  return compiled.release();
+}
+
+void aligned_module_destroy(aligned_module *module) { delete module; }
+
+int32_t aligned_module_arguments(const aligned_module *module) { return module->arguments.size(); }
+int32_t aligned_module_results(const aligned_module *module) { return module->results.size(); }
+
+static int copyType(const std::vector<aligned_type> &types, int32_t index, const char *what, aligned_type *type) {
+  if (index < 0 || index >= static_cast<int32_t>(types.size())) {
+    aligned_set_last_error((llvm::Twine("expected ") + what + " 0 to " + llvm::Twine(int64_t(types.size()) - 1) + ", got " + llvm::Twine(index)).str().c_str());
+    return -1;
+  }
+  *type = types[index];
+  return 0;
+}
+int aligned_module_argument(const aligned_module *module, int32_t index, aligned_type *type) { return copyType(module->arguments, index, "argument", type); }
+int aligned_module_result(const aligned_module *module, int32_t index, aligned_type *type) { return copyType(module->results, index, "result", type); }
+
+int32_t aligned_module_attentions(const aligned_module *module) { return module->attentions; }
+const char *aligned_module_remarks(const aligned_module *module) { return module->remarks.c_str(); }
+
+//===----------------------------------------------------------------------===//
+// Calls
+//===----------------------------------------------------------------------===//
+
+namespace {
+
+/// A memref descriptor: allocated pointer, aligned pointer, offset, sizes, strides.
+int64_t descriptorWords(int32_t rank) { return 3 + 2 * rank; }
+
+int64_t elementCount(const aligned_type &type, const int64_t *shape) {
+  int64_t count = 1;
+  for (int32_t dim = 0; dim < type.rank; ++dim)
+    count *= shape[dim];
+  return count;
+}
+
+bool isContiguous(const aligned_type &type, const aligned_array &array) {
+  int64_t stride = 1;
+  for (int32_t dim = type.rank - 1; dim >= 0; --dim) {
+    if (array.shape[dim] != 1 && array.strides[dim] != stride)
+      return false;
+    stride *= array.shape[dim];
+  }
+  return true;
+}
+
+void setContiguous(const aligned_type &type, aligned_array &array) {
+  int64_t stride = 1;
+  for (int32_t dim = type.rank - 1; dim >= 0; --dim) {
+    array.strides[dim] = stride;
+    stride *= array.shape[dim];
+  }
+}
+
+/// A contiguous copy of any strided array.
+void *compact(const aligned_type &type, const aligned_array &array) {
+  int64_t width = byteWidth(type.dtype), count = elementCount(type, array.shape);
+  char *copy = static_cast<char *>(malloc(std::max<int64_t>(1, count * width)));
+  if (!copy)
+    return nullptr;
+  std::vector<int64_t> index(type.rank, 0);
+  for (int64_t number = 0; number < count; ++number) {
+    int64_t offset = 0;
+    for (int32_t dim = 0; dim < type.rank; ++dim)
+      offset += index[dim] * array.strides[dim];
+    memcpy(copy + number * width, static_cast<const char *>(array.data) + offset * width, width);
+    for (int32_t dim = type.rank - 1; dim >= 0 && ++index[dim] == array.shape[dim]; --dim)
+      index[dim] = 0;
+  }
+  return copy;
+}
+
+std::string shapeText(int32_t rank, const int64_t *shape) {
+  std::string text = "[";
+  for (int32_t dim = 0; dim < rank; ++dim)
+    text += (dim ? ", " : "") + (shape[dim] == ALIGNED_DYNAMIC ? std::string("?") : std::to_string(shape[dim]));
+  return text + "]";
+}
+
+int refuseCall(const llvm::Twine &why) {
+  aligned_set_last_error(why.str().c_str());
+  return -1;
+}
+
+int checkArgument(int32_t number, const aligned_type &type, const aligned_value &value) {
+  if (type.is_cache) {
+    const aligned_cache *cache = value.cache;
+    if (!cache)
+      return refuseCall("expected a cache as argument " + llvm::Twine(number) + ", got none");
+    int64_t shape[4] = {cache->batch, cache->kv_heads, cache->tokens, cache->head_dim};
+    for (int32_t dim = 0; dim < 4; ++dim)
+      if (type.shape[dim] != ALIGNED_DYNAMIC && type.shape[dim] != shape[dim])
+        return refuseCall("expected a cache of shape " + llvm::Twine(shapeText(4, type.shape)) + " as argument " + llvm::Twine(number) + ", got " + shapeText(4, shape));
+    if (memcmp(&cache->format, &type.format, sizeof(aligned_format)))
+      return refuseCall("expected a cache of the format that argument " + llvm::Twine(number) + " was compiled for");
+    return 0;
+  }
+  for (int32_t dim = 0; dim < type.rank; ++dim)
+    if (value.array.shape[dim] < 0 || (type.shape[dim] != ALIGNED_DYNAMIC && type.shape[dim] != value.array.shape[dim]))
+      return refuseCall("expected shape " + llvm::Twine(shapeText(type.rank, type.shape)) + " of argument " + llvm::Twine(number) + ", got " +
+                        shapeText(type.rank, value.array.shape));
+  if (!value.array.data && elementCount(type, value.array.shape))
+    return refuseCall("expected data for argument " + llvm::Twine(number) + ", got a null pointer");
+  return 0;
+}
+
+/// Memory that lives as long as the call.
+struct Copies {
+  ~Copies() {
+    for (void *copy : memory)
+      free(copy);
+  }
+  std::vector<void *> memory;
+};
+
+} // namespace
+
+int aligned_module_call(const aligned_module *module, aligned_value *arguments, aligned_value *results) {
+  for (auto [number, type] : llvm::enumerate(module->arguments))
+    if (int failed = checkArgument(number, type, arguments[number]))
+      return failed;
+
+  // One descriptor per dense argument, contiguous as the compiled function expects; the results' lie one behind the other.
+  Copies copies;
+  std::vector<std::vector<int64_t>> descriptors;
+  std::vector<void *> pointers; // what is passed: the address of a descriptor, or a cache
+  int64_t resultWords = 0;
+  for (const aligned_type &type : module->results)
+    resultWords += type.is_cache ? 1 : descriptorWords(type.rank);
+  std::vector<int64_t> resultMemory(resultWords, 0);
+  if (resultWords)
+    pointers.push_back(resultMemory.data());
+  descriptors.reserve(module->arguments.size());
+  for (auto [number, type] : llvm::enumerate(module->arguments)) {
+    if (type.is_cache) {
+      pointers.push_back(arguments[number].cache);
+      continue;
+    }
+    aligned_array array = arguments[number].array;
+    if (!isContiguous(type, array)) {
+      array.data = compact(type, array);
+      if (!array.data)
+        return refuseCall("expected memory for a contiguous copy of argument " + llvm::Twine(number) + ", got none");
+      copies.memory.push_back(array.data);
+    }
+    setContiguous(type, array);
+    std::vector<int64_t> descriptor{reinterpret_cast<int64_t>(array.data), reinterpret_cast<int64_t>(array.data), 0};
+    descriptor.insert(descriptor.end(), array.shape, array.shape + type.rank);
+    descriptor.insert(descriptor.end(), array.strides, array.strides + type.rank);
+    descriptors.push_back(std::move(descriptor));
+    pointers.push_back(descriptors.back().data());
+  }
+  std::vector<void *> packed;
+  for (void *&pointer : pointers)
+    packed.push_back(&pointer);
+
+  aligned_set_last_error("");
+  std::jmp_buf target;
+  std::jmp_buf *outer = assertionTarget;
+  if (setjmp(target)) {
+    assertionTarget = outer;
+    return refuseCall("assertion failed in the model: " + llvm::Twine(assertionMessage));
+  }
+  assertionTarget = &target;
+  module->entry(packed.data());
+  assertionTarget = outer;
+  if (*aligned_last_error()) // a runtime call inside the module failed
+    return -1;
+
+  // Each dense result must be memory of its own: not an argument's, not another result's, not a constant's.
+  std::vector<void *> taken;
+  for (const std::vector<int64_t> &descriptor : descriptors)
+    taken.push_back(reinterpret_cast<void *>(descriptor[0]));
+  constexpr int64_t kConstantMemory = 0xdeadbeef; // what upstream puts into the descriptor of a global
+  const int64_t *word = resultMemory.data();
+  for (auto [number, type] : llvm::enumerate(module->results)) {
+    if (type.is_cache) {
+      results[number].cache = reinterpret_cast<aligned_cache *>(*word++);
+      continue;
+    }
+    aligned_array array = {};
+    void *owner = reinterpret_cast<void *>(word[0]);
+    array.data = reinterpret_cast<char *>(word[1]) + word[2] * byteWidth(type.dtype);
+    std::copy_n(word + 3, type.rank, array.shape);
+    std::copy_n(word + 3 + type.rank, type.rank, array.strides);
+    array.owner = owner;
+    if (word[0] == kConstantMemory || llvm::is_contained(taken, owner)) {
+      array.data = array.owner = compact(type, array);
+      setContiguous(type, array);
+    }
+    taken.push_back(owner);
+    results[number].array = array;
+    word += descriptorWords(type.rank);
+  }
+  return 0;
+}
+
+void aligned_array_free(aligned_array *array) {
+  free(array->owner);
+  array->owner = array->data = nullptr;
+}
