@@ -113,8 +113,8 @@ void toLLVM(OpPassManager &pm) {
   pm.addPass(createConvertBufferizationToMemRefPass());
 
   // Structure.
+  pm.addNestedPass<func::FuncOp>(createAlignedLowerCopies());
   pm.addPass(createConvertLinalgToLoopsPass());
-  pm.addPass(createAlignedLowerAsserts()); // while scf can still guard a call
   pm.addPass(memref::createExpandStridedMetadataPass());
   pm.addPass(createLowerAffinePass());
   cleanUp(pm);

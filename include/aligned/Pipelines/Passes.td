@@ -46,22 +46,20 @@ def AlignedDecomposeConcat : Pass<"aligned-decompose-concat", "::mlir::func::Fun
   let dependentDialects = ["::mlir::arith::ArithDialect", "::mlir::tensor::TensorDialect"];
 }
 
-def AlignedLowerAsserts : Pass<"aligned-lower-asserts", "::mlir::ModuleOp"> {
-  let summary = "let callers survive a failing cf.assert";
+def AlignedLowerCopies : Pass<"aligned-lower-copies", "::mlir::func::FuncOp"> {
+  let summary = "turn copies of strided buffers into loops";
   let description = [{
-    Graphs assert what they ask of shapes, and shapes come from users. Upstream's lowering of `cf.assert` ends the process; here a
-    failing one calls `aligned_rt_fail` with its message, which returns to the innermost `aligned_rt_try` of the thread.
+    Upstream lowers `memref.copy` to memcpy where both sides are contiguous, and else to a call of `memrefCopy`, a function of MLIR's own
+    runtime library. The latter become `linalg.copy` here, so that compiled code needs no library but AlignedKV's.
   }];
-  let dependentDialects = ["::mlir::func::FuncDialect", "::mlir::LLVM::LLVMDialect", "::mlir::scf::SCFDialect"];
+  let dependentDialects = ["::mlir::linalg::LinalgDialect"];
 }
 
 def AlignedPrepareEntryPoints : Pass<"aligned-prepare-entry-points", "::mlir::ModuleOp"> {
   let summary = "make public functions callable from C";
   let description = [{
-    Public functions with a body get `llvm.emit_c_interface`: a wrapper `_mlir_ciface_<name>` that takes pointers to memref
-    descriptors. A tensor that such a function returns twice is copied, so that each result is a buffer of its own for the caller to free.
+    Public functions with a body get `llvm.emit_c_interface`: a wrapper `_mlir_ciface_<name>` that takes pointers to memref descriptors.
   }];
-  let dependentDialects = ["::mlir::bufferization::BufferizationDialect"];
 }
 
 def AlignedDeallocateBuffers : Pass<"aligned-deallocate-buffers", "::mlir::ModuleOp"> {
@@ -70,8 +68,8 @@ def AlignedDeallocateBuffers : Pass<"aligned-deallocate-buffers", "::mlir::Modul
     Upstream's ownership-based deallocation, but only in functions that can own a buffer. Kernels own none, and hold target
     intrinsics whose effects that analysis would refuse.
 
-    After it arguments stay the caller's, and a buffer that a function returns is the caller's too: one that is, or may be, an argument or
-    a constant is cloned before it is returned.
+    After it arguments stay the caller's, and a buffer that a function returns is the caller's too, who frees it. So a result that is, or
+    may be, an argument, a constant or another result is cloned before it is returned.
   }];
   let dependentDialects = ["::mlir::arith::ArithDialect", "::mlir::bufferization::BufferizationDialect",
                            "::mlir::memref::MemRefDialect", "::mlir::scf::SCFDialect"];
