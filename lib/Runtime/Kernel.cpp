@@ -5,10 +5,10 @@
 #include "aligned/Runtime/Kernel.h"
 
 #include "Numbers.h"
+#include "aligned/Reference/Attention.h"
 
 #include <algorithm>
 #include <atomic>
-#include <cmath>
 #include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
@@ -254,37 +254,26 @@ void aligned_rt_tally(int32_t site, int64_t keyBits, int64_t keyValues, int64_t 
 
 namespace {
 
-/// softmax(q k^T scale) v of one kernel call, word for word.
+/// The arguments of aligned_rt_reference_attention. What shares a kv head lies together in `q` and `out`: one job, since the oracle
+/// takes float64 and keys and values are widened once.
 template <typename Element> struct ReferenceAttention {
   using Bits = typename Element::Bits;
   const Bits *q, *k, *v;
   Bits *out;
-  int64_t qHeads, kvHeads, queries, tokens, keyDim, valueDim;
+  int64_t queryRows, tokens, keyDim, valueDim; // queryRows: of one kv head
   double scale;
   bool maskedZero;
 
-  void row(int64_t index) const {
-    int64_t head = index / queries, kvRow = head / qHeads * kvHeads + head % qHeads / (qHeads / kvHeads);
-    const Bits *query = q + index * keyDim, *keys = k + kvRow * tokens * keyDim, *values = v + kvRow * tokens * valueDim;
-    auto *weights = static_cast<double *>(aligned_rt_scratch(tokens * int64_t(sizeof(double))));
-    double largest = -INFINITY, sum = 0;
-    bool masked = maskedZero;
-    for (int64_t t = 0; t < tokens; ++t) {
-      double dot = 0;
-      for (int64_t c = 0; c < keyDim; ++c)
-        dot += double(Element::toFloat(query[c])) * double(Element::toFloat(keys[t * keyDim + c]));
-      weights[t] = dot * scale;
-      largest = std::max(largest, weights[t]); // a NaN is left to the sum
-      masked &= weights[t] == -INFINITY;
-    }
-    for (int64_t t = 0; t < tokens; ++t)
-      sum += weights[t] = std::exp(weights[t] - largest);
-    for (int64_t c = 0; c < valueDim; ++c) {
-      double total = 0;
-      for (int64_t t = 0; t < tokens; ++t)
-        total += weights[t] * double(Element::toFloat(values[t * valueDim + c]));
-      out[index * valueDim + c] = Element::fromFloat(masked ? 0.0f : float(total / sum));
-    }
+  void kvRow(int64_t row) const {
+    int64_t queries = queryRows * keyDim, keys = tokens * keyDim, values = tokens * valueDim, results = queryRows * valueDim;
+    auto *wide = static_cast<double *>(aligned_rt_scratch((queries + keys + values + results) * int64_t(sizeof(double))));
+    double *wideK = wide + queries, *wideV = wideK + keys, *wideOut = wideV + values;
+    auto widen = [](const Bits *from, int64_t count, double *to) { std::transform(from, from + count, to, Element::toFloat); };
+    widen(q + row * queries, queries, wide);
+    widen(k + row * keys, keys, wideK);
+    widen(v + row * values, values, wideV);
+    exactAttention(wide, queryRows, wideK, wideV, tokens, keyDim, valueDim, scale, maskedZero, wideOut);
+    std::transform(wideOut, wideOut + results, out + row * results, [](double x) { return Element::fromFloat(float(x)); });
   }
 };
 
@@ -300,9 +289,7 @@ void aligned_rt_reference_attention(const void *q, const void *k, const void *v,
                         static_cast<const Bits *>(k),
                         static_cast<const Bits *>(v),
                         static_cast<Bits *>(out),
-                        qHeads,
-                        kvHeads,
-                        queries,
+                        qHeads / kvHeads * queries,
                         tokens,
                         keyDim,
                         valueDim,
@@ -310,8 +297,8 @@ void aligned_rt_reference_attention(const void *q, const void *k, const void *v,
                         maskedZero != 0};
     auto rows = [](void *args, int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row)
-        static_cast<Attention *>(args)->row(row);
+        static_cast<Attention *>(args)->kvRow(row);
     };
-    aligned_rt_parallel(batch * qHeads * queries, rows, &attention);
+    aligned_rt_parallel(batch * kvHeads, rows, &attention);
   });
 }
