@@ -1,47 +1,301 @@
-// Attention word for word: no blocks, no running maximum, nothing that a kernel does to be fast.
-
+// Loops over heads, tokens and channels, in the order of the formulas.
 #include "aligned/Reference/Attention.h"
+
+#include "aligned/Reference/Split.h"
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
-#include <vector>
+#include <numeric>
 
-void aligned::exactAttention(const double *q, int64_t heads, const double *k, const double *v, int64_t tokens, int64_t keyDim,
-                             int64_t valueDim, double scale, bool maskedZero, double *out) {
-  constexpr double infinity = std::numeric_limits<double>::infinity();
-  std::vector<double> weights(tokens);
-  for (int64_t h = 0; h < heads; ++h) {
-    double largest = -infinity;
-    bool masked = true;
-    for (int64_t t = 0; t < tokens; ++t) {
-      double score = 0;
-      for (int64_t c = 0; c < keyDim; ++c)
-        score += q[h * keyDim + c] * k[t * keyDim + c];
-      weights[t] = score * scale;
-      largest = std::max(largest, weights[t]); // skips a NaN, which reaches the sum all the same
-      masked &= weights[t] == -infinity;
+using namespace aligned;
+
+namespace {
+
+using Rows = std::vector<std::vector<double>>; // [head][token or channel]
+
+constexpr double kCoarse = 0.5, kKeyShare = 0.8, kTiny = 1e-30;
+const double kStepVariance = (1 - std::ldexp(1.0, -8)) / (8 * std::log(2.0)) / 3;
+
+/// e^(s - max) / sum for each head.
+Rows softmax(Rows scores) {
+  for (std::vector<double> &row : scores) {
+    double top = -std::numeric_limits<double>::infinity(), sum = 0;
+    for (double s : row)
+      top = std::max(top, s);
+    for (double &s : row)
+      sum += s = std::exp(s - top);
+    for (double &s : row)
+      s /= sum;
+  }
+  return scores;
+}
+
+using Reader = std::function<double(int64_t token, int64_t channel)>;
+
+Rows scoresOf(const HeadInputs &in, const Reader &key) {
+  Rows scores(in.heads, std::vector<double>(in.tokens, 0));
+  for (int64_t t = 0; t < in.tokens; ++t)
+    for (int64_t c = 0; c < in.keyDim; ++c) {
+      double k = key(t, c);
+      for (int64_t h = 0; h < in.heads; ++h)
+        scores[h][t] += in.q[h * in.keyDim + c] * in.scale * k;
     }
-    double sum = 0;
-    for (double &weight : weights)
-      sum += weight = std::exp(weight - largest);
-    double *row = out + h * valueDim;
-    std::fill_n(row, valueDim, 0.0);
-    if (masked && maskedZero)
-      continue;
-    for (int64_t t = 0; t < tokens; ++t)
-      for (int64_t c = 0; c < valueDim; ++c)
-        row[c] += weights[t] * v[t * valueDim + c];
-    for (int64_t c = 0; c < valueDim; ++c)
-      row[c] /= sum;
+  return scores;
+}
+
+std::vector<double> outputOf(const HeadInputs &in, const Rows &p, const Reader &value) {
+  std::vector<double> out(in.heads * in.valueDim, 0);
+  for (int64_t t = 0; t < in.tokens; ++t)
+    for (int64_t c = 0; c < in.valueDim; ++c) {
+      double v = value(t, c);
+      for (int64_t h = 0; h < in.heads; ++h)
+        out[h * in.valueDim + c] += p[h][t] * v;
+    }
+  return out;
+}
+
+/// Planes of 4 bits so that an addend whose full reach is `step` times the wanted precision is read that precisely.
+int bitsFor(double step) { return static_cast<int>(std::clamp(std::ceil(std::log2(std::max(step, kTiny)) / 4) * 4, 0.0, 16.0)); }
+
+/// Four neighbouring channels share one decision.
+void shareGroups(std::vector<int> &bits) {
+  for (size_t c = 0; c < bits.size(); c += 4) {
+    int most = *std::max_element(bits.begin() + c, bits.begin() + c + 4);
+    std::fill_n(bits.begin() + c, 4, most);
   }
 }
 
-double aligned::relativeError(const double *actual, const double *expected, int64_t count) {
-  double difference = 0, size = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    difference += (actual[i] - expected[i]) * (actual[i] - expected[i]);
-    size += expected[i] * expected[i];
+double mean(const std::vector<int> &bits) { return bits.empty() ? 0 : std::accumulate(bits.begin(), bits.end(), 0.0) / bits.size(); }
+
+/// floor(log2 |x|) as a half has it: at least -14, and -15 for zero.
+int exponentOf(double x) { return x == 0 ? -15 : std::max(std::ilogb(x), -14); }
+
+} // namespace
+
+void aligned::exactAttention(const double *q, int64_t heads, const double *k, const double *v, int64_t tokens, int64_t keyDim, int64_t valueDim, double scale,
+                             bool maskedZero, double *out) {
+  for (int64_t h = 0; h < heads; ++h, out += valueDim) {
+    std::fill_n(out, valueDim, 0.0);
+    if (!tokens)
+      continue;
+    std::vector<double> p(tokens);
+    double top = -std::numeric_limits<double>::infinity(), sum = 0;
+    bool masked = true;
+    for (int64_t t = 0; t < tokens; ++t) {
+      double dot = 0;
+      for (int64_t c = 0; c < keyDim; ++c)
+        dot += q[h * keyDim + c] * k[t * keyDim + c];
+      p[t] = dot * scale;
+      top = std::max(top, p[t]);
+      masked &= p[t] == -std::numeric_limits<double>::infinity();
+    }
+    if (masked && maskedZero)
+      continue;
+    for (double &s : p)
+      sum += s = std::exp(s - top); // NaN wherever a score is NaN, or the maximum is not finite
+    for (int64_t t = 0; t < tokens; ++t)
+      for (int64_t c = 0; c < valueDim; ++c)
+        out[c] += p[t] * v[t * valueDim + c];
+    for (int64_t c = 0; c < valueDim; ++c)
+      out[c] /= sum;
   }
-  return std::sqrt(difference) / std::max(std::sqrt(size), 1e-30);
+}
+
+std::vector<double> aligned::relativeErrors(const std::vector<double> &out, const std::vector<double> &exact, int64_t dim) {
+  std::vector<double> errors;
+  for (size_t first = 0; first < out.size(); first += dim) {
+    double difference = 0, size = 0;
+    for (size_t i = first; i < first + dim; ++i) {
+      difference += (out[i] - exact[i]) * (out[i] - exact[i]);
+      size += exact[i] * exact[i];
+    }
+    errors.push_back(std::sqrt(difference) / std::max(std::sqrt(size), kTiny));
+  }
+  return errors;
+}
+
+//===----------------------------------------------------------------------===//
+// P1, the published rule
+//===----------------------------------------------------------------------===//
+
+PolicyResult aligned::decodeAlignedKV(const HeadInputs &in) {
+  int64_t full = in.tokens / kBlockTokens * kBlockTokens;
+  int least = in.storage == Storage::Half ? 8 : 12; // bits of the first plane
+  auto tier = [&](double lag, double middle, double low) { return std::max(least, lag >= low ? 8 : lag >= middle ? 12 : 16); };
+  auto read = [&](const std::vector<double> &values, int64_t dim, int64_t t, int64_t c, int bits) {
+    double x = values[t * dim + c];
+    return t >= full || !std::isfinite(x) ? x : readFloat(narrow(x, in.storage), bits, in.storage);
+  };
+  auto largest = [&](const std::vector<double> &values, int64_t dim) {
+    std::vector<double> top(dim, 0);
+    for (int64_t t = 0; t < in.tokens; ++t)
+      for (int64_t c = 0; c < dim; ++c)
+        top[c] = std::max(top[c], std::fabs(values[t * dim + c]));
+    return top;
+  };
+
+  std::vector<double> keyTop = largest(in.k, in.keyDim);
+  std::vector<int> keyBits(in.keyDim, 0);
+  for (int64_t h = 0; h < in.heads; ++h) {
+    std::vector<int> reach(in.keyDim);
+    for (int64_t c = 0; c < in.keyDim; ++c)
+      reach[c] = exponentOf(in.q[h * in.keyDim + c]) + exponentOf(keyTop[c]);
+    int top = *std::max_element(reach.begin(), reach.end());
+    for (int64_t c = 0; c < in.keyDim; ++c)
+      keyBits[c] = std::max(keyBits[c], tier(top - reach[c], 4, 8));
+  }
+  Rows p = softmax(scoresOf(in, [&](int64_t t, int64_t c) { return read(in.k, in.keyDim, t, c, keyBits[c]); }));
+
+  std::vector<double> valueTop = largest(in.v, in.valueDim);
+  std::vector<int> valueBits(full, 0);
+  for (int64_t h = 0; h < in.heads; ++h) {
+    std::vector<int64_t> order(in.tokens);
+    std::iota(order.begin(), order.end(), 0);
+    int64_t probed = std::min<int64_t>(32, in.tokens);
+    std::partial_sort(order.begin(), order.begin() + probed, order.end(), [&](int64_t a, int64_t b) { return p[h][a] > p[h][b]; });
+    double margin = std::numeric_limits<double>::infinity();
+    for (int64_t c = 0; c < in.valueDim; ++c) {
+      double probe = 0;
+      for (int64_t i = 0; i < probed; ++i)
+        probe += p[h][order[i]] * std::fabs(in.v[order[i] * in.valueDim + c]);
+      margin = std::min<double>(margin, exponentOf(probe) - exponentOf(valueTop[c]));
+    }
+    for (int64_t t = 0; t < full; ++t)
+      valueBits[t] = std::max(valueBits[t], tier(margin - std::log2(std::max(p[h][t], std::ldexp(1.0, -24))), 1, 2));
+  }
+  PolicyResult result;
+  result.out = outputOf(in, p, [&](int64_t t, int64_t c) { return read(in.v, in.valueDim, t, c, t < full ? valueBits[t] : 16); });
+  double open = in.tokens ? double(in.tokens - full) / in.tokens : 0;
+  result.keyBits = mean(keyBits) * (1 - open) + 16 * open;
+  result.valueBits = mean(valueBits) * (1 - open) + 16 * open;
+  return result;
+}
+
+//===----------------------------------------------------------------------===//
+// P2, the budget
+//===----------------------------------------------------------------------===//
+
+PolicyResult aligned::decodeBudget(const HeadInputs &in, double tolerance) {
+  int64_t blocks = in.tokens / kBlockTokens, full = blocks * kBlockTokens;
+  FixedSplit key = splitFixed(std::vector<double>(in.k.begin(), in.k.begin() + full * in.keyDim), full, in.keyDim, /*key=*/true);
+  FixedSplit value = splitFixed(std::vector<double>(in.v.begin(), in.v.begin() + full * in.valueDim), full, in.valueDim, /*key=*/false);
+  auto weight = [&](int64_t h, int64_t c) { return std::fabs(in.q[h * in.keyDim + c] * in.scale); };
+  auto keyReach = [&](int64_t h, int64_t block, int64_t c) { return weight(h, c) * key.scale(block * kBlockTokens, c); };
+
+  // Phase A: each channel so that its largest addend anywhere is known to half a logit.
+  std::vector<int> coarse(in.keyDim, 0);
+  std::vector<double> coarseVariance(in.heads, 0);
+  for (int64_t c = 0; c < in.keyDim; ++c)
+    for (int64_t h = 0; h < in.heads; ++h)
+      for (int64_t b = 0; b < blocks; ++b)
+        coarse[c] = std::max(coarse[c], bitsFor(keyReach(h, b, c) / kCoarse));
+  shareGroups(coarse);
+  for (int64_t h = 0; h < in.heads; ++h)
+    for (int64_t c = 0; c < in.keyDim; ++c) {
+      double top = 0;
+      for (int64_t b = 0; b < blocks; ++b)
+        top = std::max(top, keyReach(h, b, c));
+      coarseVariance[h] += std::pow(std::ldexp(top, -coarse[c]), 2) / 3;
+    }
+  std::vector<std::vector<int>> keyBits(blocks, coarse);
+  auto probabilities = [&] {
+    return softmax(scoresOf(in, [&](int64_t t, int64_t c) { return t < full ? key.read(t, c, keyBits[t / kBlockTokens][c]) : in.k[t * in.keyDim + c]; }));
+  };
+  Rows p = probabilities();
+
+  // The look: rms of the output and of the values that make it, from plane 0 of the loudest rows and from the open block.
+  std::vector<double> size(in.heads), spread(in.heads);
+  auto look = [&] {
+    std::vector<bool> loud(in.tokens, false);
+    std::fill(loud.begin() + full, loud.end(), true);
+    for (int64_t h = 0; h < in.heads; ++h) {
+      double top = 0;
+      for (int64_t t = 0; t < full; ++t)
+        top = std::max(top, p[h][t] * value.scale(t, 0));
+      for (int64_t t = 0; t < full; ++t)
+        if (p[h][t] * value.scale(t, 0) >= top / 64)
+          loud[t] = true;
+    }
+    for (int64_t h = 0; h < in.heads; ++h) {
+      std::vector<double> out(in.valueDim, 0);
+      double squares = 0, total = 0, outSquares = 0;
+      for (int64_t t = 0; t < in.tokens; ++t)
+        if (loud[t]) {
+          total += p[h][t];
+          for (int64_t c = 0; c < in.valueDim; ++c) {
+            double v = t < full ? value.read(t, c, 4) : in.v[t * in.valueDim + c];
+            out[c] += p[h][t] * v;
+            squares += p[h][t] * v * v / in.valueDim;
+          }
+        }
+      for (double o : out)
+        outSquares += o * o / in.valueDim;
+      double rowSpread = std::sqrt(squares / total);
+      size[h] = std::max(std::sqrt(outSquares), rowSpread / std::sqrt(in.tokens)) + kTiny;
+      spread[h] = rowSpread + kTiny;
+    }
+  };
+  auto coarsest = [](double budget, double start, const std::function<double(double)> &variance) {
+    double precision = start;
+    while (variance(precision) > budget && precision > std::ldexp(start, -60))
+      precision /= 2;
+    return precision;
+  };
+
+  std::vector<int> valueBits(full, 0);
+  if (blocks) {
+    // The plan for K: loud blocks are refined to one precision, quiet ones keep the coarse score.
+    look();
+    for (int64_t h = 0; h < in.heads; ++h) {
+      std::vector<double> loudest(blocks, 0), energy(blocks, 0);
+      for (int64_t t = 0; t < full; ++t) {
+        loudest[t / kBlockTokens] = std::max(loudest[t / kBlockTokens], p[h][t]);
+        energy[t / kBlockTokens] += p[h][t] * p[h][t];
+      }
+      double precision = coarsest(std::pow(tolerance * size[h] / spread[h], 2) * kKeyShare, 4.0, [&](double precision) {
+        double sum = 0;
+        for (int64_t b = 0; b < blocks; ++b)
+          sum += loudest[b] * kCoarse > precision ? energy[b] / (loudest[b] * loudest[b]) * kStepVariance * in.keyDim * precision * precision
+                                                  : energy[b] * coarseVariance[h];
+        return sum;
+      });
+      for (int64_t b = 0; b < blocks; ++b) {
+        std::vector<int> wanted(in.keyDim);
+        for (int64_t c = 0; c < in.keyDim; ++c)
+          wanted[c] = bitsFor(keyReach(h, b, c) * loudest[b] / precision);
+        shareGroups(wanted);
+        for (int64_t c = 0; c < in.keyDim; ++c)
+          keyBits[b][c] = std::max(keyBits[b][c], wanted[c]);
+      }
+    }
+
+    // Phase B: finer scores, then of each row of V what its probability makes visible.
+    p = probabilities();
+    look();
+    double start = 0;
+    for (int64_t t = 0; t < full; ++t)
+      start = std::max(start, 4 * value.scale(t, 0));
+    for (int64_t h = 0; h < in.heads; ++h) {
+      auto reach = [&](int64_t t) { return p[h][t] * value.scale(t, 0); };
+      double precision = coarsest(std::pow(tolerance * size[h], 2) * (1 - kKeyShare), start, [&](double precision) {
+        double sum = 0;
+        for (int64_t t = 0; t < full; ++t)
+          sum += reach(t) > precision ? kStepVariance * precision * precision : std::pow(reach(t) / 3, 2);
+        return sum;
+      });
+      for (int64_t t = 0; t < full; ++t)
+        valueBits[t] = std::max(valueBits[t], bitsFor(reach(t) / precision));
+    }
+  }
+
+  PolicyResult result;
+  result.out = outputOf(in, p, [&](int64_t t, int64_t c) { return t < full ? value.read(t, c, valueBits[t]) : in.v[t * in.valueDim + c]; });
+  double keySum = 0, open = in.tokens ? double(in.tokens - full) / in.tokens : 0;
+  for (const std::vector<int> &bits : keyBits)
+    keySum += mean(bits) / std::max<int64_t>(blocks, 1);
+  result.keyBits = (keySum + 8.0 / kBlockTokens) * (1 - open) + 16 * open;
+  result.valueBits = (mean(valueBits) + 8.0 / in.valueDim) * (1 - open) + 16 * open;
+  return result;
 }

@@ -1,21 +1,40 @@
-// Exact attention in float64: what every kernel and every policy is measured against.
+// Attention of one kv head in float64: exact, and under both policies as docs/Numerics.md states them. The oracle of the kernels.
 #ifndef ALIGNED_REFERENCE_ATTENTION_H
 #define ALIGNED_REFERENCE_ATTENTION_H
 
+#include "aligned/Reference/Numbers.h"
+
 #include <cstdint>
+#include <vector>
 
 namespace aligned {
 
-/// out[h] = sum_t softmax_t(scale * q[h] . k[t]) v[t], the attention of query rows that share one kv head: q [heads][keyDim],
-/// k [tokens][keyDim], v [tokens][valueDim], out [heads][valueDim].
-///
-/// A row whose scores are all -inf, or that has no token, yields 0 if `maskedZero`, else NaN. A NaN stays in its own row.
-void exactAttention(const double *q, int64_t heads, const double *k, const double *v, int64_t tokens, int64_t keyDim, int64_t valueDim,
-                    double scale, bool maskedZero, double *out);
+/// out [heads, valueDim] = softmax(scale q k^T) v for q [heads, keyDim], k [tokens, keyDim], v [tokens, valueDim]. No tokens give 0; a row whose
+/// scores are all -inf gives 0 with maskedZero, else NaN.
+void exactAttention(const double *q, int64_t heads, const double *k, const double *v, int64_t tokens, int64_t keyDim, int64_t valueDim, double scale,
+                    bool maskedZero, double *out);
 
-/// ||actual - expected|| / ||expected|| of two rows; the error of a row of zeros is measured against 1e-30.
-double relativeError(const double *actual, const double *expected, int64_t count);
+/// One kv head with the query rows that share it. Values are what the storage type holds.
+struct HeadInputs {
+  int64_t heads, tokens, keyDim, valueDim;
+  std::vector<double> q, k, v;
+  double scale;
+  Storage storage = Storage::Half;
+};
+
+struct PolicyResult {
+  std::vector<double> out; ///< [heads, valueDim]
+  double keyBits, valueBits; ///< mean bits read per value, exponents included; tokens of the open block count 16
+};
+
+/// P1 over `float<8,4,4>` (half) or `float<12,4>` (bfloat16).
+PolicyResult decodeAlignedKV(const HeadInputs &in);
+/// P2 over `fixed<4,4,4,4>`. Tokens past the last full block are exact: they take part in the softmax and in the look at V, and cost the plan nothing.
+PolicyResult decodeBudget(const HeadInputs &in, double tolerance);
+
+/// Relative L2 error of each head's output.
+std::vector<double> relativeErrors(const std::vector<double> &out, const std::vector<double> &exact, int64_t dim);
 
 } // namespace aligned
 
-#endif
+#endif // ALIGNED_REFERENCE_ATTENTION_H
