@@ -138,7 +138,7 @@ private:
     cache.values.insert(root);
     for (size_t next = 0; next < cache.values.size(); ++next) { // grows on the way
       Value value = cache.values[next];
-      if (auto append = value.getDefiningOp<AppendOp>())
+      if (AppendOp append = appendOf(value))
         cache.values.insert(append.getCache());
       else if (func::FuncOp callee = calleeOf(value))
         addResult(callee, cast<OpResult>(value).getResultNumber());
@@ -161,6 +161,18 @@ private:
       cacheOf[value] = &cache;
   }
 
+  /// A cache keeps its batch, heads and head_dim when it is appended to; where the types disagree on what is static, only one may be splittable.
+  static bool keepsShape(AppendOp append) {
+    ArrayRef<int64_t> before = typeOf(append.getCache()).getShape(), after = typeOf(append.getResult()).getShape();
+    return before.take_front(2) == after.take_front(2) && before.back() == after.back();
+  }
+
+  /// The append whose cache has the type of `value`, its result.
+  static AppendOp appendOf(Value value) {
+    auto append = value.getDefiningOp<AppendOp>();
+    return append && keepsShape(append) ? append : AppendOp();
+  }
+
   /// The followed function whose result this is.
   func::FuncOp calleeOf(Value value) {
     auto call = value.getDefiningOp<func::CallOp>();
@@ -179,7 +191,7 @@ private:
   /// Whether a use hands the cache on, as it is, to another value of its set.
   bool passesOn(OpOperand &use) {
     if (auto append = dyn_cast<AppendOp>(use.getOwner()))
-      return &use == &append.getCacheMutable();
+      return &use == &append.getCacheMutable() && keepsShape(append);
     if (auto call = dyn_cast<func::CallOp>(use.getOwner()))
       return calls.callee(call) != nullptr;
     auto ret = dyn_cast<func::ReturnOp>(use.getOwner());
@@ -197,7 +209,7 @@ private:
     CacheRole role = values.empty() ? CacheRole::Key : CacheRole::Value;
     SplitAttr split = encoding(typeOf(cache.values.front()).getElementType(), role);
     for (Value value : cache.values) {
-      if (value.getDefiningOp<AppendOp>() || calleeOf(value) || functionOf(value)) {
+      if (appendOf(value) || calleeOf(value) || functionOf(value)) {
         value.setType(typeOf(value).cloneWithEncoding(split));
         serveOthers(value);
       } else {

@@ -1,0 +1,372 @@
+// RUN: aligned-opt %s --split-input-file --verify-diagnostics
+
+// S1: what planes may look like.
+
+// expected-error@+1 {{expected plane widths that are multiples of 4, got 6}}
+func.func private @width(tensor<1x1x64x16xf16, #aligned.split<fixed<6, 10>, key>>)
+
+// -----
+
+// expected-error@+1 {{expected plane widths that sum to 16, got 12}}
+func.func private @sum(tensor<1x1x64x16xf16, #aligned.split<fixed<4, 4, 4>, key>>)
+
+// -----
+
+// expected-error@+1 {{expected 1 to 4 planes, got 5}}
+func.func private @planes(tensor<1x1x64x16xf16, #aligned.split<fixed<4, 4, 4, 4, 0>, key>>)
+
+// -----
+
+// expected-error@+1 {{expected 'fixed' or 'float', got 'posit'}}
+func.func private @kind(tensor<1x1x64x16xf16, #aligned.split<posit<16>, key>>)
+
+// -----
+
+// expected-error@+1 {{expected a split tensor of rank 4 [batch, kv_heads, tokens, head_dim], got rank 3}}
+func.func private @rank(tensor<1x64x16xf16, #aligned.split<fixed<4, 4, 4, 4>, key>>)
+
+// -----
+
+// expected-error@+1 {{expected static batch and kv_heads in a split tensor}}
+func.func private @batch(tensor<?x1x64x16xf16, #aligned.split<fixed<4, 4, 4, 4>, key>>)
+
+// -----
+
+// expected-error@+1 {{expected a static head_dim that is a multiple of 16, at most 256, in a split tensor, got 24}}
+func.func private @head_dim(tensor<1x1x64x24xf16, #aligned.split<fixed<4, 4, 4, 4>, key>>)
+
+// -----
+
+// expected-error@+1 {{in a split tensor, got ?}}
+func.func private @head_dim(tensor<1x1x64x?xf16, #aligned.split<fixed<4, 4, 4, 4>, key>>)
+
+// -----
+
+// expected-error@+1 {{in a split tensor, got 272}}
+func.func private @head_dim(tensor<1x1x64x272xf16, #aligned.split<fixed<4, 4, 4, 4>, key>>)
+
+// -----
+
+// expected-error@+1 {{expected f16, bf16 or f32 elements in a tensor split as fixed<4, 4, 4, 4>, got 'f64'}}
+func.func private @element(tensor<1x1x64x16xf64, #aligned.split<fixed<4, 4, 4, 4>, key>>)
+
+// -----
+
+// S2: the first plane of a float format holds sign and exponent.
+
+// expected-error@+1 {{expected a first plane of at least 8 bits, which hold sign and exponent of a half, got 4}}
+func.func private @first_plane(tensor<1x1x64x16xf16, #aligned.split<float<4, 12>, key>>)
+
+// -----
+
+// expected-error@+1 {{expected f16 or f32 elements in a tensor split as float<8, 4, 4>, got 'bf16'}}
+func.func private @bf16(tensor<1x1x64x16xbf16, #aligned.split<float<8, 4, 4>, key>>)
+
+// -----
+
+// S6: resident planes.
+
+// expected-error@+1 {{expected 1 to 4 resident planes, got 0}}
+func.func private @none(tensor<1x1x64x16xf16, #aligned.split<fixed<4, 4, 4, 4>, key, resident = 0>>)
+
+// -----
+
+// expected-error@+1 {{expected 1 to 3 resident planes, got 4}}
+func.func private @too_many(tensor<1x1x64x16xf16, #aligned.split<float<8, 4, 4>, key, resident = 4>>)
+
+// -----
+
+// A1: operands agree.
+
+func.func @batch(%q: tensor<1x2x1x16xf16>, %k: tensor<1x2x64x16xf16>, %v: tensor<2x2x64x16xf16>, %s: f32) {
+  // expected-error@+1 {{expected key and value to agree in batch, got 1 and 2}}
+  %out = aligned.attention %q, %k, %v scale %s : tensor<1x2x1x16xf16>, tensor<1x2x64x16xf16>, tensor<2x2x64x16xf16> -> tensor<1x2x1x16xf16>
+  return
+}
+
+// -----
+
+func.func @kv_heads(%q: tensor<1x2x1x16xf16>, %k: tensor<1x2x64x16xf16>, %v: tensor<1x1x64x16xf16>, %s: f32) {
+  // expected-error@+1 {{expected key and value to agree in kv_heads, got 2 and 1}}
+  %out = aligned.attention %q, %k, %v scale %s : tensor<1x2x1x16xf16>, tensor<1x2x64x16xf16>, tensor<1x1x64x16xf16> -> tensor<1x2x1x16xf16>
+  return
+}
+
+// -----
+
+func.func @tokens(%q: tensor<1x2x1x16xf16>, %k: tensor<1x2x64x16xf16>, %v: tensor<1x2x63x16xf16>, %s: f32) {
+  // expected-error@+1 {{expected key and value to agree in tokens, got 64 and 63}}
+  %out = aligned.attention %q, %k, %v scale %s : tensor<1x2x1x16xf16>, tensor<1x2x64x16xf16>, tensor<1x2x63x16xf16> -> tensor<1x2x1x16xf16>
+  return
+}
+
+// -----
+
+func.func @query_batch(%q: tensor<3x2x1x16xf16>, %k: tensor<1x2x64x16xf16>, %v: tensor<1x2x64x16xf16>, %s: f32) {
+  // expected-error@+1 {{expected query and key to agree in batch, got 3 and 1}}
+  %out = aligned.attention %q, %k, %v scale %s : tensor<3x2x1x16xf16>, tensor<1x2x64x16xf16>, tensor<1x2x64x16xf16> -> tensor<3x2x1x16xf16>
+  return
+}
+
+// -----
+
+func.func @head_dim(%q: tensor<1x2x1x32xf16>, %k: tensor<1x2x64x16xf16>, %v: tensor<1x2x64x16xf16>, %s: f32) {
+  // expected-error@+1 {{expected query and key to agree in head_dim, got 32 and 16}}
+  %out = aligned.attention %q, %k, %v scale %s : tensor<1x2x1x32xf16>, tensor<1x2x64x16xf16>, tensor<1x2x64x16xf16> -> tensor<1x2x1x16xf16>
+  return
+}
+
+// -----
+
+// A2: grouped heads.
+
+func.func @heads(%q: tensor<1x7x1x16xf16>, %k: tensor<1x3x64x16xf16>, %v: tensor<1x3x64x16xf16>, %s: f32) {
+  // expected-error@+1 {{expected query heads to be a multiple of kv heads, got 7 and 3}}
+  %out = aligned.attention %q, %k, %v scale %s : tensor<1x7x1x16xf16>, tensor<1x3x64x16xf16>, tensor<1x3x64x16xf16> -> tensor<1x7x1x16xf16>
+  return
+}
+
+// -----
+
+func.func @no_heads(%q: tensor<1x7x1x16xf16>, %k: tensor<1x0x64x16xf16>, %v: tensor<1x0x64x16xf16>, %s: f32) {
+  // expected-error@+1 {{expected query heads to be a multiple of kv heads, got 7 and 0}}
+  %out = aligned.attention %q, %k, %v scale %s : tensor<1x7x1x16xf16>, tensor<1x0x64x16xf16>, tensor<1x0x64x16xf16> -> tensor<1x7x1x16xf16>
+  return
+}
+
+// -----
+
+// A3: the result.
+
+func.func @result(%q: tensor<1x2x1x16xf16>, %k: tensor<1x2x64x16xf16>, %v: tensor<1x2x64x48xf16>, %s: f32) {
+  // expected-error@+1 {{expected result dimension 3 to be 48, got 16}}
+  %out = aligned.attention %q, %k, %v scale %s : tensor<1x2x1x16xf16>, tensor<1x2x64x16xf16>, tensor<1x2x64x48xf16> -> tensor<1x2x1x16xf16>
+  return
+}
+
+// -----
+
+// A4: roles.
+
+func.func @key_role(%q: tensor<1x2x1x16xf16>, %k: tensor<1x2x64x16xf16, #aligned.split<fixed<16>, value>>,
+                    %v: tensor<1x2x64x16xf16, #aligned.split<fixed<16>, value>>, %s: f32) {
+  // expected-error@+1 {{expected the key's encoding to have role 'key', got 'value'}}
+  %out = aligned.attention %q, %k, %v scale %s : tensor<1x2x1x16xf16>, tensor<1x2x64x16xf16, #aligned.split<fixed<16>, value>>,
+      tensor<1x2x64x16xf16, #aligned.split<fixed<16>, value>> -> tensor<1x2x1x16xf16>
+  return
+}
+
+// -----
+
+func.func @value_role(%q: tensor<1x2x1x16xf16>, %k: tensor<1x2x64x16xf16, #aligned.split<fixed<16>, key>>, %s: f32) {
+  // expected-error@+1 {{expected the value's encoding to have role 'value', got 'key'}}
+  %out = aligned.attention %q, %k, %k scale %s : tensor<1x2x1x16xf16>, tensor<1x2x64x16xf16, #aligned.split<fixed<16>, key>>,
+      tensor<1x2x64x16xf16, #aligned.split<fixed<16>, key>> -> tensor<1x2x1x16xf16>
+  return
+}
+
+// -----
+
+func.func @half_split(%q: tensor<1x2x1x16xf16>, %k: tensor<1x2x64x16xf16, #aligned.split<fixed<16>, key>>, %v: tensor<1x2x64x16xf16>, %s: f32) {
+  // expected-error@+1 {{expected key and value to be both split or both dense, got a split key and a dense value}}
+  %out = aligned.attention %q, %k, %v scale %s : tensor<1x2x1x16xf16>, tensor<1x2x64x16xf16, #aligned.split<fixed<16>, key>>,
+      tensor<1x2x64x16xf16> -> tensor<1x2x1x16xf16>
+  return
+}
+
+// -----
+
+// A5, A6: appending.
+
+func.func @count(%new: tensor<1x2x1x16xf16>, %cache: tensor<1x2x63x16xf16>) {
+  // expected-error@+1 {{expected 64 tokens in the result, got 65}}
+  %c = aligned.append %new to %cache : tensor<1x2x1x16xf16> to tensor<1x2x63x16xf16> -> tensor<1x2x65x16xf16>
+  return
+}
+
+// -----
+
+func.func @append_heads(%new: tensor<1x3x1x16xf16>, %cache: tensor<1x2x63x16xf16>) {
+  // expected-error@+1 {{expected tokens and cache to agree in kv_heads, got 3 and 2}}
+  %c = aligned.append %new to %cache : tensor<1x3x1x16xf16> to tensor<1x2x63x16xf16> -> tensor<1x2x64x16xf16>
+  return
+}
+
+// -----
+
+func.func @append_result(%new: tensor<1x2x1x16xf16>, %cache: tensor<1x2x63x16xf16>) {
+  // expected-error@+1 {{expected cache and result to agree in head_dim, got 16 and 32}}
+  %c = aligned.append %new to %cache : tensor<1x2x1x16xf16> to tensor<1x2x63x16xf16> -> tensor<1x2x64x32xf16>
+  return
+}
+
+// -----
+
+func.func @append_element(%new: tensor<1x2x1x16xf32>, %cache: tensor<1x2x63x16xf16>) {
+  // expected-error@+1 {{expected tokens, cache and result to agree in element type, got 'f32', 'f16' and 'f16'}}
+  %c = aligned.append %new to %cache : tensor<1x2x1x16xf32> to tensor<1x2x63x16xf16> -> tensor<1x2x64x16xf16>
+  return
+}
+
+// -----
+
+func.func @append_split(%new: tensor<1x2x1x16xf16, #aligned.split<fixed<16>, key>>, %cache: tensor<1x2x63x16xf16, #aligned.split<fixed<16>, key>>) {
+  // expected-error@+1 {{expected dense tokens, got}}
+  %c = aligned.append %new to %cache : tensor<1x2x1x16xf16, #aligned.split<fixed<16>, key>> to tensor<1x2x63x16xf16, #aligned.split<fixed<16>, key>>
+      -> tensor<1x2x64x16xf16, #aligned.split<fixed<16>, key>>
+  return
+}
+
+// -----
+
+func.func @append_encoding(%new: tensor<1x2x1x16xf16>, %cache: tensor<1x2x63x16xf16, #aligned.split<fixed<16>, key>>) {
+  // expected-error@+1 {{expected the result to have the cache's encoding}}
+  %c = aligned.append %new to %cache : tensor<1x2x1x16xf16> to tensor<1x2x63x16xf16, #aligned.split<fixed<16>, key>> -> tensor<1x2x64x16xf16>
+  return
+}
+
+// -----
+
+// Splitting and joining.
+
+func.func @split_dense(%d: tensor<1x2x64x16xf16>) {
+  // expected-error@+1 {{expected the result to have a split encoding, got 'tensor<1x2x64x16xf16>'}}
+  %s = aligned.split %d : tensor<1x2x64x16xf16> to tensor<1x2x64x16xf16>
+  return
+}
+
+// -----
+
+func.func @split_shape(%d: tensor<1x2x64x16xf16>) {
+  // expected-error@+1 {{expected source and result to agree in shape and element type}}
+  %s = aligned.split %d : tensor<1x2x64x16xf16> to tensor<1x2x63x16xf16, #aligned.split<fixed<16>, key>>
+  return
+}
+
+// -----
+
+func.func @split_split(%d: tensor<1x2x64x16xf16, #aligned.split<fixed<16>, key>>) {
+  // expected-error@+1 {{expected the source to be dense}}
+  %s = aligned.split %d : tensor<1x2x64x16xf16, #aligned.split<fixed<16>, key>> to tensor<1x2x64x16xf16, #aligned.split<fixed<16>, value>>
+  return
+}
+
+// -----
+
+func.func @join_bits(%s: tensor<1x2x64x16xf16, #aligned.split<fixed<16>, key>>) {
+  // expected-error@+1 {{expected 1 to 16 bits, got 17}}
+  %d = aligned.join %s bits 17 : tensor<1x2x64x16xf16, #aligned.split<fixed<16>, key>> to tensor<1x2x64x16xf16>
+  return
+}
+
+// -----
+
+// A7: the softmax state.
+
+func.func @acc(%q: tensor<1x2x1x16xf16>, %k: tensor<1x2x64x16xf16>, %v: tensor<1x2x64x48xf16>, %s: f32) {
+  // expected-error@+1 {{expected acc dimension 3 to be 48, got 16}}
+  %a, %m, %l = aligned.decode_attention %q, %k, %v scale %s policy <exact>
+      : tensor<1x2x1x16xf16>, tensor<1x2x64x16xf16>, tensor<1x2x64x48xf16> -> tensor<1x2x1x16xf32>, tensor<1x2x1xf32>, tensor<1x2x1xf32>
+  return
+}
+
+// -----
+
+func.func @max(%q: tensor<1x2x1x16xf16>, %k: tensor<1x2x64x16xf16>, %v: tensor<1x2x64x16xf16>, %s: f32) {
+  // expected-error@+1 {{expected max dimension 1 to be 2, got 4}}
+  %a, %m, %l = aligned.decode_attention %q, %k, %v scale %s policy <exact>
+      : tensor<1x2x1x16xf16>, tensor<1x2x64x16xf16>, tensor<1x2x64x16xf16> -> tensor<1x2x1x16xf32>, tensor<1x4x1xf32>, tensor<1x2x1xf32>
+  return
+}
+
+// -----
+
+func.func @state_element(%q: tensor<1x2x1x16xf16>, %k: tensor<1x2x64x16xf16>, %v: tensor<1x2x64x16xf16>, %s: f32) {
+  // expected-error@+1 {{result #0 must be 4D tensor of 32-bit float values}}
+  %a, %m, %l = aligned.decode_attention %q, %k, %v scale %s policy <exact>
+      : tensor<1x2x1x16xf16>, tensor<1x2x64x16xf16>, tensor<1x2x64x16xf16> -> tensor<1x2x1x16xf16>, tensor<1x2x1xf32>, tensor<1x2x1xf32>
+  return
+}
+
+// -----
+
+// A8: merging. The custom form can't even say it.
+
+func.func @merge(%a: tensor<1x2x1x16xf32>, %m: tensor<1x2x1xf32>, %b: tensor<1x2x1x32xf32>) {
+  // expected-error@+1 {{expected both states to have the result's types, got 'tensor<1x2x1x32xf32>' where the result has 'tensor<1x2x1x16xf32>'}}
+  %0:3 = "aligned.merge"(%a, %m, %m, %b, %m, %m)
+      : (tensor<1x2x1x16xf32>, tensor<1x2x1xf32>, tensor<1x2x1xf32>, tensor<1x2x1x32xf32>, tensor<1x2x1xf32>, tensor<1x2x1xf32>)
+      -> (tensor<1x2x1x16xf32>, tensor<1x2x1xf32>, tensor<1x2x1xf32>)
+  return
+}
+
+// -----
+
+// A9: finishing.
+
+func.func @finish_sum(%a: tensor<1x2x1x16xf32>, %l: tensor<1x2x3xf32>) {
+  // expected-error@+1 {{expected sum dimension 2 to be 1, got 3}}
+  %o = aligned.finish %a, %l : tensor<1x2x1x16xf32>, tensor<1x2x3xf32> -> tensor<1x2x1x16xf16>
+  return
+}
+
+// -----
+
+func.func @finish_result(%a: tensor<1x2x1x16xf32>, %l: tensor<1x2x1xf32>) {
+  // expected-error@+1 {{expected result dimension 0 to be 1, got 2}}
+  %o = aligned.finish %a, %l : tensor<1x2x1x16xf32>, tensor<1x2x1xf32> -> tensor<2x2x1x16xf16>
+  return
+}
+
+// -----
+
+// P1, P2: each policy reads its own formats.
+
+func.func @alignedkv(%q: tensor<1x2x1x16xf16>, %k: tensor<1x2x64x16xf16, #aligned.split<fixed<16>, key>>,
+                     %v: tensor<1x2x64x16xf16, #aligned.split<fixed<16>, value>>, %s: f32) {
+  // expected-error@+1 {{expected a 'float' format under policy 'alignedkv', got key of format 'fixed'}}
+  %a, %m, %l = aligned.decode_attention %q, %k, %v scale %s policy <alignedkv>
+      : tensor<1x2x1x16xf16>, tensor<1x2x64x16xf16, #aligned.split<fixed<16>, key>>, tensor<1x2x64x16xf16, #aligned.split<fixed<16>, value>>
+      -> tensor<1x2x1x16xf32>, tensor<1x2x1xf32>, tensor<1x2x1xf32>
+  return
+}
+
+// -----
+
+func.func @budget(%q: tensor<1x2x1x16xf16>, %k: tensor<1x2x64x16xf16, #aligned.split<fixed<16>, key>>,
+                  %v: tensor<1x2x64x16xf16, #aligned.split<float<16>, value>>, %s: f32) {
+  // expected-error@+1 {{expected a 'fixed' format under policy 'budget', got value of format 'float'}}
+  %a, %m, %l = aligned.decode_attention %q, %k, %v scale %s policy <budget, tolerance = 0.1>
+      : tensor<1x2x1x16xf16>, tensor<1x2x64x16xf16, #aligned.split<fixed<16>, key>>, tensor<1x2x64x16xf16, #aligned.split<float<16>, value>>
+      -> tensor<1x2x1x16xf32>, tensor<1x2x1xf32>, tensor<1x2x1xf32>
+  return
+}
+
+// -----
+
+func.func @dense(%q: tensor<1x2x1x16xf16>, %k: tensor<1x2x64x16xf16>, %v: tensor<1x2x64x16xf16>, %s: f32) {
+  // expected-error@+1 {{expected policy 'exact' over dense caches, got 'budget'}}
+  %a, %m, %l = aligned.decode_attention %q, %k, %v scale %s policy <budget, tolerance = 0.1>
+      : tensor<1x2x1x16xf16>, tensor<1x2x64x16xf16>, tensor<1x2x64x16xf16> -> tensor<1x2x1x16xf32>, tensor<1x2x1xf32>, tensor<1x2x1xf32>
+  return
+}
+
+// -----
+
+// expected-error@+1 {{expected a tolerance with 'budget'}}
+func.func private @no_tolerance() attributes {policy = #aligned.policy<budget>}
+
+// -----
+
+// expected-error@+1 {{expected a tolerance above 0 and below 1, got 1}}
+func.func private @large_tolerance() attributes {policy = #aligned.policy<budget, tolerance = 1.0>}
+
+// -----
+
+// expected-error@+1 {{expected a tolerance above 0 and below 1, got 0}}
+func.func private @no_error() attributes {policy = #aligned.policy<budget, tolerance = 0.0>}
+
+// -----
+
+// expected-error@+1 {{expected a tolerance only with 'budget', got one with 'exact'}}
+func.func private @exact_tolerance() attributes {policy = #aligned.policy<exact, tolerance = 0.5>}
