@@ -144,7 +144,8 @@ std::vector<char> toCOrder(const std::vector<char> &bytes, const std::vector<int
   return result;
 }
 
-std::optional<NpyArray> parse(const std::vector<char> &file, const std::string &where, std::string &error) {
+/// `text` is set where the array holds strings, which are no error in an archive.
+std::optional<NpyArray> parse(const std::vector<char> &file, const std::string &where, std::string &error, bool *text = nullptr) {
   auto fail = [&](const std::string &why) {
     error = where + ": " + why;
     return std::nullopt;
@@ -172,6 +173,8 @@ std::optional<NpyArray> parse(const std::vector<char> &file, const std::string &
   for (const Kind &candidate : kinds)
     if (descr.size() == 3 && descr.compare(1, 2, candidate.code) == 0 && (descr[0] == '<' || descr[0] == '|' || (candidate.width == 1 && descr[0] == '>')))
       kind = &candidate;
+  if (!kind && text && descr.size() > 1 && (descr[1] == 'U' || descr[1] == 'S'))
+    *text = true;
   if (!kind)
     return fail("expected little-endian numbers or booleans, got dtype '" + descr + "'");
   array.dtype = kind->dtype;
@@ -257,7 +260,10 @@ std::optional<std::map<std::string, NpyArray>> aligned::readNpz(const std::strin
       error = where + ": expected " + std::to_string(stat.size) + " readable bytes, got " + std::to_string(file.size());
       return std::nullopt;
     }
-    std::optional<NpyArray> array = parse(file, where, error);
+    bool text = false;
+    std::optional<NpyArray> array = parse(file, where, error, &text);
+    if (text)
+      continue;
     if (!array)
       return std::nullopt;
     if (entryName.size() > 4 && entryName.compare(entryName.size() - 4, 4, ".npy") == 0)

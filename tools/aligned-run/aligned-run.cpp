@@ -1,1 +1,121 @@
-int main() { return 1; }
+// aligned-run: compile a model or a decode step, run it on this machine, and say what was read and how far the result is from exact.
+#include "Run.h"
+
+#include "llvm/ADT/StringExtras.h"
+#include "llvm/Support/CommandLine.h"
+#include "llvm/Support/raw_ostream.h"
+
+#include <thread>
+
+using namespace aligned;
+namespace cl = llvm::cl;
+
+namespace {
+
+/// Made after LLVM's own options are forgotten, some of which have the same names.
+struct CommandLine {
+  cl::OptionCategory category{"aligned-run options"};
+  cl::opt<std::string> model{cl::Positional, cl::desc("MODEL.mlir"), cl::cat(category)};
+  cl::opt<std::string> npz{"npz", cl::value_desc("FILE"), cl::desc("Inputs arg0, arg1, ... of the model, and the expected outputs out0, ... where present"), cl::cat(category)};
+  cl::opt<std::string> decode{"decode", cl::value_desc("DIR"), cl::desc("Run a captured cache instead: q.npy, k.npy, v.npy and meta.json in this folder"), cl::cat(category)};
+  cl::list<std::string> policies{"policy", cl::CommaSeparated, cl::value_desc("NAME"),
+                               cl::desc("exact, alignedkv, tight (2^-11), balanced (2^-8), fast (2^-6), or budget with --tolerance; several for --decode. "
+                                        "Default: tight for a model, alignedkv,tight,balanced,fast for a cache"),
+                               cl::cat(category)};
+  cl::opt<double> tolerance{"tolerance", cl::value_desc("T"), cl::desc("Aimed relative L2 error of a head's output, above 0 and below 1; implies --policy=budget"), cl::cat(category)};
+  cl::opt<std::string> format{"format", cl::init("auto"), cl::desc("Storage: auto, dense, or planes such as fixed<4,4,4,4> and float<8,4,4>"), cl::cat(category)};
+  cl::opt<int> threads{"threads", cl::init(1), cl::desc("Threads that share the kv heads of a step (default 1)"), cl::cat(category)};
+  cl::opt<double> relative{"rtol", cl::desc("Allowed |got - want| is atol + rtol |want|. Default 2e-3, or 2^-7 for bf16 outputs"), cl::cat(category)};
+  cl::opt<double> absolute{"atol", cl::desc("Default 2e-3 for exact and tight, 2e-2 for balanced, 6e-2 for fast and alignedkv, max(2e-3, 8 T) for a budget"), cl::cat(category)};
+  cl::opt<bool> lastStep{"last-step", cl::desc("Of a captured cache, run only the last step"), cl::cat(category)};
+  cl::opt<bool> json{"json", cl::desc("Print one JSON object for machines"), cl::cat(category)};
+};
+
+constexpr const char *overview = R"(aligned-run: attention that reads only the bits it needs, run on this machine
+
+  aligned-run MODEL.mlir --npz X.npz --policy tight
+      compiles the model with its K and V in bit planes, runs it on arg0, arg1, ..., compares with out0, ... and prints what each
+      attention read and how far each output is from the same graph with attention in float64
+
+  aligned-run --decode DIR --policy balanced,fast
+      runs every layer, head and step of a captured cache, measures bits, bytes and errors, and times each step against this project's
+      dense kernel. meta.json: group (query heads per kv head), scale, first_position (of the first step); q.npy
+      [layers, q_heads, steps, head_dim], k.npy and v.npy [layers, kv_heads, tokens, head_dim], float16, float32 or, with "dtype": "bfloat16", uint16
+
+Exit status: 0 if everything compiled, ran and compared; 1 if not; 2 for a wrong command line.
+)";
+
+int usageError(const std::string &why) {
+  llvm::errs() << "aligned-run: error: " << why << "; see aligned-run --help\n";
+  return 2;
+}
+
+} // namespace
+
+int main(int argc, char **argv) {
+  cl::ResetCommandLineParser();
+  CommandLine line;
+  cl::HideUnrelatedOptions(line.category);
+  cl::ParseCommandLineOptions(argc, argv, overview);
+
+  bool isDecode = line.decode.getNumOccurrences() > 0;
+  if (isDecode == (line.model.getNumOccurrences() > 0))
+    return usageError("expected either MODEL.mlir or --decode DIR");
+  if (!isDecode && !line.npz.getNumOccurrences())
+    return usageError("expected --npz FILE with the model's inputs");
+  if (line.threads < 1 || line.threads > 1024)
+    return usageError("expected 1 to 1024 threads, got " + std::to_string(line.threads));
+  for (auto [option, what] : {std::pair(&line.relative, "rtol"), std::pair(&line.absolute, "atol")})
+    if (option->getNumOccurrences() && !(*option >= 0))
+      return usageError(std::string("expected --") + what + " that is not negative, got " + llvm::formatv("{0}", double(*option)).str());
+
+  RunOptions base;
+  if (line.tolerance.getNumOccurrences()) {
+    if (!(line.tolerance > 0 && line.tolerance < 1))
+      return usageError("expected a tolerance above 0 and below 1, got " + llvm::formatv("{0}", double(line.tolerance)).str());
+    base.tolerance = line.tolerance;
+  }
+  base.format = line.format;
+  base.threads = line.threads;
+  base.lastStep = line.lastStep;
+  base.json = line.json;
+  if (line.relative.getNumOccurrences())
+    base.rtol = line.relative;
+  if (line.absolute.getNumOccurrences())
+    base.atol = line.absolute;
+  std::vector<std::string> names(line.policies.begin(), line.policies.end());
+  if (names.empty())
+    names = base.tolerance ? std::vector<std::string>{"budget"} : isDecode ? std::vector<std::string>{"alignedkv", "tight", "balanced", "fast"} : std::vector<std::string>{"tight"};
+  if (!isDecode && names.size() != 1)
+    return usageError("expected one policy for a model, got " + std::to_string(names.size()));
+  std::vector<RunOptions> runs(names.size(), base);
+  for (size_t i = 0; i < names.size(); ++i) {
+    runs[i].policy = names[i];
+    if (names[i] == "budget" && !base.tolerance)
+      return usageError("expected --tolerance with policy 'budget'");
+    if (names[i] != "budget" && base.tolerance)
+      return usageError("expected --tolerance only with policy 'budget', got it with '" + names[i] + "'");
+  }
+  aligned_rt_set_threads(line.threads);
+
+  bool ok = false;
+  llvm::json::Object object;
+  if (isDecode) {
+    auto reports = runDecode(line.decode, runs);
+    ok = reports.has_value();
+    if (reports && !line.json)
+      printDecode(*reports);
+    object = decodeJson(reports.value_or(std::vector<DecodeReport>{}), ok);
+  } else {
+    auto report = runModel(line.model, line.npz, runs.front());
+    ok = report.has_value();
+    for (const OutputReport &output : report ? report->outputs : std::vector<OutputReport>{})
+      ok &= output.matches;
+    if (report && !line.json)
+      printModel(*report, runs.front());
+    object = modelJson(report.value_or(ModelReport{}), ok);
+  }
+  if (line.json)
+    llvm::outs() << llvm::json::Value(std::move(object)) << "\n";
+  return ok ? 0 : 1;
+}

@@ -37,7 +37,7 @@ struct NpyArray {
 std::string shapeText(const std::vector<int64_t> &shape);
 
 std::optional<NpyArray> readNpy(const std::string &path, std::string &error);
-/// The arrays of an archive by name, without ".npy".
+/// The arrays of an archive by name, without ".npy". Arrays of strings are left out.
 std::optional<std::map<std::string, NpyArray>> readNpz(const std::string &path, std::string &error);
 /// Writes version 1. Nothing is left behind where it fails.
 bool writeNpy(const std::string &path, const NpyArray &array, std::string &error);

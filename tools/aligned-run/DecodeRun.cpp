@@ -1,0 +1,318 @@
+// A captured cache: every layer, head and step through the compiled kernel, against float64 and against the dense kernel's time.
+#include "Run.h"
+
+#include "aligned/Reference/Attention.h"
+
+#include "llvm/Support/MemoryBuffer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+using namespace aligned;
+
+namespace {
+
+constexpr int kTimedCalls = 5; ///< per policy, layer and step, each beside a dense one
+
+/// The folder's contents: q [layers, q_heads, steps, dim], k and v [layers, kv_heads, tokens, dim].
+struct Capture {
+  NpyArray q, k, v;
+  aligned_dtype dtype;
+  int64_t layers, queryHeads, kvHeads, steps, tokens, keyDim, valueDim, firstPosition;
+  double scale;
+
+  int64_t width() const { return byteWidth(q.dtype); }
+  const char *at(const NpyArray &array, int64_t element) const { return array.bytes.data() + element * width(); }
+};
+
+std::optional<Capture> load(const std::string &folder) {
+  Capture capture;
+  std::string error, metaPath = folder + "/meta.json";
+  for (auto [name, array] : {std::pair("q", &capture.q), std::pair("k", &capture.k), std::pair("v", &capture.v)}) {
+    auto read = readNpy(folder + "/" + name + ".npy", error);
+    if (!read)
+      return refuse(error);
+    *array = std::move(*read);
+    if (array->shape.size() != 4)
+      return refuse(folder + "/" + name + ".npy: expected rank 4, got shape " + shapeText(array->shape));
+  }
+  auto file = llvm::MemoryBuffer::getFile(metaPath);
+  if (!file)
+    return refuse(metaPath + ": expected a readable file, got: " + file.getError().message());
+  auto meta = llvm::json::parse((*file)->getBuffer());
+  if (!meta)
+    return refuse(metaPath + ": expected JSON, got: " + llvm::toString(meta.takeError()));
+  const llvm::json::Object *object = meta->getAsObject();
+  if (!object)
+    return refuse(metaPath + ": expected a JSON object");
+  auto group = object->getInteger("group"), first = object->getInteger("first_position");
+  auto scale = object->getNumber("scale");
+  if (!group || *group < 1)
+    return refuse(metaPath + ": expected a positive integer 'group', the query heads per kv head");
+  if (!first || *first < 0)
+    return refuse(metaPath + ": expected an integer 'first_position' that is not negative, the position of the first step");
+  if (!scale || !std::isfinite(*scale))
+    return refuse(metaPath + ": expected a number 'scale', the factor of scores");
+  capture.scale = *scale;
+  capture.firstPosition = *first;
+
+  bool bfloat16 = object->getString("dtype").value_or("") == "bfloat16";
+  const NpyArray &q = capture.q, &k = capture.k, &v = capture.v;
+  if (q.dtype == DType::F16)
+    capture.dtype = ALIGNED_DTYPE_F16;
+  else if (q.dtype == DType::F32)
+    capture.dtype = ALIGNED_DTYPE_F32;
+  else if (q.dtype == DType::U16 && bfloat16)
+    capture.dtype = ALIGNED_DTYPE_BF16;
+  else
+    return refuse(folder + "/q.npy: expected float16, float32, or uint16 with \"dtype\": \"bfloat16\" in meta.json, got " + name(q.dtype));
+  for (auto [file, array] : {std::pair("k", &k), std::pair("v", &v)})
+    if (array->dtype != q.dtype)
+      return refuse(folder + "/" + file + ".npy: expected " + name(q.dtype) + " as q.npy has, got " + name(array->dtype));
+
+  capture.layers = q.shape[0], capture.queryHeads = q.shape[1], capture.steps = q.shape[2], capture.keyDim = q.shape[3];
+  capture.kvHeads = k.shape[1], capture.tokens = k.shape[2], capture.valueDim = v.shape[3];
+  if (k.shape[0] != capture.layers || v.shape[0] != capture.layers || v.shape[1] != capture.kvHeads || v.shape[2] != capture.tokens || k.shape[3] != capture.keyDim)
+    return refuse(folder + ": expected q, k and v to agree in layers, kv_heads, tokens and head_dim, got " + shapeText(q.shape) + ", " + shapeText(k.shape) + " and " +
+                  shapeText(v.shape));
+  if (capture.kvHeads < 1 || capture.queryHeads != capture.kvHeads * *group)
+    return refuse(folder + ": expected group * kv_heads = " + std::to_string(*group * capture.kvHeads) + " query heads in q.npy, got " + std::to_string(capture.queryHeads));
+  if (capture.layers < 1 || capture.steps < 1)
+    return refuse(folder + "/q.npy: expected at least one layer and one step, got shape " + shapeText(q.shape));
+  if (*first > capture.tokens - capture.steps)
+    return refuse(folder + ": expected first_position + steps = " + std::to_string(*first + capture.steps) + " tokens in k.npy, got " + std::to_string(capture.tokens));
+  return capture;
+}
+
+/// One attention over caches of any length. The result is f32, so that rounding it does not hide errors.
+std::string moduleText(const Capture &c) {
+  std::string element = c.dtype == ALIGNED_DTYPE_F16 ? "f16" : c.dtype == ALIGNED_DTYPE_BF16 ? "bf16" : "f32";
+  auto tensor = [](int64_t heads, std::string tokens, int64_t dim, std::string type) {
+    return "tensor<1x" + std::to_string(heads) + "x" + tokens + "x" + std::to_string(dim) + "x" + type + ">";
+  };
+  std::string query = tensor(c.queryHeads, "1", c.keyDim, element), key = tensor(c.kvHeads, "?", c.keyDim, element), value = tensor(c.kvHeads, "?", c.valueDim, element),
+              out = tensor(c.queryHeads, "1", c.valueDim, "f32");
+  float scale = static_cast<float>(c.scale);
+  uint32_t bits;
+  memcpy(&bits, &scale, sizeof(bits));
+  char constant[16];
+  snprintf(constant, sizeof(constant), "0x%08X", bits);
+  return "func.func @decode(%query: " + query + ", %key: " + key + ", %value: " + value + ") -> " + out + " {\n  %scale = arith.constant " + constant +
+         " : f32\n  %out = aligned.attention %query, %key, %value scale %scale : " + query + ", " + key + ", " + value + " -> " + out + "\n  return %out : " + out + "\n}\n";
+}
+
+/// One policy's kernel, its caches of the current layer, and what was measured.
+struct Contestant {
+  RunOptions options;
+  Module module;
+  bool split = false;
+  aligned_format formats[2];
+  Cache caches[2];
+  aligned_tally tally = {};
+  std::vector<double> errors, times, denseTimes;
+};
+
+/// Dense tokens 0 .. count - 1 of one layer, contiguous.
+std::vector<char> denseTokens(const Capture &c, const NpyArray &array, int64_t layer, int64_t count, int64_t dim) {
+  std::vector<char> bytes;
+  for (int64_t head = 0; head < c.kvHeads; ++head) {
+    const char *start = c.at(array, ((layer * c.kvHeads + head) * c.tokens) * dim);
+    bytes.insert(bytes.end(), start, start + count * dim * c.width());
+  }
+  return bytes;
+}
+
+class DecodeRun {
+public:
+  explicit DecodeRun(const Capture &capture) : c(capture) {}
+
+  std::optional<std::vector<DecodeReport>> run(const std::vector<RunOptions> &policies);
+
+private:
+  bool step(int64_t layer, int64_t number);
+  bool extend(Contestant &contestant, int64_t layer, int64_t tokens);
+  std::vector<double> exact(int64_t layer, int64_t tokens);
+  /// Calls once; the output where asked for, and seconds in any case.
+  std::optional<double> call(const aligned_module *module, aligned_value key, aligned_value value, std::vector<double> *output);
+
+  const Capture &c;
+  std::string query; ///< [queryHeads, keyDim] of the current step
+  Module dense;
+  std::vector<Contestant> contestants;
+};
+
+std::optional<double> DecodeRun::call(const aligned_module *module, aligned_value key, aligned_value value, std::vector<double> *output) {
+  aligned_value arguments[3] = {}, result = {};
+  arguments[0].array.data = query.data();
+  int64_t shape[4] = {1, c.queryHeads, 1, c.keyDim}, strides[4] = {c.queryHeads * c.keyDim, c.keyDim, c.keyDim, 1};
+  std::copy_n(shape, 4, arguments[0].array.shape);
+  std::copy_n(strides, 4, arguments[0].array.strides);
+  arguments[1] = key;
+  arguments[2] = value;
+  double start = now();
+  int failed = aligned_module_call(module, arguments, &result);
+  double seconds = now() - start;
+  if (failed)
+    return refuse(aligned_last_error());
+  if (output)
+    *output = toDouble(result.array.data, c.queryHeads * c.valueDim, ALIGNED_DTYPE_F32);
+  aligned_array_free(&result.array);
+  return seconds;
+}
+
+bool DecodeRun::extend(Contestant &contestant, int64_t layer, int64_t tokens) {
+  for (int side = 0; side < 2; ++side) {
+    aligned_cache *cache = contestant.caches[side].get();
+    const NpyArray &array = side ? c.v : c.k;
+    int64_t dim = side ? c.valueDim : c.keyDim;
+    int64_t strides[4] = {c.kvHeads * c.tokens * dim, c.tokens * dim, dim, 1};
+    if (aligned_cache_append(cache, c.at(array, (layer * c.kvHeads * c.tokens + cache->tokens) * dim), tokens - cache->tokens, strides))
+      return refuse(aligned_last_error()), false;
+  }
+  return true;
+}
+
+std::vector<double> DecodeRun::exact(int64_t layer, int64_t tokens) {
+  int64_t group = c.queryHeads / c.kvHeads;
+  std::vector<double> out(c.queryHeads * c.valueDim), q = toDouble(query.data(), c.queryHeads * c.keyDim, c.dtype);
+  for (int64_t head = 0; head < c.kvHeads; ++head) {
+    int64_t first = (layer * c.kvHeads + head) * c.tokens;
+    std::vector<double> k = toDouble(c.at(c.k, first * c.keyDim), tokens * c.keyDim, c.dtype), v = toDouble(c.at(c.v, first * c.valueDim), tokens * c.valueDim, c.dtype);
+    exactAttention(q.data() + head * group * c.keyDim, group, k.data(), v.data(), tokens, c.keyDim, c.valueDim, static_cast<float>(c.scale), /*maskedZero=*/false,
+                   out.data() + head * group * c.valueDim);
+  }
+  return out;
+}
+
+bool DecodeRun::step(int64_t layer, int64_t number) {
+  int64_t tokens = c.firstPosition + number + 1;
+  query.clear();
+  for (int64_t head = 0; head < c.queryHeads; ++head)
+    query.append(c.at(c.q, ((layer * c.queryHeads + head) * c.steps + number) * c.keyDim), c.keyDim * c.width());
+  std::vector<double> want = exact(layer, tokens);
+  std::vector<char> denseKey = denseTokens(c, c.k, layer, tokens, c.keyDim), denseValue = denseTokens(c, c.v, layer, tokens, c.valueDim);
+  auto asArray = [&](std::vector<char> &bytes, int64_t dim) {
+    aligned_value value = {};
+    value.array.data = bytes.data();
+    int64_t shape[4] = {1, c.kvHeads, tokens, dim}, strides[4] = {c.kvHeads * tokens * dim, tokens * dim, dim, 1};
+    std::copy_n(shape, 4, value.array.shape);
+    std::copy_n(strides, 4, value.array.strides);
+    return value;
+  };
+  aligned_value key = asArray(denseKey, c.keyDim), value = asArray(denseValue, c.valueDim);
+
+  for (Contestant &contestant : contestants) {
+    aligned_value ours[2] = {key, value};
+    if (contestant.split) {
+      if (!extend(contestant, layer, tokens))
+        return false;
+      ours[0].cache = contestant.caches[0].get();
+      ours[1].cache = contestant.caches[1].get();
+    }
+    std::vector<double> got;
+    aligned_tally tally = {};
+    aligned_rt_record(&tally, 1);
+    bool ok = call(contestant.module.get(), ours[0], ours[1], &got).has_value();
+    aligned_rt_record(nullptr, 0);
+    if (!ok)
+      return false;
+    contestant.tally.key_bits += tally.key_bits;
+    contestant.tally.key_values += tally.key_values;
+    contestant.tally.value_bits += tally.value_bits;
+    contestant.tally.value_values += tally.value_values;
+    for (int64_t head = 0; head < c.queryHeads; ++head) {
+      double difference = 0, size = 0;
+      for (int64_t channel = head * c.valueDim; channel < (head + 1) * c.valueDim; ++channel) {
+        difference += (got[channel] - want[channel]) * (got[channel] - want[channel]);
+        size += want[channel] * want[channel];
+      }
+      contestant.errors.push_back(std::sqrt(difference) / std::max(std::sqrt(size), 1e-30));
+    }
+    for (int repeat = 0; repeat < kTimedCalls; ++repeat) { // interleaved, so that both see the same machine
+      auto seconds = call(contestant.module.get(), ours[0], ours[1], nullptr), denseSeconds = call(dense.get(), key, value, nullptr);
+      if (!seconds || !denseSeconds)
+        return false;
+      contestant.times.push_back(*seconds);
+      contestant.denseTimes.push_back(*denseSeconds);
+    }
+  }
+  return true;
+}
+
+double median(std::vector<double> values) {
+  if (values.empty())
+    return 0;
+  auto middle = values.begin() + values.size() / 2;
+  std::nth_element(values.begin(), middle, values.end());
+  if (values.size() % 2)
+    return *middle;
+  return (*middle + *std::max_element(values.begin(), middle)) / 2;
+}
+
+std::optional<std::vector<DecodeReport>> DecodeRun::run(const std::vector<RunOptions> &policies) {
+  std::string source = moduleText(c);
+  dense = compile(source, "policy=exact format=dense");
+  if (!dense)
+    return std::nullopt;
+  for (const RunOptions &options : policies) {
+    Contestant contestant;
+    contestant.options = options;
+    contestant.module = compile(source, options.pipeline());
+    if (!contestant.module)
+      return std::nullopt;
+    for (int side = 0; side < 2; ++side) {
+      aligned_type type;
+      aligned_module_argument(contestant.module.get(), 1 + side, &type);
+      contestant.split = type.is_cache;
+      contestant.formats[side] = type.format;
+    }
+    contestants.push_back(std::move(contestant));
+  }
+
+  int64_t firstStep = policies.front().lastStep ? c.steps - 1 : 0, perLayer = c.steps - firstStep;
+  Progress progress("decoding steps");
+  for (int64_t layer = 0; layer < c.layers; ++layer) {
+    for (Contestant &contestant : contestants)
+      for (int side = 0; side < 2 && contestant.split; ++side) {
+        contestant.caches[side].reset(aligned_cache_create(&contestant.formats[side], 1, c.kvHeads, side ? c.valueDim : c.keyDim, c.firstPosition + c.steps));
+        if (!contestant.caches[side])
+          return refuse(aligned_last_error());
+      }
+    for (int64_t number = firstStep; number < c.steps; ++number) {
+      if (!step(layer, number))
+        return std::nullopt;
+      progress.show(layer * perLayer + number - firstStep + 1, c.layers * perLayer);
+    }
+  }
+
+  std::vector<DecodeReport> reports;
+  for (Contestant &contestant : contestants) {
+    DecodeReport report;
+    const aligned_tally &t = contestant.tally;
+    report.policy = contestant.options.policy;
+    report.tolerance = contestant.options.tolerance.value_or(report.policy == "tight" ? std::ldexp(1.0, -11) : report.policy == "balanced" ? std::ldexp(1.0, -8)
+                                                             : report.policy == "fast" ? std::ldexp(1.0, -6) : 0.0);
+    report.keyBits = static_cast<double>(t.key_bits) / t.key_values;
+    report.valueBits = static_cast<double>(t.value_bits) / t.value_values;
+    report.bytesFraction = static_cast<double>(t.key_bits + t.value_bits) / ((t.key_values + t.value_values) * 8.0 * c.width());
+    report.errorMean = std::accumulate(contestant.errors.begin(), contestant.errors.end(), 0.0) / contestant.errors.size();
+    report.errorMedian = median(contestant.errors);
+    report.errorMax = *std::max_element(contestant.errors.begin(), contestant.errors.end());
+    report.stepMicroseconds = median(contestant.times) * 1e6;
+    report.denseStepMicroseconds = median(contestant.denseTimes) * 1e6;
+    report.threads = contestant.options.threads;
+    report.attentions = aligned_module_attentions(contestant.module.get());
+    reports.push_back(report);
+  }
+  return reports;
+}
+
+} // namespace
+
+std::optional<std::vector<DecodeReport>> aligned::runDecode(const std::string &folder, const std::vector<RunOptions> &policies) {
+  auto capture = load(folder);
+  if (!capture)
+    return std::nullopt;
+  return DecodeRun(*capture).run(policies);
+}

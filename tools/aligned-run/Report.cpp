@@ -1,0 +1,162 @@
+// What people and machines are told.
+#include "Run.h"
+
+#include "llvm/Support/Format.h"
+#include "llvm/Support/raw_ostream.h"
+
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <unistd.h>
+
+using namespace aligned;
+
+double aligned::now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+std::nullopt_t aligned::refuse(const std::string &why) {
+  llvm::errs() << "aligned-run: error: " << why << "\n";
+  return std::nullopt;
+}
+
+Module aligned::compile(const std::string &source, const std::string &options) {
+  Module module(aligned_module_compile(source.c_str(), options.c_str(), nullptr));
+  if (!module)
+    refuse(aligned_last_error());
+  return module;
+}
+
+std::string RunOptions::pipeline() const {
+  std::string text = "policy=" + policy + " format=" + format;
+  if (tolerance)
+    text += " tolerance=" + std::to_string(*tolerance);
+  return text;
+}
+
+//===----------------------------------------------------------------------===//
+// Progress
+//===----------------------------------------------------------------------===//
+
+Progress::Progress(std::string what) : what(std::move(what)), start(now()), terminal(isatty(STDERR_FILENO)) {}
+
+void Progress::show(int64_t done, int64_t total) {
+  if (now() - start < 2 || (shown && !terminal))
+    return;
+  llvm::errs() << (terminal ? "\r" : "") << what << ": " << done << " of " << total << (terminal ? "  " : " ...\n");
+  shown = true;
+}
+
+Progress::~Progress() {
+  if (shown && terminal)
+    llvm::errs() << "\r" << std::string(what.size() + 32, ' ') << "\r";
+}
+
+//===----------------------------------------------------------------------===//
+// For people
+//===----------------------------------------------------------------------===//
+
+void aligned::printModel(const ModelReport &report, const RunOptions &options) {
+  llvm::raw_ostream &os = llvm::outs();
+  os << "policy " << options.policy << ", " << report.attentions << (report.attentions == 1 ? " attention" : " attentions") << "\n";
+  for (size_t site = 0; site < report.sites.size(); ++site) {
+    const SiteReport &s = report.sites[site];
+    os << llvm::format("attention %zu: %.3f of the bytes of dense caches, %.2f bits of K, %.2f bits of V\n", site, s.bytesFraction, s.keyBits, s.valueBits);
+  }
+  for (const OutputReport &output : report.outputs) {
+    os << "out" << output.index << ":";
+    if (output.measured)
+      os << llvm::format(" error %.1e mean, %.1e max against attention in float64;", output.errorMean, output.errorMax);
+    if (output.compared)
+      os << llvm::format(" differs from the expected one by %.1e at most (%.1e relative): %s", output.maxAbs, output.maxRel, output.matches ? "ok" : "TOO FAR");
+    else
+      os << " nothing to compare with";
+    os << "\n";
+  }
+}
+
+void aligned::printDecode(const std::vector<DecodeReport> &reports) {
+  llvm::raw_ostream &os = llvm::outs();
+  os << llvm::format("%-12s %7s %7s %7s %11s %9s %9s %9s %9s %7s\n", "policy", "K bits", "V bits", "bytes", "error mean", "median", "max", "step us", "dense us", "ratio");
+  for (const DecodeReport &r : reports)
+    os << llvm::format("%-12s %7.2f %7.2f %7.3f %11.1e %9.1e %9.1e %9.1f %9.1f %7.2f\n", r.policy.c_str(), r.keyBits, r.valueBits, r.bytesFraction, r.errorMean,
+                       r.errorMedian, r.errorMax, r.stepMicroseconds, r.denseStepMicroseconds, r.stepMicroseconds / r.denseStepMicroseconds);
+}
+
+//===----------------------------------------------------------------------===//
+// For machines
+//===----------------------------------------------------------------------===//
+
+/// JSON has no NaN.
+static llvm::json::Value number(double x) { return std::isfinite(x) ? llvm::json::Value(x) : llvm::json::Value(nullptr); }
+
+llvm::json::Object aligned::modelJson(const ModelReport &report, bool ok) {
+  llvm::json::Array outputs, sites;
+  for (const OutputReport &output : report.outputs) {
+    llvm::json::Object entry{{"index", output.index}, {"compared", output.compared}};
+    entry["max_abs"] = output.compared ? number(output.maxAbs) : llvm::json::Value(nullptr);
+    entry["max_rel"] = output.compared ? number(output.maxRel) : llvm::json::Value(nullptr);
+    entry["error_mean"] = output.measured ? number(output.errorMean) : llvm::json::Value(nullptr);
+    entry["error_max"] = output.measured ? number(output.errorMax) : llvm::json::Value(nullptr);
+    outputs.push_back(std::move(entry));
+  }
+  for (const SiteReport &site : report.sites)
+    sites.push_back(llvm::json::Object{{"k_bits", number(site.keyBits)}, {"v_bits", number(site.valueBits)}, {"bytes_fraction", number(site.bytesFraction)}});
+  return llvm::json::Object{{"ok", ok}, {"attentions", report.attentions}, {"outputs", std::move(outputs)}, {"sites", std::move(sites)}};
+}
+
+llvm::json::Object aligned::decodeJson(const std::vector<DecodeReport> &reports, bool ok) {
+  llvm::json::Array runs;
+  for (const DecodeReport &r : reports)
+    runs.push_back(llvm::json::Object{{"policy", r.policy},
+                                      {"tolerance", number(r.tolerance)},
+                                      {"k_bits", number(r.keyBits)},
+                                      {"v_bits", number(r.valueBits)},
+                                      {"bytes_fraction", number(r.bytesFraction)},
+                                      {"error_mean", number(r.errorMean)},
+                                      {"error_median", number(r.errorMedian)},
+                                      {"error_max", number(r.errorMax)},
+                                      {"step_us", number(r.stepMicroseconds)},
+                                      {"dense_step_us", number(r.denseStepMicroseconds)},
+                                      {"threads", r.threads}});
+  return llvm::json::Object{{"ok", ok}, {"attentions", reports.empty() ? 0 : reports.front().attentions}, {"outputs", llvm::json::Array()}, {"runs", std::move(runs)}};
+}
+
+//===----------------------------------------------------------------------===//
+// Numbers
+//===----------------------------------------------------------------------===//
+
+std::vector<double> aligned::toDouble(const void *data, int64_t count, aligned_dtype dtype) {
+  std::vector<double> values(count);
+  for (int64_t i = 0; i < count; ++i)
+    switch (dtype) {
+    case ALIGNED_DTYPE_F16:
+      values[i] = static_cast<double>(static_cast<const _Float16 *>(data)[i]);
+      break;
+    case ALIGNED_DTYPE_BF16: {
+      uint32_t bits = static_cast<uint32_t>(static_cast<const uint16_t *>(data)[i]) << 16;
+      float wide;
+      memcpy(&wide, &bits, sizeof(wide));
+      values[i] = wide;
+      break;
+    }
+    case ALIGNED_DTYPE_F32:
+      values[i] = static_cast<const float *>(data)[i];
+      break;
+    case ALIGNED_DTYPE_F64:
+      values[i] = static_cast<const double *>(data)[i];
+      break;
+    case ALIGNED_DTYPE_I1:
+    case ALIGNED_DTYPE_I8:
+      values[i] = static_cast<const int8_t *>(data)[i];
+      break;
+    case ALIGNED_DTYPE_I16:
+      values[i] = static_cast<const int16_t *>(data)[i];
+      break;
+    case ALIGNED_DTYPE_I32:
+      values[i] = static_cast<const int32_t *>(data)[i];
+      break;
+    case ALIGNED_DTYPE_I64:
+      values[i] = static_cast<double>(static_cast<const int64_t *>(data)[i]);
+      break;
+    }
+  return values;
+}

@@ -1,0 +1,106 @@
+// What aligned-run does, in three parts: run a model's file, run a captured cache, report either.
+#ifndef ALIGNED_TOOLS_ALIGNED_RUN_RUN_H
+#define ALIGNED_TOOLS_ALIGNED_RUN_RUN_H
+
+#include "aligned/JIT/Module.h"
+#include "aligned/Support/Npy.h"
+
+#include "llvm/Support/JSON.h"
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace aligned {
+
+struct RunOptions {
+  std::string policy;                 ///< by name
+  std::optional<double> tolerance;    ///< of policy `budget`
+  std::string format = "auto";
+  int threads = 1;
+  std::optional<double> rtol, atol;   ///< of the comparison with the expected outputs
+  bool lastStep = false;              ///< of a captured cache
+  bool json = false;
+
+  /// As options of aligned-pipeline.
+  std::string pipeline() const;
+};
+
+/// What one attention of a model read.
+struct SiteReport {
+  double keyBits, valueBits; ///< per value
+  double bytesFraction;      ///< of a dense kernel's bytes
+};
+
+/// One output of a model against the expected one, and against the graph with its attention in float64.
+struct OutputReport {
+  int index = 0;
+  bool compared = false, matches = true;
+  double maxAbs = 0, maxRel = 0;
+  double errorMean = 0, errorMax = 0; ///< relative L2 of the innermost vectors
+  bool measured = false;
+};
+
+struct ModelReport {
+  int attentions = 0;
+  std::vector<SiteReport> sites;
+  std::vector<OutputReport> outputs;
+};
+
+/// One policy over a captured cache.
+struct DecodeReport {
+  std::string policy;
+  double tolerance = 0;
+  double keyBits = 0, valueBits = 0, bytesFraction = 0;
+  double errorMean = 0, errorMedian = 0, errorMax = 0;
+  double stepMicroseconds = 0, denseStepMicroseconds = 0;
+  int threads = 1, attentions = 0;
+};
+
+/// Both print `aligned-run: error: ...` and return nothing where something is wrong.
+std::optional<ModelReport> runModel(const std::string &modelPath, const std::string &npzPath, const RunOptions &options);
+std::optional<std::vector<DecodeReport>> runDecode(const std::string &folder, const std::vector<RunOptions> &policies);
+
+void printModel(const ModelReport &report, const RunOptions &options);
+void printDecode(const std::vector<DecodeReport> &reports);
+llvm::json::Object modelJson(const ModelReport &report, bool ok);
+llvm::json::Object decodeJson(const std::vector<DecodeReport> &reports, bool ok);
+
+/// Prints the error and returns nothing, for `return refuse(...)`.
+std::nullopt_t refuse(const std::string &why);
+
+/// A progress line on standard error: only on a terminal, or once when a run takes over two seconds.
+class Progress {
+public:
+  explicit Progress(std::string what);
+  ~Progress();
+  void show(int64_t done, int64_t total);
+
+private:
+  std::string what;
+  double start;
+  bool terminal, shown = false;
+};
+
+//===-- Handles -----------------------------------------------------------===//
+
+struct DestroyModule {
+  void operator()(aligned_module *module) const { aligned_module_destroy(module); }
+};
+struct DestroyCache {
+  void operator()(aligned_cache *cache) const { aligned_cache_destroy(cache); }
+};
+using Module = std::unique_ptr<aligned_module, DestroyModule>;
+using Cache = std::unique_ptr<aligned_cache, DestroyCache>;
+
+/// Compiles, or prints the diagnostics.
+Module compile(const std::string &source, const std::string &options);
+
+/// Values of a float array as doubles; bf16 comes as uint16 where `bfloat16` says so.
+std::vector<double> toDouble(const void *data, int64_t count, aligned_dtype dtype);
+double now(); ///< seconds of a steady clock
+
+} // namespace aligned
+
+#endif // ALIGNED_TOOLS_ALIGNED_RUN_RUN_H
