@@ -7,7 +7,7 @@
 #include "llvm/ADT/StringExtras.h"
 #include "llvm/ADT/StringSwitch.h"
 #include "llvm/ADT/TypeSwitch.h"
-#include "llvm/Support/FormatVariadic.h"
+#include "llvm/Support/Format.h"
 #include "llvm/Support/InterleavedRange.h"
 
 #include <cmath>
@@ -104,7 +104,7 @@ LogicalResult SplitAttr::verifyEncoding(ArrayRef<int64_t> shape, Type elementTyp
     return emitError() << "expected a static head_dim that is a multiple of " << kHeadDimMultiple << ", at most " << kMaxHeadDim
                        << ", in a split tensor, got " << (ShapedType::isDynamic(shape[3]) ? "?" : std::to_string(shape[3]));
   if (!supports(elementType))
-    return emitError() << "expected " << (getKind() == FormatKind::Fixed ? "f16, bf16 or f32" : getWidths()[0] >= 12 ? "f16, bf16 or f32" : "f16 or f32")
+    return emitError() << "expected " << (supports(BFloat16Type::get(getContext())) ? "f16, bf16 or f32" : "f16 or f32")
                        << " elements in a tensor split as " << stringifyFormatKind(getKind()) << "<"
                        << llvm::interleaved(getWidths()) << ">, got " << elementType;
   return success();
@@ -142,7 +142,7 @@ SplitAttr aligned::parseSplitFormat(StringRef text, CacheRole role, MLIRContext 
     emitError() << "expected a split format such as 'fixed<4,4,4,4>' or 'float<8,4,4>', got '" << text << "'";
     return SplitAttr();
   };
-  auto [name, rest] = text.split('<');
+  auto [name, rest] = text.trim().split('<');
   std::optional<FormatKind> kind = symbolizeFormatKind(name.trim());
   if (!kind || !rest.consume_back(">"))
     return malformed();
@@ -159,6 +159,12 @@ SplitAttr aligned::parseSplitFormat(StringRef text, CacheRole role, MLIRContext 
 // Policies
 //===----------------------------------------------------------------------===//
 
+static std::string decimal(double number) {
+  std::string text;
+  llvm::raw_string_ostream(text) << llvm::format("%g", number);
+  return text;
+}
+
 LogicalResult PolicyAttr::verify(function_ref<InFlightDiagnostic()> emitError, PolicyKind kind, FloatAttr tolerance) {
   if (kind != PolicyKind::Budget) {
     if (tolerance)
@@ -169,7 +175,7 @@ LogicalResult PolicyAttr::verify(function_ref<InFlightDiagnostic()> emitError, P
     return emitError() << "expected a tolerance with 'budget'";
   double value = tolerance.getValueAsDouble();
   if (!(value > 0.0 && value < 1.0)) // also refuses NaN
-    return emitError() << "expected a tolerance above 0 and below 1, got " << llvm::formatv("{0}", value).str();
+    return emitError() << "expected a tolerance above 0 and below 1, got " << decimal(value);
   return success();
 }
 
@@ -187,7 +193,7 @@ PolicyAttr aligned::parsePolicy(StringRef name, double tolerance, MLIRContext *c
   }
   if (preset && tolerance != 0.0) {
     emitError() << "expected a tolerance only with policy 'budget', got one with '" << name << "', which stands for "
-                << llvm::formatv("{0}", preset).str();
+                << decimal(preset);
     return {};
   }
   FloatAttr value;

@@ -1,0 +1,54 @@
+// RUN: aligned-opt %s --aligned-split-kv-storage --split-input-file --verify-diagnostics | FileCheck %s
+
+// With format=auto, what can't be split stays dense and a remark says why.
+
+// CHECK-LABEL: func.func @head_dim(
+// CHECK-NOT: aligned.split
+// expected-note@+1 {{the key is defined here}}
+func.func @head_dim(%q: tensor<1x6x1x24xf16>, %k: tensor<1x2x?x24xf16>, %v: tensor<1x2x?x24xf16>, %scale: f32) -> tensor<1x6x1x24xf16> {
+  // expected-remark@+1 {{attention stays dense: key: expected a static head_dim that is a multiple of 16, at most 256, in a split tensor, got 24}}
+  %out = aligned.attention %q, %k, %v scale %scale : tensor<1x6x1x24xf16>, tensor<1x2x?x24xf16>, tensor<1x2x?x24xf16> -> tensor<1x6x1x24xf16>
+  return %out : tensor<1x6x1x24xf16>
+}
+
+// -----
+
+// CHECK-LABEL: func.func @queries(
+// CHECK-NOT: aligned.split
+func.func @queries(%q: tensor<1x6x?x32xf16>, %k: tensor<1x2x?x32xf16>, %v: tensor<1x2x?x32xf16>, %scale: f32) -> tensor<1x6x?x32xf16> {
+  // expected-remark@+1 {{attention stays dense: expected static query heads and queries, got 'tensor<1x6x?x32xf16>'}}
+  %out = aligned.attention %q, %k, %v scale %scale : tensor<1x6x?x32xf16>, tensor<1x2x?x32xf16>, tensor<1x2x?x32xf16> -> tensor<1x6x?x32xf16>
+  return %out : tensor<1x6x?x32xf16>
+}
+
+// -----
+
+// 32 rows are split, 33 are not: of one cache, which then is joined for the attention that stays dense.
+
+// CHECK-LABEL: func.func @rows(
+// CHECK-SAME: tensor<1x1x?x32xf16, #aligned.split<fixed<4, 4, 4, 4>, key>>
+// CHECK-COUNT-2: aligned.join
+// CHECK: aligned.attention {{.*}} #aligned.split
+// CHECK: aligned.attention {{.*}} : tensor<1x1x33x32xf16>, tensor<1x1x?x32xf16>, tensor<1x1x?x32xf16> ->
+func.func @rows(%q: tensor<1x1x32x32xf16>, %p: tensor<1x1x33x32xf16>, %k: tensor<1x1x?x32xf16>, %v: tensor<1x1x?x32xf16>, %scale: f32)
+    -> (tensor<1x1x32x32xf16>, tensor<1x1x33x32xf16>) {
+  %0 = aligned.attention %q, %k, %v scale %scale : tensor<1x1x32x32xf16>, tensor<1x1x?x32xf16>, tensor<1x1x?x32xf16> -> tensor<1x1x32x32xf16>
+  // expected-remark@+1 {{attention stays dense: expected at most 32 query rows per kv head, got 33}}
+  %1 = aligned.attention %p, %k, %v scale %scale : tensor<1x1x33x32xf16>, tensor<1x1x?x32xf16>, tensor<1x1x?x32xf16> -> tensor<1x1x33x32xf16>
+  return %0, %1 : tensor<1x1x32x32xf16>, tensor<1x1x33x32xf16>
+}
+
+// -----
+
+// CHECK-LABEL: func.func @both(
+// CHECK-SAME: %{{.*}}: tensor<1x1x1x32xf16>, %{{.*}}: tensor<1x1x?x32xf16>, %{{.*}}: tensor<1x1x?x32xf16, #aligned.split<fixed<4, 4, 4, 4>, value>>
+// CHECK: aligned.join
+// CHECK-COUNT-3: aligned.split %
+func.func @both(%q: tensor<1x1x1x32xf16>, %kv: tensor<1x1x?x32xf16>, %v: tensor<1x1x?x32xf16>, %scale: f32) -> (tensor<1x1x1x32xf16>, tensor<1x1x1x32xf16>) {
+  // expected-remark@+1 {{key is packed at every step: the same tensor also serves as value}}
+  %0 = aligned.attention %q, %kv, %v scale %scale : tensor<1x1x1x32xf16>, tensor<1x1x?x32xf16>, tensor<1x1x?x32xf16> -> tensor<1x1x1x32xf16>
+  %1 = arith.negf %v : tensor<1x1x?x32xf16>
+  // expected-note@+1 {{it is the value here}}
+  %2 = aligned.attention %q, %1, %kv scale %scale : tensor<1x1x1x32xf16>, tensor<1x1x?x32xf16>, tensor<1x1x?x32xf16> -> tensor<1x1x1x32xf16>
+  return %0, %2 : tensor<1x1x1x32xf16>, tensor<1x1x1x32xf16>
+}
