@@ -1,0 +1,220 @@
+#!/usr/bin/env python3
+"""Writes what each policy reads and errs on a captured cache: test/data/smollm2-slice/expected.json.
+
+The policies are stated here a second time, as array formulas, so that the loops of lib/Reference have something
+to be compared with. Labels (S1, P2) are those of docs/Numerics.md.
+
+    make_reference_figures.py                    figures of the slice that is there
+    make_reference_figures.py --cut CAPTURE      first cut the slice from a capture of a whole model
+"""
+
+import argparse
+import json
+import pathlib
+
+import numpy as np
+
+BLOCK = 64      # tokens that share a key exponent
+PLANE = 4       # bits
+SHARED = 4      # channels of K that are fetched together
+COARSE = 0.5    # logits, the precision of an addend of a coarse score
+KEY_SHARE = 0.8 # of the error budget, as variance
+TINY = 1e-30
+STEP_VARIANCE = (1 - 2**-8) / (8 * np.log(2)) / 3
+
+PRESETS = {"tight": 2.0**-11, "balanced": 2.0**-8, "fast": 2.0**-6}
+
+
+def softmax(scores):
+    """Over tokens, the last axis."""
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True)
+
+
+def exact(q, k, v, scale):
+    return softmax(scale * q @ k.T) @ v
+
+
+class FixedPlanes:
+    """(S1) x [tokens, channels]; the exponent of each value is shared by its block and channel, or by its token."""
+
+    def __init__(self, x, per_channel):
+        tokens, channels = x.shape
+        magnitude = np.maximum(np.abs(x), 2.0**-100)
+        if per_channel:
+            largest = magnitude.reshape(-1, BLOCK, channels).max(1).repeat(BLOCK, axis=0)
+        else:
+            largest = magnitude.max(1, keepdims=True)
+        self.scale = 16 / 15 * 2.0 ** np.frexp(largest)[1]
+        self.dither = (np.arange(tokens) * 2531 % 4096 - 2048)[:, None]
+        self.integers = np.clip(np.rint(x / self.scale * 2**15) + self.dither, -(2**15), 2**15 - 1)
+
+    def read(self, bits):
+        unit = 2.0 ** (16 - bits)
+        middle = np.where(bits < 16, unit / 2, 0)
+        units = np.floor(self.integers / unit) * unit + middle - self.dither
+        return np.where(bits > 0, units * self.scale / 2**15, 0)
+
+
+def bits_for(ratio):
+    """Bits for an addend that reaches `ratio` times the precision that is wanted of it."""
+    return np.clip(PLANE * np.ceil(np.log2(np.maximum(ratio, TINY)) / PLANE), 0, 16)
+
+
+def shared(bits):
+    """[..., channels]: neighbours that are fetched together get the most that one of them wants."""
+    return bits.reshape(*bits.shape[:-1], -1, SHARED).max(-1).repeat(SHARED, axis=-1)
+
+
+def halve_until(within, precision):
+    for _ in range(60):
+        if within(precision):
+            break
+        precision /= 2
+    return precision
+
+
+def look(p, planes):
+    """rms of each head's output and of the values that make it, from plane 0 of the loudest rows."""
+    reach = p * planes.scale[:, 0]
+    loud = (reach >= reach.max(1, keepdims=True) / 64).any(0)
+    weights, rows = p[:, loud], planes.read(np.full((len(loud), 1), PLANE))[loud]
+    spread = np.sqrt((weights @ rows**2).mean(1) / weights.sum(1))
+    size = np.sqrt(np.square(weights @ rows).mean(1))
+    return np.maximum(size, spread / np.sqrt(p.shape[1])) + TINY, spread + TINY
+
+
+def budget(q, k, v, scale, tolerance):
+    """(P2) on whole blocks. Returns output, mean bits of K and of V with their exponents."""
+    (tokens, channels), heads = k.shape, len(q)
+    keys, values = FixedPlanes(k, per_channel=True), FixedPlanes(v, per_channel=False)
+    reach = np.abs(scale * q)[:, None] * keys.scale[None, ::BLOCK]  # [heads, blocks, channels]
+
+    coarse = shared(bits_for(reach.max((0, 1)) / COARSE))
+    coarse_variance = np.square(reach.max(1) * 2.0**-coarse).sum(1) / 3
+    p = softmax(scale * q @ keys.read(coarse).T)
+
+    size, spread = look(p, values)
+    blocks = p.reshape(heads, -1, BLOCK)
+    loudest, energy = blocks.max(2), np.square(blocks).sum(2)
+    block_bits = np.broadcast_to(coarse, reach.shape[1:])
+    for h in range(heads):
+
+        def within(precision):
+            refined = energy[h] / loudest[h] ** 2 * STEP_VARIANCE * channels * precision**2
+            variance = np.where(loudest[h] * COARSE > precision, refined, energy[h] * coarse_variance[h])
+            return variance.sum() <= KEY_SHARE * (tolerance * size[h] / spread[h]) ** 2
+
+        wanted = bits_for(reach[h] * loudest[h][:, None] / halve_until(within, 4.0))
+        block_bits = np.maximum(block_bits, shared(wanted))
+    p = softmax(scale * q @ keys.read(block_bits.repeat(BLOCK, axis=0)).T)
+
+    size, _ = look(p, values)
+    row_bits = np.zeros(tokens)
+    for h in range(heads):
+        row_reach = p[h] * values.scale[:, 0]
+
+        def within(precision):
+            variance = np.where(row_reach > precision, STEP_VARIANCE * precision**2, (row_reach / 3) ** 2)
+            return variance.sum() <= (1 - KEY_SHARE) * (tolerance * size[h]) ** 2
+
+        row_bits = np.maximum(row_bits, bits_for(row_reach / halve_until(within, 4 * values.scale.max())))
+    out = p @ values.read(row_bits[:, None])
+    return out, block_bits.mean() + 8 / BLOCK, row_bits.mean() + 8 / v.shape[1]
+
+
+def half_exponent(x):
+    return np.where(x == 0, -15, np.maximum(np.frexp(np.abs(x))[1] - 1, -14))
+
+
+def read_half(x, bits):
+    """(S2) The top bits of halves, the missing ones at their midpoint."""
+    missing = (16 - np.broadcast_to(bits, x.shape)).astype(np.uint16)
+    pattern = x.astype(np.float16).view(np.uint16) >> missing << missing
+    pattern |= np.where(missing, np.uint16(1) << np.maximum(missing, 1) - 1, 0).astype(np.uint16)
+    return pattern.view(np.float16).astype(np.float64)
+
+
+def tier(lag, middle, least):
+    return np.where(lag >= least, 8, np.where(lag >= middle, 12, 16))
+
+
+def alignedkv(q, k, v, scale):
+    """(P1)"""
+    reach = half_exponent(q) + half_exponent(np.abs(k).max(0))
+    key_bits = tier(reach.max(1, keepdims=True) - reach, 4, 8).max(0)
+    p = softmax(scale * q @ read_half(k, key_bits).T)
+    row_bits = np.zeros(len(v))
+    for weights in p:
+        loudest = np.argsort(-weights, kind="stable")[:32]
+        probe = weights[loudest] @ np.abs(v[loudest])
+        margin = (half_exponent(probe) - half_exponent(np.abs(v).max(0))).min()
+        row_bits = np.maximum(row_bits, tier(margin - np.log2(np.maximum(weights, 2.0**-24)), 1, 2))
+    return p @ read_half(v, row_bits[:, None]), key_bits.mean(), row_bits.mean()
+
+
+def load(folder):
+    arrays = (np.load(folder / f"{name}.npy") for name in "qkv")
+    return *arrays, json.loads((folder / "meta.json").read_text())
+
+
+def cut(capture, folder, layers=(0, 2), tokens=1024):
+    """The newest tokens of the first kv head of some layers, seen by the last query of each of its heads."""
+    q, k, v, meta = load(capture)
+    layers = list(layers)
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / "q.npy", q[layers, : meta["group"], -1:])
+    np.save(folder / "k.npy", k[layers, :1, -tokens:])
+    np.save(folder / "v.npy", v[layers, :1, -tokens:])
+    meta |= {
+        "text": f"the last {tokens} tokens of the {meta['text']}",
+        "layers": [meta["layers"][layer] for layer in layers],
+        "q": f"float16 [layer, query head {meta['group']}, decode step 1, head_dim 64]; sees all tokens",
+        "k": f"float16 [layer, kv head 1, token {tokens}, head_dim 64], after RoPE",
+        "first_position": tokens - 1,
+    }
+    (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
+
+
+def figures(folder):
+    q, k, v, meta = load(folder)
+    q, k, v = (x.astype(np.float64) for x in (q, k, v))
+    policies = {"alignedkv": alignedkv}
+    for name, tolerance in PRESETS.items():
+        policies[name] = lambda *head, tolerance=tolerance: budget(*head, tolerance)
+    result = {}
+    for name, policy in policies.items():
+        bits, errors = [], []
+        for layer in range(len(k)):
+            for head in range(k.shape[1]):
+                group = slice(head * meta["group"], (head + 1) * meta["group"])
+                inputs = q[layer, group, -1], k[layer, head], v[layer, head], meta["scale"]
+                out, *read = policy(*inputs)
+                reference = exact(*inputs)
+                bits.append(read)
+                errors += list(np.linalg.norm(out - reference, axis=1) / np.linalg.norm(reference, axis=1))
+        key_bits, value_bits = np.mean(bits, 0)
+        result[name] = {
+            "key_bits": key_bits,
+            "value_bits": value_bits,
+            "error_mean": np.mean(errors),
+            "error_median": np.median(errors),
+            "error_max": np.max(errors),
+        }
+    return result
+
+
+def main():
+    root = pathlib.Path(__file__).resolve().parent.parent
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cut", metavar="CAPTURE", type=pathlib.Path, help="folder with q, k, v.npy and meta.json")
+    parser.add_argument("--folder", type=pathlib.Path, default=root / "test/data/smollm2-slice")
+    options = parser.parse_args()
+    if options.cut:
+        cut(options.cut, options.folder)
+    text = json.dumps(figures(options.folder), indent=1, default=float)
+    (options.folder / "expected.json").write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
