@@ -1,0 +1,35 @@
+# The commands of every day. `make help` lists them.
+BUILD ?= build
+JOBS ?= 2
+PYTHON := .venv/bin/python
+
+# Precompiled headers are cacheable once ccache stops comparing times.
+export CCACHE_SLOPPINESS := pch_defines,time_macros,include_file_mtime,include_file_ctime
+
+.DEFAULT_GOAL := build
+.PHONY: help setup build check demo update-phases clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install missing system packages and the virtual environment
+	@utils/setup.sh
+
+build: setup ## compile everything (JOBS=2, BUILD=build)
+	@cmake -G Ninja -S . -B $(BUILD) --log-level=WARNING \
+	  -DCMAKE_C_COMPILER=clang-22 -DCMAKE_CXX_COMPILER=clang++-22 \
+	  -DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache \
+	  $(if $(wildcard python_bindings/CMakeLists.txt),-DALIGNED_PYTHON=ON) -DPython_EXECUTABLE=$(abspath $(PYTHON))
+	@ninja -C $(BUILD) -j$(JOBS)
+
+check: build ## run every test; the last line is `N passed, N failed`
+	@$(PYTHON) utils/check.py $(BUILD)
+
+demo: build ## one model through the phases, then a real cache under four policies
+	@$(PYTHON) utils/demo.py $(BUILD)
+
+update-phases: build ## write test/Pipelines/decode/{1-raise,...}.mlir again
+	@$(PYTHON) utils/phases.py $(BUILD)
+
+clean: ## remove what was built (.venv stays)
+	rm -rf $(BUILD)

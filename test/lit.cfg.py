@@ -1,0 +1,28 @@
+"""How lit finds and runs the tests: text in, text out, compared by FileCheck."""
+import os
+
+import lit.formats
+
+config.name = "AlignedKV"
+config.test_format = lit.formats.ShTest(execute_external=False)
+config.suffixes = [".mlir", ".test"]
+config.excludes = ["Inputs", "data", "python", "unittests", "decode"]
+config.test_source_root = os.path.dirname(__file__)
+config.test_exec_root = os.path.join(config.aligned_build_dir, "test")
+
+tools = [os.path.join(config.aligned_build_dir, "bin"), config.llvm_tools_dir]
+config.environment["PATH"] = os.pathsep.join(tools + [os.environ["PATH"]])
+config.environment["PYTHONPATH"] = os.path.join(config.aligned_build_dir, "python")
+config.environment["FILECHECK_OPTS"] = "--allow-unused-prefixes=false"
+config.substitutions += [
+    ("%python", config.python),
+    ("%data", os.path.join(config.test_source_root, "data")),
+]
+
+# Tests that run code for one kind of machine name it under REQUIRES.
+with open("/proc/cpuinfo") as cpuinfo:
+    flags = set(cpuinfo.read().split())
+if {"avx2", "fma", "f16c"} <= flags:
+    config.available_features.add("avx2")
+if {"avx512f", "avx512bw", "avx512vl", "avx512_vnni"} <= flags:
+    config.available_features.add("avx512vnni")
