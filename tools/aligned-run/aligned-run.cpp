@@ -45,6 +45,12 @@ constexpr const char *overview = R"(aligned-run: attention that reads only the b
 Exit status: 0 if everything compiled, ran and compared; 1 if not; 2 for a wrong command line.
 )";
 
+std::string text(double number) {
+  char digits[32];
+  snprintf(digits, sizeof(digits), "%g", number);
+  return digits;
+}
+
 int usageError(const std::string &why) {
   llvm::errs() << "aligned-run: error: " << why << "; see aligned-run --help\n";
   return 2;
@@ -67,12 +73,12 @@ int main(int argc, char **argv) {
     return usageError("expected 1 to 1024 threads, got " + std::to_string(line.threads));
   for (auto [option, what] : {std::pair(&line.relative, "rtol"), std::pair(&line.absolute, "atol")})
     if (option->getNumOccurrences() && !(*option >= 0))
-      return usageError(std::string("expected --") + what + " that is not negative, got " + llvm::formatv("{0}", double(*option)).str());
+      return usageError(std::string("expected --") + what + " that is not negative, got " + text(*option));
 
   RunOptions base;
   if (line.tolerance.getNumOccurrences()) {
     if (!(line.tolerance > 0 && line.tolerance < 1))
-      return usageError("expected a tolerance above 0 and below 1, got " + llvm::formatv("{0}", double(line.tolerance)).str());
+      return usageError("expected a tolerance above 0 and below 1, got " + text(line.tolerance));
     base.tolerance = line.tolerance;
   }
   base.format = line.format;

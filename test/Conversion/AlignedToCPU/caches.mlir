@@ -6,7 +6,7 @@
 
 // A cache that stays in its function is destroyed where the function ends.
 // CHECK-LABEL: func.func @round_trip(
-// CHECK-SAME: %[[DENSE:.*]]: tensor<1x2x?x64xf16>) -> tensor<1x2x?x64xf16>
+// CHECK-SAME: %[[DENSE:[a-z0-9]+]]: tensor<1x2x?x64xf16>) -> tensor<1x2x?x64xf16>
 func.func @round_trip(%dense: !dense) -> !dense {
   // CHECK: %[[CACHE:.*]] = call @aligned_cache_create(
   // CHECK: call @aligned_cache_append(%[[CACHE]],
@@ -31,7 +31,7 @@ func.func @leaves(%dense: !dense) -> !key {
 
 // New tokens join the cache in place while nobody looks at the old one.
 // CHECK-LABEL: func.func @append(
-// CHECK-SAME: %[[TOKENS:.*]]: tensor<1x2x1x64xf16>, %[[CACHE:.*]]: !llvm.ptr)
+// CHECK-SAME: %[[TOKENS:[a-z0-9]+]]: tensor<1x2x1x64xf16>, %[[CACHE:.*]]: !llvm.ptr)
 func.func @append(%tokens: !one, %cache: !key) -> !key {
   // CHECK-NOT: aligned_cache_clone
   // CHECK: call @aligned_cache_append(%[[CACHE]],
@@ -41,7 +41,7 @@ func.func @append(%tokens: !one, %cache: !key) -> !key {
 }
 
 // CHECK-LABEL: func.func @append_keeping_the_old(
-// CHECK-SAME: %[[TOKENS:.*]]: tensor<1x2x1x64xf16>, %[[CACHE:.*]]: !llvm.ptr)
+// CHECK-SAME: %[[TOKENS:[a-z0-9]+]]: tensor<1x2x1x64xf16>, %[[CACHE:.*]]: !llvm.ptr)
 func.func @append_keeping_the_old(%tokens: !one, %cache: !key) -> (!key, !key) {
   // CHECK: %[[CLONE:.*]] = call @aligned_cache_clone(%[[CACHE]])
   // CHECK: call @aligned_cache_append(%[[CLONE]],

@@ -6,13 +6,13 @@
 !row = tensor<1x2x1xf32>
 
 // CHECK-LABEL: func.func @merge(
-// CHECK-SAME: %[[A0:.*]]: tensor<1x2x1x16xf32>, %[[M0:.*]]: tensor<1x2x1xf32>, %[[S0:.*]]: tensor<1x2x1xf32>,
-// CHECK-SAME: %[[A1:.*]]: tensor<1x2x1x16xf32>, %[[M1:.*]]: tensor<1x2x1xf32>, %[[S1:.*]]: tensor<1x2x1xf32>)
+// CHECK-SAME: %[[A0:[a-z0-9]+]]: tensor<1x2x1x16xf32>, %[[M0:[a-z0-9]+]]: tensor<1x2x1xf32>, %[[S0:[a-z0-9]+]]: tensor<1x2x1xf32>,
+// CHECK-SAME: %[[A1:[a-z0-9]+]]: tensor<1x2x1x16xf32>, %[[M1:[a-z0-9]+]]: tensor<1x2x1xf32>, %[[S1:[a-z0-9]+]]: tensor<1x2x1xf32>)
 func.func @merge(%a0: !acc, %m0: !row, %s0: !row, %a1: !acc, %m1: !row, %s1: !row) -> (!acc, !row, !row) {
-  // CHECK: %[[ROWS:.*]]:2 = linalg.generic {{.*}} ins(%[[M0]], %[[S0]], %[[M1]], %[[S1]]
+  // CHECK: %[[ROWS:[0-9]+]]:2 = linalg.generic {{.*}} ins(%[[M0]], %[[S0]], %[[M1]], %[[S1]]
   // CHECK: arith.maximumf
   // CHECK: math.exp
-  // CHECK: %[[ACC:.*]] = linalg.generic {{.*}} ins(%[[A0]], %[[M0]], %[[A1]], %[[M1]]
+  // CHECK: %[[ACC:[0-9]+]] = linalg.generic {{.*}} ins(%[[A0]], %[[M0]], %[[A1]], %[[M1]]
   // CHECK: return %[[ACC]], %[[ROWS]]#0, %[[ROWS]]#1
   %a, %m, %s = aligned.merge (%a0, %m0, %s0), (%a1, %m1, %s1) : !acc, !row
   return %a, %m, %s : !acc, !row, !row
