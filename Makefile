@@ -19,7 +19,7 @@ build: setup ## compile everything (JOBS=2, BUILD=build)
 	@cmake -G Ninja -S . -B $(BUILD) --log-level=WARNING \
 	  -DCMAKE_C_COMPILER=clang-22 -DCMAKE_CXX_COMPILER=clang++-22 \
 	  -DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache \
-	  $(if $(wildcard python_bindings/CMakeLists.txt),-DALIGNED_PYTHON=ON) -DPython_EXECUTABLE=$(abspath $(PYTHON))
+	  -DALIGNED_PYTHON=$(if $(wildcard python_bindings/CMakeLists.txt),ON,OFF) -DPython_EXECUTABLE=$(abspath $(PYTHON))
 	@ninja -C $(BUILD) -j$(JOBS)
 
 check: build ## run every test; the last line is `N passed, N failed`
