@@ -47,7 +47,7 @@ def run_model(build):
 def run_cache(build):
     captured = ROOT.parent / "shared/data/smollm2-gpl3"
     folder = captured if captured.is_dir() else ROOT / "test/data/smollm2-slice"
-    heading(f"a decode step over the KV cache of SmolLM2-135M ({folder.name}), all layers and heads")
+    heading(f"a decode step over a KV cache captured from SmolLM2-135M ({folder.name}), each layer and head of it")
     command = [build / "bin/aligned-run", "--decode", folder, "--last-step", "--json", "--policy", POLICIES]
     report = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     print_table(report["runs"])
