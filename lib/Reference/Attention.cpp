@@ -56,8 +56,12 @@ std::vector<double> outputOf(const HeadInputs &in, const Rows &p, const Reader &
   return out;
 }
 
-/// Planes of 4 bits so that an addend whose full reach is `step` times the wanted precision is read that precisely.
-int bitsFor(double step) { return static_cast<int>(std::clamp(std::ceil(std::log2(std::max(step, kTiny)) / 4) * 4, 0.0, 16.0)); }
+/// Planes of 4 bits so that an addend whose full reach is `step` times the wanted precision is read that precisely. A NaN asks for none: the sum
+/// it belongs to is NaN anyway.
+int bitsFor(double step) { return step > 1 ? 4 * static_cast<int>(std::min(std::ceil(std::log2(step) / 4), 4.0)) : 0; }
+
+/// What the planes cannot hold and readers add (S7); 0 for every other value.
+double escaped(double x) { return std::isfinite(x) ? 0 : x; }
 
 /// Four neighbouring channels share one decision.
 void shareGroups(std::vector<int> &bits) {
@@ -69,8 +73,8 @@ void shareGroups(std::vector<int> &bits) {
 
 double mean(const std::vector<int> &bits) { return bits.empty() ? 0 : std::accumulate(bits.begin(), bits.end(), 0.0) / bits.size(); }
 
-/// floor(log2 |x|) as a half has it: at least -14, and -15 for zero.
-int exponentOf(double x) { return x == 0 ? -15 : std::max(std::ilogb(x), -14); }
+/// floor(log2 |x|) as a half has it: at least -14, -15 for zero; for what is not finite that of a float's infinity.
+int exponentOf(double x) { return x == 0 ? -15 : std::isfinite(x) ? std::max(std::ilogb(x), -14) : 128; }
 
 } // namespace
 
@@ -132,7 +136,8 @@ PolicyResult aligned::decodeAlignedKV(const HeadInputs &in) {
     std::vector<double> top(dim, 0);
     for (int64_t t = 0; t < in.tokens; ++t)
       for (int64_t c = 0; c < dim; ++c)
-        top[c] = std::max(top[c], std::fabs(values[t * dim + c]));
+        if (std::isfinite(values[t * dim + c]))
+          top[c] = std::max(top[c], std::fabs(values[t * dim + c]));
     return top;
   };
 
@@ -201,7 +206,10 @@ PolicyResult aligned::decodeBudget(const HeadInputs &in, double tolerance) {
     }
   std::vector<std::vector<int>> keyBits(blocks, coarse);
   auto probabilities = [&] {
-    return softmax(scoresOf(in, [&](int64_t t, int64_t c) { return t < full ? key.read(t, c, keyBits[t / kBlockTokens][c]) : in.k[t * in.keyDim + c]; }));
+    return softmax(scoresOf(in, [&](int64_t t, int64_t c) {
+      double x = in.k[t * in.keyDim + c];
+      return t < full ? key.read(t, c, keyBits[t / kBlockTokens][c]) + escaped(x) : x;
+    }));
   };
   Rows p = probabilities();
 
@@ -225,7 +233,8 @@ PolicyResult aligned::decodeBudget(const HeadInputs &in, double tolerance) {
         if (loud[t]) {
           total += p[h][t];
           for (int64_t c = 0; c < in.valueDim; ++c) {
-            double v = t < full ? value.read(t, c, 4) : in.v[t * in.valueDim + c];
+            double x = in.v[t * in.valueDim + c]; // what is not finite says nothing about the size of the other channels
+            double v = t < full ? value.read(t, c, 4) : std::isfinite(x) ? x : 0;
             out[c] += p[h][t] * v;
             squares += p[h][t] * v * v / in.valueDim;
           }
@@ -291,7 +300,10 @@ PolicyResult aligned::decodeBudget(const HeadInputs &in, double tolerance) {
   }
 
   PolicyResult result;
-  result.out = outputOf(in, p, [&](int64_t t, int64_t c) { return t < full ? value.read(t, c, valueBits[t]) : in.v[t * in.valueDim + c]; });
+  result.out = outputOf(in, p, [&](int64_t t, int64_t c) {
+    double x = in.v[t * in.valueDim + c];
+    return t < full ? value.read(t, c, valueBits[t]) + escaped(x) : x;
+  });
   double keySum = 0, open = in.tokens ? double(in.tokens - full) / in.tokens : 0;
   for (const std::vector<int> &bits : keyBits)
     keySum += mean(bits) / std::max<int64_t>(blocks, 1);

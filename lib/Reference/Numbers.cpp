@@ -1,6 +1,7 @@
 // By the definition of the formats: value = (-1)^sign * significand * 2^exponent.
 #include "aligned/Reference/Numbers.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 

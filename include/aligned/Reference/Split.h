@@ -26,8 +26,16 @@ struct FixedSplit {
   double read(int64_t token, int64_t channel, int bits) const;
 };
 
-/// Splits dense [tokens, dim]; keys need whole blocks. Values that are not finite are stored as 0 and have no say in exponents (S7).
+/// Splits dense [tokens, dim]; keys need whole blocks. Values that are not finite are stored as 0 and have no say in exponents (S7); a reader
+/// adds them to the sums they belong to.
 FixedSplit splitFixed(const std::vector<double> &values, int64_t tokens, int64_t dim, bool key);
+
+/// S3: how the nibbles of the patterns of one cache row lie in memory, with planes of these widths, most significant first.
+enum class PlaneOrder { FixedKey, FloatKey, Value };
+using Planes = std::vector<std::vector<uint8_t>>;
+Planes packPlanes(const std::vector<uint16_t> &patterns, int64_t tokens, int64_t dim, PlaneOrder order, const std::vector<int> &widths);
+/// The patterns again. Of planes that are absent the bits are zeros.
+std::vector<uint16_t> joinPlanes(const Planes &planes, int64_t tokens, int64_t dim, PlaneOrder order, const std::vector<int> &widths);
 
 /// S2: the top `bits` bits of a half or bfloat16 pattern, missing bits at their midpoint.
 double readFloat(uint16_t pattern, int bits, Storage storage);

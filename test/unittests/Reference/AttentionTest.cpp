@@ -1,0 +1,290 @@
+// Exact attention against a one-pass softmax, the policies against figures that array formulas gave on a captured cache
+// (utils/make_reference_figures.py), and both where tokens are few, open or not finite.
+
+#include "aligned/Reference/Attention.h"
+#include "aligned/Support/Npy.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <fstream>
+#include <numeric>
+#include <random>
+#include <sstream>
+
+using namespace aligned;
+
+namespace {
+
+HeadInputs randomHead(int64_t tokens, int64_t heads, int64_t keyDim, int64_t valueDim, Storage storage = Storage::Half) {
+  std::mt19937 random(uint32_t(tokens * 131 + heads * 7 + keyDim));
+  std::normal_distribution<double> normal;
+  auto fill = [&](int64_t count) {
+    std::vector<double> values(count);
+    for (double &x : values)
+      x = widen(narrow(normal(random), storage), storage);
+    return values;
+  };
+  return {heads, tokens, keyDim, valueDim, fill(heads * keyDim), fill(tokens * keyDim), fill(tokens * valueDim), 1 / std::sqrt(keyDim), storage};
+}
+
+std::vector<double> exact(const HeadInputs &in, bool maskedZero = false) {
+  std::vector<double> out(in.heads * in.valueDim);
+  exactAttention(in.q.data(), in.heads, in.k.data(), in.v.data(), in.tokens, in.keyDim, in.valueDim, in.scale, maskedZero, out.data());
+  return out;
+}
+
+double worstError(const HeadInputs &in, const PolicyResult &result) {
+  std::vector<double> errors = relativeErrors(result.out, exact(in), in.valueDim);
+  return *std::max_element(errors.begin(), errors.end());
+}
+
+//===----------------------------------------------------------------------===//
+// Exact attention
+//===----------------------------------------------------------------------===//
+
+TEST(ExactAttention, ByHand) {
+  // Scores 2 ln 3 and 0: weights 9/10 and 1/10.
+  HeadInputs in{1, 2, 1, 2, {1}, {std::log(3.0), 0}, {10, 0, 20, 5}, 2};
+  std::vector<double> out = exact(in);
+  EXPECT_NEAR(out[0], 11, 1e-12);
+  EXPECT_NEAR(out[1], 0.5, 1e-12);
+}
+
+/// One pass over the tokens with a running maximum, in long double.
+std::vector<double> onePass(const HeadInputs &in) {
+  std::vector<double> out;
+  for (int64_t h = 0; h < in.heads; ++h) {
+    long double top = -INFINITY, sum = 0;
+    std::vector<long double> row(in.valueDim);
+    for (int64_t t = 0; t < in.tokens; ++t) {
+      long double score = std::inner_product(&in.q[h * in.keyDim], &in.q[h * in.keyDim] + in.keyDim, &in.k[t * in.keyDim], 0.0L) * in.scale;
+      long double before = std::exp(top - std::max(top, score)), weight = std::exp(score - std::max(top, score));
+      top = std::max(top, score);
+      sum = sum * before + weight;
+      for (int64_t c = 0; c < in.valueDim; ++c)
+        row[c] = row[c] * before + weight * in.v[t * in.valueDim + c];
+    }
+    for (long double x : row)
+      out.push_back(double(x / sum));
+  }
+  return out;
+}
+
+TEST(ExactAttention, AgreesWithOnePass) {
+  for (int64_t tokens : {1, 63, 64, 65, 97})
+    for (int64_t heads : {1, 3, 7})
+      for (auto [keyDim, valueDim] : {std::pair(16, 16), {48, 32}, {1, 5}}) {
+        HeadInputs in = randomHead(tokens, heads, keyDim, valueDim);
+        std::vector<double> out = exact(in), expected = onePass(in);
+        for (size_t i = 0; i < out.size(); ++i)
+          ASSERT_NEAR(out[i], expected[i], 1e-13) << tokens << " tokens, " << heads << " heads";
+      }
+}
+
+TEST(ExactAttention, LargeScoresDoNotOverflow) {
+  HeadInputs in{1, 2, 1, 1, {1e4}, {1, 0.5}, {3, 7}, 1};
+  EXPECT_EQ(exact(in)[0], 3);
+}
+
+TEST(ExactAttention, FullyMaskedRows) {
+  HeadInputs masked{1, 2, 1, 1, {1}, {-INFINITY, -INFINITY}, {3, 7}, 1}, partly = masked;
+  partly.k[1] = -5;
+  EXPECT_TRUE(std::isnan(exact(masked)[0]));
+  EXPECT_EQ(exact(masked, /*maskedZero=*/true)[0], 0);
+  EXPECT_EQ(exact(partly)[0], 7);
+  EXPECT_EQ(exact(partly, /*maskedZero=*/true)[0], 7);
+}
+
+TEST(ExactAttention, NaNStaysInItsRow) {
+  HeadInputs in = randomHead(65, 3, 16, 16);
+  std::vector<double> before = exact(in);
+  in.q[1 * 16 + 4] = NAN;
+  std::vector<double> out = exact(in, /*maskedZero=*/true);
+  for (int64_t i = 0; i < 48; ++i)
+    EXPECT_TRUE(i / 16 == 1 ? std::isnan(out[i]) : out[i] == before[i]) << i;
+}
+
+TEST(RelativeErrors, ByHand) {
+  EXPECT_EQ(relativeErrors({3, 4, 1, 1}, {3, 0, 1, 1}, 2), (std::vector<double>{4.0 / 3, 0}));
+  EXPECT_EQ(relativeErrors({0}, {0}, 1), std::vector<double>{0});
+}
+
+//===----------------------------------------------------------------------===//
+// Policies
+//===----------------------------------------------------------------------===//
+
+const std::string folder = ALIGNED_TEST_DATA "/smollm2-slice";
+
+/// A number of expected.json, which has no nesting but policy -> figure.
+double figure(const std::string &policy, const std::string &name) {
+  std::ifstream file(folder + "/expected.json");
+  std::string text((std::istreambuf_iterator<char>(file)), {});
+  size_t at = text.find('"' + policy + '"');
+  at = at == text.npos ? at : text.find('"' + name + "\":", at);
+  EXPECT_NE(at, text.npos) << policy << " " << name;
+  return at == text.npos ? NAN : std::strtod(text.c_str() + text.find(':', at) + 1, nullptr);
+}
+
+/// The heads of the captured slice: q [layers, heads, 1, 64], k and v [layers, 1, tokens, 64].
+std::vector<HeadInputs> slice() {
+  std::string error;
+  auto load = [&](const char *name) { return readNpy(folder + "/" + name + ".npy", error); };
+  std::optional<NpyArray> q = load("q"), k = load("k"), v = load("v");
+  std::vector<HeadInputs> heads;
+  if (!q || !k || !v) {
+    ADD_FAILURE() << error;
+    return heads;
+  }
+  auto part = [](const NpyArray &array, int64_t index) {
+    int64_t count = array.count() / array.shape[0];
+    std::vector<double> values;
+    for (int64_t i = index * count; i < (index + 1) * count; ++i)
+      values.push_back(widen(array.data<uint16_t>()[i], Storage::Half));
+    return values;
+  };
+  for (int64_t layer = 0; layer < k->shape[0]; ++layer)
+    heads.push_back({q->shape[1], k->shape[2], k->shape[3], v->shape[3], part(*q, layer), part(*k, layer), part(*v, layer), 0.125});
+  return heads;
+}
+
+template <typename Policy> void compareFigures(const std::string &name, Policy policy) {
+  SCOPED_TRACE(name);
+  double keyBits = 0, valueBits = 0;
+  std::vector<double> errors;
+  std::vector<HeadInputs> heads = slice();
+  ASSERT_EQ(heads.size(), 2u);
+  for (const HeadInputs &in : heads) {
+    PolicyResult result = policy(in);
+    keyBits += result.keyBits / heads.size();
+    valueBits += result.valueBits / heads.size();
+    std::vector<double> own = relativeErrors(result.out, exact(in), in.valueDim);
+    errors.insert(errors.end(), own.begin(), own.end());
+  }
+  std::sort(errors.begin(), errors.end());
+  auto near = [&](double actual, const char *what, double tolerance) {
+    double expected = figure(name, what);
+    EXPECT_NEAR(actual, expected, expected * tolerance) << what;
+  };
+  near(keyBits, "key_bits", 0.005);
+  near(valueBits, "value_bits", 0.005);
+  near(std::accumulate(errors.begin(), errors.end(), 0.0) / errors.size(), "error_mean", 0.05);
+  near((errors[2] + errors[3]) / 2, "error_median", 0.05);
+  near(errors.back(), "error_max", 0.05);
+}
+
+TEST(Policies, FiguresOfTheSlice) {
+  compareFigures("alignedkv", decodeAlignedKV);
+  for (auto [name, tolerance] : {std::pair("tight", 0x1p-11), {"balanced", 0x1p-8}, {"fast", 0x1p-6}})
+    compareFigures(name, [tolerance = tolerance](const HeadInputs &in) { return decodeBudget(in, tolerance); });
+}
+
+TEST(Policies, OpenTokensAreExact) {
+  for (int64_t tokens : {1, 31, 63}) {
+    HeadInputs in = randomHead(tokens, 3, 32, 16);
+    for (const PolicyResult &result : {decodeAlignedKV(in), decodeBudget(in, 0x1p-6)}) {
+      EXPECT_LE(worstError(in, result), 1e-13);
+      EXPECT_EQ(result.keyBits, 16);
+      EXPECT_EQ(result.valueBits, 16);
+    }
+  }
+}
+
+TEST(Policies, OddSizes) {
+  for (int64_t tokens : {64, 65, 97, 129, 1000})
+    for (int64_t heads : {1, 3, 7})
+      for (double tolerance : {0x1p-6, 0x1p-11}) {
+        HeadInputs in = randomHead(tokens, heads, 64, 48);
+        PolicyResult result = decodeBudget(in, tolerance);
+        EXPECT_LE(worstError(in, result), 3 * tolerance) << tokens << " tokens, " << heads << " heads";
+        double open = double(tokens % 64) / tokens;
+        EXPECT_LE(result.keyBits, 16 * open + (tolerance == 0x1p-6 ? 12 : 16.125) * (1 - open));
+        EXPECT_GT(result.keyBits, 16 * open);
+        EXPECT_GT(result.valueBits, 16 * open);
+      }
+}
+
+TEST(Policies, LessToleranceReadsMoreAndErrsLess) {
+  HeadInputs in = randomHead(1000, 3, 64, 64);
+  PolicyResult fast = decodeBudget(in, 0x1p-6), tight = decodeBudget(in, 0x1p-11);
+  EXPECT_LT(fast.keyBits, tight.keyBits);
+  EXPECT_LT(fast.valueBits, tight.valueBits);
+  EXPECT_LT(worstError(in, tight), worstError(in, fast) / 4);
+  EXPECT_GT(worstError(in, fast), 0x1p-11); // fast is not tight by accident
+}
+
+/// P3: a row of the group gets at least the bits that it gets alone.
+TEST(Policies, GroupTakesTheMaximum) {
+  HeadInputs in = randomHead(512, 3, 64, 64);
+  for (int64_t c = 0; c < 64; ++c)
+    in.q[c] *= 8; // one peaky head among flat ones
+  double most = 0;
+  for (int64_t h = 0; h < 3; ++h) {
+    HeadInputs alone = in;
+    alone.heads = 1;
+    alone.q.assign(in.q.begin() + h * 64, in.q.begin() + (h + 1) * 64);
+    most = std::max(most, decodeBudget(alone, 0x1p-8).keyBits);
+  }
+  EXPECT_GE(decodeBudget(in, 0x1p-8).keyBits, most);
+}
+
+/// bf16 keeps no mantissa in its top byte: no tier below 12 bits.
+TEST(Policies, BFloatTiers) {
+  for (Storage storage : {Storage::Half, Storage::BFloat16}) {
+    HeadInputs in = randomHead(256, 1, 16, 16, storage);
+    for (int64_t t = 0; t < 256; ++t)
+      in.k[t * 16] *= 0x1p-12; // one channel far below the others
+    for (double &x : in.v)
+      x *= 0x1p-2;
+    PolicyResult result = decodeAlignedKV(in);
+    double least = storage == Storage::Half ? 8 : 12;
+    EXPECT_GE(result.valueBits, least);
+    EXPECT_LT(result.valueBits, least + 1);
+    EXPECT_LE(result.keyBits, 16 - (16 - least) / 16);
+    EXPECT_LT(worstError(in, result), 0.1);
+  }
+}
+
+/// S7: readers add what the planes cannot hold, so that IEEE arithmetic gives what dense attention gives.
+TEST(Policies, NotFiniteValues) {
+  HeadInputs in = randomHead(129, 3, 16, 16);
+  std::vector<double> before = exact(in);
+  in.v[70 * 16 + 3] = NAN;
+  in.v[20 * 16 + 5] = -INFINITY;
+  in.v[128 * 16 + 7] = INFINITY; // open
+  for (const PolicyResult &result : {decodeAlignedKV(in), decodeBudget(in, 0x1p-11)})
+    for (int64_t h = 0; h < 3; ++h)
+      for (int64_t c = 0; c < 16; ++c) {
+        double x = result.out[h * 16 + c];
+        if (c == 3)
+          EXPECT_TRUE(std::isnan(x));
+        else if (c == 5)
+          EXPECT_EQ(x, -INFINITY);
+        else if (c == 7)
+          EXPECT_EQ(x, INFINITY);
+        else
+          EXPECT_NEAR(x, before[h * 16 + c], 0.05);
+      }
+}
+
+TEST(Policies, NotFiniteKeysAndQueries) {
+  for (double bad : {NAN, INFINITY}) {
+    HeadInputs in = randomHead(129, 3, 16, 16);
+    PolicyResult before[] = {decodeAlignedKV(in), decodeBudget(in, 0x1p-11)};
+    in.q[1 * 16 + 2] = NAN;
+    in.k[70 * 16 + 3] = bad;
+    std::vector<double> expected = exact(in);
+    PolicyResult results[] = {decodeAlignedKV(in), decodeBudget(in, 0x1p-11)};
+    for (int policy : {0, 1})
+      for (int64_t h = 0; h < 3; ++h)
+        for (int64_t c = 0; c < 16; ++c) {
+          double x = results[policy].out[h * 16 + c], wanted = expected[h * 16 + c];
+          EXPECT_EQ(std::isnan(x), std::isnan(wanted));
+          if (!std::isnan(wanted)) // a score of -inf masks its token
+            EXPECT_NEAR(x, wanted, 0.05);
+        }
+  }
+}
+
+} // namespace
