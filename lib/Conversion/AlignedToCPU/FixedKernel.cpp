@@ -331,6 +331,7 @@ void FixedKernel::look() {
     });
     sums = e.loop(index(0), value.open, 1, sums, [&](Val i, Vals sums) {
       Val row = convert(e.load(value.openTokens, i * dim, dim), e.f32()) * e.splat(toRelative, dim);
+      row = select(abs(row) < INFINITY, row, e.constant(row.type(), 0)); // what is not finite must not blind the plan
       return add(sums, fullTokens + i, row);
     });
     for (int64_t h = 0; h < heads; ++h) {

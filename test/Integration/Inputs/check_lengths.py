@@ -5,13 +5,11 @@ usage: check_lengths.py MODEL DIR N...
 import pathlib, subprocess, sys
 import numpy as np
 
-model, folder = sys.argv[1], pathlib.Path(sys.argv[2])
-folder.mkdir(parents=True, exist_ok=True)
-
 
 def to_bf16(x):
+    """Rounded to nearest even; NaN stays NaN."""
     bits = x.astype(np.float32).view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return np.where(np.isnan(x), 0x7FC0, (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
 def from_bf16(bits):
@@ -27,17 +25,23 @@ def attention(q, k, v):
     return p / p.sum(-1, keepdims=True) @ v
 
 
-def run(name, **arrays):
+def run(name, model, folder, policy, **arrays):
     np.savez(folder / name, **arrays)
-    return subprocess.run(["aligned-run", model, "--npz", str(folder / name) + ".npz", "--policy", "tight"], capture_output=True, text=True)
+    return subprocess.run(["aligned-run", model, "--npz", f"{folder / name}.npz", "--policy", policy], capture_output=True, text=True)
 
 
-for n in map(int, sys.argv[3:]):
-    rng = np.random.default_rng(n)
-    q, k, v = (to_bf16(rng.standard_normal(shape)) for shape in ((2, 8, 1, 32), (2, 2, n, 32), (2, 2, n, 32)))
-    done = run(f"n{n}", arg0=q, arg1=k, arg2=v, out0=to_bf16(attention(q, k, v)))
-    print(f"{n} tokens:", "ok" if done.returncode == 0 else done.stdout + done.stderr)
+def main():
+    model, folder = sys.argv[1], pathlib.Path(sys.argv[2])
+    folder.mkdir(parents=True, exist_ok=True)
+    for n in map(int, sys.argv[3:]):
+        rng = np.random.default_rng(n)
+        q, k, v = (to_bf16(rng.standard_normal(shape)) for shape in ((2, 8, 1, 32), (2, 2, n, 32), (2, 2, n, 32)))
+        done = run(f"n{n}", model, folder, "tight", arg0=q, arg1=k, arg2=v, out0=to_bf16(attention(q, k, v)))
+        print(f"{n} tokens:", "ok" if done.returncode == 0 else done.stdout + done.stderr)
+    done = run("disagree", model, folder, "tight", arg0=q, arg1=k, arg2=v[:, :, 1:])
+    refused = done.returncode == 1 and "mismatching contracting dimension" in done.stderr
+    print("lengths that disagree:", "refused" if refused else f"{done.returncode} {done.stdout} {done.stderr}")
 
-done = run("disagree", arg0=q, arg1=k, arg2=v[:, :, 1:])
-refused = done.returncode == 1 and "mismatching contracting dimension" in done.stderr
-print("lengths that disagree:", "refused" if refused else f"{done.returncode} {done.stdout} {done.stderr}")
+
+if __name__ == "__main__":
+    main()
