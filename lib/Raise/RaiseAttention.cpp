@@ -151,10 +151,20 @@ private:
   ScalarView guard;
 };
 
-/// Whether a scalar formula is a quotient over exponentials, through a select: the look of a softmax.
+/// ", got 'tensor.extract_slice'"
+std::string gotOp(const ScalarView &view) {
+  Operation *op = view.value.getDefiningOp();
+  return op ? ", got '" + op->getName().getStringRef().str() + "'" : "";
+}
+
+/// Whether a scalar formula is a quotient over exponentials, through a select or a slice: the look of a softmax.
 bool looksLikeSoftmax(ScalarTracer &tracer, ScalarView view, int depth = 0) {
   view = tracer.resolve(view);
-  if (view.isElement() || depth > 4)
+  if (depth > 4)
+    return false;
+  if (auto slice = view.isElement() ? view.as<tensor::ExtractSliceOp>() : tensor::ExtractSliceOp()) // which element does not matter to looks
+    return slice.getSourceType().getRank() == static_cast<int64_t>(view.index.size()) && looksLikeSoftmax(tracer, {slice.getSource(), view.index, nullptr}, depth + 1);
+  if (view.isElement())
     return false;
   if (view.as<math::ExpOp>())
     return true;
@@ -235,10 +245,10 @@ bool Matcher::matchSoftmax(const ScalarView &probability) {
     quotient = tracer.resolve(tracer.operand(quotient, 2));
   }
   if (!quotient.as<arith::DivFOp>())
-    return fail("expected probabilities that are a quotient of exponentials by their sum");
+    return fail("expected probabilities that are a quotient of exponentials by their sum" + gotOp(quotient));
   ScalarView weight = tracer.resolve(tracer.operand(quotient, 0)), divisor = tracer.resolve(tracer.operand(quotient, 1));
   if (!weight.as<math::ExpOp>())
-    return fail("expected the numerator of the softmax to be an exponential");
+    return fail("expected the numerator of the softmax to be an exponential" + gotOp(weight));
   std::optional<Reduction> sum = reductionOf(tracer, divisor, Combine::Add);
   if (!sum)
     return fail("expected the divisor of the softmax to be the sum of its exponentials over the tokens, from zero");
@@ -312,8 +322,7 @@ std::string describeScores(const ScalarView &view) {
     return "the scores are masked by a select, expected none";
   if (view.as<math::TanhOp>() || view.as<arith::MulFOp>() || view.as<arith::DivFOp>())
     return "expected scores that are a scaled product of Q and K, got a softcap or another function of them";
-  Operation *op = view.value.getDefiningOp();
-  return "expected scores that are a scaled product of Q and K, got " + (op ? "'" + op->getName().getStringRef().str() + "'" : std::string("an argument"));
+  return "expected scores that are a scaled product of Q and K" + gotOp(view);
 }
 
 bool Matcher::matchScores(ScalarView score) {
