@@ -58,6 +58,9 @@ public:
     }
     if (!expect('}'))
       return false;
+    skip();
+    if (at < text.size())
+      return fail("nothing behind the dict", here());
     return (seen[0] && seen[1] && seen[2]) || fail("keys 'descr', 'fortran_order' and 'shape'", "fewer");
   }
 
@@ -218,7 +221,10 @@ std::string aligned::shapeText(const std::vector<int64_t> &shape) {
 
 std::optional<NpyArray> aligned::readNpy(const std::string &path, std::string &error) {
   std::ifstream stream(path, std::ios::binary);
-  std::vector<char> file((std::istreambuf_iterator<char>(stream)), {});
+  std::vector<char> file;
+  char chunk[1 << 16];
+  while (stream.read(chunk, sizeof(chunk)) || stream.gcount() > 0)
+    file.insert(file.end(), chunk, chunk + stream.gcount());
   if (!stream.is_open() || stream.bad()) {
     error = path + ": expected a readable file, got " + strerror(errno);
     return std::nullopt;
@@ -275,6 +281,11 @@ std::optional<std::map<std::string, NpyArray>> aligned::readNpz(const std::strin
 
 bool aligned::writeNpy(const std::string &path, const NpyArray &array, std::string &error) {
   const Kind &kind = kindOf(array.dtype);
+  if (array.bytes.size() != static_cast<size_t>(array.count() * kind.width)) {
+    error = path + ": expected " + std::to_string(array.count() * kind.width) + " bytes for " + kind.name + " " + shapeText(array.shape) + ", got " +
+            std::to_string(array.bytes.size());
+    return false;
+  }
   std::string shape;
   for (int64_t extent : array.shape)
     shape += std::to_string(extent) + ", ";
