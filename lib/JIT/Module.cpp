@@ -50,7 +50,9 @@ struct Session {
   Session() : context(dialects(), MLIRContext::Threading::DISABLED), handler(&context, [this](Diagnostic &diagnostic) {
       collect(diagnostic);
       return success();
-    }) {}
+    }) {
+    context.printOpOnDiagnostic(false); // one line each
+  }
 
   void collect(Diagnostic &diagnostic) {
     std::string &text = diagnostic.getSeverity() == DiagnosticSeverity::Error ? errors : remarks;
@@ -275,7 +277,6 @@ aligned_module *aligned_module_compile(const char *source, const char *options, 
   if (failed(runPhases(session, *early, text, "raise")))
     return session.fail();
   early->walk([&](AttentionOp) { ++compiled->attentions; });
-  compiled->remarks = session.remarks;
   if (!stayDense && failed(runPhases(session, *early, text, "split")))
     return session.fail();
   FailureOr<func::FuncOp> function = findFunction(*early, name);
@@ -295,8 +296,10 @@ aligned_module *aligned_module_compile(const char *source, const char *options, 
     compiled->results.push_back(*result);
   }
 
+  session.remarks.clear(); // those of the copy, which come again
   if (failed(runPhases(session, *module, text, nullptr)))
     return session.fail();
+  compiled->remarks = session.remarks;
 
   auto refuse = [&](llvm::Error error) { return session.fail(llvm::toString(std::move(error))); };
   auto target = llvm::orc::JITTargetMachineBuilder::detectHost();

@@ -59,6 +59,7 @@ def AlignedPrepareEntryPoints : Pass<"aligned-prepare-entry-points", "::mlir::Mo
   let summary = "make public functions callable from C";
   let description = [{
     Public functions with a body get `llvm.emit_c_interface`: a wrapper `_mlir_ciface_<name>` that takes pointers to memref descriptors.
+    Their tensor arguments are marked as not writable, so that callers never see one change.
   }];
 }
 
