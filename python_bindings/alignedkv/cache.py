@@ -1,0 +1,164 @@
+"""A pair of caches and the attention over them, and the options that compiling takes."""
+
+import functools
+import math
+import operator
+import re
+
+import numpy as np
+
+from ._alignedkv import Error, Module, _cache, transform
+
+_MLIR_TYPES = {"float16": "f16", "bfloat16": "bf16", "uint16": "bf16", "float32": "f32"}
+
+
+def _options(policy, tolerance, format):
+    """What the pipeline reads as its options; values of one word each, so that none can pass for another option."""
+    options = {"policy": policy, "format": re.sub(r"\s", "", str(format))}
+    if tolerance is not None:
+        options["tolerance"] = repr(float(_number("tolerance", tolerance, np.float64)))
+    for name, value in options.items():
+        if not re.fullmatch(r"[\w<>,.+-]+", str(value), re.ASCII):
+            raise Error(f"expected {name} to be one word, got {value!r}")
+    return " ".join(f"{name}={value}" for name, value in options.items())
+
+
+def _number(name, value, dtype=np.float32):
+    """An array of rank 0."""
+    try:
+        number = np.array(value, dtype)
+    except (TypeError, ValueError):
+        number = None
+    if number is None or number.ndim:
+        raise Error(f"expected {name} to be a number, got {value!r}")
+    return number
+
+
+def compile(text, policy="balanced", tolerance=None, format="auto", function=None):
+    """Compiles a module's MLIR text for this machine and returns a callable `Module`.
+
+    text: functions over tensors, in linalg, tensor, arith, math, scf, func (what torch-mlir writes, for one) or `aligned` ops. Attention in
+    them is found, and the tensors that it reads as keys and values become caches.
+    policy: how many bits attention reads. 'exact' reads all; 'tight' (2^-11), 'balanced' (2^-8) and 'fast' (2^-6) aim at that relative L2
+    error of a head's output, 'budget' at `tolerance`; 'alignedkv' is the published rule.
+    tolerance: between 0 and 1, with policy 'budget' only.
+    format: how caches are stored: 'auto', 'dense', or planes such as 'fixed<4,4,4,4>' or 'float<8,4,4>'.
+    function: name of the function to call; may be left out if the module has one public function with a body.
+
+    Raises Error with MLIR's diagnostics.
+    """
+    return Module(text, _options(policy, tolerance, format), function)
+
+
+@functools.lru_cache(maxsize=256)
+def _attention(text, options):
+    """One module for all caches of a shape: the layers of a model share it."""
+    return Module(text, options)
+
+
+def _size(name, value):
+    """A positive integer that any of MLIR's dimensions can be."""
+    try:
+        size = operator.index(value)
+    except TypeError:
+        raise Error(f"expected {name} to be an integer, got {type(value).__name__}") from None
+    if not 1 <= size < 2**31:
+        raise Error(f"expected {name} to be 1 or more, got {size}")
+    return size
+
+
+class KVCache:
+    """Keys and values of one attention layer, in bit planes.
+
+    kv_heads, batch: how many; every sequence of the batch has the same number of tokens.
+    head_dim, value_dim: channels of a key and of a value, the latter as the former if left out; multiples of 16 up to 256.
+    dtype: of the tokens: 'float16', 'bfloat16' or 'float32', of which 16 bits are kept.
+    format: planes, most significant first: 'fixed<4,4,4,4>', or the published 'float<8,4,4>' ('float<12,4>' for bfloat16).
+
+    The newest tokens, fewer than 64, stay as they came. Raises Error if the format can't hold such tokens.
+    """
+
+    def __init__(self, kv_heads, head_dim, batch=1, dtype="float16", format="fixed<4,4,4,4>", value_dim=None):
+        self.kv_heads, self.head_dim, self.batch = _size("kv_heads", kv_heads), _size("head_dim", head_dim), _size("batch", batch)
+        self.value_dim = self.head_dim if value_dim is None else _size("value_dim", value_dim)
+        self.dtype = dtype if isinstance(dtype, str) else np.dtype(dtype).name
+        if self.dtype not in ("float16", "bfloat16", "float32"):
+            raise Error(f"expected dtype 'float16', 'bfloat16' or 'float32', got {dtype!r}")
+        self.format = re.sub(r"\s", "", str(format))
+        parsed = re.fullmatch(r"(fixed|float)<(\d+(?:,\d+)*)>", self.format, re.ASCII)
+        if not parsed:
+            raise Error(f"expected a format such as 'fixed<4,4,4,4>' or 'float<8,4,4>', got {format!r}")
+        # The compiler knows what a cache may be: let it verify the two types before anything is allocated.
+        transform(f"func.func private @cache({self._type('key')}, {self._type('value')})", "builtin.module()")
+        kind, widths = parsed[1], [int(width) for width in parsed[2].split(",")]
+        self._key = _cache(kind, widths, "key", self.dtype, self.batch, self.kv_heads, self.head_dim)
+        self._value = _cache(kind, widths, "value", self.dtype, self.batch, self.kv_heads, self.value_dim)
+        self._reads = None
+
+    def append(self, k, v):
+        """Adds n tokens: k [batch, kv_heads, n, head_dim] and v [batch, kv_heads, n, value_dim] of the cache's dtype.
+
+        Any strides will do, nothing is copied but into the cache. bfloat16 comes as ml_dtypes or as uint16. Raises Error if dtype or shapes
+        do not fit, or k and v differ in n; the cache is unchanged then.
+        """
+        counts = self._key._check(k), self._value._check(v)
+        if counts[0] != counts[1]:
+            raise Error(f"expected as many keys as values, got {counts[0]} and {counts[1]} tokens")
+        self._key.append(k)
+        self._value.append(v)
+
+    def attend(self, q, scale=None, policy="balanced", tolerance=None):
+        """softmax(scale * q k^T) v over all tokens: float32 [batch, q_heads, queries, value_dim].
+
+        q: [batch, q_heads, queries, head_dim], float16, bfloat16 (ml_dtypes or uint16) or float32; q_heads is a multiple of kv_heads, at
+        most 32 times as many, and query head h reads kv head h // (q_heads // kv_heads).
+        scale: of the scores, 1 / sqrt(head_dim) if left out.
+        policy, tolerance: as in `compile`. 'alignedkv' needs a float format, the policies with an error in mind a fixed one.
+
+        No tokens give zeros. The first call with a new shape, dtype or policy compiles. Raises Error if something does not fit.
+        """
+        q = np.asarray(q)
+        if q.ndim != 4 or q.dtype.name not in _MLIR_TYPES:
+            raise Error(f"expected q of float16, bfloat16 or float32 and rank 4, got {q.dtype.name} of rank {q.ndim}")
+        if q.shape[1] == 0:
+            raise Error("expected q to have at least one head, got none")
+        scale = _number("scale", 1 / math.sqrt(self.head_dim) if scale is None else scale)
+        options = _options(policy, tolerance, "auto")
+        module = _attention(self._text(q), options)
+        out, (self._reads,) = module._call_with_reads(q, self._key, self._value, scale)
+        return out
+
+    @property
+    def reads(self):
+        """What the last `attend` read, as an entry of `Module.reads`; None before."""
+        return self._reads
+
+    def to_numpy(self, bits=16):
+        """All tokens as new arrays (k, v), read with the top `bits` of 16 bits, rounded up to whole planes. bfloat16 comes as uint16."""
+        return self._key.to_numpy(bits), self._value.to_numpy(bits)
+
+    def __len__(self):
+        return len(self._value)
+
+    @property
+    def nbytes(self):
+        """Bytes of memory that keys and values take, room for further tokens included."""
+        return self._key.nbytes + self._value.nbytes
+
+    def __repr__(self):
+        return f"<alignedkv.KVCache of {len(self)} tokens, {self.batch} x {self.kv_heads} x {self.head_dim} {self.dtype} as {self.format}>"
+
+    def _type(self, role):
+        dim = self.head_dim if role == "key" else self.value_dim
+        return f"tensor<{self.batch}x{self.kv_heads}x?x{dim}x{_MLIR_TYPES[self.dtype]}, #aligned.split<{self.format}, {role}>>"
+
+    def _text(self, q):
+        batch, heads, queries, _ = q.shape
+        query = f"tensor<{'x'.join(map(str, q.shape))}x{_MLIR_TYPES[q.dtype.name]}>"
+        key, value, out = self._type("key"), self._type("value"), f"tensor<{batch}x{heads}x{queries}x{self.value_dim}xf32>"
+        return f"""
+            func.func @attend(%q: {query}, %k: {key}, %v: {value}, %s: tensor<f32>) -> {out} {{
+              %scale = tensor.extract %s[] : tensor<f32>
+              %out = aligned.attention %q, %k, %v scale %scale : {query}, {key}, {value} -> {out}
+              return %out : {out}
+            }}"""

@@ -1,0 +1,199 @@
+"""Modules that are compiled from text: their interface, their results, what they refuse."""
+
+import numpy as np
+import pytest
+from conftest import exact_attention, relative_error
+
+import alignedkv
+
+STEP = """
+func.func @step(%q: tensor<1x6x1x32xf16>, %k: tensor<1x3x1x32xf16>, %v: tensor<1x3x1x32xf16>, %keys: tensor<1x3x?x32xf16>,
+                %values: tensor<1x3x?x32xf16>) -> (tensor<1x6x1x32xf16>, tensor<1x3x?x32xf16>, tensor<1x3x?x32xf16>) {
+  %scale = arith.constant 0.25 : f32
+  %k1 = aligned.append %k to %keys : tensor<1x3x1x32xf16> to tensor<1x3x?x32xf16> -> tensor<1x3x?x32xf16>
+  %v1 = aligned.append %v to %values : tensor<1x3x1x32xf16> to tensor<1x3x?x32xf16> -> tensor<1x3x?x32xf16>
+  %out = aligned.attention %q, %k1, %v1 scale %scale
+      : tensor<1x6x1x32xf16>, tensor<1x3x?x32xf16>, tensor<1x3x?x32xf16> -> tensor<1x6x1x32xf16>
+  return %out, %k1, %v1 : tensor<1x6x1x32xf16>, tensor<1x3x?x32xf16>, tensor<1x3x?x32xf16>
+}"""
+
+IDENTITY = "func.func @same(%a: tensor<?x?xf32>) -> tensor<?x?xf32> { return %a : tensor<?x?xf32> }"
+THREE = """
+func.func @three(%a: tensor<?xf32>) -> tensor<?xf32> {
+  %zero = arith.constant 0 : index
+  %three = arith.constant 3 : index
+  %size = tensor.dim %a, %zero : tensor<?xf32>
+  %ok = arith.cmpi eq, %size, %three : index
+  cf.assert %ok, "expected three numbers"
+  return %a : tensor<?xf32>
+}"""
+
+FILL = """
+func.func @fill(%a: tensor<4xf32>) -> tensor<4xf32> {
+  %seven = arith.constant 7.0 : f32
+  %0 = linalg.fill ins(%seven : f32) outs(%a : tensor<4xf32>) -> tensor<4xf32>
+  return %0 : tensor<4xf32>
+}"""
+
+
+def half(rng, *shape):
+    return rng.standard_normal(shape).astype(np.float16)
+
+
+def test_a_model_decodes_with_caches_that_grow_in_place(rng):
+    step = alignedkv.compile(STEP, policy="exact")
+    assert step.attentions == 1 and step.remarks == []
+    assert step.arguments[3:] == ["float16[1, 3, ?, 32] fixed<4,4,4,4> key", "float16[1, 3, ?, 32] fixed<4,4,4,4> value"]
+    keys, values = step.new_cache(3), step.new_cache(4)
+    k, v = half(rng, 1, 3, 97, 32), half(rng, 1, 3, 97, 32)
+    for t in range(97):
+        q = half(rng, 1, 6, 1, 32)
+        out, new_keys, new_values = step(q, k[:, :, t : t + 1], v[:, :, t : t + 1], keys, values)
+        assert new_keys is keys and new_values is values and len(keys) == t + 1
+        assert relative_error(out.astype(np.float64), exact_attention(q, k[:, :, : t + 1], v[:, :, : t + 1], 0.25)) <= 1e-3
+    (read,) = step.reads
+    assert read["key_values"] == read["value_values"] == k.size
+
+
+def test_a_copy_of_a_cache_grows_alone(rng):
+    step = alignedkv.compile(STEP)
+    keys = step.new_cache(3)
+    keys.append(half(rng, 1, 3, 64, 32))
+    other = keys.copy()
+    other.append(half(rng, 1, 3, 1, 32))
+    assert (len(keys), len(other)) == (64, 65)
+
+
+def test_dense_caches_are_arrays(rng):
+    step = alignedkv.compile(STEP, format="dense", policy="exact")
+    q, k, v = half(rng, 1, 6, 1, 32), half(rng, 1, 3, 65, 32), half(rng, 1, 3, 65, 32)
+    out, keys, values = step(q, k[:, :, 64:], v[:, :, 64:], k[:, :, :64], v[:, :, :64])
+    assert (keys == k).all() and (values == v).all()
+    assert relative_error(out.astype(np.float64), exact_attention(q, k, v, 0.25)) <= 1e-3
+
+
+def test_what_stays_dense_is_remarked():
+    module = alignedkv.compile(STEP.replace("1x6x1x32", "1x6x17x32"), policy="exact")
+    assert any("attention stays dense: expected at most 32 query rows per kv head, got 34" in line for line in module.remarks)
+    assert module.arguments[3] == "float16[1, 3, ?, 32]"
+
+
+def test_results_are_arrays_of_their_own():
+    same = alignedkv.compile(IDENTITY)
+    a = np.arange(12, dtype=np.float32).reshape(3, 4)
+    for given in (a, a.T, a[:, ::2], a[::-1], a[:0]):
+        result = same(given)
+        np.testing.assert_array_equal(result, given)
+        result[:] = -1
+    np.testing.assert_array_equal(a, np.arange(12).reshape(3, 4))
+
+
+def test_arguments_are_never_written():
+    fill = alignedkv.compile(FILL)
+    a = np.zeros(4, np.float32)
+    for writeable in (True, False):
+        a.flags.writeable = writeable
+        assert (fill(a) == 7).all() and (a == 0).all()
+
+
+def test_every_dtype_comes_back():
+    dtypes = dict(f16="f2", f32="f4", f64="f8", bf16="u2", i1="?", i8="i1", i16="i2", i32="i4", i64="i8")
+    for name, dtype in dtypes.items():
+        same = alignedkv.compile(f"func.func @same(%a: tensor<3x{name}>) -> tensor<3x{name}> {{ return %a : tensor<3x{name}> }}")
+        given = np.array([1, 0, 1], dtype)
+        assert same(given).dtype == given.dtype
+        np.testing.assert_array_equal(same(given), given)
+
+
+def test_none_one_or_many_results():
+    assert alignedkv.compile("func.func @none() { return }")() is None
+    both = alignedkv.compile("func.func @both(%a: tensor<i32>) -> (tensor<i32>, tensor<i32>) { return %a, %a : tensor<i32>, tensor<i32> }")
+    assert both(np.array(5, np.int32)) == (5, 5)
+
+
+def test_functions_are_chosen_by_name():
+    two = "func.func @f() -> tensor<i32> { %0 = arith.constant dense<1> : tensor<i32> return %0 : tensor<i32> }"
+    two += two.replace("@f", "@g").replace("dense<1>", "dense<2>")
+    assert alignedkv.compile(two, function="g")() == 2
+    with pytest.raises(alignedkv.Error, match="expected one public function with a body, found 2"):
+        alignedkv.compile(two)
+    with pytest.raises(alignedkv.Error, match="expected a function 'h' with a body, found none"):
+        alignedkv.compile(two, function="h")
+
+
+def test_a_failed_assertion_is_an_error():
+    three = alignedkv.compile(THREE)
+    assert three(np.zeros(3, np.float32)).shape == (3,)
+    with pytest.raises(alignedkv.Error, match="expected three numbers"):
+        three(np.zeros(4, np.float32))
+    assert three(np.ones(3, np.float32)).sum() == 3  # it can go on
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda a: a[:4], "expected 5 arguments, got 4"),
+        (lambda a: [a[0].astype(np.float32), *a[1:]], "expected float16 of argument 0, got float32"),
+        (lambda a: [a[0][0], *a[1:]], "expected rank 4 of argument 0, got 3"),
+        (lambda a: [a[0][:, :3], *a[1:]], r"expected shape \[1, 6, 1, 32\] of argument 0, got \[1, 3, 1, 32\]"),
+        (lambda a: [None, *a[1:]], "as argument 0, got NoneType"),
+        (lambda a: [a[3], *a[1:]], "as argument 0, got .*Cache"),
+        (lambda a: [*a[:3], a[1], a[4]], "expected an alignedkv.Cache as argument 3, got ndarray"),
+        (lambda a: [*a[:3], a[4], a[3]], "expected a cache of the format that argument 3 was compiled for"),
+        (lambda a: [*a[:3], a[3], a[3]], "expected a cache to be passed once"),
+        (lambda a: [*a[:3], alignedkv.compile(STEP.replace("x32x", "x64x")).new_cache(3), a[4]], r"got \[1, 3, 0, 64\]"),
+    ],
+)
+def test_impossible_arguments(rng, change, message):
+    step = alignedkv.compile(STEP)
+    arguments = [half(rng, 1, 6, 1, 32), half(rng, 1, 3, 1, 32), half(rng, 1, 3, 1, 32), step.new_cache(3), step.new_cache(4)]
+    with pytest.raises(alignedkv.Error, match=message):
+        step(*change(arguments))
+    assert len(arguments[3]) == len(arguments[4]) == 0
+    step(*arguments)
+
+
+@pytest.mark.parametrize("index", [-1, 0, 5])
+def test_only_cache_arguments_have_caches(index):
+    with pytest.raises(alignedkv.Error, match=f"expected the index of an argument that is a cache, got {index}"):
+        alignedkv.compile(STEP).new_cache(index)
+
+
+@pytest.mark.parametrize(
+    "text, options, message",
+    [
+        ("func.func @f(", {}, "expected"),
+        ("", {}, "found 0"),
+        ("func.func @f(%a: f32) { return }", {}, "tensor of numbers"),
+        ('func.func @f() { "no.such"() : () -> () return }', {}, "unregistered dialect"),
+        (STEP, dict(format="fixed<4,4>"), "sum to 16, got 8"),
+        (STEP, dict(format="fixed<4,4,4,4> to=split"), "format"),
+        (STEP, dict(policy="best"), "got 'best'"),
+        (STEP, dict(policy="balanced", format="float<8,4,4>"), "expected a key stored as 'fixed'"),
+    ],
+)
+def test_impossible_modules(text, options, message):
+    with pytest.raises(alignedkv.Error, match=message):
+        alignedkv.compile(text, **options)
+
+
+def test_transform_shows_each_phase():
+    split = alignedkv.transform(STEP, "aligned-pipeline{to=split}")
+    assert "#aligned.split<fixed<4, 4, 4, 4>, key>" in split and "aligned.attention" in split
+    fused = alignedkv.transform(split, "builtin.module(aligned-fuse-decode-attention{policy=tight})")
+    assert "aligned.decode_attention" in fused and "aligned.attention" not in fused
+
+
+@pytest.mark.parametrize(
+    "text, pipeline, message",
+    [
+        (STEP, "no-such-pass", "does not refer to a registered pass"),
+        (STEP, "builtin.module(no-such-pass)", "does not refer to a registered pass"),
+        (STEP, "builtin.module(", "pass pipeline"),
+        (STEP, "aligned-pipeline{to=moon}", "got 'moon'"),
+        (STEP.replace("1x6x1x32", "1x4x1x32"), "canonicalize", "expected query heads to be a multiple of kv heads, got 4 and 3"),
+    ],
+)
+def test_impossible_transforms(text, pipeline, message):
+    with pytest.raises(alignedkv.Error, match=message):
+        alignedkv.transform(text, pipeline)
