@@ -31,6 +31,7 @@ void aligned::registerDialects(DialectRegistry &registry) {
   registerBuiltinDialectTranslation(registry);
   registerLLVMDialectTranslation(registry);
   registry.insert<AlignedDialect>();
+  registerRuntimeVerification(registry);
 }
 
 void aligned::registerPasses() {
@@ -83,6 +84,9 @@ void fuse(OpPassManager &pm, const PipelineOptions &options) {
 }
 
 void lower(OpPassManager &pm, const PipelineOptions &options) {
+  // Extents come from callers, and kernels trust them: what types leave open is asserted, once per op, while the ops still say what they need.
+  pm.addPass(createGenerateRuntimeVerificationPass());
+  cleanUp(pm);
   ConvertAlignedToCPUOptions cpu;
   cpu.isa = options.isa == "host" ? hostIsa() : options.isa.getValue();
   cpu.reference = options.target == "reference";

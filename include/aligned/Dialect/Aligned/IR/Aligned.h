@@ -44,6 +44,9 @@ SplitAttr parseSplitFormat(llvm::StringRef text, CacheRole role, mlir::MLIRConte
 PolicyAttr parsePolicy(llvm::StringRef name, double tolerance, mlir::MLIRContext *context,
                        llvm::function_ref<mlir::InFlightDiagnostic()> emitError);
 
+/// Lets upstream's generate-runtime-verification check the ops' dynamic extents.
+void registerRuntimeVerification(mlir::DialectRegistry &registry);
+
 } // namespace aligned
 
 #endif // ALIGNED_DIALECT_ALIGNED_IR_ALIGNED_H

@@ -1,0 +1,85 @@
+// What verifiers check of static extents (A1, A3, A5), checked of dynamic ones when the program runs: a kernel trusts its shapes.
+#include "aligned/Dialect/Aligned/IR/Aligned.h"
+
+#include "mlir/Dialect/Arith/IR/Arith.h"
+#include "mlir/Dialect/ControlFlow/IR/ControlFlowOps.h"
+#include "mlir/Dialect/Tensor/IR/Tensor.h"
+#include "mlir/IR/ImplicitLocOpBuilder.h"
+#include "mlir/Interfaces/RuntimeVerifiableOpInterface.h"
+
+using namespace mlir;
+using namespace aligned;
+
+namespace {
+
+enum Dim { kBatch, kHeads, kTokens, kChannels };
+constexpr StringRef kDimName[] = {"batch", "heads", "tokens", "head_dim"};
+
+using MessageFn = function_ref<std::string(Operation *, StringRef)>;
+
+struct Checks {
+  Checks(OpBuilder &builder, Location loc, Operation *op) : b(loc, builder), op(op) {}
+
+  static int64_t size(Value tensor, Dim dim) { return cast<RankedTensorType>(tensor.getType()).getDimSize(dim); }
+
+  Value extent(Value tensor, Dim dim) {
+    if (int64_t known = size(tensor, dim); !ShapedType::isDynamic(known))
+      return arith::ConstantIndexOp::create(b, known);
+    return tensor::DimOp::create(b, tensor, arith::ConstantIndexOp::create(b, dim));
+  }
+  void equal(Value a, Value other, const Twine &what) {
+    Value same = arith::CmpIOp::create(b, arith::CmpIPredicate::eq, a, other);
+    cf::AssertOp::create(b, same, ("'" + op->getName().getStringRef() + "' op " + what).str()); // as the verifier words it
+  }
+  /// Two operands agree; where both extents are static, the verifier has seen to it.
+  void agree(StringRef nameA, Value a, StringRef nameB, Value other, ArrayRef<Dim> dims) {
+    for (Dim dim : dims)
+      if (ShapedType::isDynamic(size(a, dim)) || ShapedType::isDynamic(size(other, dim)))
+        equal(extent(a, dim), extent(other, dim), "expected " + nameA + " and " + nameB + " to agree in " + kDimName[dim]);
+  }
+  /// A result that promises more than its operand's type.
+  void promise(Value operand, StringRef name, Value result, ArrayRef<Dim> dims) {
+    for (Dim dim : dims)
+      if (ShapedType::isDynamic(size(operand, dim)) && !ShapedType::isDynamic(size(result, dim)))
+        equal(extent(operand, dim), extent(result, dim), "expected " + name + " to have the result's " + kDimName[dim]);
+  }
+
+  ImplicitLocOpBuilder b;
+  Operation *op;
+};
+
+template <typename Op> struct AttentionModel : RuntimeVerifiableOpInterface::ExternalModel<AttentionModel<Op>, Op> {
+  void generateRuntimeVerification(Operation *op, OpBuilder &builder, Location loc, MessageFn) const {
+    auto attention = cast<Op>(op);
+    Checks checks(builder, loc, op);
+    checks.agree("key", attention.getKey(), "value", attention.getValue(), {kBatch, kHeads, kTokens});
+    checks.agree("query", attention.getQuery(), "key", attention.getKey(), {kBatch, kChannels});
+    checks.promise(attention.getQuery(), "query", op->getResult(0), {kBatch, kHeads, kTokens});
+    checks.promise(attention.getValue(), "value", op->getResult(0), {kChannels});
+  }
+};
+
+struct AppendModel : RuntimeVerifiableOpInterface::ExternalModel<AppendModel, AppendOp> {
+  void generateRuntimeVerification(Operation *op, OpBuilder &builder, Location loc, MessageFn) const {
+    auto append = cast<AppendOp>(op);
+    Value tokens = append.getTokens(), cache = append.getCache(), result = append.getResult();
+    Checks checks(builder, loc, op);
+    checks.agree("tokens", tokens, "cache", cache, {kBatch, kHeads, kChannels});
+    checks.promise(cache, "cache", result, {kBatch, kHeads, kChannels});
+    bool dynamic = ShapedType::isDynamic(Checks::size(tokens, kTokens)) || ShapedType::isDynamic(Checks::size(cache, kTokens));
+    if (dynamic && !ShapedType::isDynamic(Checks::size(result, kTokens)))
+      checks.equal(arith::AddIOp::create(checks.b, checks.extent(cache, kTokens), checks.extent(tokens, kTokens)), checks.extent(result, kTokens),
+                   "expected cache and tokens to add up to the result");
+  }
+};
+
+} // namespace
+
+void aligned::registerRuntimeVerification(DialectRegistry &registry) {
+  registry.addExtension(+[](MLIRContext *context, AlignedDialect *) {
+    AttentionOp::attachInterface<AttentionModel<AttentionOp>>(*context);
+    DecodeAttentionOp::attachInterface<AttentionModel<DecodeAttentionOp>>(*context);
+    AppendOp::attachInterface<AppendModel>(*context);
+    context->loadDialect<arith::ArithDialect, cf::ControlFlowDialect, tensor::TensorDialect>(); // what the checks are made of
+  });
+}
