@@ -281,8 +281,9 @@ TEST(Policies, NotFiniteKeysAndQueries) {
         for (int64_t c = 0; c < 16; ++c) {
           double x = results[policy].out[h * 16 + c], wanted = expected[h * 16 + c];
           EXPECT_EQ(std::isnan(x), std::isnan(wanted));
-          if (!std::isnan(wanted)) // a score of -inf masks its token
+          if (!std::isnan(wanted)) { // a score of -inf masks its token
             EXPECT_NEAR(x, wanted, 0.05);
+          }
         }
   }
 }

@@ -298,8 +298,9 @@ TEST(Npz, SurvivesDamage) {
     std::string damaged = whole;
     damaged[at] ^= 1 << at % 8;
     std::ofstream(file.path, std::ios::binary) << damaged;
-    if (!readNpz(file.path, error)) // some bytes, such as times, mean nothing
+    if (!readNpz(file.path, error)) { // some bytes, such as times, mean nothing
       EXPECT_EQ(error.find(file.path + ": "), 0u) << error;
+    }
   }
 }
 
