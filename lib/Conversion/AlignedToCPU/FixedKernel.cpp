@@ -165,12 +165,13 @@ void FixedKernel::scores() {
   });
   scaleRows();
   planCoarse();
-  // Phase A, then B: the same code, since a plan that knows of no loud block asks for the coarse precision.
+  // Phase A, then B: blocks that the plan asks more of are scored again by the same code.
   e.loop(index(0), exact ? index(1) : select(key.blocks > 0, index(2), index(1)), 1, [&](Val phase) {
     Val first = phase == 0;
     e.loop(index(0), key.blocks, 1, [&](Val block) {
-      Val layers = exact ? e.load(layersA, index(0), shape.keyDim) : refinedLayers(block);
-      Val more = reduceAdd(layers - e.load(layersA, index(0), shape.keyDim));
+      Val coarse = e.load(layersA, index(0), shape.keyDim);
+      Val layers = exact ? coarse : e.choose(first, [&]() -> Vals { return {coarse}; }, [&]() -> Vals { return {refinedLayers(block)}; })[0];
+      Val more = reduceAdd(layers - coarse);
       e.when(first | (more > 0), [&] {
         scoreBlock(block, layers);
         bumpTally(keyTally, convert(more, e.i64()) * (4 * kBlock));
@@ -195,7 +196,7 @@ void FixedKernel::planCoarse() {
   Val reach = e.loop(index(0), index(shape.heads), 1, {e.constant(VectorType::get(dim, e.f32()), 0)}, [&](Val h, Vals top) -> Vals {
     Val units = abs(e.load(w, h * dim, dim)) * unit;
     e.store(f32(kWeightLimit) / reduceMax(units), finest, h); // the loudest channel must not leave the digits
-    e.store(f32(INFINITY), want, h); // of an exact kernel; a plan says what it wants of each block
+    e.store(f32(exact ? INFINITY : 1 / kCoarse), want, h);
     return {larger(units * 32768.0, top[0])};
   })[0];
   Val layers = exact ? e.constant(exponents.type(), residentLayers(shape.keySplit)) : groupMax(layersFor(reach * (1 / kCoarse), shape.keySplit));
@@ -204,12 +205,10 @@ void FixedKernel::planCoarse() {
   forHeads([&](Val h) {
     Val error = abs(e.load(w, h * dim, dim)) * unit * 32768.0 * remainder;
     e.store(reduceAdd(error * error) * (1.0 / 3), varianceA, h);
-    // No block is loud yet, and those past the last never will be.
-    e.loop(index(0), planStride, kPlanLanes, [&](Val block) {
-      e.store(e.constant(VectorType::get(kPlanLanes, e.f32()), 0), loudest, h * planStride + block);
-      e.store(e.constant(VectorType::get(kPlanLanes, e.f32()), 0), energy, h * planStride + block);
+    e.loop(key.blocks, planStride, 1, [&](Val block) { // blocks that do not exist are silent
+      e.store(f32(0), loudest, h * planStride + block);
+      e.store(f32(0), energy, h * planStride + block);
     });
-    e.store(f32(1), precisionK, h);
   });
   bumpTally(keyTally, fullTokens * 4 * convert(reduceAdd(layers), e.types.getIndexType()));
 }
