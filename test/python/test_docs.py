@@ -1,0 +1,58 @@
+"""The documents say what is there: links lead somewhere, IR is the compiler's own, Python runs."""
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def anchors(text):
+    """Of headings, as hosting sites derive them."""
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def dead_links(document):
+    text, dead = document.read_text(), []
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"https?://", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (document.parent / path).resolve() if path else document
+        if not target.exists() or (anchor and anchor not in anchors(target.read_text())):
+            dead.append(link)
+    return dead
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links(document):
+    assert dead_links(document) == []
+
+
+def test_dead_links_are_found(tmp_path):
+    document = tmp_path / "a.md"
+    document.write_text("# One, two\n[a](a.md#one-two) [b](b.md) [c](#three) [d](https://example.org/x)\n")
+    assert dead_links(document) == ["b.md", "#three"]
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+
+
+def test_ir_is_the_compilers():
+    """Each stretch of IR stands in a phase file; `...` leaves out, line breaks are free."""
+    shown = [" ".join(part.split()) for block in blocks("mlir") for part in block.split("\n...\n")]
+    written = [" ".join(path.read_text().split()) for path in (ROOT / "test" / "Pipelines" / "decode").glob("*.mlir")]
+    assert shown
+    assert [part for part in shown if not any(part in text for text in written)] == []
+
+
+def test_python_runs(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    scope = {}
+    for block in blocks("python"):
+        exec(block, scope)
+    assert scope["out"].shape == (1, 9, 1, 64)
+    assert scope["model"].attentions == 1
