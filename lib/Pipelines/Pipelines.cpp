@@ -141,7 +141,7 @@ void toLLVM(OpPassManager &pm) {
 
 } // namespace
 
-/// The order: raising comes first, because it reads what front ends wrote, before anything is simplified away. Storage is split while
+/// The order: raising comes first, because it reads what front ends wrote, before anything is simplified away; only tosa is brought to linalg for it. Storage is split while
 /// attention is still declared, since then a change of type is all it takes. Fusing needs to know the storage, because a policy fits only some;
 /// once it is done the graph holds no tensor that a lowering could be tempted to dequantise.
 void aligned::buildPipeline(OpPassManager &pm, const PipelineOptions &options) {
@@ -159,6 +159,7 @@ void aligned::buildPipeline(OpPassManager &pm, const PipelineOptions &options) {
   if (!last)
     return; // the check fails
 
+  pm.addPass(createAlignedLowerTosa());
   pm.addPass(createAlignedRaiseAttention());
   verify(pm, "raise");
   if (options.target != "reference") { // which runs attention as it is declared

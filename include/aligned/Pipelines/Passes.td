@@ -38,6 +38,17 @@ def AlignedVerifyPhase : Pass<"aligned-verify-phase", "::mlir::ModuleOp"> {
   let options = [Option<"phase", "phase", "std::string", "", "raise, split, fuse, lower or llvm">];
 }
 
+def AlignedLowerTosa : Pass<"aligned-lower-tosa", "::mlir::ModuleOp"> {
+  let summary = "turn tosa into linalg";
+  let description = [{
+    Runs upstream's conversions of tosa, in a module that has any: others reach the raising as their front end wrote them. Profiles and levels
+    of the TOSA specification are not enforced, since front ends write f64 constants.
+  }];
+  let dependentDialects = [
+    "::mlir::arith::ArithDialect", "::mlir::index::IndexDialect", "::mlir::linalg::LinalgDialect", "::mlir::math::MathDialect",
+    "::mlir::scf::SCFDialect", "::mlir::tensor::TensorDialect", "::mlir::tosa::TosaDialect"];
+}
+
 def AlignedDecomposeConcat : Pass<"aligned-decompose-concat", "::mlir::func::FuncOp"> {
   let summary = "turn tensor.concat into slices of one tensor";
   let description = [{
