@@ -139,7 +139,8 @@ private:
   bool matchFactor(ScalarView &view, double &factor, SmallVector<Value> &scalars);
   std::optional<Source> follow(ScalarView view, StringRef name, AffineExpr row, AffineExpr channel);
   bool proveLayout();
-  bool startsAtZero(linalg::LinalgOp op);
+  bool sumsProducts(linalg::LinalgOp op, StringRef name);
+  bool resultInOrder(ArrayRef<unsigned> rowLoops, ArrayRef<unsigned> channelLoops);
 
   Contraction anchor;
   ScalarTracer tracer;
@@ -208,8 +209,8 @@ std::optional<Match> Matcher::match(std::string &why) {
     rows.push_back(getAffineConstantExpr(0, tracer.context));
   if (token == getAffineConstantExpr(0, tracer.context))
     return finish(fail("expected more than one token, got a static length of 1"));
-  if (!startsAtZero(op))
-    return finish(fail("expected the product with V to start from zero"));
+  if (!sumsProducts(op, "product with V"))
+    return finish(false);
 
   if (!matchSoftmax(tracer.resolve(tracer.input(op, *probabilities, loops))))
     return finish(false);
@@ -219,13 +220,51 @@ std::optional<Match> Matcher::match(std::string &why) {
   found.value = *value;
   if (value->factor != 1 || !value->scalars.empty())
     return finish(fail("expected V to be read as it is, got a scaled V"));
-  return finish(proveLayout());
+  return finish(resultInOrder(rowLoops, channelLoops) && proveLayout());
 }
 
-bool Matcher::startsAtZero(linalg::LinalgOp op) {
+/// Whether a contraction adds bare products of its operands onto zero in f32. Upstream's notion of a contraction is wider: it looks
+/// through every op of one operand in the body, be it a widening cast or a tanh.
+bool Matcher::sumsProducts(linalg::LinalgOp op, StringRef name) {
   OpOperand *init = op.getDpsInitOperand(0);
-  std::optional<double> start = constantOf(tracer, {init->get(), Index(tensorType(init->get()).getRank(), getAffineConstantExpr(0, tracer.context)), nullptr});
-  return start && *start == 0;
+  Type element = tensorType(init->get()).getElementType();
+  if (!element.isF32())
+    return fail(llvm::formatv("expected the {0} to be summed in f32, got {1}", name, element).str());
+  std::optional<double> start =
+      constantOf(tracer, {init->get(), Index(tensorType(init->get()).getRank(), getAffineConstantExpr(0, tracer.context)), nullptr});
+  if (!start || *start != 0)
+    return fail("expected the " + name + " to start from zero");
+
+  auto widened = [](Value value) {
+    while (auto cast = value.getDefiningOp<arith::ExtFOp>())
+      value = cast.getIn();
+    return value;
+  };
+  Block *body = op.getBlock();
+  Value running = op.getMatchingBlockArgument(init);
+  auto sum = body->getTerminator()->getOperand(0).getDefiningOp<arith::AddFOp>();
+  arith::MulFOp product;
+  if (sum && (sum.getLhs() == running || sum.getRhs() == running))
+    product = (sum.getLhs() == running ? sum.getRhs() : sum.getLhs()).getDefiningOp<arith::MulFOp>();
+  if (product) {
+    Value lhs = widened(product.getLhs()), rhs = widened(product.getRhs());
+    Value first = body->getArgument(0), second = body->getArgument(1);
+    if ((lhs == first && rhs == second) || (lhs == second && rhs == first))
+      return true;
+  }
+  return fail("expected the " + name + " to sum products of its operands as they are, got another function of them");
+}
+
+/// Whether the anchor's result lists batch and heads, then queries, then channels; loops of one iteration may sit anywhere.
+bool Matcher::resultInOrder(ArrayRef<unsigned> rowLoops, ArrayRef<unsigned> channelLoops) {
+  SmallVector<int64_t> ranges = anchor.op.getStaticLoopRanges();
+  SmallVector<unsigned> expected, got;
+  for (ArrayRef<unsigned> loops : {ArrayRef<unsigned>(anchor.dims.batch), rowLoops, channelLoops})
+    llvm::copy_if(loops, std::back_inserter(expected), [&](unsigned loop) { return ranges[loop] != 1; });
+  for (AffineExpr expr : anchor.op.getMatchingIndexingMap(anchor.op.getDpsInitOperand(0)).getResults())
+    if (unsigned loop = cast<AffineDimExpr>(expr).getPosition(); ranges[loop] != 1)
+      got.push_back(loop);
+  return got == expected || fail("expected the product with V to give batch, heads, queries and value channels in this order, got them transposed");
 }
 
 //===----------------------------------------------------------------------===//
@@ -332,8 +371,8 @@ bool Matcher::matchScores(ScalarView score) {
   if (!product)
     return fail(describeScores(score));
   linalg::LinalgOp op = product->op;
-  if (!startsAtZero(op))
-    return fail("expected the product of Q and K to start from zero");
+  if (!sumsProducts(op, "product of Q and K"))
+    return false;
   Index reduced;
   std::optional<Index> loops = tracer.loopsOf(op, op.getMatchingIndexingMap(op.getDpsInitOperand(0)), score.index, reduced);
   if (!loops)
