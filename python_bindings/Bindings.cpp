@@ -411,7 +411,10 @@ bfloat16 is returned as its bits, uint16.)")
 
 A tensor is any array in CPU memory with that dtype and shape; one that is contiguous is not copied. A cache tensor is a Cache.
 Returns None, one result, or a tuple of them: NumPy arrays that own their memory, and caches. A cache that the function appends to
-is appended to in place: the result is the Cache that was passed. Raises Error for anything that does not fit.)")
+is appended to in place: the result is the Cache that was passed.
+
+Raises Error for arguments that do not fit, before anything happens, and for what the function finds wrong while it runs; by then it may
+have appended.)")
       .def("__init__", [](Module *self, const std::string &text, const std::string &options, const std::optional<std::string> &function) {
         new (self) Module(text, options, function);
       }, "text"_a, "options"_a, "function"_a = nb::none())

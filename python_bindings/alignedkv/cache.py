@@ -120,8 +120,6 @@ class KVCache:
         q = np.asarray(q)
         if q.ndim != 4 or q.dtype.name not in _MLIR_TYPES:
             raise Error(f"expected q of float16, bfloat16 or float32 and rank 4, got {q.dtype.name} of rank {q.ndim}")
-        if q.shape[1] == 0:
-            raise Error("expected q to have at least one head, got none")
         scale = _number("scale", 1 / math.sqrt(self.head_dim) if scale is None else scale)
         options = _options(policy, tolerance, "auto")
         module = _attention(self._text(q), options)

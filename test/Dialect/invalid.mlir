@@ -136,6 +136,14 @@ func.func @no_heads(%q: tensor<1x7x1x16xf16>, %k: tensor<1x0x64x16xf16>, %v: ten
 
 // -----
 
+func.func @no_query_heads(%q: tensor<1x0x1x16xf16>, %k: tensor<1x3x64x16xf16>, %v: tensor<1x3x64x16xf16>, %s: f32) {
+  // expected-error@+1 {{expected one query head or more, got none}}
+  %out = aligned.attention %q, %k, %v scale %s : tensor<1x0x1x16xf16>, tensor<1x3x64x16xf16>, tensor<1x3x64x16xf16> -> tensor<1x0x1x16xf16>
+  return
+}
+
+// -----
+
 // A3: the result.
 
 func.func @result(%q: tensor<1x2x1x16xf16>, %k: tensor<1x2x64x16xf16>, %v: tensor<1x2x64x48xf16>, %s: f32) {

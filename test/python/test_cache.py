@@ -306,7 +306,7 @@ def test_impossible_bits(rng, bits):
     "shape, dtype, options, message",
     [
         ((1, 4, 1, 32), "f2", {}, "expected query heads to be a multiple of kv heads, got 4 and 3"),
-        ((1, 0, 1, 32), "f2", {}, "expected q to have at least one head"),
+        ((1, 0, 1, 32), "f2", {}, "expected one query head or more, got none"),
         ((1, 99, 1, 32), "f2", {}, "expected at most 32 query heads per kv head, got 33"),
         ((1, 3, 1, 48), "f2", {}, "agree in head_dim, got 48 and 32"),
         ((2, 3, 1, 32), "f2", {}, "agree in batch, got 2 and 1"),

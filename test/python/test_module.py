@@ -153,6 +153,18 @@ def test_impossible_arguments(rng, change, message):
     step(*arguments)
 
 
+@pytest.mark.parametrize("format", ["auto", "dense"])
+def test_keys_and_values_must_be_equally_many(rng, format):
+    step = alignedkv.compile(STEP, format=format, policy="exact")
+    q, k, v = half(rng, 1, 6, 1, 32), half(rng, 1, 3, 66, 32), half(rng, 1, 3, 1, 32)
+    keys, values = k[:, :, :65], k[:, :, :0]
+    if format == "auto":
+        keys, values = step.new_cache(3), step.new_cache(4)
+        keys.append(k[:, :, :65])
+    with pytest.raises(alignedkv.Error, match="expected key and value to agree in tokens"):
+        step(q, k[:, :, 65:], v, keys, values)
+
+
 @pytest.mark.parametrize("index", [-1, 0, 5])
 def test_only_cache_arguments_have_caches(index):
     with pytest.raises(alignedkv.Error, match=f"expected the index of an argument that is a cache, got {index}"):

@@ -49,6 +49,8 @@ static LogicalResult verifyOperands(Operation *op, RankedTensorType query, Ranke
   int64_t queryHeads = query.getDimSize(kHeads), kvHeads = key.getDimSize(kHeads);
   if (!ShapedType::isDynamic(queryHeads) && !ShapedType::isDynamic(kvHeads) && (kvHeads == 0 || queryHeads % kvHeads)) // A2
     return op->emitOpError() << "expected query heads to be a multiple of kv heads, got " << queryHeads << " and " << kvHeads;
+  if (queryHeads == 0)
+    return op->emitOpError() << "expected one query head or more, got none";
   SplitAttr keySplit = getSplit(key), valueSplit = getSplit(value); // A4
   if (!keySplit != !valueSplit)
     return op->emitOpError() << "expected key and value to be both split or both dense, got a split "
