@@ -14,6 +14,7 @@
 #include "mlir/Parser/Parser.h"
 #include "mlir/Pass/PassManager.h"
 #include "mlir/Pass/PassRegistry.h"
+#include "llvm/ADT/StringExtras.h"
 #include "llvm/ExecutionEngine/Orc/JITTargetMachineBuilder.h"
 #include "llvm/Support/TargetSelect.h"
 #include "llvm/Target/TargetMachine.h"
@@ -59,13 +60,19 @@ struct Session {
     llvm::raw_string_ostream os(text);
     if (diagnostic.getSeverity() == DiagnosticSeverity::Note)
       os << "note: ";
-    if (!isa<UnknownLoc>(diagnostic.getLocation())) {
-      diagnostic.getLocation().print(os);
-      os << ": ";
-    }
+    printPlace(os, diagnostic.getLocation());
     os << diagnostic.str() << "\n";
-    for (Diagnostic &note : diagnostic.getNotes())
-      os << "note: " << note.str() << "\n";
+    for (Diagnostic &note : diagnostic.getNotes()) {
+      os << "note: ";
+      printPlace(os, note.getLocation());
+      os << note.str() << "\n";
+    }
+  }
+
+  /// "line 3, column 10: ": the text has no file name here. Nothing for a place that is no line.
+  static void printPlace(llvm::raw_ostream &os, Location location) {
+    if (auto place = location->findInstanceOf<FileLineColLoc>(); place && place.getLine())
+      os << "line " << place.getLine() << ", column " << place.getColumn() << ": ";
   }
 
   /// Leaves what was collected, or `otherwise`, as the thread's error.
@@ -220,6 +227,11 @@ LogicalResult runPhases(Session &session, ModuleOp module, StringRef text, const
   }
   if (to)
     options.to = to;
+  std::vector<std::string> isas = hostIsas();
+  if (options.isa != "host" && StringRef("avx512 avx2").contains(options.isa.getValue()) && !llvm::is_contained(isas, options.isa.getValue())) {
+    session.errors += "expected an instruction set of this machine (" + llvm::join(isas, ", ") + "), got '" + options.isa + "'\n";
+    return failure();
+  }
   PassManager passes(&session.context);
   buildPipeline(passes, options);
   return passes.run(module);

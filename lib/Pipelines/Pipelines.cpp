@@ -42,20 +42,27 @@ void aligned::registerPasses() {
 }
 
 //===----------------------------------------------------------------------===//
+// The machine
+//===----------------------------------------------------------------------===//
+
+std::vector<std::string> aligned::hostIsas() {
+  llvm::StringMap<bool> features = llvm::sys::getHostCPUFeatures();
+  auto has = [&](std::initializer_list<StringRef> names) { return llvm::all_of(names, [&](StringRef name) { return features.lookup(name); }); };
+  std::vector<std::string> isas;
+  if (has({"avx512f", "avx512bw", "avx512vl", "avx512vnni"}))
+    isas.push_back("avx512");
+  if (has({"avx2", "fma", "f16c"}))
+    isas.push_back("avx2");
+  isas.push_back("portable");
+  return isas;
+}
+
+//===----------------------------------------------------------------------===//
 // The pipeline
 //===----------------------------------------------------------------------===//
 
 namespace {
 using namespace aligned;
-
-/// The widest instruction set that both this machine and the kernels know.
-std::string hostIsa() {
-  llvm::StringMap<bool> features = llvm::sys::getHostCPUFeatures();
-  auto has = [&](std::initializer_list<StringRef> names) { return llvm::all_of(names, [&](StringRef name) { return features.lookup(name); }); };
-  if (has({"avx512f", "avx512bw", "avx512vl", "avx512vnni"}))
-    return "avx512";
-  return has({"avx2", "fma", "f16c"}) ? "avx2" : "portable";
-}
 
 void cleanUp(OpPassManager &pm) {
   pm.addPass(createCanonicalizerPass());
@@ -88,7 +95,7 @@ void lower(OpPassManager &pm, const PipelineOptions &options) {
   pm.addPass(createGenerateRuntimeVerificationPass());
   cleanUp(pm);
   ConvertAlignedToCPUOptions cpu;
-  cpu.isa = options.isa == "host" ? hostIsa() : options.isa.getValue();
+  cpu.isa = options.isa == "host" ? hostIsas().front() : options.isa.getValue();
   cpu.reference = options.target == "reference";
   pm.addPass(createConvertAlignedToCPU(cpu));
   pm.addNestedPass<func::FuncOp>(createAlignedDecomposeConcat()); // after the above, which writes dense appends as concatenations

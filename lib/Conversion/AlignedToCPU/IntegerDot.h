@@ -14,8 +14,8 @@ namespace aligned {
 constexpr int64_t kDigits = 3;
 /// Magnitude that a weight in units of its step may reach: 22 bits leave room for the carry into the top digit.
 constexpr double kWeightLimit = 4194304.0;
-/// Weights are kept this much finer than the precision that the values are read to.
-constexpr double kWeightGuard = 16.0;
+/// Weights are kept this much finer than the precision that the values are read to: 64 costs no digit more than 16, and 16 already shows in the plans.
+constexpr double kWeightGuard = 64.0;
 
 /// acc[i] + sum over the four bytes j of nibbles[i].j * weights[i].j; nibbles are 0 .. 15, weights signed bytes.
 Val dot4(Isa isa, Val acc, Val nibbles, Val weights);
