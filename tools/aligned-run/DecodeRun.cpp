@@ -252,7 +252,7 @@ double median(std::vector<double> values) {
 
 std::optional<std::vector<DecodeReport>> DecodeRun::run(const std::vector<RunOptions> &policies) {
   std::string source = moduleText(c);
-  dense = compile(source, "policy=exact format=dense");
+  dense = compile(source, "policy=exact format=dense isa=" + policies.front().isa);
   if (!dense)
     return std::nullopt;
   for (const RunOptions &options : policies) {

@@ -26,7 +26,7 @@ Module aligned::compile(const std::string &source, const std::string &options) {
 }
 
 std::string RunOptions::pipeline() const {
-  std::string text = "policy=" + policy + " format=" + format;
+  std::string text = "policy=" + policy + " format=" + format + " isa=" + isa;
   if (tolerance)
     text += " tolerance=" + std::to_string(*tolerance);
   return text;

@@ -17,7 +17,7 @@ namespace aligned {
 struct RunOptions {
   std::string policy;                 ///< by name
   std::optional<double> tolerance;    ///< of policy `budget`
-  std::string format = "auto";
+  std::string format = "auto", isa = "host";
   int threads = 1;
   std::optional<double> rtol, atol;   ///< of the comparison with the expected outputs
   bool lastStep = false;              ///< of a captured cache

@@ -24,6 +24,7 @@ struct CommandLine {
                                cl::cat(category)};
   cl::opt<double> tolerance{"tolerance", cl::value_desc("T"), cl::desc("Aimed relative L2 error of a head's output, above 0 and below 1; implies --policy=budget"), cl::cat(category)};
   cl::opt<std::string> format{"format", cl::init("auto"), cl::desc("Storage: auto, dense, or planes such as fixed<4,4,4,4> and float<8,4,4>"), cl::cat(category)};
+  cl::opt<std::string> isa{"isa", cl::init("host"), cl::desc("Instructions of the kernels: host (the widest that this machine has), avx512, avx2 or portable"), cl::cat(category)};
   cl::opt<int> threads{"threads", cl::init(1), cl::desc("Threads that share the kv heads of a step (default 1)"), cl::cat(category)};
   cl::opt<double> relative{"rtol", cl::desc("Allowed |got - want| is atol + rtol |want|. Default 2e-3, or 2^-7 for bf16 outputs"), cl::cat(category)};
   cl::opt<double> absolute{"atol", cl::desc("Default 2e-3 for exact and tight, 2e-2 for balanced, 6e-2 for fast and alignedkv, max(2e-3, 8 T) for a budget"), cl::cat(category)};
@@ -82,6 +83,7 @@ int main(int argc, char **argv) {
     base.tolerance = line.tolerance;
   }
   base.format = line.format;
+  base.isa = line.isa;
   base.threads = line.threads;
   base.lastStep = line.lastStep;
   base.json = line.json;

@@ -6,6 +6,9 @@
 #include "mlir/Pass/PassManager.h"
 #include "mlir/Pass/PassOptions.h"
 
+#include <string>
+#include <vector>
+
 namespace aligned {
 
 /// Where a module can stop. Each phase's contract is what `aligned-verify-phase` checks after it.
@@ -25,6 +28,9 @@ struct PipelineOptions : mlir::PassPipelineOptions<PipelineOptions> {
   Option<std::string> isa{*this, "isa", llvm::cl::desc("host, portable, avx2 or avx512"), llvm::cl::init("host")};
   Option<std::string> to{*this, "to", llvm::cl::desc("last phase to run: raise, split, fuse, lower or llvm"), llvm::cl::init("llvm")};
 };
+
+/// Instruction sets that both this machine and the kernels know, the widest first; `portable` is always there.
+std::vector<std::string> hostIsas();
 
 /// Appends the phases up to `options.to`. Unknown option values add a pass that reports them.
 void buildPipeline(mlir::OpPassManager &pm, const PipelineOptions &options);
