@@ -20,6 +20,7 @@
 #include "llvm/Support/FormatVariadic.h"
 
 #include <cmath>
+#include <limits>
 
 namespace aligned {
 #define GEN_PASS_DEF_ALIGNEDRAISEATTENTION
@@ -96,7 +97,8 @@ std::optional<Reduction> reductionOf(ScalarTracer &tracer, const ScalarView &vie
     return std::nullopt;
   Value other = step->getOperand(step->getOperand(0) == running ? 1 : 0);
   std::optional<double> start = constantOf(tracer, {init->get(), Index(view.index.size(), getAffineConstantExpr(0, tracer.context)), nullptr});
-  if (!start || *start != identity)
+  // What is taken off the scores changes nothing, so that their maximum may as well start from the lowest float.
+  if (!start || (*start != identity && !(combine == Combine::Max && *start <= -std::numeric_limits<float>::max())))
     return std::nullopt;
   return Reduction{tracer.resolve({other, *loops, op}), reduced.front()};
 }
@@ -174,6 +176,21 @@ bool looksLikeSoftmax(ScalarTracer &tracer, ScalarView view, int depth = 0) {
   if (view.as<arith::SelectOp>())
     return looksLikeSoftmax(tracer, tracer.operand(view, 1), depth + 1) || looksLikeSoftmax(tracer, tracer.operand(view, 2), depth + 1);
   return false;
+}
+
+/// a and b of a / b, also where a front end wrote a * (1 / b).
+std::optional<std::pair<ScalarView, ScalarView>> quotientOf(ScalarTracer &tracer, const ScalarView &view) {
+  auto operand = [&](const ScalarView &of, unsigned number) { return tracer.resolve(tracer.operand(of, number)); };
+  if (!view.isElement() && view.as<arith::DivFOp>())
+    return std::pair(operand(view, 0), operand(view, 1));
+  if (view.isElement() || !view.as<arith::MulFOp>())
+    return std::nullopt;
+  for (unsigned side : {1u, 0u}) {
+    ScalarView reciprocal = operand(view, side);
+    if (!reciprocal.isElement() && reciprocal.as<arith::DivFOp>() && constantOf(tracer, tracer.operand(reciprocal, 0)) == 1.0)
+      return std::pair(operand(view, 1 - side), operand(reciprocal, 1));
+  }
+  return std::nullopt;
 }
 
 std::optional<Match> Matcher::match(std::string &why) {
@@ -283,9 +300,10 @@ bool Matcher::matchSoftmax(const ScalarView &probability) {
     found.maskedZero = true;
     quotient = tracer.resolve(tracer.operand(quotient, 2));
   }
-  if (!quotient.as<arith::DivFOp>())
+  std::optional<std::pair<ScalarView, ScalarView>> parts = quotientOf(tracer, quotient);
+  if (!parts)
     return fail("expected probabilities that are a quotient of exponentials by their sum" + gotOp(quotient));
-  ScalarView weight = tracer.resolve(tracer.operand(quotient, 0)), divisor = tracer.resolve(tracer.operand(quotient, 1));
+  auto [weight, divisor] = *parts;
   if (!weight.as<math::ExpOp>())
     return fail("expected the numerator of the softmax to be an exponential" + gotOp(weight));
   std::optional<Reduction> sum = reductionOf(tracer, divisor, Combine::Add);
