@@ -127,7 +127,7 @@ void aligned_text_free(char *text) { free(text); }
 
 struct aligned_module {
   std::vector<aligned_type> arguments, results;
-  int32_t attentions = 0;
+  int32_t attentions = 0, probes = 0;
   std::string remarks;
   std::unique_ptr<llvm::TargetMachine> machine; // the optimiser keeps a pointer to it
   std::unique_ptr<ExecutionEngine> engine;
@@ -216,8 +216,8 @@ FailureOr<func::FuncOp> findFunction(ModuleOp module, const char *name) {
   return module.emitError("expected one public function with a body, found ") << candidates.size();
 }
 
-/// Runs the one pipeline with `text` as its options, to phase `to` where that is not null.
-LogicalResult runPhases(Session &session, ModuleOp module, StringRef text, const char *to) {
+/// Runs the one pipeline with `text` as its options, to phase `to` where that is not null. Probes are added once, by the run that may.
+LogicalResult runPhases(Session &session, ModuleOp module, StringRef text, const char *to, bool mayProbe = true) {
   PipelineOptions options;
   std::string errors;
   llvm::raw_string_ostream os(errors);
@@ -227,6 +227,7 @@ LogicalResult runPhases(Session &session, ModuleOp module, StringRef text, const
   }
   if (to)
     options.to = to;
+  options.probe = options.probe && mayProbe;
   std::vector<std::string> isas = hostIsas();
   if (options.isa != "host" && StringRef("avx512 avx2").contains(options.isa.getValue()) && !llvm::is_contained(isas, options.isa.getValue())) {
     session.errors += "expected an instruction set of this machine (" + llvm::join(isas, ", ") + "), got '" + options.isa + "'\n";
@@ -286,15 +287,16 @@ aligned_module *aligned_module_compile(const char *source, const char *options, 
   StringRef text(options ? options : "");
   bool stayDense = text.contains("target=reference") || text.contains("format=dense");
   OwningOpRef<ModuleOp> early = module->clone();
-  if (failed(runPhases(session, *early, text, "raise")))
+  if (failed(runPhases(session, *early, text, "raise", /*mayProbe=*/false)))
     return session.fail();
   early->walk([&](AttentionOp) { ++compiled->attentions; });
-  if (!stayDense && failed(runPhases(session, *early, text, "split")))
+  if (failed(runPhases(session, *early, text, stayDense ? "raise" : "split")))
     return session.fail();
   FailureOr<func::FuncOp> function = findFunction(*early, name);
   if (failed(function))
     return session.fail();
   std::string symbol = function->getSymName().str();
+  compiled->probes = function->getNumResults() - module->lookupSymbol<func::FuncOp>(symbol).getNumResults();
   for (Type type : function->getArgumentTypes()) {
     FailureOr<aligned_type> argument = describe(*function, "argument", type);
     if (failed(argument))
@@ -360,6 +362,14 @@ int aligned_module_argument(const aligned_module *module, int32_t index, aligned
 int aligned_module_result(const aligned_module *module, int32_t index, aligned_type *type) { return copyType(module->results, index, "result", type); }
 
 int32_t aligned_module_attentions(const aligned_module *module) { return module->attentions; }
+int32_t aligned_module_probes(const aligned_module *module) { return module->probes; }
+
+double aligned_policy_tolerance(const char *policy) {
+  Session session;
+  PolicyAttr attr = parsePolicy(policy, 0.0, &session.context, [&] { return emitError(UnknownLoc::get(&session.context)); });
+  return attr ? attr.getTolerance() : 0.0;
+}
+
 const char *aligned_module_remarks(const aligned_module *module) { return module->remarks.c_str(); }
 
 //===----------------------------------------------------------------------===//

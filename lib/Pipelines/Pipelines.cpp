@@ -168,6 +168,8 @@ void aligned::buildPipeline(OpPassManager &pm, const PipelineOptions &options) {
 
   pm.addPass(createAlignedLowerTosa());
   pm.addPass(createAlignedRaiseAttention());
+  if (options.probe)
+    pm.addPass(createAlignedProbeAttention());
   verify(pm, "raise");
   if (options.target != "reference") { // which runs attention as it is declared
     if (last >= Phase::Split && options.format != "dense") {

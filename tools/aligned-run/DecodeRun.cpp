@@ -291,8 +291,7 @@ std::optional<std::vector<DecodeReport>> DecodeRun::run(const std::vector<RunOpt
     DecodeReport report;
     const aligned_tally &t = contestant.tally;
     report.policy = contestant.options.policy;
-    report.tolerance = contestant.options.tolerance.value_or(report.policy == "tight" ? std::ldexp(1.0, -11) : report.policy == "balanced" ? std::ldexp(1.0, -8)
-                                                             : report.policy == "fast" ? std::ldexp(1.0, -6) : 0.0);
+    report.tolerance = contestant.options.tolerance.value_or(aligned_policy_tolerance(report.policy.c_str()));
     report.keyBits = static_cast<double>(t.key_bits) / t.key_values;
     report.valueBits = static_cast<double>(t.value_bits) / t.value_values;
     report.bytesFraction = static_cast<double>(t.key_bits + t.value_bits) / ((t.key_values + t.value_values) * 8.0 * c.width());

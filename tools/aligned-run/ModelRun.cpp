@@ -187,7 +187,7 @@ std::optional<ModelReport> aligned::runModel(const std::string &modelPath, const
   if (!archive)
     return refuse(error);
 
-  Module module = compile(source, options.pipeline());
+  Module module = compile(source, options.pipeline() + " probe=true");
   if (!module)
     return std::nullopt;
   ModelReport report;
@@ -215,17 +215,28 @@ std::optional<ModelReport> aligned::runModel(const std::string &modelPath, const
   }
   for (const aligned_tally &t : tally) {
     auto per = [](int64_t bits, int64_t values) { return values ? static_cast<double>(bits) / values : 0.0; };
-    report.sites.push_back({per(t.key_bits, t.key_values), per(t.value_bits, t.value_values),
-                            per(t.key_bits + t.value_bits, t.key_values + t.value_values) / denseBits});
+    SiteReport site;
+    site.keyBits = per(t.key_bits, t.key_values);
+    site.valueBits = per(t.value_bits, t.value_values);
+    site.bytesFraction = per(t.key_bits + t.value_bits, t.key_values + t.value_values) / denseBits;
+    report.sites.push_back(site);
   }
 
-  Module reference = compile(source, "target=reference");
+  Module reference = compile(source, "target=reference probe=true");
   if (!reference)
     return std::nullopt;
   auto exact = call(reference.get(), *archive, npzPath);
   if (!exact)
     return std::nullopt;
-  for (size_t number = 0; number < outputs->size(); ++number) {
+  int32_t probes = aligned_module_probes(module.get());
+  size_t own = outputs->size() - probes;
+  for (int32_t site = 0; site < probes && probes == report.attentions; ++site) {
+    OutputReport seen;
+    measure(seen, (*outputs)[own + site], (*exact)[own + site]);
+    report.sites[site].errorMean = seen.errorMean;
+    report.sites[site].errorMax = seen.errorMax;
+  }
+  for (size_t number = 0; number < own; ++number) {
     const Dense &got = (*outputs)[number];
     OutputReport output;
     output.index = number;

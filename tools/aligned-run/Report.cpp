@@ -59,7 +59,10 @@ void aligned::printModel(const ModelReport &report, const RunOptions &options) {
   os << "policy " << options.policy << ", " << report.attentions << (report.attentions == 1 ? " attention" : " attentions") << "\n";
   for (size_t site = 0; site < report.sites.size(); ++site) {
     const SiteReport &s = report.sites[site];
-    os << llvm::format("attention %zu: %.3f of the bytes of dense caches, %.2f bits of K, %.2f bits of V\n", site, s.bytesFraction, s.keyBits, s.valueBits);
+    os << llvm::format("attention %zu: %.3f of the bytes of dense caches, %.2f bits of K, %.2f bits of V", site, s.bytesFraction, s.keyBits, s.valueBits);
+    if (s.errorMean)
+      os << llvm::format("; error %.1e mean, %.1e max against float64", *s.errorMean, *s.errorMax);
+    os << "\n";
   }
   for (const OutputReport &output : report.outputs) {
     os << "out" << output.index << ":";
@@ -99,7 +102,9 @@ llvm::json::Object aligned::modelJson(const ModelReport &report, bool ok) {
     outputs.push_back(std::move(entry));
   }
   for (const SiteReport &site : report.sites)
-    sites.push_back(llvm::json::Object{{"k_bits", number(site.keyBits)}, {"v_bits", number(site.valueBits)}, {"bytes_fraction", number(site.bytesFraction)}});
+    sites.push_back(llvm::json::Object{{"k_bits", number(site.keyBits)}, {"v_bits", number(site.valueBits)}, {"bytes_fraction", number(site.bytesFraction)},
+                                       {"error_mean", number(site.errorMean.value_or(NAN))},
+                                       {"error_max", number(site.errorMax.value_or(NAN))}});
   return llvm::json::Object{{"ok", ok}, {"attentions", report.attentions}, {"outputs", std::move(outputs)}, {"sites", std::move(sites)}};
 }
 

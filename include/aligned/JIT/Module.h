@@ -59,6 +59,10 @@ int aligned_module_argument(const aligned_module *module, int32_t index, aligned
 int aligned_module_result(const aligned_module *module, int32_t index, aligned_type *type);
 /* Number of attentions that were raised; sites are 0 .. this - 1. */
 int32_t aligned_module_attentions(const aligned_module *module);
+/* With option probe=true: how many of the last results are what the attentions give, in order of their sites; 0 where they can't be returned. */
+int32_t aligned_module_probes(const aligned_module *module);
+/* The tolerance that a policy's name stands for, 0 where it has none. */
+double aligned_policy_tolerance(const char *policy);
 /* Remarks of the compilation, one a line: what was not recognised and why. */
 const char *aligned_module_remarks(const aligned_module *module);
 

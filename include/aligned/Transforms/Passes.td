@@ -4,6 +4,16 @@
 
 include "mlir/Pass/PassBase.td"
 
+def AlignedProbeAttention : Pass<"aligned-probe-attention", "::mlir::ModuleOp"> {
+  let summary = "return what each attention gives, for measuring";
+  let description = [{
+    Appends the result of every `aligned.attention` of a function, in order of appearance, to what the function returns. Two modules probed
+    in the same way can be compared attention by attention. Does nothing unless all attention of the module lies in the entry block of one public function
+    that nobody in the module calls.
+  }];
+  let dependentDialects = ["::aligned::AlignedDialect"];
+}
+
 def AlignedSplitKVStorage : Pass<"aligned-split-kv-storage", "::mlir::ModuleOp"> {
   let summary = "store the K and V tensors of attention in bit planes";
   let description = [{
