@@ -82,12 +82,10 @@ struct Surroundings {
     return LLVM::IntToPtrOp::create(b, pointer(), asI64(index));
   }
   /// The memory of a dense tensor that is only read.
-  Value address(TypedValue<RankedTensorType> tensor) {
-    RankedTensorType type = tensor.getType();
-    Value buffer = bufferization::ToBufferOp::create(b, MemRefType::get(type.getShape(), type.getElementType()), tensor, /*read_only=*/true);
-    return address(buffer);
+  Value addressOf(Value tensor) {
+    RankedTensorType type = tensorType(tensor);
+    return address(bufferization::ToBufferOp::create(b, MemRefType::get(type.getShape(), type.getElementType()), tensor, /*read_only=*/true));
   }
-  Value address(Value tensor, RankedTensorType) { return address(cast<TypedValue<RankedTensorType>>(tensor)); }
 
   /// New memory for a tensor of this type; `sizes` are the extents of its dynamic dimensions.
   Value allocate(RankedTensorType type, ValueRange sizes) {
@@ -193,7 +191,7 @@ struct ConvertDecodeAttention : OpConversionPattern<DecodeAttentionOp> {
       return failure();
     Surroundings around(rewriter, op.getLoc());
     ImplicitLocOpBuilder &b = around.b;
-    RankedTensorType query = tensorType(op.getQuery()), key = tensorType(op.getKey());
+    RankedTensorType key = tensorType(op.getKey());
 
     func::FuncOp kernel;
     {
@@ -208,16 +206,14 @@ struct ConvertDecodeAttention : OpConversionPattern<DecodeAttentionOp> {
 
     Value slots = around.slots(kSlots);
     auto pass = [&](Slot slot, Value value) { around.store(value, slots, int64_t(slot) * kSlotBytes); };
-    pass(Slot::Query, around.address(adaptor.getQuery(), query));
-    Value tokens;
+    pass(Slot::Query, around.addressOf(adaptor.getQuery()));
     if (shape->keySplit) {
       pass(Slot::Key, adaptor.getKey());
       pass(Slot::Value, adaptor.getValue());
     } else {
-      pass(Slot::Key, around.address(adaptor.getKey(), key));
-      pass(Slot::Value, around.address(adaptor.getValue(), tensorType(op.getValue())));
-      tokens = around.asI64(tensor::DimOp::create(b, adaptor.getKey(), 2));
-      pass(Slot::Tokens, tokens);
+      pass(Slot::Key, around.addressOf(adaptor.getKey()));
+      pass(Slot::Value, around.addressOf(adaptor.getValue()));
+      pass(Slot::Tokens, around.asI64(tensor::DimOp::create(b, adaptor.getKey(), 2)));
     }
     pass(Slot::Scale, adaptor.getScale());
     SmallVector<Value> results;
@@ -258,7 +254,7 @@ struct ConvertAttention : OpConversionPattern<AttentionOp> {
     auto type = RankedTensorType::get(tensorType(op.getResult()).getShape(), b.getF32Type());
     Value result = around.allocate(type, dynamicSizes(b, type, query));
     around.call("aligned_rt_reference_attention", {},
-                {around.address(query, tensorType(query)), around.address(key, tensorType(key)), around.address(value, tensorType(value)), around.address(result),
+                {around.addressOf(query), around.addressOf(key), around.addressOf(value), around.address(result),
                  around.code(ALIGNED_ELEMENT_F32), extent(query, 0), extent(query, 1), extent(key, 1), extent(query, 2), extent(key, 2), extent(key, 3),
                  extent(value, 3), adaptor.getScale(), around.code(op.getMaskedZero())});
     rewriter.replaceOp(op, elementwise(b, around.tensorOf(result), tensorType(op.getResult()).getElementType()));
@@ -362,14 +358,13 @@ struct ConvertFinish : OpConversionPattern<FinishOp> {
 /// Appends a dense tensor to a cache in memory.
 void append(Surroundings &around, Value cache, Value tokens) {
   ImplicitLocOpBuilder &b = around.b;
-  RankedTensorType type = tensorType(tokens);
   Value strides = around.slots(4), stride = around.number(1);
   for (int64_t dim = 3; dim >= 0; --dim) {
     around.store(stride, strides, dim * 8);
     stride = arith::MulIOp::create(b, stride, around.asI64(tensor::DimOp::create(b, tokens, dim)));
   }
   Value count = around.asI64(tensor::DimOp::create(b, tokens, 2));
-  around.call("aligned_cache_append", b.getI32Type(), {cache, around.address(tokens, type), count, strides});
+  around.call("aligned_cache_append", b.getI32Type(), {cache, around.addressOf(tokens), count, strides});
 }
 
 struct ConvertSplit : OpConversionPattern<SplitOp> {
@@ -426,6 +421,36 @@ struct ConvertAppend : OpConversionPattern<AppendOp> {
     append(around, cache, adaptor.getTokens());
     rewriter.replaceOp(op, cache);
     return success();
+  }
+};
+
+/// A callee that appends does so to the caller's cache: one that the caller looks at again is copied for the call.
+struct ConvertCall : OpConversionPattern<func::CallOp> {
+  using OpConversionPattern::OpConversionPattern;
+
+  LogicalResult matchAndRewrite(func::CallOp op, OpAdaptor adaptor, ConversionPatternRewriter &rewriter) const override {
+    SmallVector<Type> results;
+    if (failed(getTypeConverter()->convertTypes(op.getResultTypes(), results)))
+      return rewriter.notifyMatchFailure(op, "expected convertible results");
+    Surroundings around(rewriter, op.getLoc());
+    SmallVector<Value> operands(adaptor.getOperands()), copies;
+    for (auto [number, operand] : llvm::enumerate(op.getOperands()))
+      if (getSplit(operand.getType()) && !isLastUse(operand, op) && mayAppend(op, number))
+        copies.push_back(operands[number] = around.call("aligned_cache_clone", around.pointer(), operands[number]));
+    auto call = func::CallOp::create(rewriter, op.getLoc(), op.getCallee(), results, operands);
+    if (llvm::none_of(op.getResultTypes(), [](Type type) { return bool(getSplit(type)); })) // nobody can have kept them
+      for (Value copy : copies)
+        around.call("aligned_cache_destroy", {}, copy);
+    rewriter.replaceOp(op, call);
+    return success();
+  }
+
+  /// Whether the callee does anything with a cache but read it. A body that was converted before its callers counts as if it did.
+  static bool mayAppend(func::CallOp op, unsigned argument) {
+    auto callee = SymbolTable::lookupNearestSymbolFrom<func::FuncOp>(op, op.getCalleeAttr());
+    if (!callee || callee.isExternal())
+      return true;
+    return !llvm::all_of(callee.getArgument(argument).getUsers(), [](Operation *user) { return isa<DecodeAttentionOp, JoinOp, tensor::DimOp>(user); });
   }
 };
 
@@ -490,11 +515,10 @@ struct ConvertAlignedToCPUPass : aligned::impl::ConvertAlignedToCPUBase<ConvertA
     });
     RewritePatternSet patterns(context);
     patterns.add<ConvertDecodeAttention>(types, context, symbols, *target);
-    patterns.add<ConvertMerge, ConvertFinish, ConvertSplit, ConvertAppend, ConvertJoin, ConvertDim>(types, context);
+    patterns.add<ConvertMerge, ConvertFinish, ConvertSplit, ConvertAppend, ConvertCall, ConvertJoin, ConvertDim>(types, context);
     if (reference)
       patterns.add<ConvertAttention>(types, context);
     populateFunctionOpInterfaceTypeConversionPattern<func::FuncOp>(patterns, types);
-    populateCallOpTypeConversionPattern(patterns, types);
     populateReturnOpTypeConversionPattern(patterns, types);
 
     ConversionTarget legal(*context);

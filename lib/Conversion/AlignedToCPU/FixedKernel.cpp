@@ -261,7 +261,7 @@ void FixedKernel::scoreBlock(Val block, Val layers) {
         for (int64_t column = 0; column < unitWords; column += columnWords)
           forHeadGroups(2 * columnWords / lanes, [&](Val head, int64_t heads) {
             DotColumn dots{shape.isa, lanes, columnWords, heads};
-            DotSums sums = e.forEachBit(mask, dots.zero(e), [&](Val group, Vals sums) {
+            Vals sums = e.forEachBit(mask, dots.zero(e), [&](Val group, Vals sums) {
               Val start = ((block * groups + group) * place.planeLayers + place.index) * unitWords + column;
               return dots.add(
                   e, sums, [&](int64_t vector) { return e.load(units, start + vector * lanes, lanes); },
@@ -550,7 +550,7 @@ void FixedKernel::addListed() {
       for (int64_t column = 0; column < half; column += columnWords)
         forHeadGroups(2 * columnWords / vector, [&](Val head, int64_t heads) {
           DotColumn dots{shape.isa, vector, columnWords, heads};
-          DotSums sums = e.loop(index(0), count, 4, dots.zero(e), [&](Val i, Vals sums) {
+          Vals sums = e.loop(index(0), count, 4, dots.zero(e), [&](Val i, Vals sums) {
             Vals starts;
             for (int64_t k = 0; k < 4; ++k) {
               Val t = convert(e.load(list, number * listStride + i + k), e.types.getIndexType());

@@ -42,9 +42,9 @@ Val aligned::digit(Val weights, int64_t position) {
   return convert(rest, weights.e->i8());
 }
 
-DotSums DotColumn::zero(Emitter &e) const { return DotSums(size(), e.constant(VectorType::get(lanes, e.i32()), 0)); }
+Vals DotColumn::zero(Emitter &e) const { return Vals(heads * 2 * words / lanes, e.constant(VectorType::get(lanes, e.i32()), 0)); }
 
-DotSums DotColumn::add(Emitter &e, DotSums sums, function_ref<Val(int64_t)> unit, function_ref<Val(int64_t)> weight) const {
+Vals DotColumn::add(Emitter &e, Vals sums, function_ref<Val(int64_t)> unit, function_ref<Val(int64_t)> weight) const {
   Vals low, high;
   for (int64_t vector = 0; vector < words / lanes; ++vector) {
     Val word = unit(vector);

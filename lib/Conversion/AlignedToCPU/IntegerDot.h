@@ -25,18 +25,18 @@ Val toWeight(Val x);
 /// Digit `position` of weights, as i8.
 Val digit(Val weights, int64_t position);
 
-/// Sums of one work list over `words` words of a unit, for the query rows first .. first + count: [row][low nibbles, high nibbles][words / lanes].
-/// `unit(item, word)` loads words, `weight(item, row)` the digits of a row as one 32-bit word. `iterate` runs its body over the items.
-using DotSums = Vals;
+/// The integer sums of one work list, over `words` words of its units and for `heads` query rows. Each word holds low nibbles for one addend
+/// of the result and high nibbles for another, so that there are two sums per word and row.
 struct DotColumn {
   Isa isa;
   int64_t lanes, words, heads;
-  int64_t size() const { return heads * 2 * words / lanes; }
-  /// Position of a sum in the list.
+
+  /// Position of a register of sums.
   int64_t at(int64_t head, bool high, int64_t vector) const { return (head * 2 + high) * (words / lanes) + vector; }
-  DotSums zero(Emitter &e) const;
-  /// Adds one item.
-  DotSums add(Emitter &e, DotSums sums, llvm::function_ref<Val(int64_t vector)> unit, llvm::function_ref<Val(int64_t head)> weight) const;
+  /// Sums of no items.
+  Vals zero(Emitter &e) const;
+  /// Adds one item: `unit` loads a register of its words, `weight` the digits of a query row as one 32-bit word.
+  Vals add(Emitter &e, Vals sums, llvm::function_ref<Val(int64_t vector)> unit, llvm::function_ref<Val(int64_t head)> weight) const;
 };
 
 } // namespace aligned

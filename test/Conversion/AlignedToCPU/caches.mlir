@@ -67,3 +67,17 @@ func.func @tokens(%cache: !key) -> index {
   %n = tensor.dim %cache, %two : !key
   return %n : index
 }
+
+// A callee that appends works on the caller's cache, unless the caller looks at the old one again.
+// CHECK-LABEL: func.func @call(
+// CHECK-SAME: %[[TOKENS:[a-z0-9]+]]: tensor<1x2x1x64xf16>, %[[CACHE:[a-z0-9]+]]: !llvm.ptr)
+func.func @call(%tokens: !one, %cache: !key) -> (!key, !key) {
+  // CHECK: %[[CLONE:.*]] = call @aligned_cache_clone(%[[CACHE]])
+  // CHECK: %[[FIRST:.*]] = call @append(%[[TOKENS]], %[[CLONE]])
+  %first = call @append(%tokens, %cache) : (!one, !key) -> !key
+  // CHECK-NOT: aligned_cache_clone
+  // CHECK: %[[SECOND:.*]] = call @append(%[[TOKENS]], %[[CACHE]])
+  %second = call @append(%tokens, %cache) : (!one, !key) -> !key
+  // CHECK: return %[[FIRST]], %[[SECOND]]
+  return %first, %second : !key, !key
+}
