@@ -366,6 +366,7 @@ int32_t aligned_module_probes(const aligned_module *module) { return module->pro
 
 double aligned_policy_tolerance(const char *policy) {
   Session session;
+  session.context.loadDialect<AlignedDialect>();
   PolicyAttr attr = parsePolicy(policy, 0.0, &session.context, [&] { return emitError(UnknownLoc::get(&session.context)); });
   return attr ? attr.getTolerance() : 0.0;
 }
