@@ -185,7 +185,7 @@ FailureOr<aligned_type> describe(func::FuncOp function, StringRef what, Type typ
   auto tensor = dyn_cast<RankedTensorType>(type);
   std::optional<aligned_dtype> dtype = tensor ? dtypeOf(tensor.getElementType()) : std::nullopt;
   if (!dtype || tensor.getRank() > ALIGNED_MAX_RANK)
-    return function.emitError("expected a ") << what << " that is a tensor of numbers of rank " << ALIGNED_MAX_RANK << " at most, got " << type;
+    return function.emitError("expected each ") << what << " to be a tensor of numbers of rank " << ALIGNED_MAX_RANK << " at most, got " << type;
   aligned_type result = {};
   result.dtype = *dtype;
   result.rank = tensor.getRank();
