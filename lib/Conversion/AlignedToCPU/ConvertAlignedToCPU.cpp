@@ -129,11 +129,42 @@ SmallVector<Value> dynamicSizes(ImplicitLocOpBuilder &b, RankedTensorType type, 
   return sizes;
 }
 
-/// A cache is appended to in place. That is the meaning of a new tensor only while nobody looks at the old one afterwards.
-bool isLastUse(Value cache, Operation *user) {
-  return llvm::all_of(cache.getUsers(), [&](Operation *other) {
-    return other == user || (other->getBlock() == user->getBlock() && other->isBeforeInBlock(user));
+//===----------------------------------------------------------------------===//
+// Appending in place
+//===----------------------------------------------------------------------===//
+
+/// Operands whose cache is copied first. A cache is appended to in place, by an append or by a callee; that is the meaning of a new tensor only
+/// while nobody looks at the old one afterwards. Decided before anything is converted, while uses and blocks are what the graph says.
+using CopiedCaches = SmallPtrSet<OpOperand *, 4>;
+
+/// Whether somebody may look at the cache after this use: a later op, or the same one in the next iteration of a loop around it.
+bool isSeenAgain(OpOperand &use) {
+  Operation *user = use.getOwner();
+  return use.get().getParentBlock() != user->getBlock() || llvm::any_of(use.get().getUsers(), [&](Operation *other) {
+           return other != user && (other->getBlock() != user->getBlock() || user->isBeforeInBlock(other));
+         });
+}
+
+/// Whether a callee does anything with its cache but read it.
+bool mayAppend(func::CallOp call, unsigned argument, SymbolTableCollection &symbols) {
+  auto callee = symbols.lookupNearestSymbolFrom<func::FuncOp>(call, call.getCalleeAttr());
+  return !callee || callee.isExternal() ||
+         !llvm::all_of(callee.getArgument(argument).getUsers(), llvm::IsaPred<DecodeAttentionOp, JoinOp, tensor::DimOp>);
+}
+
+CopiedCaches findCopiedCaches(ModuleOp module) {
+  CopiedCaches copied;
+  SymbolTableCollection symbols;
+  module.walk([&](Operation *op) {
+    for (OpOperand &use : op->getOpOperands()) {
+      if (!getSplit(use.get().getType()) || !isSeenAgain(use))
+        continue;
+      auto call = dyn_cast<func::CallOp>(op);
+      if (isa<AppendOp>(op) || (call && mayAppend(call, use.getOperandNumber(), symbols)))
+        copied.insert(&use);
+    }
   });
+  return copied;
 }
 
 //===----------------------------------------------------------------------===//
@@ -407,7 +438,7 @@ struct ConvertSplit : OpConversionPattern<SplitOp> {
 };
 
 struct ConvertAppend : OpConversionPattern<AppendOp> {
-  using OpConversionPattern::OpConversionPattern;
+  ConvertAppend(const TypeConverter &types, MLIRContext *context, const CopiedCaches &copied) : OpConversionPattern(types, context), copied(copied) {}
 
   LogicalResult matchAndRewrite(AppendOp op, OpAdaptor adaptor, ConversionPatternRewriter &rewriter) const override {
     if (!getSplit(op.getType())) {
@@ -416,17 +447,18 @@ struct ConvertAppend : OpConversionPattern<AppendOp> {
     }
     Surroundings around(rewriter, op.getLoc());
     Value cache = adaptor.getCache();
-    if (!isLastUse(op.getCache(), op))
+    if (copied.contains(&op.getCacheMutable()))
       cache = around.call("aligned_cache_clone", around.pointer(), cache);
     append(around, cache, adaptor.getTokens());
     rewriter.replaceOp(op, cache);
     return success();
   }
+
+  const CopiedCaches &copied;
 };
 
-/// A callee that appends does so to the caller's cache: one that the caller looks at again is copied for the call.
 struct ConvertCall : OpConversionPattern<func::CallOp> {
-  using OpConversionPattern::OpConversionPattern;
+  ConvertCall(const TypeConverter &types, MLIRContext *context, const CopiedCaches &copied) : OpConversionPattern(types, context), copied(copied) {}
 
   LogicalResult matchAndRewrite(func::CallOp op, OpAdaptor adaptor, ConversionPatternRewriter &rewriter) const override {
     SmallVector<Type> results;
@@ -434,9 +466,11 @@ struct ConvertCall : OpConversionPattern<func::CallOp> {
       return rewriter.notifyMatchFailure(op, "expected convertible results");
     Surroundings around(rewriter, op.getLoc());
     SmallVector<Value> operands(adaptor.getOperands()), copies;
-    for (auto [number, operand] : llvm::enumerate(op.getOperands()))
-      if (getSplit(operand.getType()) && !isLastUse(operand, op) && mayAppend(op, number))
-        copies.push_back(operands[number] = around.call("aligned_cache_clone", around.pointer(), operands[number]));
+    for (OpOperand &use : op->getOpOperands())
+      if (copied.contains(&use)) {
+        Value &operand = operands[use.getOperandNumber()];
+        copies.push_back(operand = around.call("aligned_cache_clone", around.pointer(), operand));
+      }
     auto call = func::CallOp::create(rewriter, op.getLoc(), op.getCallee(), results, operands);
     if (llvm::none_of(op.getResultTypes(), [](Type type) { return bool(getSplit(type)); })) // nobody can have kept them
       for (Value copy : copies)
@@ -445,13 +479,7 @@ struct ConvertCall : OpConversionPattern<func::CallOp> {
     return success();
   }
 
-  /// Whether the callee does anything with a cache but read it. A body that was converted before its callers counts as if it did.
-  static bool mayAppend(func::CallOp op, unsigned argument) {
-    auto callee = SymbolTable::lookupNearestSymbolFrom<func::FuncOp>(op, op.getCalleeAttr());
-    if (!callee || callee.isExternal())
-      return true;
-    return !llvm::all_of(callee.getArgument(argument).getUsers(), [](Operation *user) { return isa<DecodeAttentionOp, JoinOp, tensor::DimOp>(user); });
-  }
+  const CopiedCaches &copied;
 };
 
 struct ConvertJoin : OpConversionPattern<JoinOp> {
@@ -503,6 +531,7 @@ struct ConvertAlignedToCPUPass : aligned::impl::ConvertAlignedToCPUBase<ConvertA
     if (!isConvertible(module, *target))
       return signalPassFailure();
     MLIRContext *context = &getContext();
+    const CopiedCaches copied = findCopiedCaches(module);
     declareRuntime(module);
     SymbolTable symbols(module);
 
@@ -515,7 +544,8 @@ struct ConvertAlignedToCPUPass : aligned::impl::ConvertAlignedToCPUBase<ConvertA
     });
     RewritePatternSet patterns(context);
     patterns.add<ConvertDecodeAttention>(types, context, symbols, *target);
-    patterns.add<ConvertMerge, ConvertFinish, ConvertSplit, ConvertAppend, ConvertCall, ConvertJoin, ConvertDim>(types, context);
+    patterns.add<ConvertMerge, ConvertFinish, ConvertSplit, ConvertJoin, ConvertDim>(types, context);
+    patterns.add<ConvertAppend, ConvertCall>(types, context, copied);
     if (reference)
       patterns.add<ConvertAttention>(types, context);
     populateFunctionOpInterfaceTypeConversionPattern<func::FuncOp>(patterns, types);

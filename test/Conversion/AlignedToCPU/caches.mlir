@@ -81,3 +81,20 @@ func.func @call(%tokens: !one, %cache: !key) -> (!key, !key) {
   // CHECK: return %[[FIRST]], %[[SECOND]]
   return %first, %second : !key, !key
 }
+
+// In a loop the old cache is looked at again by the next iteration.
+// CHECK-LABEL: func.func @append_in_a_loop(
+// CHECK-SAME: %[[TOKENS:[a-z0-9]+]]: tensor<1x2x1x64xf16>, %[[CACHE:[a-z0-9]+]]: !llvm.ptr
+func.func @append_in_a_loop(%tokens: !one, %cache: !key, %n: index, %dense: !dense) -> !dense {
+  %zero = arith.constant 0 : index
+  %one = arith.constant 1 : index
+  // CHECK: scf.for
+  // CHECK: %[[CLONE:.*]] = {{.*}}call @aligned_cache_clone(%[[CACHE]])
+  // CHECK: call @aligned_cache_append(%[[CLONE]],
+  %last = scf.for %i = %zero to %n step %one iter_args(%old = %dense) -> !dense {
+    %new = aligned.append %tokens to %cache : !one to !key -> !key
+    %join = aligned.join %new : !key to !dense
+    scf.yield %join : !dense
+  }
+  return %last : !dense
+}
