@@ -263,6 +263,7 @@ llvm::orc::SymbolMap runtimeSymbols(llvm::orc::MangleAndInterner intern) {
   add("aligned_rt_parallel", &aligned_rt_parallel);
   add("aligned_rt_scratch", &aligned_rt_scratch);
   add("aligned_rt_tally", &aligned_rt_tally);
+  add("aligned_rt_plan", &aligned_rt_plan);
   add("aligned_rt_reference_attention", &aligned_rt_reference_attention);
   add("aligned_cache_create", &aligned_cache_create);
   add("aligned_cache_clone", &aligned_cache_clone);

@@ -25,6 +25,8 @@ namespace {
 struct Record {
   aligned_tally *list = nullptr;
   int32_t sites = 0;
+  aligned_plan_listener *listener = nullptr;
+  void *context = nullptr;
 };
 thread_local Record record;
 
@@ -231,10 +233,13 @@ void *aligned_rt_scratch(int64_t bytes) {
 }
 
 //===----------------------------------------------------------------------===//
-// Tally
+// What was read
 //===----------------------------------------------------------------------===//
 
-void aligned_rt_record(aligned_tally *list, int32_t sites) { record = {list, list ? sites : 0}; }
+void aligned_rt_record(aligned_tally *list, int32_t sites) {
+  record.list = list;
+  record.sites = list ? sites : 0;
+}
 
 void aligned_rt_tally(int32_t site, int64_t keyBits, int64_t keyValues, int64_t valueBits, int64_t valueValues) {
   if (site < 0 || site >= record.sites)
@@ -246,6 +251,16 @@ void aligned_rt_tally(int32_t site, int64_t keyBits, int64_t keyValues, int64_t 
   add(tally.key_values, keyValues);
   add(tally.value_values, valueValues);
   add(tally.rows, 1);
+}
+
+void aligned_rt_record_plan(aligned_plan_listener *listener, void *context) {
+  record.listener = listener;
+  record.context = context;
+}
+
+void aligned_rt_plan(int32_t site, int64_t row, int64_t blocks, int64_t units, const uint8_t *keyLayers, const uint8_t *valueLayers) {
+  if (record.listener)
+    record.listener(record.context, site, row, blocks, units, keyLayers, valueLayers);
 }
 
 //===----------------------------------------------------------------------===//

@@ -31,6 +31,17 @@ void aligned_rt_tally(int32_t site, int64_t key_bits, int64_t key_values, int64_
 /* Installs `list` (one entry per site, `sites` of them) for kernels started from this thread; null removes it. Not owned. */
 void aligned_rt_record(aligned_tally *list, int32_t sites);
 
+/* Which bits a kernel row read of its full blocks, in nibble layers of 4 bits: key_layers [blocks][units], where the channels of a unit are decided
+ * together (4 of `fixed`, 1 of `float` formats), and value_layers [64 * blocks]. Valid during the call, which may come from any thread of the pool. */
+typedef void aligned_plan_listener(void *context, int32_t site, int64_t row, int64_t blocks, int64_t units, const uint8_t *key_layers,
+                                   const uint8_t *value_layers);
+
+/* Called by compiled code once per row over split caches. Tells the listener that is installed, if any. */
+void aligned_rt_plan(int32_t site, int64_t row, int64_t blocks, int64_t units, const uint8_t *key_layers, const uint8_t *value_layers);
+
+/* Installs a listener for kernels started from this thread; null removes it. */
+void aligned_rt_record_plan(aligned_plan_listener *listener, void *context);
+
 /* Exact attention of one call in float64, for `target=reference`: q [batch, q_heads, queries, head_dim], k, v [batch, kv_heads, tokens, ..], out as q with v's
  * head_dim. Elements as given, contiguous, any order of rows. masked_zero: a row whose scores are all -inf yields 0, else NaN. */
 void aligned_rt_reference_attention(const void *q, const void *k, const void *v, void *out, int32_t element, int64_t batch, int64_t q_heads,

@@ -49,6 +49,7 @@ void declareRuntime(ModuleOp module) {
   declare("aligned_rt_parallel", {i64, body, pointer}, {});
   declare("aligned_rt_scratch", {i64}, {pointer});
   declare("aligned_rt_tally", {i32, i64, i64, i64, i64}, {});
+  declare("aligned_rt_plan", {i32, i64, i64, i64, pointer, pointer}, {});
   declare("aligned_rt_reference_attention", {pointer, pointer, pointer, pointer, i32, i64, i64, i64, i64, i64, i64, i64, f32, i32}, {});
   declare("aligned_cache_create", {pointer, i64, i64, i64, i64}, {pointer});
   declare("aligned_cache_clone", {pointer}, {pointer});

@@ -16,6 +16,7 @@
 // where the offset holds the midpoint of the missing bits and the sign's 2^15; at L = 0 it vanishes by itself.
 // All precisions of V are relative to the loudest row's scale, so that nothing overflows or underflows.
 #include "IntegerDot.h"
+#include "SplitKernel.h"
 
 #include "mlir/Dialect/Math/IR/Math.h"
 
@@ -34,37 +35,25 @@ constexpr int64_t kHalvings = 60;          // and how often it may be halved
 constexpr double kStepVariance = (1.0 - 1.0 / 256) / (8 * 0.6931471805599453) / 3;
 constexpr int64_t kPlanLanes = 16;         // blocks that the plan for K looks at together
 
-class FixedKernel : public RowKernel {
+class FixedKernel : public SplitKernel {
 public:
-  FixedKernel(Emitter &e, const KernelShape &shape)
-      : RowKernel(e, shape), exact(shape.policy.getKind() == PolicyKind::Exact), tolerance(shape.policy.getTolerance()) {}
+  FixedKernel(Emitter &e, const KernelShape &shape) : SplitKernel(e, shape, /*unitChannels=*/4), tolerance(shape.policy.getTolerance()) {}
 
 private:
-  const bool exact;
   const double tolerance;
 
-  CacheRow key, value;
-  Val fullTokens; // tokens of full blocks
   Val planStride; // blocks, padded to the plan's vectors
+  Val listStride; // tokens, padded to whole groups of four rows
   Buffer keyDigits, step, want, finest; // of the weights of one block's channels
   Buffer precisionK, layersA, varianceA, poison;
   Buffer loudest, energy, weightScale;
   Buffer reachScale, size, spread, loudRows, precisionV, valueConstant;
   Buffer blockDigits, list, listDigits, listCount, digitMask;
-  Buffer keyTally, valueTally; // bits, one i64 each
   Val loudestExponent;
-
-  Val tokenCount() override {
-    key = cacheRow(Slot::Key, shape.keySplit, shape.keyDim, shape.key);
-    value = cacheRow(Slot::Value, shape.valueSplit, shape.valueDim, shape.value);
-    fullTokens = key.blocks * kBlock;
-    return key.tokens;
-  }
 
   void allocate() override;
   void scores() override;
   void values() override;
-  std::pair<Val, Val> bitsRead() override;
 
   // Bits.
   Val layersFor(Val steps, SplitAttr split);
@@ -83,7 +72,6 @@ private:
   void listValues();
   void addListed();
   Val readRow(Val token);
-  void bumpTally(Buffer tally, Val bits) { e.store(e.load(tally, index(0)) + convert(bits, e.i64()), tally, index(0)); }
 };
 
 //===----------------------------------------------------------------------===//
@@ -91,9 +79,10 @@ private:
 //===----------------------------------------------------------------------===//
 
 void FixedKernel::allocate() {
-  Val heads = index(shape.heads), one = index(1);
+  SplitKernel::allocate();
+  Val heads = index(shape.heads);
   planStride = (key.blocks + (kPlanLanes - 1)) / kPlanLanes * kPlanLanes;
-  Val listStride = padded + 4; // lists are padded to whole groups of four rows
+  listStride = padded + 4;
   scratch(keyDigits, e.i8(), heads * (kDigits * shape.keyDim));
   scratch(step, e.f32(), heads);
   scratch(want, e.f32(), heads);
@@ -116,8 +105,6 @@ void FixedKernel::allocate() {
   scratch(listDigits, e.i8(), heads * listStride * (kLayers * kDigits));
   scratch(listCount, e.i64(), index(kLayers * kDigits));
   scratch(digitMask, e.i64(), index(kDigits));
-  scratch(keyTally, e.i64(), one);
-  scratch(valueTally, e.i64(), one);
 }
 
 /// Layers so that an addend whose reach is `steps` times the wanted precision is read that precisely: one for each factor of 16.
@@ -126,13 +113,6 @@ Val FixedKernel::layersFor(Val steps, SplitAttr split) {
   for (int64_t layer = 0; layer < kLayers; ++layer)
     layers = layers + zext(steps > std::pow(16.0, layer), e.i32());
   return wholePlanes(layers, split);
-}
-
-std::pair<Val, Val> FixedKernel::bitsRead() {
-  auto bits = [&](Buffer tally) { return convert(e.load(tally, index(0)), e.types.getIndexType()); };
-  Val keyBits = bits(keyTally) + key.blocks * (shape.keyDim * 8) + key.open * (shape.keyDim * shape.key.getIntOrFloatBitWidth());
-  Val valueBits = bits(valueTally) + fullTokens * 8 + value.open * (shape.valueDim * shape.value.getIntOrFloatBitWidth());
-  return {keyBits, valueBits};
 }
 
 /// The largest of each four neighbouring lanes, in all four.
@@ -152,17 +132,12 @@ static Val groupMax(Val a) {
 //===----------------------------------------------------------------------===//
 
 void FixedKernel::scores() {
-  e.store(e.constant(e.i64(), 0), keyTally, index(0));
-  e.store(e.constant(e.i64(), 0), valueTally, index(0));
   forHeads([&](Val h) {
     // A query that is not finite makes its row NaN; integers could not carry that.
     Val q = e.load(w, h * shape.keyDim, shape.keyDim);
     e.store(reduceAdd(q * 0.0), poison, h);
   });
-  e.when(key.open > 0, [&] {
-    forHeads([&](Val h) { e.store(e.constant(VectorType::get(kBlock, e.f32()), -INFINITY), s, h * padded + fullTokens); });
-    scoreDense(key.openTokens, index(0), fullTokens, key.open);
-  });
+  scoreOpenBlock();
   scaleRows();
   planCoarse();
   // Phase A, then B: blocks that the plan asks more of are scored again by the same code.
@@ -172,10 +147,7 @@ void FixedKernel::scores() {
       Val coarse = e.load(layersA, index(0), shape.keyDim);
       Val layers = exact ? coarse : e.choose(first, [&]() -> Vals { return {coarse}; }, [&]() -> Vals { return {refinedLayers(block)}; })[0];
       Val more = reduceAdd(layers - coarse);
-      e.when(first | (more > 0), [&] {
-        scoreBlock(block, layers);
-        bumpTally(keyTally, convert(more, e.i64()) * (4 * kBlock));
-      });
+      e.when(first | (more > 0), [&] { scoreBlock(block, layers); });
     });
     softmax();
     if (!exact)
@@ -210,7 +182,6 @@ void FixedKernel::planCoarse() {
       e.store(f32(0), energy, h * planStride + block);
     });
   });
-  bumpTally(keyTally, fullTokens * 4 * convert(reduceAdd(layers), e.types.getIndexType()));
 }
 
 /// Weights of the block's channels as integers at precision 1 / want[h], their digits, and the part of the scores that no bit decides.
@@ -218,7 +189,7 @@ void FixedKernel::weighKeys(Val block, Val layers) {
   int64_t dim = shape.keyDim;
   Val unit = unitScale(e.load(key.exponent, block * dim, dim));
   Val offset = offsetOf(layers), used = select(layers > 0, e.constant(unit.type(), 1), e.constant(unit.type(), 0));
-  Val tokenDither = dither(block * kBlock, kBlock);
+  Val tokenDither = dither(tokensFrom(block * kBlock, kBlock));
   Vals masks = e.loop(index(0), index(shape.heads), 1, Vals(kDigits, e.constant(e.i64(), 0)), [&](Val h, Vals masks) {
     Val weight = e.load(w, h * dim, dim) * unit;
     Val inverse = min(e.load(want, h) * (kWeightGuard * 32768.0), e.load(finest, h)); // 1 / step
@@ -248,6 +219,7 @@ void FixedKernel::scoreBlock(Val block, Val layers) {
   for (int64_t group = 0; group < groups; ++group)
     leaders.push_back(4 * group);
   Val groupLayers = permute(layers, layers, leaders);
+  e.store(convert(groupLayers, e.i8()), keyRead, block * groups);
   int64_t columnWords = shape.isa == Isa::AVX512 ? unitWords : unitWords / 2;
 
   for (int64_t layer = 0; layer < residentLayers(shape.keySplit); ++layer) {
@@ -265,10 +237,10 @@ void FixedKernel::scoreBlock(Val block, Val layers) {
               Val start = ((block * groups + group) * place.planeLayers + place.index) * unitWords + column;
               return dots.add(
                   e, sums, [&](int64_t vector) { return e.load(units, start + vector * lanes, lanes); },
-                  [&](int64_t h) { return e.load(words, (d * shape.heads + (head + h)) * groups + group); });
+                  [&](int64_t h) { return e.load(words, (d * shape.heads + head + h) * groups + group); });
             });
             for (int64_t h = 0; h < heads; ++h) {
-              Val factor = e.splat(e.load(step, (head + h)) * placeValue, lanes);
+              Val factor = e.splat(e.load(step, head + h) * placeValue, lanes);
               for (bool high : {false, true})
                 for (int64_t vector = 0; vector < columnWords / lanes; ++vector) {
                   Val at = (head + h) * padded + block * kBlock + (high * unitWords + column + vector * lanes);
@@ -279,7 +251,7 @@ void FixedKernel::scoreBlock(Val block, Val layers) {
       });
     });
   }
-  e.when(key.escapes > 0, [&] { addKeyEscapes(key, block); });
+  addKeyEscapes(block);
 }
 
 //===----------------------------------------------------------------------===//
@@ -334,12 +306,12 @@ void FixedKernel::look() {
       return add(sums, fullTokens + i, row);
     });
     for (int64_t h = 0; h < heads; ++h) {
-      Val total = e.load(rowSum, (head + h));
+      Val total = e.load(rowSum, head + h);
       Val rowSpread = sqrt(reduceAdd(sums[heads + h]) * (1.0 / dim) / sums[2 * heads + h]);
       Val rowSize = sqrt(reduceAdd(sums[h] * sums[h]) * (1.0 / dim)) / total;
       Val least = rowSpread / sqrt(convert(convert(tokens, e.i64()), e.f32()));
-      e.store(max(rowSize, least) + kTiny, size, (head + h));
-      e.store(rowSpread + kTiny, spread, (head + h));
+      e.store(max(rowSize, least) + kTiny, size, head + h);
+      e.store(rowSpread + kTiny, spread, head + h);
     }
   });
 }
@@ -347,18 +319,11 @@ void FixedKernel::look() {
 /// A row of V from its first plane, relative to the loudest row's scale.
 Val FixedKernel::readRow(Val token) {
   int64_t half = shape.valueDim / 2, planeLayers = shape.valueSplit.getWidths()[0] / 4;
-  Buffer bytes = e.buffer(value.layer[0], e.i8());
   Val top = e.constant(VectorType::get(shape.valueDim, e.i32()), 0);
-  SmallVector<int64_t> both;
-  for (int64_t lane = 0; lane < 2 * half; ++lane)
-    both.push_back(lane);
-  for (int64_t layer = 0; layer < planeLayers; ++layer) {
-    Val packed = zext(e.load(bytes, (token * planeLayers + layer) * half, half), e.i32());
-    top = (top << 4) | permute(packed & 15, shrLogical(packed, e.constant(packed.type(), 4)), both);
-  }
-  Val ditherOf = convert((convert(token, e.i32()) * 2531 & 4095) - 2048, e.f32());
+  for (int64_t layer = 0; layer < planeLayers; ++layer)
+    top = (top << 4) | nibbles(value.layer[0], (token * planeLayers + layer) * half, half);
   double offset = (0x8000 >> (4 * planeLayers)) - 0x8000;
-  Val number = convert(top << (16 - 4 * planeLayers), e.f32()) + offset - e.splat(ditherOf, shape.valueDim);
+  Val number = convert(top << (16 - 4 * planeLayers), e.f32()) + offset - e.splat(dither(convert(token, e.i32())), shape.valueDim);
   return number * e.splat(e.load(reachScale, token) * (1.0 / 32768), shape.valueDim);
 }
 
@@ -455,14 +420,13 @@ void FixedKernel::values() {
       planValues();
     listValues();
     addListed();
-    e.when(value.escapes > 0, [&] { addValueEscapes(value); });
+    addValueEscapes();
   });
-  addDenseValues(value.openTokens, index(0), fullTokens, value.open);
+  addOpenValues();
 }
 
 /// Sorts the rows to read into work lists, one per nibble layer and digit, with their weights' digits beside them.
 void FixedKernel::listValues() {
-  Val listStride = padded + 4;
   SplitAttr split = shape.valueSplit;
   e.loop(index(0), index(kLayers * kDigits), 1, [&](Val i) { e.store(e.constant(e.i64(), 0), listCount, i); });
   Val zero = e.constant(VectorType::get(kBlock, e.f32()), 0);
@@ -489,9 +453,10 @@ void FixedKernel::listValues() {
       })[0];
       layers = layersFor(steps, split);
     }
+    e.store(convert(layers, e.i8()), valueRead, t);
     Val first = maskBits(layers > 0);
     e.when(first != 0, [&] {
-      Val offset = offsetOf(layers) - dither(t, kBlock);
+      Val offset = offsetOf(layers) - dither(tokensFrom(t, kBlock));
       Vals masks = e.loop(index(0), index(shape.heads), 1, Vals(kDigits, e.constant(e.i64(), 0)), [&](Val h, Vals masks) {
         Val whole = toWeight(reachOf(h) * e.splat(e.load(weightScale, h), kBlock));
         whole = select(layers > 0, whole, e.constant(whole.type(), 0));
@@ -507,7 +472,6 @@ void FixedKernel::listValues() {
         e.store(masks[d], digitMask, index(d));
       for (int64_t layer = 0; layer < residentLayers(split); ++layer) {
         Val layerMask = layer == 0 ? first : maskBits(layers > layer);
-        bumpTally(valueTally, e.wrap(math::CtPopOp::create(e.b, layerMask.value)) * (4 * shape.valueDim));
         e.loop(index(0), index(kDigits), 1, [&](Val d) {
           Val number = d + layer * kDigits;
           Val count = convert(e.load(listCount, number), e.types.getIndexType());
@@ -528,7 +492,6 @@ void FixedKernel::listValues() {
 /// Four rows at a time: their bytes interleave into words that hold one channel pair of each.
 void FixedKernel::addListed() {
   int64_t dim = shape.valueDim, half = dim / 2;
-  Val listStride = padded + 4;
   SplitAttr split = shape.valueSplit;
   int64_t vector = half % lanes ? 8 : lanes;
   int64_t columnWords = vector;
@@ -566,12 +529,12 @@ void FixedKernel::addListed() {
                 },
                 [&](int64_t h) {
                   // Lists start at any byte: a four-byte load, not an aligned word.
-                  Val digits = e.load(listDigits, (number * shape.heads + (head + h)) * listStride + i, 4);
+                  Val digits = e.load(listDigits, (number * shape.heads + head + h) * listStride + i, 4);
                   return lane(bitcast(digits, e.i32()), 0);
                 });
           });
           for (int64_t h = 0; h < heads; ++h) {
-            Val factor = e.splat(placeValue * e.load(rowSum, (head + h)) / e.load(weightScale, (head + h)), vector);
+            Val factor = e.splat(placeValue * e.load(rowSum, head + h) / e.load(weightScale, head + h), vector);
             for (bool high : {false, true})
               for (int64_t v = 0; v < columnWords / vector; ++v) {
                 Val at = (head + h) * dim + (high * half + column + v * vector);

@@ -8,7 +8,7 @@
 //       16 bits below 1, 12 bits below 2, else 8
 //
 // A tier serves all query rows of the kv head (P3): the most any of them asks for. Exponents stop at those of a half, -15 for zero.
-#include "RowKernel.h"
+#include "SplitKernel.h"
 
 #include "mlir/Dialect/Math/IR/Math.h"
 
@@ -20,37 +20,18 @@ namespace {
 constexpr int64_t kProbed = 32; // rows that judge the size of the output
 constexpr int64_t kTileTokens = 32; // a byte of a key layer holds tokens i and i + 32 of its block
 
-class FloatKernel : public RowKernel {
+class FloatKernel : public SplitKernel {
 public:
-  FloatKernel(Emitter &e, const KernelShape &shape) : RowKernel(e, shape), exact(shape.policy.getKind() == PolicyKind::Exact) {}
+  FloatKernel(Emitter &e, const KernelShape &shape) : SplitKernel(e, shape, /*unitChannels=*/1) {}
 
 private:
-  const bool exact;
-  CacheRow key, value;
-  Val fullTokens;
-  Buffer keyLayers, valueLayers, blockTop, probeWeights, probe, keyTally, valueTally;
-
-  Val tokenCount() override {
-    key = cacheRow(Slot::Key, shape.keySplit, shape.keyDim, shape.key);
-    value = cacheRow(Slot::Value, shape.valueSplit, shape.valueDim, shape.value);
-    fullTokens = key.blocks * kBlock;
-    return key.tokens;
-  }
+  Buffer blockTop, probeWeights, probe;
 
   void allocate() override {
-    scratch(keyLayers, e.i32(), index(shape.keyDim));
-    scratch(valueLayers, e.i32(), padded);
+    SplitKernel::allocate();
     scratch(blockTop, e.f32(), padded / kBlock);
     scratch(probeWeights, e.f32(), padded);
     scratch(probe, e.f32(), index(shape.valueDim));
-    scratch(keyTally, e.i64(), index(1));
-    scratch(valueTally, e.i64(), index(1));
-  }
-
-  std::pair<Val, Val> bitsRead() override {
-    auto bits = [&](Buffer tally) { return convert(e.load(tally, index(0)), e.types.getIndexType()); };
-    return {bits(keyTally) + key.open * (shape.keyDim * shape.key.getIntOrFloatBitWidth()),
-            bits(valueTally) + value.open * (shape.valueDim * shape.value.getIntOrFloatBitWidth())};
   }
 
   void scores() override;
@@ -109,29 +90,22 @@ Val FloatKernel::read(Val layers, SplitAttr split, Type element, function_ref<Va
 
 void FloatKernel::planKeys() {
   int64_t dim = shape.keyDim;
-  if (exact) {
-    e.store(e.constant(VectorType::get(dim, e.i32()), residentLayers(shape.keySplit)), keyLayers, index(0));
-  } else {
+  Val layers = e.constant(VectorType::get(dim, e.i32()), exact ? residentLayers(shape.keySplit) : 0);
+  if (!exact) {
     Val largest = exponentOf(e.load(key.channelMax, index(0), dim));
-    Val none = e.constant(largest.type(), 0);
     Buffer queries = e.buffer(e.field(arguments, int64_t(Slot::Query) * kSlotBytes, e.pointer()), shape.query);
-    Val layers = e.loop(index(0), index(shape.heads), 1, {none}, [&](Val h, Vals layers) -> Vals {
+    layers = e.loop(index(0), index(shape.heads), 1, {layers}, [&](Val h, Vals layers) -> Vals {
       // The rule compares exponents of q itself; the scale shifts all of a row's by as much.
       Val reach = exponentOf(convert(e.load(queries, (row * shape.heads + h) * dim, dim), e.f32())) + largest;
       Val lag = e.splat(reduceMax(reach), dim) - reach;
       return {max(layers[0], wholePlanes(tier(lag >= 8, lag >= 4), shape.keySplit))};
     })[0];
-    e.store(layers, keyLayers, index(0));
   }
-  Val layers = reduceAdd(e.load(keyLayers, index(0), dim));
-  e.store(convert(layers, e.i64()) * convert(fullTokens * 4, e.i64()), keyTally, index(0));
+  e.loop(index(0), key.blocks, 1, [&](Val block) { e.store(convert(layers, e.i8()), keyRead, block * dim); });
 }
 
 void FloatKernel::scores() {
-  e.when(key.open > 0, [&] {
-    forHeads([&](Val h) { e.store(e.constant(VectorType::get(kBlock, e.f32()), -INFINITY), s, h * padded + fullTokens); });
-    scoreDense(key.openTokens, index(0), fullTokens, key.open);
-  });
+  scoreOpenBlock();
   planKeys();
   e.loop(index(0), key.blocks, 1, [&](Val block) { scoreBlock(block); });
   softmax();
@@ -139,17 +113,12 @@ void FloatKernel::scores() {
 
 void FloatKernel::scoreBlock(Val block) {
   int64_t dim = shape.keyDim;
-  SmallVector<int64_t> inOrder;
-  for (int64_t token = 0; token < kBlock; ++token)
-    inOrder.push_back(token);
   forHeadGroups(/*vectorsPerHead=*/kBlock / lanes, [&](Val head, int64_t heads) {
     Vals sums(heads, e.constant(VectorType::get(kBlock, e.f32()), 0));
     sums = e.loop(index(0), index(dim), 1, sums, [&](Val c, Vals sums) {
-      Val k = read(e.load(keyLayers, c), shape.keySplit, shape.key, [&](int64_t layer) {
+      Val k = read(zext(e.load(keyRead, block * dim + c), e.i32()), shape.keySplit, shape.key, [&](int64_t layer) {
         LayerPlace place = placeOf(shape.keySplit, layer);
-        Buffer bytes = e.buffer(key.layer[layer], e.i8());
-        Val packed = zext(e.load(bytes, ((block * dim + c) * place.planeLayers + place.index) * kTileTokens, kTileTokens), e.i32());
-        return permute(packed & 15, shrLogical(packed, e.constant(packed.type(), 4)), inOrder);
+        return nibbles(key.layer[layer], ((block * dim + c) * place.planeLayers + place.index) * kTileTokens, kTileTokens);
       });
       for (int64_t h = 0; h < heads; ++h)
         sums[h] = sums[h] + e.splat(e.load(w, (head + h) * dim + c), kBlock) * k;
@@ -158,7 +127,7 @@ void FloatKernel::scoreBlock(Val block) {
     for (int64_t h = 0; h < heads; ++h)
       e.store(sums[h], s, (head + h) * padded + block * kBlock);
   });
-  e.when(key.escapes > 0, [&] { addKeyEscapes(key, block); });
+  addKeyEscapes(block);
 }
 
 //===----------------------------------------------------------------------===//
@@ -167,26 +136,18 @@ void FloatKernel::scoreBlock(Val block) {
 
 Val FloatKernel::readRow(Val token, Val layers) {
   int64_t half = shape.valueDim / 2;
-  SmallVector<int64_t> inOrder;
-  for (int64_t channel = 0; channel < shape.valueDim; ++channel)
-    inOrder.push_back(channel);
   return read(layers, shape.valueSplit, shape.value, [&](int64_t layer) {
     LayerPlace place = placeOf(shape.valueSplit, layer);
-    Buffer bytes = e.buffer(value.layer[layer], e.i8());
-    Val packed = zext(e.load(bytes, (token * place.planeLayers + place.index) * half, half), e.i32());
-    return permute(packed & 15, shrLogical(packed, e.constant(packed.type(), 4)), inOrder);
+    return nibbles(value.layer[layer], (token * place.planeLayers + place.index) * half, half);
   });
 }
 
 void FloatKernel::planValues() {
   int64_t dim = shape.valueDim;
-  Val none = e.constant(VectorType::get(kBlock, e.i32()), 0);
-  if (exact) {
-    Val all = e.constant(none.type(), residentLayers(shape.valueSplit));
-    e.loop(index(0), fullTokens, kBlock, [&](Val t) { e.store(all, valueLayers, t); });
+  Val least = e.constant(VectorType::get(kBlock, e.i8()), exact ? residentLayers(shape.valueSplit) : 0);
+  e.loop(index(0), fullTokens, kBlock, [&](Val t) { e.store(least, valueRead, t); });
+  if (exact)
     return;
-  }
-  e.loop(index(0), fullTokens, kBlock, [&](Val t) { e.store(none, valueLayers, t); });
   Val largest = exponentOf(e.load(value.channelMax, index(0), dim));
   forHeads([&](Val h) {
     // The loudest rows, one after another: the loudest of each block is remembered, so that only one block is searched again.
@@ -222,36 +183,16 @@ void FloatKernel::planValues() {
     e.loop(index(0), fullTokens, kBlock, [&](Val t) {
       Val weights = max(e.load(p, h * padded + t, kBlock) * e.splat(inverse, kBlock), std::ldexp(1.0, -24));
       Val layers = wholePlanes(tier(weights <= most, weights <= full), shape.valueSplit);
-      e.store(max(e.load(valueLayers, t, kBlock), layers), valueLayers, t);
+      e.store(max(e.load(valueRead, t, kBlock), convert(layers, e.i8())), valueRead, t);
     });
   });
 }
 
 void FloatKernel::values() {
   planValues();
-  Val layers = e.loop(index(0), fullTokens, kBlock, {e.constant(e.i64(), 0)}, [&](Val t, Vals sum) -> Vals {
-    return {sum[0] + convert(reduceAdd(e.load(valueLayers, t, kBlock)), e.i64())};
-  })[0];
-  e.store(layers * (4 * shape.valueDim), valueTally, index(0));
-
-  int64_t dim = shape.valueDim;
-  e.loop(index(0), fullTokens, kBlock, [&](Val tile) { // a tile stays cached while each group of query rows passes over it
-    forHeadGroups(/*vectorsPerHead=*/dim / lanes, [&](Val head, int64_t heads) {
-      Vals sums;
-      for (int64_t h = 0; h < heads; ++h)
-        sums.push_back(e.load(out, (head + h) * dim, dim));
-      sums = e.loop(tile, tile + kBlock, 1, sums, [&](Val t, Vals sums) {
-        Val row = readRow(t, e.load(valueLayers, t));
-        for (int64_t h = 0; h < heads; ++h)
-          sums[h] = sums[h] + e.splat(e.load(p, (head + h) * padded + t), dim) * row;
-        return sums;
-      });
-      for (int64_t h = 0; h < heads; ++h)
-        e.store(sums[h], out, (head + h) * dim);
-    });
-  });
-  e.when(value.escapes > 0, [&] { addValueEscapes(value); });
-  addDenseValues(value.openTokens, index(0), fullTokens, value.open);
+  addValues(index(0), fullTokens, [&](Val t) { return readRow(t, zext(e.load(valueRead, t), e.i32())); });
+  addValueEscapes();
+  addOpenValues();
 }
 
 } // namespace

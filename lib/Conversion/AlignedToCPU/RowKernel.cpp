@@ -19,13 +19,6 @@ std::optional<Isa> aligned::parseIsa(StringRef name) {
       .Default(std::nullopt);
 }
 
-LayerPlace aligned::placeOf(SplitAttr split, int64_t layer) {
-  int64_t plane = 0;
-  while (split.getFirstLayer(plane + 1) <= layer)
-    ++plane;
-  return {split.getWidths()[plane] / 4, layer - split.getFirstLayer(plane)};
-}
-
 //===----------------------------------------------------------------------===//
 // The row
 //===----------------------------------------------------------------------===//
@@ -50,12 +43,14 @@ void RowKernel::emit(Val argumentsPointer, Val rowIndex) {
   forHeads([&](Val h) { e.store(e.constant(VectorType::get(shape.valueDim, e.f32()), 0), out, h * shape.valueDim); });
   values();
   storeState();
+  reportReading();
+}
 
-  auto [keyBits, valueBits] = bitsRead();
-  auto tally = [&](Val bits) { return convert(bits, e.i64()).value; };
+void RowKernel::tally(Val keyBits, Val valueBits) {
+  auto asI64 = [&](Val number) { return convert(number, e.i64()).value; };
   func::CallOp::create(e.b, "aligned_rt_tally", TypeRange(),
-                       ValueRange{e.constant(e.i32(), shape.site).value, tally(keyBits), tally(tokens * shape.keyDim), tally(valueBits),
-                                  tally(tokens * shape.valueDim)});
+                       ValueRange{e.constant(e.i32(), shape.site).value, asI64(keyBits), asI64(tokens * shape.keyDim), asI64(valueBits),
+                                  asI64(tokens * shape.valueDim)});
 }
 
 void RowKernel::resolveScratch() {
@@ -131,9 +126,9 @@ Val aligned::foldLanes(Val a, int64_t lanes) {
   return sum;
 }
 
-void RowKernel::scoreDense(Buffer keys, Val offset, Val first, Val count) {
+void RowKernel::scoreDense(Buffer keys, Val first, Val count) {
   int64_t dim = shape.keyDim;
-  auto key = [&](Val t) { return convert(e.load(keys, offset + t * dim, dim), e.f32()); };
+  auto key = [&](Val t) { return convert(e.load(keys, t * dim, dim), e.f32()); };
   Val whole = count / lanes * lanes;
   e.loop(index(0), whole, lanes, [&](Val t) {
     forHeadGroups(/*vectorsPerHead=*/dim / lanes + 4, [&](Val head, int64_t heads) {
@@ -157,20 +152,20 @@ void RowKernel::scoreDense(Buffer keys, Val offset, Val first, Val count) {
   });
 }
 
-void RowKernel::addDenseValues(Buffer values, Val offset, Val first, Val count) {
+void RowKernel::addValues(Val begin, Val end, function_ref<Val(Val)> rowAt) {
   // A tile of tokens stays in the nearest cache while each group of query rows passes over it.
   int64_t dim = shape.valueDim;
-  e.loop(index(0), count, kBlock, [&](Val tile) {
-    Val end = min(tile + kBlock, count);
+  e.loop(begin, end, kBlock, [&](Val tile) {
+    Val tileEnd = min(tile + kBlock, end);
     forHeadGroups(/*vectorsPerHead=*/dim / lanes, [&](Val head, int64_t heads) {
       Vals sums;
       for (int64_t h = 0; h < heads; ++h)
         sums.push_back(e.load(out, (head + h) * dim, dim));
-      sums = e.loop(tile, end, 1, sums, [&](Val t, Vals acc) {
-        Val v = convert(e.load(values, offset + t * dim, dim), e.f32());
+      sums = e.loop(tile, tileEnd, 1, sums, [&](Val t, Vals sums) {
+        Val row = rowAt(t);
         for (int64_t h = 0; h < heads; ++h)
-          acc[h] = acc[h] + e.splat(e.load(p, (head + h) * padded + first + t), dim) * v;
-        return acc;
+          sums[h] = sums[h] + e.splat(e.load(p, (head + h) * padded + t), dim) * row;
+        return sums;
       });
       for (int64_t h = 0; h < heads; ++h)
         e.store(sums[h], out, (head + h) * dim);
@@ -178,81 +173,9 @@ void RowKernel::addDenseValues(Buffer values, Val offset, Val first, Val count) 
   });
 }
 
-//===----------------------------------------------------------------------===//
-// Split caches
-//===----------------------------------------------------------------------===//
-
-CacheRow RowKernel::cacheRow(Slot slot, SplitAttr split, int64_t headDim, Type element) {
-  Type indexType = e.types.getIndexType();
-  Val cache = e.field(arguments, int64_t(slot) * kSlotBytes, e.pointer());
-  auto pointer = [&](int64_t offset) { return e.field(cache, offset, e.pointer()); };
-  CacheRow view;
-  view.tokens = e.field(cache, offsetof(aligned_cache, tokens), indexType);
-  view.blocks = view.tokens / kBlock;
-  view.open = view.tokens % kBlock;
-  Val capacity = e.field(cache, offsetof(aligned_cache, capacity), indexType);
-  ArrayRef<int64_t> widths = split.getWidths();
-  for (int64_t plane = 0; plane < split.getResident(); ++plane) {
-    Val base = pointer(offsetof(aligned_cache, plane) + plane * sizeof(void *));
-    Val start = e.advance(base, row * capacity * (headDim * widths[plane] / 8));
-    for (int64_t layer = 0; layer < widths[plane] / 4; ++layer)
-      view.layer[split.getFirstLayer(plane) + layer] = start;
-  }
-  if (split.getKind() == FormatKind::Fixed) {
-    Val stride = split.getRole() == CacheRole::Key ? capacity / kBlock * headDim : capacity;
-    view.exponent = e.buffer(e.advance(pointer(offsetof(aligned_cache, exponent)), row * stride), e.i8());
-  }
-  view.channelMax = e.buffer(e.advance(pointer(offsetof(aligned_cache, channel_max)), row * (headDim * 4)), e.f32());
-  view.openTokens = e.buffer(e.advance(pointer(offsetof(aligned_cache, open)), row * (kBlock * headDim * element.getIntOrFloatBitWidth() / 8)), element);
-  view.escape = pointer(offsetof(aligned_cache, escape));
-  view.escapes = e.field(cache, offsetof(aligned_cache, escapes), indexType);
-  return view;
-}
-
-Val RowKernel::dither(Val first, int64_t count) {
-  Val t = e.splat(convert(first, e.i32()), count) + e.iota(e.i32(), count);
-  return convert(((t * 2531) & 4095) - 2048, e.f32());
-}
-
-Val RowKernel::wholePlanes(Val layers, SplitAttr split) {
-  Val rounded = e.constant(layers.type(), 0);
-  for (int64_t plane = 0; plane < split.getResident(); ++plane) {
-    Val needed = layers > split.getFirstLayer(plane);
-    rounded = select(needed, e.constant(layers.type(), split.getFirstLayer(plane + 1)), rounded);
-  }
-  return rounded;
-}
-
-/// Runs `body` for each escape of this row with its token, channel and value.
-static void forEscapes(Emitter &e, Val row, const CacheRow &cache, function_ref<void(Val, Val, Val)> body) {
-  Type indexType = e.types.getIndexType();
-  e.loop(e.index(0), cache.escapes, 1, [&](Val i) {
-    Val entry = e.advance(cache.escape, i * sizeof(aligned_escape));
-    e.when(e.field(entry, offsetof(aligned_escape, row), indexType) == row, [&] {
-      body(e.field(entry, offsetof(aligned_escape, token), indexType), convert(e.field(entry, offsetof(aligned_escape, channel), e.i32()), indexType),
-           e.field(entry, offsetof(aligned_escape, value), e.f32()));
-    });
-  });
-}
-
-void RowKernel::addKeyEscapes(const CacheRow &cache, Val block) {
-  forEscapes(e, row, cache, [&](Val t, Val channel, Val value) {
-    e.when(t / kBlock == block, [&] {
-      forHeads([&](Val h) {
-        Val at = h * padded + t;
-        e.store(e.load(s, at) + e.load(w, h * shape.keyDim + channel) * value, s, at);
-      });
-    });
-  });
-}
-
-void RowKernel::addValueEscapes(const CacheRow &cache) {
-  forEscapes(e, row, cache, [&](Val t, Val channel, Val value) {
-    forHeads([&](Val h) {
-      Val at = h * shape.valueDim + channel;
-      e.store(e.load(out, at) + e.load(p, h * padded + t) * value, out, at);
-    });
-  });
+void RowKernel::addDenseValues(Buffer values, Val first, Val count) {
+  int64_t dim = shape.valueDim;
+  addValues(first, first + count, [&](Val t) { return convert(e.load(values, (t - first) * dim, dim), e.f32()); });
 }
 
 //===----------------------------------------------------------------------===//
@@ -292,14 +215,14 @@ private:
     e.when(tokens > 0, [&] {
       forHeads([&](Val h) { e.store(e.constant(VectorType::get(kBlock, e.f32()), -INFINITY), s, h * padded + padded - kBlock); });
     });
-    scoreDense(rowOf(Slot::Key, shape.keyDim, shape.key), index(0), index(0), tokens);
+    scoreDense(rowOf(Slot::Key, shape.keyDim, shape.key), index(0), tokens);
     softmax();
   }
 
-  void values() override { addDenseValues(rowOf(Slot::Value, shape.valueDim, shape.value), index(0), index(0), tokens); }
+  void values() override { addDenseValues(rowOf(Slot::Value, shape.valueDim, shape.value), index(0), tokens); }
 
-  std::pair<Val, Val> bitsRead() override {
-    return {tokens * (shape.keyDim * shape.key.getIntOrFloatBitWidth()), tokens * (shape.valueDim * shape.value.getIntOrFloatBitWidth())};
+  void reportReading() override {
+    tally(tokens * (shape.keyDim * shape.key.getIntOrFloatBitWidth()), tokens * (shape.valueDim * shape.value.getIntOrFloatBitWidth()));
   }
 };
 } // namespace

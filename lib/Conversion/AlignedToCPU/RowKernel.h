@@ -20,15 +20,6 @@ namespace aligned {
 enum class Isa { Portable, AVX2, AVX512 };
 std::optional<Isa> parseIsa(llvm::StringRef name);
 
-/// Nibble layers of a 16-bit value, and those of a cache's resident planes.
-constexpr int64_t kLayers = 4;
-inline int64_t residentLayers(SplitAttr split) { return split.getFirstLayer(split.getResident()); }
-/// Where a nibble layer lies: layers of its plane, and which of them it is.
-struct LayerPlace {
-  int64_t planeLayers, index;
-};
-LayerPlace placeOf(SplitAttr split, int64_t layer);
-
 /// What a kernel is specialised for.
 struct KernelShape {
   int64_t heads;              ///< query rows that share the kv head
@@ -45,14 +36,6 @@ struct KernelShape {
 /// The arguments of a kernel, laid out in memory by the caller, one 8-byte slot each.
 enum class Slot { Query, Key, Value, Acc, Max, Sum, Scale, Tokens };
 constexpr int64_t kSlots = 8, kSlotBytes = 8;
-
-/// A split cache as one row of it sees it: the fields of `aligned_cache`.
-struct CacheRow {
-  Val tokens, blocks, open;            ///< all tokens, full blocks, tokens of the open block
-  Val layer[4];                        ///< address of the row's first byte of each nibble layer's plane, null past the resident ones
-  Buffer exponent, channelMax, openTokens; ///< of this row
-  Val escape, escapes;                 ///< the cache's list and its length
-};
 
 class RowKernel {
 public:
@@ -71,26 +54,20 @@ protected:
   virtual void scores() = 0;
   /// Adds to out[h, :].
   virtual void values() = 0;
-  /// Bits of K and V read.
-  virtual std::pair<Val, Val> bitsRead() = 0;
+  /// Calls tally(), and says more where more is known.
+  virtual void reportReading() = 0;
 
   //===-- shared stages --------------------------------------------------===//
 
   void softmax();
-  /// s[h, first .. first + count) = w . k for dense tokens that start at `offset` of `keys`.
-  void scoreDense(Buffer keys, Val offset, Val first, Val count);
-  /// out[h, :] += p[h, first ..] * v for dense tokens.
-  void addDenseValues(Buffer values, Val offset, Val first, Val count);
-  /// s[h, t] += w[h, c] * x, or out[h, c] += p[h, t] * x, for values that are not finite (S7). `block` limits keys to one block.
-  void addKeyEscapes(const CacheRow &cache, Val block);
-  void addValueEscapes(const CacheRow &cache);
-
-  CacheRow cacheRow(Slot slot, SplitAttr split, int64_t headDim, mlir::Type element);
-  /// dither(t) of `lanes` tokens from `first` on, as f32 (S1).
-  Val dither(Val first, int64_t lanes);
-
-  /// Layers are fetched by whole planes, and only resident ones.
-  Val wholePlanes(Val layers, SplitAttr split);
+  /// s[h, first .. first + count) = w . k for the dense tokens of `keys`.
+  void scoreDense(Buffer keys, Val first, Val count);
+  /// out[h, :] += p[h, t] * v for the tokens t of a stretch, whose values `rowAt` loads as f32.
+  void addValues(Val begin, Val end, llvm::function_ref<Val(Val token)> rowAt);
+  /// The same for the dense tokens of `values`, the first of which is token `first`.
+  void addDenseValues(Buffer values, Val first, Val count);
+  /// Reports how many bits of K and V were read.
+  void tally(Val keyBits, Val valueBits);
 
   /// Query rows in groups whose accumulators of `vectorsPerHead` registers fit the register file.
   void forHeadGroups(int64_t vectorsPerHead, llvm::function_ref<void(Val first, int64_t count)> body);

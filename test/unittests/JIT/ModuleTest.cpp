@@ -1,11 +1,14 @@
 // The C interface of compiled modules: what is refused, who owns what, and attention against the oracle.
 #include "aligned/JIT/Module.h"
 #include "aligned/Reference/Attention.h"
+#include "aligned/Runtime/Kernel.h"
 
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <memory>
+#include <mutex>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
@@ -89,6 +92,20 @@ TEST(Call, TakesStridesAndGivesMemoryOfItsOwn) {
   EXPECT_NE(lastError().find("expected shape [?, 3] of argument 0, got [3, 2]"), std::string::npos) << lastError();
 }
 
+/// What kernels say of the bits that they read, added up.
+struct Reading {
+  std::mutex mutex; // rows run on several threads
+  int64_t rows = 0, keyBits = 0, valueBits = 0;
+
+  static void listen(void *context, int32_t, int64_t, int64_t blocks, int64_t units, const uint8_t *keyLayers, const uint8_t *valueLayers) {
+    auto *reading = static_cast<Reading *>(context);
+    std::lock_guard<std::mutex> lock(reading->mutex);
+    ++reading->rows;
+    reading->keyBits += 4 * 64 * (32 / units) * std::accumulate(keyLayers, keyLayers + blocks * units, int64_t(0));
+    reading->valueBits += 4 * 16 * std::accumulate(valueLayers, valueLayers + 64 * blocks, int64_t(0));
+  }
+};
+
 struct Run {
   const char *options;
   double bound;
@@ -125,7 +142,20 @@ TEST_P(Attention, MatchesTheOracleAtEveryLength) {
       ASSERT_EQ(aligned_cache_append(caches.back(), arguments[side].array.data, tokens, arguments[side].array.strides), 0) << lastError();
       arguments[side].cache = caches.back();
     }
+    aligned_tally tally = {};
+    Reading reading;
+    aligned_rt_record(&tally, 1);
+    aligned_rt_record_plan(&Reading::listen, &reading);
     ASSERT_EQ(aligned_module_call(module.get(), arguments, &result), 0) << lastError();
+    aligned_rt_record(nullptr, 0);
+    aligned_rt_record_plan(nullptr, nullptr);
+    if (!caches.empty()) { // exponents and the open block, in f32, come on top
+      int64_t blocks = tokens / 64, open = tokens % 64;
+      bool fixed = caches[0]->format.kind == ALIGNED_FORMAT_FIXED;
+      EXPECT_EQ(reading.rows, 2);
+      EXPECT_EQ(reading.keyBits + 2 * (fixed * blocks * 32 * 8 + open * 32 * 32), tally.key_bits) << tokens << " tokens";
+      EXPECT_EQ(reading.valueBits + 2 * (fixed * blocks * 64 * 8 + open * 16 * 32), tally.value_bits) << tokens << " tokens";
+    }
     const float *out = static_cast<float *>(result.array.data);
     for (double error : aligned::relativeErrors({out, out + 6 * 16}, exact, 16))
       EXPECT_LE(error, GetParam().bound) << tokens << " tokens";
@@ -136,7 +166,7 @@ TEST_P(Attention, MatchesTheOracleAtEveryLength) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Policies, Attention,
-                         testing::Values(Run{"policy=exact", 2e-4}, Run{"policy=tight", 2e-3}, Run{"policy=exact isa=portable", 2e-4},
+                         testing::Values(Run{"policy=exact", 2e-4}, Run{"policy=tight", 2e-3}, Run{"policy=exact isa=portable", 2e-4}, Run{"policy=alignedkv", 0.2},
                                          Run{"policy=exact format=dense", 1e-5}, Run{"target=reference", 1e-6}),
                          [](const testing::TestParamInfo<Run> &info) {
                            std::string name = info.param.options;

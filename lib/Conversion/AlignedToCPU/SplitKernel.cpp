@@ -1,0 +1,152 @@
+// See the header for the idea.
+#include "SplitKernel.h"
+
+#include "aligned/Runtime/Kernel.h"
+
+#include "mlir/Dialect/Func/IR/FuncOps.h"
+
+#include <cstddef>
+
+using namespace mlir;
+using namespace aligned;
+
+LayerPlace aligned::placeOf(SplitAttr split, int64_t layer) {
+  int64_t plane = 0;
+  while (split.getFirstLayer(plane + 1) <= layer)
+    ++plane;
+  return {split.getWidths()[plane] / 4, layer - split.getFirstLayer(plane)};
+}
+
+//===----------------------------------------------------------------------===//
+// The caches
+//===----------------------------------------------------------------------===//
+
+Val SplitKernel::tokenCount() {
+  key = cacheRow(Slot::Key, shape.keySplit, shape.keyDim, shape.key);
+  value = cacheRow(Slot::Value, shape.valueSplit, shape.valueDim, shape.value);
+  fullTokens = key.blocks * kBlock;
+  return key.tokens;
+}
+
+CacheRow SplitKernel::cacheRow(Slot slot, SplitAttr split, int64_t headDim, Type element) {
+  Type indexType = e.types.getIndexType();
+  Val cache = e.field(arguments, int64_t(slot) * kSlotBytes, e.pointer());
+  auto pointer = [&](int64_t offset) { return e.field(cache, offset, e.pointer()); };
+  CacheRow view;
+  view.tokens = e.field(cache, offsetof(aligned_cache, tokens), indexType);
+  view.blocks = view.tokens / kBlock;
+  view.open = view.tokens % kBlock;
+  Val capacity = e.field(cache, offsetof(aligned_cache, capacity), indexType);
+  ArrayRef<int64_t> widths = split.getWidths();
+  for (int64_t plane = 0; plane < split.getResident(); ++plane) {
+    Val base = pointer(offsetof(aligned_cache, plane) + plane * sizeof(void *));
+    Val start = e.advance(base, row * capacity * (headDim * widths[plane] / 8));
+    for (int64_t layer = 0; layer < widths[plane] / 4; ++layer)
+      view.layer[split.getFirstLayer(plane) + layer] = start;
+  }
+  if (split.getKind() == FormatKind::Fixed) {
+    Val stride = split.getRole() == CacheRole::Key ? capacity / kBlock * headDim : capacity;
+    view.exponent = e.buffer(e.advance(pointer(offsetof(aligned_cache, exponent)), row * stride), e.i8());
+  }
+  view.channelMax = e.buffer(e.advance(pointer(offsetof(aligned_cache, channel_max)), row * (headDim * 4)), e.f32());
+  view.openTokens = e.buffer(e.advance(pointer(offsetof(aligned_cache, open)), row * (kBlock * headDim * element.getIntOrFloatBitWidth() / 8)), element);
+  view.escape = pointer(offsetof(aligned_cache, escape));
+  view.escapes = e.field(cache, offsetof(aligned_cache, escapes), indexType);
+  return view;
+}
+
+void SplitKernel::scoreOpenBlock() {
+  e.when(key.open > 0, [&] {
+    forHeads([&](Val h) { e.store(e.constant(VectorType::get(kBlock, e.f32()), -INFINITY), s, h * padded + fullTokens); });
+    scoreDense(key.openTokens, fullTokens, key.open);
+  });
+}
+
+//===----------------------------------------------------------------------===//
+// Bits
+//===----------------------------------------------------------------------===//
+
+Val SplitKernel::wholePlanes(Val layers, SplitAttr split) {
+  Val rounded = e.constant(layers.type(), 0);
+  for (int64_t plane = 0; plane < split.getResident(); ++plane) {
+    Val needed = layers > split.getFirstLayer(plane);
+    rounded = select(needed, e.constant(layers.type(), split.getFirstLayer(plane + 1)), rounded);
+  }
+  return rounded;
+}
+
+Val SplitKernel::nibbles(Val layer, Val at, int64_t count) {
+  Val packed = zext(e.load(e.buffer(layer, e.i8()), at, count), e.i32());
+  SmallVector<int64_t> inOrder;
+  for (int64_t i = 0; i < 2 * count; ++i)
+    inOrder.push_back(i);
+  return permute(packed & 15, shrLogical(packed, e.constant(packed.type(), 4)), inOrder);
+}
+
+Val SplitKernel::dither(Val tokens) { return convert(((tokens * 2531) & 4095) - 2048, tokens.e->f32()); }
+
+//===----------------------------------------------------------------------===//
+// The account of what is read
+//===----------------------------------------------------------------------===//
+
+void SplitKernel::allocate() {
+  scratch(keyRead, e.i8(), key.blocks * units);
+  scratch(valueRead, e.i8(), padded);
+}
+
+void SplitKernel::reportReading() {
+  auto sum = [&](Buffer layers, Val count, int64_t width) {
+    Val sums = e.loop(index(0), count, width, {e.constant(VectorType::get(width, e.i32()), 0)}, [&](Val at, Vals sums) -> Vals {
+      return {sums[0] + zext(e.load(layers, at, width), e.i32())};
+    })[0];
+    return convert(convert(reduceAdd(sums), e.i64()), e.types.getIndexType());
+  };
+  Val keyBits = sum(keyRead, key.blocks * units, units) * (4 * kBlock * unitChannels) + key.open * (shape.keyDim * shape.key.getIntOrFloatBitWidth());
+  Val valueBits = sum(valueRead, fullTokens, kBlock) * (4 * shape.valueDim) + value.open * (shape.valueDim * shape.value.getIntOrFloatBitWidth());
+  if (shape.keySplit.getKind() == FormatKind::Fixed) // a byte for each exponent
+    keyBits = keyBits + key.blocks * (shape.keyDim * 8);
+  if (shape.valueSplit.getKind() == FormatKind::Fixed)
+    valueBits = valueBits + fullTokens * 8;
+  tally(keyBits, valueBits);
+  auto asI64 = [&](Val number) { return convert(number, e.i64()).value; };
+  func::CallOp::create(e.b, "aligned_rt_plan", TypeRange(),
+                       ValueRange{e.constant(e.i32(), shape.site).value, asI64(row), asI64(key.blocks), asI64(index(units)), keyRead.pointer.value,
+                                  valueRead.pointer.value});
+}
+
+//===----------------------------------------------------------------------===//
+// Values that are kept aside
+//===----------------------------------------------------------------------===//
+
+void SplitKernel::forEscapes(const CacheRow &cache, function_ref<void(Val, Val, Val)> body) {
+  Type indexType = e.types.getIndexType();
+  e.when(cache.escapes > 0, [&] {
+    e.loop(index(0), cache.escapes, 1, [&](Val i) {
+      Val entry = e.advance(cache.escape, i * sizeof(aligned_escape));
+      e.when(e.field(entry, offsetof(aligned_escape, row), indexType) == row, [&] {
+        body(e.field(entry, offsetof(aligned_escape, token), indexType), convert(e.field(entry, offsetof(aligned_escape, channel), e.i32()), indexType),
+             e.field(entry, offsetof(aligned_escape, value), e.f32()));
+      });
+    });
+  });
+}
+
+void SplitKernel::addKeyEscapes(Val block) {
+  forEscapes(key, [&](Val t, Val channel, Val number) {
+    e.when(t / kBlock == block, [&] {
+      forHeads([&](Val h) {
+        Val at = h * padded + t;
+        e.store(e.load(s, at) + e.load(w, h * shape.keyDim + channel) * number, s, at);
+      });
+    });
+  });
+}
+
+void SplitKernel::addValueEscapes() {
+  forEscapes(value, [&](Val t, Val channel, Val number) {
+    forHeads([&](Val h) {
+      Val at = h * shape.valueDim + channel;
+      e.store(e.load(out, at) + e.load(p, h * padded + t) * number, out, at);
+    });
+  });
+}

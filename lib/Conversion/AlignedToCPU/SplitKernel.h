@@ -1,0 +1,69 @@
+// What the kernels over split caches share: planes as a row sees them, the open block, and the account of which bits are read.
+//
+// A format decides how full blocks are scored and weighed. It writes down, as nibble layers, how far it reads each *unit* of keys (the channels of
+// one block that are decided together) and each token's value; what was read is counted from there, and whoever listens is told.
+#ifndef ALIGNED_LIB_CONVERSION_ALIGNEDTOCPU_SPLITKERNEL_H
+#define ALIGNED_LIB_CONVERSION_ALIGNEDTOCPU_SPLITKERNEL_H
+
+#include "RowKernel.h"
+
+namespace aligned {
+
+/// Nibble layers of a 16-bit value.
+constexpr int64_t kLayers = 4;
+/// Those of a cache's resident planes.
+inline int64_t residentLayers(SplitAttr split) { return split.getFirstLayer(split.getResident()); }
+/// Where a nibble layer lies: layers of its plane, and which of them it is.
+struct LayerPlace {
+  int64_t planeLayers, index;
+};
+LayerPlace placeOf(SplitAttr split, int64_t layer);
+
+/// A split cache as one row of it sees it: the fields of `aligned_cache`.
+struct CacheRow {
+  Val tokens, blocks, open;            ///< all tokens, full blocks, tokens of the open block
+  Val layer[kLayers];                  ///< address of the row's first byte of each nibble layer's plane, null past the resident ones
+  Buffer exponent, channelMax, openTokens; ///< of this row
+  Val escape, escapes;                 ///< the cache's list and its length
+};
+
+class SplitKernel : public RowKernel {
+public:
+  SplitKernel(Emitter &e, const KernelShape &shape, int64_t unitChannels)
+      : RowKernel(e, shape), exact(shape.policy.getKind() == PolicyKind::Exact), unitChannels(unitChannels), units(shape.keyDim / unitChannels) {}
+
+protected:
+  const bool exact;
+  const int64_t unitChannels, units; ///< channels of a unit, units of a block
+
+  CacheRow key, value;
+  Val fullTokens;            ///< tokens of full blocks
+  Buffer keyRead, valueRead; ///< nibble layers, i8: [blocks, units] and [full tokens]
+
+  Val tokenCount() final;
+  void allocate() override;
+  void reportReading() final;
+
+  /// Layers are fetched by whole planes, and only resident ones.
+  Val wholePlanes(Val layers, SplitAttr split);
+  /// What `count` bytes of a layer hold from `at` on: the low nibbles, then the high ones, as i32.
+  Val nibbles(Val layer, Val at, int64_t count);
+  /// dither(t) of token indices given as i32, as f32 (S1).
+  static Val dither(Val tokens);
+  /// The indices first .. first + count - 1 as i32.
+  Val tokensFrom(Val first, int64_t count) { return e.splat(convert(first, e.i32()), count) + e.iota(e.i32(), count); }
+
+  void scoreOpenBlock();
+  void addOpenValues() { addDenseValues(value.openTokens, fullTokens, value.open); }
+  /// s[h, t] += w[h, c] * x, or out[h, c] += p[h, t] * x, for values that are kept aside (S7). Keys are those of one block.
+  void addKeyEscapes(Val block);
+  void addValueEscapes();
+
+private:
+  CacheRow cacheRow(Slot slot, SplitAttr split, int64_t headDim, mlir::Type element);
+  void forEscapes(const CacheRow &cache, llvm::function_ref<void(Val token, Val channel, Val value)> body);
+};
+
+} // namespace aligned
+
+#endif // ALIGNED_LIB_CONVERSION_ALIGNEDTOCPU_SPLITKERNEL_H
