@@ -18,7 +18,9 @@ BLOCK = 64      # tokens that share a key exponent
 PLANE = 4       # bits
 SHARED = 4      # channels of K that are fetched together
 COARSE = 0.5    # logits, the precision of an addend of a coarse score
-KEY_SHARE = 0.8 # of the error budget, as variance
+KEY_SHARE = 0.5 # of the error budget, as variance
+COMMON = 0.02   # how far rows of V that are not read may lie off their mean together, as a share of their scale
+LEAST_FILL = 1 / 256
 TINY = 1e-30
 STEP_VARIANCE = (1 - 2**-8) / (8 * np.log(2)) / 3
 
@@ -51,7 +53,7 @@ class FixedPlanes:
 
     def read(self, bits):
         unit = 2.0 ** (16 - bits)
-        middle = np.where(bits < 16, unit / 2, 0)
+        middle = (unit - 1) / 2
         units = np.floor(self.integers / unit) * unit + middle - self.dither
         return np.where(bits > 0, units * self.scale / 2**15, 0)
 
@@ -66,60 +68,63 @@ def shared(bits):
     return bits.reshape(*bits.shape[:-1], -1, SHARED).max(-1).repeat(SHARED, axis=-1)
 
 
-def halve_until(within, precision):
-    for _ in range(60):
-        if within(precision):
-            break
-        precision /= 2
-    return precision
+def coarsest(within, start):
+    """The coarsest of the quarter octaves below `start` that keeps within."""
+    steps = (start * 2.0 ** (-step / 4) for step in range(240))
+    return next((precision for precision in steps if within(precision)), start * 2.0**-60)
 
 
-def look(p, planes):
-    """rms of each head's output and of the values that make it, from plane 0 of the loudest rows."""
-    reach = p * planes.scale[:, 0]
+def look(p, values, middle):
+    """rms of each head's output, and the share of their scales that the values fill, from plane 0 of the loudest rows."""
+    reach = p * values.scale[:, 0]
     loud = (reach >= reach.max(1, keepdims=True) / 64).any(0)
-    weights, rows = p[:, loud], planes.read(np.full((len(loud), 1), PLANE))[loud]
-    spread = np.sqrt((weights @ rows**2).mean(1) / weights.sum(1))
-    size = np.sqrt(np.square(weights @ rows).mean(1))
-    return np.maximum(size, spread / np.sqrt(p.shape[1])) + TINY, spread + TINY
+    weights, rows = p[:, loud], values.read(np.full((len(loud), 1), PLANE))[loud]
+    power = (weights @ rows**2).mean(1)
+    out = weights @ rows + (1 - weights.sum(1, keepdims=True)) * middle
+    size = np.maximum(np.sqrt(np.square(out).mean(1)), np.sqrt(power / weights.sum(1) / p.shape[1])) + TINY
+    return size, np.maximum(power / (weights @ values.scale[loud, 0] ** 2), LEAST_FILL)
 
 
-def budget(q, k, v, scale, tolerance):
+def budget(q, k, v, scale, tolerance, rounds=3):
     """(P2) on whole blocks. Returns output, mean bits of K and of V with their exponents."""
     (tokens, channels), heads = k.shape, len(q)
-    keys, values = FixedPlanes(k, per_channel=True), FixedPlanes(v, per_channel=False)
+    keys, values, middle = FixedPlanes(k, per_channel=True), FixedPlanes(v, per_channel=False), v.mean(0)
     reach = np.abs(scale * q)[:, None] * keys.scale[None, ::BLOCK]  # [heads, blocks, channels]
+    start = 4 * values.scale.max()
 
-    coarse = shared(bits_for(reach.max((0, 1)) / COARSE))
-    coarse_variance = np.square(reach.max(1) * 2.0**-coarse).sum(1) / 3
-    p = softmax(scale * q @ keys.read(coarse).T)
+    block_bits = np.broadcast_to(shared(bits_for(reach.max((0, 1)) / COARSE)), reach.shape[1:])
+    for done in range(rounds + 1):
+        p = softmax(scale * q @ keys.read(block_bits.repeat(BLOCK, axis=0)).T)
+        size, fill = look(p, values, middle)
+        leverage = p * np.sqrt(fill[:, None] * values.scale[:, 0] ** 2 + size[:, None] ** 2)
+        leverage = leverage.reshape(heads, -1, BLOCK)
+        loudest, energy = leverage.max(2), np.square(leverage).sum(2)
+        kept = energy * np.square(reach * np.where(block_bits < 16, 2.0**-block_bits, 0)).sum(2) / 3
+        aim = KEY_SHARE * (tolerance * size) ** 2
+        over = kept.sum(1) > aim * (2 if done else 1)
+        if done == rounds or not over.any():
+            break
+        for h in np.flatnonzero(over):
 
-    size, spread = look(p, values)
-    blocks = p.reshape(heads, -1, BLOCK)
-    loudest, energy = blocks.max(2), np.square(blocks).sum(2)
-    block_bits = np.broadcast_to(coarse, reach.shape[1:])
-    for h in range(heads):
+            def within(precision):
+                finer = np.minimum(kept[h], energy[h] / loudest[h] ** 2 * STEP_VARIANCE * channels * precision**2)
+                return np.where(loudest[h] * COARSE > precision, finer, kept[h]).sum() <= aim[h]
 
-        def within(precision):
-            refined = energy[h] / loudest[h] ** 2 * STEP_VARIANCE * channels * precision**2
-            variance = np.where(loudest[h] * COARSE > precision, refined, energy[h] * coarse_variance[h])
-            return variance.sum() <= KEY_SHARE * (tolerance * size[h] / spread[h]) ** 2
+            precision = coarsest(within, start)
+            wanted = bits_for(reach[h] * loudest[h][:, None] / precision) * (loudest[h] * COARSE > precision)[:, None]
+            block_bits = np.maximum(block_bits, shared(wanted))
 
-        wanted = bits_for(reach[h] * loudest[h][:, None] / halve_until(within, 4.0))
-        block_bits = np.maximum(block_bits, shared(wanted))
-    p = softmax(scale * q @ keys.read(block_bits.repeat(BLOCK, axis=0)).T)
-
-    size, _ = look(p, values)
     row_bits = np.zeros(tokens)
     for h in range(heads):
         row_reach = p[h] * values.scale[:, 0]
 
         def within(precision):
-            variance = np.where(row_reach > precision, STEP_VARIANCE * precision**2, (row_reach / 3) ** 2)
-            return variance.sum() <= (1 - KEY_SHARE) * (tolerance * size[h]) ** 2
+            read = row_reach > precision
+            variance = np.where(read, STEP_VARIANCE * precision**2, fill[h] * row_reach**2).sum()
+            return variance + (COMMON * row_reach[~read].sum()) ** 2 <= (1 - KEY_SHARE) * (tolerance * size[h]) ** 2
 
-        row_bits = np.maximum(row_bits, bits_for(row_reach / halve_until(within, 4 * values.scale.max())))
-    out = p @ values.read(row_bits[:, None])
+        row_bits = np.maximum(row_bits, bits_for(row_reach / coarsest(within, start)))
+    out = p @ np.where(row_bits[:, None] > 0, values.read(row_bits[:, None]), middle)
     return out, block_bits.mean() + 8 / BLOCK, row_bits.mean() + 8 / v.shape[1]
 
 

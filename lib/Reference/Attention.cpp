@@ -15,7 +15,8 @@ namespace {
 
 using Rows = std::vector<std::vector<double>>; // [head][token or channel]
 
-constexpr double kCoarse = 0.5, kKeyShare = 0.8, kTiny = 1e-30;
+constexpr double kCoarse = 0.5, kKeyShare = 0.5, kSlack = 2, kCommon = 0.02, kLeastFill = 1.0 / 256, kStart = 4, kTiny = 1e-30;
+constexpr int kOctaves = 60, kRounds = 3;
 const double kStepVariance = (1 - std::ldexp(1.0, -8)) / (8 * std::log(2.0)) / 3;
 
 /// e^(s - max) / sum for each head.
@@ -182,132 +183,218 @@ PolicyResult aligned::decodeAlignedKV(const HeadInputs &in) {
 // P2, the budget
 //===----------------------------------------------------------------------===//
 
-PolicyResult aligned::decodeBudget(const HeadInputs &in, double tolerance) {
-  int64_t blocks = in.tokens / kBlockTokens, full = blocks * kBlockTokens;
-  FixedSplit key = splitFixed(std::vector<double>(in.k.begin(), in.k.begin() + full * in.keyDim), full, in.keyDim, /*key=*/true);
-  FixedSplit value = splitFixed(std::vector<double>(in.v.begin(), in.v.begin() + full * in.valueDim), full, in.valueDim, /*key=*/false);
-  auto weight = [&](int64_t h, int64_t c) { return std::fabs(in.q[h * in.keyDim + c] * in.scale); };
-  auto keyReach = [&](int64_t h, int64_t block, int64_t c) { return weight(h, c) * key.scale(block * kBlockTokens, c); };
+namespace {
 
-  // Phase A: each channel so that its largest addend anywhere is known to half a logit.
-  std::vector<int> coarse(in.keyDim, 0);
-  std::vector<double> coarseVariance(in.heads, 0);
-  for (int64_t c = 0; c < in.keyDim; ++c)
-    for (int64_t h = 0; h < in.heads; ++h)
-      for (int64_t b = 0; b < blocks; ++b)
-        coarse[c] = std::max(coarse[c], bitsFor(keyReach(h, b, c) / kCoarse));
-  shareGroups(coarse);
-  for (int64_t h = 0; h < in.heads; ++h)
-    for (int64_t c = 0; c < in.keyDim; ++c) {
-      double top = 0;
-      for (int64_t b = 0; b < blocks; ++b)
-        top = std::max(top, keyReach(h, b, c));
-      coarseVariance[h] += std::pow(std::ldexp(top, -coarse[c]), 2) / 3;
+/// P2 for one kv head, stage by stage as docs/Numerics.md has them.
+class Budget {
+public:
+  Budget(const HeadInputs &in, double tolerance)
+      : in(in), tolerance(tolerance), blocks(in.tokens / kBlockTokens), full(blocks * kBlockTokens),
+        key(splitFixed({in.k.begin(), in.k.begin() + full * in.keyDim}, full, in.keyDim, /*key=*/true)),
+        value(splitFixed({in.v.begin(), in.v.begin() + full * in.valueDim}, full, in.valueDim, /*key=*/false)), middle(in.valueDim, 0),
+        keyBits(blocks, std::vector<int>(in.keyDim, 0)), valueBits(full, 0), size(in.heads), fill(in.heads) {
+    for (int64_t t = 0; t < full; ++t)
+      for (int64_t c = 0; c < in.valueDim; ++c)
+        middle[c] += (std::isfinite(in.v[t * in.valueDim + c]) ? in.v[t * in.valueDim + c] : 0) / full;
+  }
+
+  PolicyResult decode() {
+    scoreCoarsely();
+    for (int round = 0; round < kRounds && refine(round ? kSlack : 1); ++round) {
+      p = probabilities();
+      look();
     }
-  std::vector<std::vector<int>> keyBits(blocks, coarse);
-  auto probabilities = [&] {
+    planValues();
+    return result();
+  }
+
+private:
+  double weight(int64_t h, int64_t c) const { return std::fabs(in.q[h * in.keyDim + c] * in.scale); }
+  double keyReach(int64_t h, int64_t block, int64_t c) const { return weight(h, c) * key.scale(block * kBlockTokens, c); }
+  double reach(int64_t h, int64_t t) const { return p[h][t] * value.scale(t, 0); }
+
+  Rows probabilities() const {
     return softmax(scoresOf(in, [&](int64_t t, int64_t c) {
       double x = in.k[t * in.keyDim + c];
       return t < full ? key.read(t, c, keyBits[t / kBlockTokens][c]) + escaped(x) : x;
     }));
-  };
-  Rows p = probabilities();
+  }
 
-  // The look: rms of the output and of the values that make it, from plane 0 of the loudest rows and from the open block.
-  std::vector<double> size(in.heads), spread(in.heads);
-  auto look = [&] {
-    std::vector<bool> loud(in.tokens, false);
-    std::fill(loud.begin() + full, loud.end(), true);
+  void scoreCoarsely() {
+    std::vector<int> bits(in.keyDim, 0);
+    for (int64_t c = 0; c < in.keyDim; ++c)
+      for (int64_t h = 0; h < in.heads; ++h)
+        for (int64_t b = 0; b < blocks; ++b)
+          bits[c] = std::max(bits[c], bitsFor(keyReach(h, b, c) / kCoarse));
+    shareGroups(bits);
+    std::fill(keyBits.begin(), keyBits.end(), bits);
+    p = probabilities();
+    look();
+  }
+
+  /// Sizes of the output, and how much of their scales the values fill, from plane 0 of the loudest rows and from the open block.
+  void look() {
+    std::vector<bool> loud(full, false);
     for (int64_t h = 0; h < in.heads; ++h) {
       double top = 0;
       for (int64_t t = 0; t < full; ++t)
-        top = std::max(top, p[h][t] * value.scale(t, 0));
+        top = std::max(top, reach(h, t));
       for (int64_t t = 0; t < full; ++t)
-        if (p[h][t] * value.scale(t, 0) >= top / 64)
+        if (reach(h, t) >= top / 64)
           loud[t] = true;
     }
     for (int64_t h = 0; h < in.heads; ++h) {
       std::vector<double> out(in.valueDim, 0);
-      double squares = 0, total = 0, outSquares = 0;
-      for (int64_t t = 0; t < in.tokens; ++t)
-        if (loud[t]) {
-          total += p[h][t];
-          for (int64_t c = 0; c < in.valueDim; ++c) {
-            double x = in.v[t * in.valueDim + c]; // what is not finite says nothing about the size of the other channels
-            double v = t < full ? value.read(t, c, 4) : std::isfinite(x) ? x : 0;
-            out[c] += p[h][t] * v;
-            squares += p[h][t] * v * v / in.valueDim;
-          }
+      double seen = 0, power = 0, scales = 0, planePower = 0, rest = 0;
+      for (int64_t t = 0; t < in.tokens; ++t) {
+        if (t < full && !loud[t]) {
+          rest += p[h][t];
+          continue;
         }
-      for (double o : out)
-        outSquares += o * o / in.valueDim;
-      double rowSpread = std::sqrt(squares / total);
-      size[h] = std::max(std::sqrt(outSquares), rowSpread / std::sqrt(in.tokens)) + kTiny;
-      spread[h] = rowSpread + kTiny;
-    }
-  };
-  auto coarsest = [](double budget, double start, const std::function<double(double)> &variance) {
-    double precision = start;
-    while (variance(precision) > budget && precision > std::ldexp(start, -60))
-      precision /= 2;
-    return precision;
-  };
-
-  std::vector<int> valueBits(full, 0);
-  if (blocks) {
-    // The plan for K: loud blocks are refined to one precision, quiet ones keep the coarse score.
-    look();
-    for (int64_t h = 0; h < in.heads; ++h) {
-      std::vector<double> loudest(blocks, 0), energy(blocks, 0);
-      for (int64_t t = 0; t < full; ++t) {
-        loudest[t / kBlockTokens] = std::max(loudest[t / kBlockTokens], p[h][t]);
-        energy[t / kBlockTokens] += p[h][t] * p[h][t];
+        double square = 0;
+        for (int64_t c = 0; c < in.valueDim; ++c) {
+          double v = t < full ? value.read(t, c, 4) : std::isfinite(in.v[t * in.valueDim + c]) ? in.v[t * in.valueDim + c] : 0;
+          out[c] += p[h][t] * v;
+          square += v * v / in.valueDim;
+        }
+        seen += p[h][t];
+        power += p[h][t] * square;
+        if (t < full) {
+          planePower += p[h][t] * square;
+          scales += reach(h, t) * value.scale(t, 0);
+        }
       }
-      double precision = coarsest(std::pow(tolerance * size[h] / spread[h], 2) * kKeyShare, 4.0, [&](double precision) {
+      double outPower = 0;
+      for (int64_t c = 0; c < in.valueDim; ++c)
+        outPower += std::pow(out[c] + rest * middle[c], 2) / in.valueDim;
+      size[h] = std::max(std::sqrt(outPower), std::sqrt(power / seen / in.tokens)) + kTiny;
+      fill[h] = scales > 0 ? std::max(planePower / scales, kLeastFill) : kLeastFill;
+    }
+  }
+
+  /// What an error of a score moves the output by: the token's probability times how far its value may lie from the output.
+  double leverage(int64_t h, int64_t t) const { return p[h][t] * std::sqrt(fill[h] * std::pow(value.scale(t, 0), 2) + size[h] * size[h]); }
+
+  /// Variance of the scores of a block, from the bits that are read of it.
+  double scoreVariance(int64_t h, int64_t b) const {
+    double variance = 0;
+    for (int64_t c = 0; c < in.keyDim; ++c)
+      variance += std::pow(keyReach(h, b, c) * remainder(keyBits[b][c]), 2) / 3;
+    return variance;
+  }
+
+  /// Plans finer keys for the heads whose predicted variance exceeds `slack` times the budget; whether any did.
+  bool refine(double slack) {
+    std::vector<std::vector<int>> finer = keyBits;
+    bool over = false;
+    for (int64_t h = 0; h < in.heads; ++h) {
+      std::vector<double> loudest(blocks, 0), energy(blocks, 0), variance(blocks);
+      double now = 0, start = 0;
+      for (int64_t t = 0; t < full; ++t) {
+        double l = leverage(h, t);
+        loudest[t / kBlockTokens] = std::max(loudest[t / kBlockTokens], l);
+        energy[t / kBlockTokens] += l * l;
+        start = std::max(start, kStart * value.scale(t, 0));
+      }
+      for (int64_t b = 0; b < blocks; ++b)
+        now += energy[b] * (variance[b] = scoreVariance(h, b));
+      double budget = std::pow(tolerance * size[h], 2) * kKeyShare;
+      if (!(now > slack * budget))
+        continue;
+      over = true;
+      double precision = coarsest(budget, start, [&](double precision) {
         double sum = 0;
-        for (int64_t b = 0; b < blocks; ++b)
-          sum += loudest[b] * kCoarse > precision ? energy[b] / (loudest[b] * loudest[b]) * kStepVariance * in.keyDim * precision * precision
-                                                  : energy[b] * coarseVariance[h];
+        for (int64_t b = 0; b < blocks; ++b) {
+          double kept = energy[b] * variance[b];
+          sum += loudest[b] * kCoarse > precision ? std::min(kept, energy[b] / (loudest[b] * loudest[b]) * kStepVariance * in.keyDim * precision * precision) : kept;
+        }
         return sum;
       });
       for (int64_t b = 0; b < blocks; ++b) {
+        if (!(loudest[b] * kCoarse > precision))
+          continue;
         std::vector<int> wanted(in.keyDim);
         for (int64_t c = 0; c < in.keyDim; ++c)
           wanted[c] = bitsFor(keyReach(h, b, c) * loudest[b] / precision);
         shareGroups(wanted);
         for (int64_t c = 0; c < in.keyDim; ++c)
-          keyBits[b][c] = std::max(keyBits[b][c], wanted[c]);
+          finer[b][c] = std::max(finer[b][c], wanted[c]);
       }
     }
+    keyBits = finer;
+    return over;
+  }
 
-    // Phase B: finer scores, then of each row of V what its probability makes visible.
-    p = probabilities();
-    look();
+  /// Of each row of V what its probability makes visible.
+  void planValues() {
     double start = 0;
     for (int64_t t = 0; t < full; ++t)
-      start = std::max(start, 4 * value.scale(t, 0));
-    for (int64_t h = 0; h < in.heads; ++h) {
-      auto reach = [&](int64_t t) { return p[h][t] * value.scale(t, 0); };
+      start = std::max(start, kStart * value.scale(t, 0));
+    for (int64_t h = 0; blocks && h < in.heads; ++h) {
       double precision = coarsest(std::pow(tolerance * size[h], 2) * (1 - kKeyShare), start, [&](double precision) {
-        double sum = 0;
-        for (int64_t t = 0; t < full; ++t)
-          sum += reach(t) > precision ? kStepVariance * precision * precision : std::pow(reach(t) / 3, 2);
-        return sum;
+        double sum = 0, unread = 0;
+        for (int64_t t = 0; t < full; ++t) {
+          bool read = reach(h, t) > precision;
+          sum += read ? kStepVariance * precision * precision : fill[h] * std::pow(reach(h, t), 2);
+          unread += read ? 0 : reach(h, t);
+        }
+        return sum + std::pow(kCommon * unread, 2);
       });
       for (int64_t t = 0; t < full; ++t)
-        valueBits[t] = std::max(valueBits[t], bitsFor(reach(t) / precision));
+        valueBits[t] = std::max(valueBits[t], bitsFor(reach(h, t) / precision));
     }
   }
 
-  PolicyResult result;
-  result.out = outputOf(in, p, [&](int64_t t, int64_t c) {
-    double x = in.v[t * in.valueDim + c];
-    return t < full ? value.read(t, c, valueBits[t]) + escaped(x) : x;
-  });
-  double keySum = 0, open = in.tokens ? double(in.tokens - full) / in.tokens : 0;
-  for (const std::vector<int> &bits : keyBits)
-    keySum += mean(bits) / std::max<int64_t>(blocks, 1);
-  result.keyBits = (keySum + 8.0 / kBlockTokens) * (1 - open) + 16 * open;
-  result.valueBits = (mean(valueBits) + 8.0 / in.valueDim) * (1 - open) + 16 * open;
-  return result;
-}
+  PolicyResult result() const {
+    PolicyResult result;
+    result.out = outputOf(in, p, [&](int64_t t, int64_t c) {
+      double x = in.v[t * in.valueDim + c];
+      return t >= full ? x : (valueBits[t] ? value.read(t, c, valueBits[t]) : middle[c]) + escaped(x);
+    });
+    for (int64_t h = 0; h < in.heads; ++h) {
+      double keys = 0, values = 0, unread = 0;
+      for (int64_t t = 0; t < full; ++t) {
+        keys += std::pow(leverage(h, t), 2) * scoreVariance(h, t / kBlockTokens);
+        values += valueBits[t] ? std::pow(reach(h, t) * remainder(valueBits[t]), 2) / 3 : fill[h] * std::pow(reach(h, t), 2);
+        unread += valueBits[t] ? 0 : reach(h, t);
+      }
+      result.estimate.push_back(std::sqrt(keys + values + std::pow(kCommon * unread, 2)) / size[h]);
+    }
+    double keySum = 0, open = in.tokens ? double(in.tokens - full) / in.tokens : 0;
+    for (const std::vector<int> &bits : keyBits)
+      keySum += mean(bits) / std::max<int64_t>(blocks, 1);
+    result.keyBits = (keySum + 8.0 / kBlockTokens) * (1 - open) + 16 * open;
+    result.valueBits = (mean(valueBits) + 8.0 / in.valueDim) * (1 - open) + 16 * open;
+    return result;
+  }
+
+  /// The error that `bits` bits leave, relative to the scale.
+  static double remainder(int bits) { return bits < 16 ? std::ldexp(1.0, -bits) : 0; }
+
+  /// The coarsest precision, in quarter octaves below `start`, whose predicted variance keeps within the budget. The variance falls with it.
+  static double coarsest(double budget, double start, const std::function<double(double)> &variance) {
+    int low = 0, high = kOctaves * 4;
+    while (low < high) {
+      int middle = (low + high) / 2;
+      if (variance(start * std::exp2(-middle / 4.0)) <= budget)
+        high = middle;
+      else
+        low = middle + 1;
+    }
+    return start * std::exp2(-low / 4.0);
+  }
+
+  const HeadInputs &in;
+  const double tolerance;
+  const int64_t blocks, full;
+  const FixedSplit key, value;
+  std::vector<double> middle; ///< mean of the values of full blocks, per channel: what a row that is not read stands for
+  std::vector<std::vector<int>> keyBits;
+  std::vector<int> valueBits;
+  Rows p;
+  std::vector<double> size, fill;
+};
+
+} // namespace
+
+PolicyResult aligned::decodeBudget(const HeadInputs &in, double tolerance) { return Budget(in, tolerance).decode(); }

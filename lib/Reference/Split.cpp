@@ -26,8 +26,8 @@ double FixedSplit::scale(int64_t token, int64_t channel) const {
 double FixedSplit::read(int64_t token, int64_t channel, int bits) const {
   if (bits == 0)
     return 0;
-  int64_t n = topBits(patterns[token * dim + channel], bits) - 32768;
-  return static_cast<double>(n - ditherOf(token)) * scale(token, channel) / 32768;
+  double n = topBits(patterns[token * dim + channel], bits) - 32768 - (bits < 16 ? 0.5 : 0); // the mean of 0 .. 2^k - 1 is half a unit below 2^(k-1)
+  return (n - ditherOf(token)) * scale(token, channel) / 32768;
 }
 
 FixedSplit aligned::splitFixed(const std::vector<double> &values, int64_t tokens, int64_t dim, bool key) {

@@ -128,6 +128,14 @@ int64_t groupOf(const aligned_cache &cache) { return isKey(cache) ? unitOf(cache
 
 /// Bytes that one block of one row takes of plane `p`, and of the exponents.
 int64_t planeBlockBytes(const aligned_cache &cache, int p) { return block * cache.head_dim * cache.format.width[p] / 8; }
+/// Planes that are in memory (S6).
+int residentPlanes(const aligned_cache &cache) {
+  int planes = 0;
+  for (int64_t left = cache.layers; left > 0; ++planes)
+    left -= cache.format.width[planes] / 4;
+  return planes;
+}
+bool hasMeans(const aligned_cache &cache) { return isFixed(cache) && !isKey(cache); }
 int64_t exponentBlockBytes(const aligned_cache &cache) { return !isFixed(cache) ? 0 : isKey(cache) ? cache.head_dim : block; }
 
 /// What grows with the tokens.
@@ -137,7 +145,7 @@ struct Planes {
 
   bool allocate(const aligned_cache &cache, int64_t tokens) {
     int64_t blocks = product(cache.rows, tokens / block);
-    for (int p = 0; p < cache.format.planes; ++p)
+    for (int p = 0; p < residentPlanes(cache); ++p)
       if (!::allocate(plane[p], product(blocks, planeBlockBytes(cache, p))))
         return false;
     capacity = tokens;
@@ -152,7 +160,7 @@ struct Planes {
           std::memcpy(static_cast<char *>(to) + row * (capacity / block) * blockBytes,
                       static_cast<const char *>(from) + row * (cache.capacity / block) * blockBytes, used);
     };
-    for (int p = 0; p < cache.format.planes; ++p)
+    for (int p = 0; p < residentPlanes(cache); ++p)
       copy(plane[p].get(), cache.plane[p], planeBlockBytes(cache, p));
     copy(exponent.get(), cache.exponent, exponentBlockBytes(cache));
   }
@@ -188,7 +196,7 @@ struct Escapes {
 /// Owns what the public fields point to.
 struct Cache : aligned_cache {
   Planes planes;
-  Buffer maxima, openBlock, workspace;
+  Buffer maxima, means, openBlock, workspace;
   Escapes escapeList;
 
   Cache(const aligned_format &format, int64_t batch, int64_t kvHeads, int64_t headDim) : aligned_cache() {
@@ -197,15 +205,20 @@ struct Cache : aligned_cache {
     this->kv_heads = kvHeads;
     this->rows = batch * kvHeads;
     this->head_dim = headDim;
+    this->layers = ::layers;
   }
 
+  /// Floats that describe the channels of all rows.
+  int64_t summaryBytes() const { return product(rows, head_dim, sizeof(float)); }
+
   bool allocate(int64_t tokens) {
-    int64_t values = product(rows, head_dim);
-    if (!planes.allocate(*this, tokens) || !::allocate(maxima, product(values, sizeof(float))) ||
-        !::allocate(openBlock, product(values, block, elementBytes(format.element))) ||
+    if (!planes.allocate(*this, tokens) || !::allocate(maxima, summaryBytes()) || !::allocate(means, hasMeans(*this) ? summaryBytes() : 0) ||
+        !::allocate(openBlock, product(rows, head_dim, block, elementBytes(format.element))) ||
         !::allocate(workspace, block * head_dim * (elementBytes(format.element) + 2 * sizeof(uint16_t))))
       return false;
-    std::memset(maxima.get(), 0, values * sizeof(float));
+    std::memset(maxima.get(), 0, summaryBytes());
+    if (means)
+      std::memset(means.get(), 0, summaryBytes());
     publish();
     return true;
   }
@@ -216,6 +229,7 @@ struct Cache : aligned_cache {
     exponent = static_cast<uint8_t *>(planes.exponent.get());
     capacity = planes.capacity;
     channel_max = static_cast<float *>(maxima.get());
+    channel_mean = static_cast<float *>(means.get());
     open = openBlock.get();
     escape = escapeList.begin();
     escapes = escapeList.count;
@@ -336,7 +350,9 @@ ALIGNED_LOOP void packBlock(const aligned_cache &cache, const uint16_t *ordered,
   int64_t group = groupOf(cache), bytes = group / 2;
   uint8_t *start[layers] = {};
   int64_t step[layers] = {};
-  for (int p = 0, layer = 0; p < cache.format.planes; ++p)
+  uint8_t dropped[layers][maxHeadDim]; // where planes that are not resident go: every group over the one before it
+  std::copy_n(dropped, layers, start);
+  for (int p = 0, layer = 0; p < residentPlanes(cache); ++p)
     for (int within = 0; within < cache.format.width[p] / 4; ++within, ++layer) {
       start[layer] = static_cast<uint8_t *>(planes.plane[p].get()) + index * planeBlockBytes(cache, p) + within * bytes;
       step[layer] = cache.format.width[p] / 4 * bytes;
@@ -356,16 +372,18 @@ public:
         channels(cache.head_dim) {}
 
   int run() {
-    int64_t values = cache.rows * channels, fullBlocks = total / block;
+    int64_t fullBlocks = total / block;
     if (fullBlocks * block > cache.capacity) {
       int64_t geometric = (cache.capacity + cache.capacity / 2) / block * block;
       if (!grown.allocate(cache, std::max(fullBlocks * block, geometric)))
         return -1;
       grown.copyFrom(cache);
     }
-    if (!allocate(maxima, product(values, sizeof(float))))
+    if (!allocate(maxima, cache.summaryBytes()) || !allocate(means, hasMeans(cache) ? cache.summaryBytes() : 0))
       return -1;
-    std::memcpy(maxima.get(), cache.channel_max, values * sizeof(float));
+    std::memcpy(maxima.get(), cache.channel_max, cache.summaryBytes());
+    if (means)
+      std::memcpy(means.get(), cache.channel_mean, cache.summaryBytes());
     bool done = vectorized([&] {
       for (int64_t r = 0; r < cache.rows; ++r) {
         enter(r);
@@ -460,7 +478,19 @@ private:
         encodeFixed<Element>(
             values, channels, [=](int64_t) { return units; }, first + t, encoded() + t * channels);
       }
+      addToMeans(first / block);
     }
+  }
+
+  /// Moves the channels' means to what they are with the loaded block, number `index` of its row.
+  ALIGNED_LOOP void addToMeans(int64_t index) {
+    float *mean = static_cast<float *>(means.get()) + row * channels, share = 1.0f / float(index + 1);
+    float blockMean[maxHeadDim] = {};
+    for (int64_t t = 0; t < block; ++t)
+      for (int64_t c = 0; c < channels; ++c)
+        blockMean[c] += Element::toFloat(loaded()[t * channels + c]) * (1.0f / block);
+    for (int64_t c = 0; c < channels; ++c)
+      mean[c] = mean[c] * (1 - share) + blockMean[c] * share; // either product is no larger than the largest value
   }
 
   /// Lists what `load` left out. A finite value among it (f32 beyond half) still counts for its channel.
@@ -493,6 +523,7 @@ private:
     if (grown.capacity)
       cache.planes = std::move(grown);
     cache.maxima = std::move(maxima);
+    cache.means = std::move(means);
     for (const aligned_escape &escape : escapes)
       cache.escapeList.push(escape);
     cache.tokens = total;
@@ -506,7 +537,7 @@ private:
   int64_t row = 0; // the one at work, and its first new token
   const Bits *rowData = nullptr;
   Planes grown; // empty while the cache's own have room
-  Buffer maxima;
+  Buffer maxima, means;
   Escapes escapes;
   Bits largest[maxHeadDim];
 };
@@ -541,7 +572,8 @@ ALIGNED_LOOP void joinBlock(const Cache &cache, int64_t row, int64_t index, int 
   using Storage = std::conditional_t<std::is_same_v<Element, BFloat>, BFloat, Half>;
   int64_t channels = cache.head_dim, unit = unitOf(cache), place = row * (cache.capacity / block) + index;
   unpackBlock(cache, place, read, ordered);
-  int32_t middle = read < 16 ? 1 << (15 - read) : 0; // of what the bits that are not read may hold
+  int32_t middle = read < 16 ? 1 << (15 - read) : 0; // of what the bits that are not read may hold, rounded up
+  double roundedUp = read < 16 ? 0.5 : 0;            // integers take it off again
   const uint8_t *exponents = cache.exponent + place * exponentBlockBytes(cache);
   // What was finite reads as finite, however few bits are read.
   constexpr double largest = Element::largest;
@@ -550,7 +582,7 @@ ALIGNED_LOOP void joinBlock(const Cache &cache, int64_t row, int64_t index, int 
     for (int64_t first = 0; first < channels; first += unit) // a run
       for (int64_t c = first; c < first + unit; ++c) {
         int32_t bits = ordered[first * block + t * unit + c - first] + middle;
-        double value = isFixed(cache) ? (bits - offset) * scaleOf(exponents[isKey(cache) ? c : t]) / 0x1p15
+        double value = isFixed(cache) ? (bits - roundedUp - offset) * scaleOf(exponents[isKey(cache) ? c : t]) / 0x1p15
                                       : Storage::toFloat(uint16_t(bits));
         out[t * channels + c] = Element::fromFloat(float(std::clamp(value, -largest, largest)));
       }
@@ -563,7 +595,7 @@ template <typename Element> int join(const Cache &cache, int bits, void *out) {
   if (!allocate(ordered, block * cache.head_dim * sizeof(uint16_t)))
     return -1;
   int read = 0;
-  for (int p = 0; read < bits; ++p)
+  for (int p = 0; read < bits && p < residentPlanes(cache); ++p)
     read += cache.format.width[p];
   int64_t channels = cache.head_dim, blocks = cache.tokens / block;
   Bits *values = static_cast<Bits *>(out);
@@ -643,15 +675,17 @@ aligned_cache *aligned_cache_clone(const aligned_cache *from) {
   if (!to)
     return nullptr;
   std::unique_ptr<Cache> cache(static_cast<Cache *>(to));
+  aligned_cache_drop_planes(to, residentPlanes(*from));
   const Escapes &escapes = static_cast<const Cache *>(from)->escapeList;
   if (!cache->escapeList.reserve(escapes.count))
     return nullptr;
   for (const aligned_escape &escape : escapes)
     cache->escapeList.push(escape);
   cache->planes.copyFrom(*from);
-  int64_t values = from->rows * from->head_dim;
-  std::memcpy(cache->channel_max, from->channel_max, values * sizeof(float));
-  std::memcpy(cache->open, from->open, values * block * elementBytes(from->format.element));
+  std::memcpy(cache->channel_max, from->channel_max, cache->summaryBytes());
+  if (cache->channel_mean)
+    std::memcpy(cache->channel_mean, from->channel_mean, cache->summaryBytes());
+  std::memcpy(cache->open, from->open, from->rows * from->head_dim * block * elementBytes(from->format.element));
   cache->tokens = from->tokens;
   cache->publish();
   return cache.release();
@@ -684,10 +718,24 @@ int aligned_cache_truncate(aligned_cache *cache, int64_t tokens) {
   return 0;
 }
 
+int aligned_cache_drop_planes(aligned_cache *cache, int32_t planes) {
+  int resident = residentPlanes(*cache);
+  if (planes < 1 || planes > resident)
+    return fail("expected to keep 1 to %d planes, got %d", resident, planes);
+  Cache &owner = *static_cast<Cache *>(cache);
+  for (int p = planes; p < resident; ++p) {
+    owner.planes.plane[p].reset();
+    owner.layers -= owner.format.width[p] / 4;
+  }
+  owner.publish();
+  return 0;
+}
+
 int64_t aligned_cache_bytes(const aligned_cache *cache) {
   int64_t perBlock = exponentBlockBytes(*cache);
-  for (int p = 0; p < cache->format.planes; ++p)
+  for (int p = 0; p < residentPlanes(*cache); ++p)
     perBlock += planeBlockBytes(*cache, p);
-  return cache->rows * (cache->capacity / block * perBlock + block * cache->head_dim * elementBytes(cache->format.element)) +
+  int64_t summaries = cache->head_dim * int64_t(sizeof(float)) * (hasMeans(*cache) ? 2 : 1);
+  return cache->rows * (cache->capacity / block * perBlock + summaries + block * cache->head_dim * elementBytes(cache->format.element)) +
          static_cast<const Cache *>(cache)->escapeList.capacity * int64_t(sizeof(aligned_escape));
 }

@@ -25,6 +25,7 @@ struct HeadInputs {
 struct PolicyResult {
   std::vector<double> out; ///< [heads, valueDim]
   double keyBits, valueBits; ///< mean bits read per value, exponents included; tokens of the open block count 16
+  std::vector<double> estimate; ///< predicted relative L2 error of each head's output; of P2
 };
 
 /// P1 over `float<8,4,4>` (half) or `float<12,4>` (bfloat16).

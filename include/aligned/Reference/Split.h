@@ -22,7 +22,7 @@ struct FixedSplit {
   std::vector<uint8_t> exponents;  ///< E + 112: key [tokens / 64, dim], value [tokens]
 
   double scale(int64_t token, int64_t channel) const;
-  /// The value that the top `bits` bits stand for; missing bits at their midpoint, the dither taken off; 0 bits read 0.
+  /// The value that the top `bits` bits stand for; missing bits at their mean, the dither taken off; 0 bits read 0.
   double read(int64_t token, int64_t channel, int bits) const;
 };
 

@@ -23,7 +23,8 @@
  *
  * Worked example, fixed<4,4,4,4>, key, E = 2 (scale = 64/15), token t = 0 (dither -2048), x = 1.5:
  *   n = rint(1.5 * 15/64 * 32768) - 2048 = 11520 - 2048 = 9472;  n + 32768 = 42240 = 0xA500: planes A 5 0 0.
- *   Reading 4 bits gives 0xA000 + 0x800 - 0x8000 + 2048 = 12288 -> 12288 / 32768 * 64/15 = 1.6, within scale * 2^-4 = 0.27 of x.
+ *   Reading 4 bits gives 0xA000 + 2047.5 - 0x8000 + 2048 = 12287.5 -> 12287.5 / 32768 * 64/15 = 1.5999, within scale * 2^-4 = 0.27 of x:
+ *   the 12 missing bits stand for the mean of what they may hold, (2^12 - 1) / 2.
  *
  * Open block (S4): the newest tokens mod 64 stay dense in the input type in `open`.
  * Non-finite values (S7) are stored as 0 in the planes and listed in `escape`; readers add weight * value to the sum they belong to, so that
@@ -73,9 +74,11 @@ typedef struct aligned_cache {
   void *plane[ALIGNED_MAX_PLANES];
   uint8_t *exponent;  /* fixed: key [rows][capacity/64][head_dim], value [rows][capacity]; float: null */
   float *channel_max; /* [rows][head_dim], largest finite |x| of each channel over all tokens appended, forgotten ones included */
+  float *channel_mean; /* fixed value: [rows][head_dim], mean over the full blocks, what is not finite as 0: what a value that is not read stands for; else null */
   void *open;         /* element [rows][64][head_dim] */
   aligned_escape *escape;
   int64_t escapes;
+  int64_t layers;     /* nibble layers (4 bits) that are resident, 4 when all are: reads are clamped to them (S6) */
   /* for C callers */
   int64_t batch, kv_heads;
   aligned_format format;
@@ -100,7 +103,11 @@ int aligned_cache_join(const aligned_cache *cache, int bits, void *out);
 /* Forgets the newest tokens until `tokens` are left. Only open tokens can be forgotten: tokens / 64 must equal the cache's. Returns 0. */
 int aligned_cache_truncate(aligned_cache *cache, int64_t tokens);
 
-/* Bytes of memory that the cache holds: planes and exponents up to its capacity, open block, escapes. */
+/* Drops the planes past the first `planes` (S6), those of blocks to come included, and returns their memory. Readers take what is left; a plane that is
+ * dropped can't be had back. 1 <= planes <= those resident. Returns 0. */
+int aligned_cache_drop_planes(aligned_cache *cache, int32_t planes);
+
+/* Bytes of memory that the cache holds: planes and exponents up to its capacity, open block, what is known of the channels, escapes. */
 int64_t aligned_cache_bytes(const aligned_cache *cache);
 
 #ifdef __cplusplus

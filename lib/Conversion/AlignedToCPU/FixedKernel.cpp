@@ -5,15 +5,16 @@
 //   A   coarse scores of all tokens: channels are read to half a logit each
 //       softmax, and a look at plane 0 of the loudest rows of V, which says how large the output will be
 //   K   the plan for K: the coarsest precision whose predicted error keeps its share of the budget
-//   B   finer K in the blocks whose probability makes the coarse error matter; softmax and the look again
-//   V   the plan for V, then of each row what its probability makes visible: for most rows nothing
+//   B   finer K in the blocks whose leverage on the output makes the error of their scores matter; softmax and the look again. Where the finer
+//       scores show that the coarse ones misled the plan, it is made again (P5)
+//   V   the plan for V, then of each row what its probability makes visible: for most rows nothing, and they stand for their mean
 //
 // Weights, not values, are made integers at the wanted precision, so that nibbles go into integer dot products as they lie in
 // memory; see IntegerDot.h. With scale15 = scale / 2^15, the value of one unit of the stored integer n,
 //
-//   value = scale15 * (top bits + offset(layers) - dither(t)),   offset(L) = (2^15 >> 4L) - 2^15
+//   value = scale15 * (top bits + offset(layers) - dither(t)),   offset(L) = (2^(16 - 4L) - 1) / 2 - 2^15
 //
-// where the offset holds the midpoint of the missing bits and the sign's 2^15; at L = 0 it vanishes by itself.
+// where the offset holds the mean of what the missing bits may be and the sign's 2^15.
 // All precisions of V are relative to the loudest row's scale, so that nothing overflows or underflows.
 #include "IntegerDot.h"
 #include "SplitKernel.h"
@@ -26,11 +27,15 @@ using namespace aligned;
 namespace {
 
 constexpr double kCoarse = 0.5;            // absolute precision of each addend of a coarse score, in logits
-constexpr double kKeyShare = 0.8;          // of the budget, as variance, that K may use
+constexpr double kKeyShare = 0.5;          // of the budget, as variance, that K may use
+constexpr double kSlack = 2.0;             // of a budget, as variance, before a plan is made again
+constexpr int64_t kRounds = 3;             // plans for K, at most
+constexpr double kCommon = 0.02;           // how far rows of V that are not read may lie off their mean together, as a share of their scale
+constexpr double kLeastFill = 1.0 / 256;   // of the share of their scales that values fill, as variance
 constexpr double kRoom = 16.0 / 15.0;      // scale / 2^E: room for the dither
 constexpr double kTiny = 1e-30;
-constexpr double kStart = 4.0;             // the coarsest precision a plan considers
-constexpr int64_t kHalvings = 60;          // and how often it may be halved
+constexpr int64_t kStartExponent = 2;      // of the coarsest precision that a plan considers, relative to the loudest row's scale
+constexpr int64_t kQuarterOctaves = 240;   // and how much finer it may be
 // Variance of an addend read to precision 1, its need spread evenly between planes: (1 - 2^-8) / (8 ln 2) / 3.
 constexpr double kStepVariance = (1.0 - 1.0 / 256) / (8 * 0.6931471805599453) / 3;
 constexpr int64_t kPlanLanes = 16;         // blocks that the plan for K looks at together
@@ -44,10 +49,10 @@ private:
 
   Val planStride; // blocks, padded to the plan's vectors
   Val listStride; // tokens, padded to whole groups of four rows
-  Buffer keyDigits, step, want, finest; // of the weights of one block's channels
-  Buffer precisionK, layersA, varianceA, poison;
-  Buffer loudest, energy, weightScale;
-  Buffer reachScale, size, spread, loudRows, precisionV, valueConstant;
+  Buffer keyDigits, step, finest, poison; // of the weights of one block's channels
+  Buffer layersA, want, variance;         // of scores: the first reading, and per query row and block the inverse precision of addends and the error's variance
+  Buffer loudest, energy, precisionK;     // leverage of a block's tokens: the largest, and the sum of squares
+  Buffer reachScale, size, fill, loudRows, precisionV, weightScale, valueConstant, unread;
   Buffer blockDigits, list, listDigits, listCount, digitMask;
   Val loudestExponent;
 
@@ -56,18 +61,21 @@ private:
   void values() override;
 
   // Bits.
-  Val layersFor(Val steps, SplitAttr split);
-  static Val offsetOf(Val layers) { return convert(shrLogical(layers.e->constant(layers.type(), 0x8000), layers * 4) - 0x8000, layers.e->f32()); }
+  Val layersFor(Val steps, const CacheRow &cache, SplitAttr split);
+  /// 2^-4L.
+  static Val remainderOf(Val layers) { return bitcast((layers * -4 + 127) << 23, layers.e->f32()); }
+  static Val offsetOf(Val layers) { return remainderOf(layers) * 32768.0 - 32768.5; }
   Val unitScale(Val exponents) { return bitcast(zext(exponents, e.i32()) << 23, e.f32()) * kRoom; }
 
   // Stages.
   void planCoarse();
   void scoreBlock(Val block, Val layers);
   void weighKeys(Val block, Val layers);
-  Val refinedLayers(Val block);
+  Val layersOf(Val block);
+  void refineBlock(Val block);
   void scaleRows();
   void look();
-  void planKeys();
+  Val planKeys(Val round);
   void planValues();
   void listValues();
   void addListed();
@@ -85,19 +93,20 @@ void FixedKernel::allocate() {
   listStride = padded + 4;
   scratch(keyDigits, e.i8(), heads * (kDigits * shape.keyDim));
   scratch(step, e.f32(), heads);
-  scratch(want, e.f32(), heads);
   scratch(finest, e.f32(), heads);
   scratch(poison, e.f32(), heads);
-  scratch(precisionK, e.f32(), heads);
-  scratch(precisionV, e.f32(), heads);
-  scratch(varianceA, e.f32(), heads);
-  scratch(size, e.f32(), heads);
-  scratch(spread, e.f32(), heads);
-  scratch(weightScale, e.f32(), heads);
-  scratch(valueConstant, e.f32(), heads);
   scratch(layersA, e.i32(), index(shape.keyDim));
+  scratch(want, e.f32(), heads * planStride);
+  scratch(variance, e.f32(), heads * planStride);
   scratch(loudest, e.f32(), heads * planStride);
   scratch(energy, e.f32(), heads * planStride);
+  scratch(precisionK, e.f32(), heads);
+  scratch(precisionV, e.f32(), heads);
+  scratch(size, e.f32(), heads);
+  scratch(fill, e.f32(), heads);
+  scratch(weightScale, e.f32(), heads);
+  scratch(valueConstant, e.f32(), heads);
+  scratch(unread, e.f32(), heads * kBlock);
   scratch(reachScale, e.f32(), padded);
   scratch(loudRows, e.i32(), padded);
   scratch(blockDigits, e.i8(), heads * (kDigits * kBlock));
@@ -108,11 +117,11 @@ void FixedKernel::allocate() {
 }
 
 /// Layers so that an addend whose reach is `steps` times the wanted precision is read that precisely: one for each factor of 16.
-Val FixedKernel::layersFor(Val steps, SplitAttr split) {
+Val FixedKernel::layersFor(Val steps, const CacheRow &cache, SplitAttr split) {
   Val layers = e.constant(VectorType::get(steps.lanes(), e.i32()), 0);
   for (int64_t layer = 0; layer < kLayers; ++layer)
     layers = layers + zext(steps > std::pow(16.0, layer), e.i32());
-  return wholePlanes(layers, split);
+  return wholePlanes(layers, cache, split);
 }
 
 /// The largest of each four neighbouring lanes, in all four.
@@ -140,22 +149,26 @@ void FixedKernel::scores() {
   scoreOpenBlock();
   scaleRows();
   planCoarse();
-  // Phase A, then B: blocks that the plan asks more of are scored again by the same code.
-  e.loop(index(0), exact ? index(1) : select(key.blocks > 0, index(2), index(1)), 1, [&](Val phase) {
-    Val first = phase == 0;
-    e.loop(index(0), key.blocks, 1, [&](Val block) {
-      Val coarse = e.load(layersA, index(0), shape.keyDim);
-      Val layers = exact ? coarse : e.choose(first, [&]() -> Vals { return {coarse}; }, [&]() -> Vals { return {refinedLayers(block)}; })[0];
-      Val more = reduceAdd(layers - coarse);
-      e.when(first | (more > 0), [&] { scoreBlock(block, layers); });
-    });
-    softmax();
-    if (!exact)
-      e.when(key.blocks > 0, [&] {
-        look();
-        e.when(first, [&] { planKeys(); });
+  Val coarse = e.load(layersA, index(0), shape.keyDim);
+  e.loop(index(0), key.blocks, 1, [&](Val block) { scoreBlock(block, coarse); });
+  if (exact)
+    return softmax();
+  Type flag = e.types.getI1Type();
+  e.repeat(
+      {e.constant(e.i32(), 0), e.constant(flag, 1)}, [](Vals state) { return state[1]; },
+      [&](Vals state) -> Vals {
+        softmax();
+        Val more = e.choose(
+            key.blocks > 0,
+            [&]() -> Vals {
+              look();
+              return {planKeys(state[0])};
+            },
+            [&]() -> Vals { return {e.constant(flag, 0)}; })[0];
+        more = more & (state[0] < kRounds);
+        e.when(more, [&] { e.loop(index(0), key.blocks, 1, [&](Val block) { refineBlock(block); }); });
+        return {state[0] + 1, more};
       });
-  });
 }
 
 /// Phase A reads each group of channels so that its largest addend anywhere in the cache is known to half a logit.
@@ -168,19 +181,15 @@ void FixedKernel::planCoarse() {
   Val reach = e.loop(index(0), index(shape.heads), 1, {e.constant(VectorType::get(dim, e.f32()), 0)}, [&](Val h, Vals top) -> Vals {
     Val units = abs(e.load(w, h * dim, dim)) * unit;
     e.store(f32(kWeightLimit) / reduceMax(units), finest, h); // the loudest channel must not leave the digits
-    e.store(f32(exact ? INFINITY : 1 / kCoarse), want, h);
     return {larger(units * 32768.0, top[0])};
   })[0];
-  Val layers = exact ? e.constant(exponents.type(), residentLayers(shape.keySplit)) : groupMax(layersFor(reach * (1 / kCoarse), shape.keySplit));
-  e.store(layers, layersA, index(0));
-  Val remainder = bitcast(((layers * -4) + 127) << 23, e.f32()); // 2^-bits
-  forHeads([&](Val h) {
-    Val error = abs(e.load(w, h * dim, dim)) * unit * 32768.0 * remainder;
-    e.store(reduceAdd(error * error) * (1.0 / 3), varianceA, h);
-    e.loop(key.blocks, planStride, 1, [&](Val block) { // blocks that do not exist are silent
-      e.store(f32(0), loudest, h * planStride + block);
-      e.store(f32(0), energy, h * planStride + block);
-    });
+  e.store(exact ? e.splat(key.layers, dim) : groupMax(layersFor(reach * (1 / kCoarse), key, shape.keySplit)), layersA, index(0));
+  e.loop(index(0), planStride * shape.heads, kPlanLanes, [&](Val i) { // blocks that do not exist are silent
+    Val zero = e.constant(VectorType::get(kPlanLanes, e.f32()), 0);
+    e.store(zero + (exact ? INFINITY : 1 / kCoarse), want, i);
+    e.store(zero, variance, i);
+    e.store(zero, loudest, i);
+    e.store(zero, energy, i);
   });
 }
 
@@ -188,11 +197,16 @@ void FixedKernel::planCoarse() {
 void FixedKernel::weighKeys(Val block, Val layers) {
   int64_t dim = shape.keyDim;
   Val unit = unitScale(e.load(key.exponent, block * dim, dim));
+  Val left = select(layers < kLayers, remainderOf(layers) * 32768.0, e.constant(unit.type(), 0));
   Val offset = offsetOf(layers), used = select(layers > 0, e.constant(unit.type(), 1), e.constant(unit.type(), 0));
   Val tokenDither = dither(tokensFrom(block * kBlock, kBlock));
   Vals masks = e.loop(index(0), index(shape.heads), 1, Vals(kDigits, e.constant(e.i64(), 0)), [&](Val h, Vals masks) {
     Val weight = e.load(w, h * dim, dim) * unit;
-    Val inverse = min(e.load(want, h) * (kWeightGuard * 32768.0), e.load(finest, h)); // 1 / step
+    if (!exact) {
+      Val error = weight * left;
+      e.store(reduceAdd(error * error) * (1.0 / 3), variance, h * planStride + block);
+    }
+    Val inverse = min(e.load(want, h * planStride + block) * (kWeightGuard * 32768.0), e.load(finest, h)); // 1 / step
     Val whole = toWeight(weight * e.splat(inverse, dim));
     for (int64_t d = 0; d < kDigits; ++d) {
       Val digits = digit(whole, d);
@@ -201,7 +215,7 @@ void FixedKernel::weighKeys(Val block, Val layers) {
     }
     Val rounded = convert(whole, e.f32()), blockStep = f32(1) / inverse;
     e.store(blockStep, step, h);
-    Val constant = e.splat(blockStep * reduceAdd(rounded * offset) + e.load(poison, h), kBlock);
+    Val constant = e.splat(blockStep * reduceAdd(rounded * used * offset) + e.load(poison, h), kBlock);
     Val lean = e.splat(blockStep * reduceAdd(rounded * used), kBlock);
     e.store(constant - lean * tokenDither, s, h * padded + block * kBlock);
     return masks;
@@ -258,8 +272,8 @@ void FixedKernel::scoreBlock(Val block, Val layers) {
 // Plans
 //===----------------------------------------------------------------------===//
 
-/// rms of the output and of the values that make it, per query row and relative to the loudest row's scale, from plane 0 of the rows
-/// that are within a factor of 64 of the loudest, and from the open block.
+/// Per query row the rms of the output, relative to the loudest row's scale, and the share of their scales that the values fill, as variance: from
+/// plane 0 of the rows that are within a factor of 64 of the loudest, and from the open block. All other rows stand for their mean.
 void FixedKernel::look() {
   int64_t dim = shape.valueDim;
   Val zero = e.constant(VectorType::get(kBlock, e.f32()), 0);
@@ -267,7 +281,7 @@ void FixedKernel::look() {
     Val top = e.loop(index(0), fullTokens, kBlock, {zero}, [&](Val t, Vals top) -> Vals {
       return {larger(e.load(p, h * padded + t, kBlock) * e.load(reachScale, t, kBlock), top[0])};
     })[0];
-    e.store(reduceMax(top) * (1.0 / 64), weightScale, h);
+    e.store(max(reduceMax(top) * (1.0 / 64), kTiny), weightScale, h);
   });
   Val count = e.loop(index(0), fullTokens, kBlock, {index(0)}, [&](Val t, Vals count) -> Vals {
     Val loud = e.loop(index(0), index(shape.heads), 1, {e.constant(e.i64(), 0)}, [&](Val h, Vals mask) -> Vals {
@@ -282,36 +296,38 @@ void FixedKernel::look() {
 
   Val toRelative = f32(1) / (unitScale(loudestExponent) * 32768.0);
   forHeadGroups(dim / lanes + 1, [&](Val head, int64_t heads) {
-    // Per query row: sum of p * v, of p * v^2 (folded to one register) and of p.
+    // Per query row: sum of p * v, of p * v^2 (folded to one register), of p, and of p * scale^2.
     Vals sums(heads, e.constant(VectorType::get(dim, e.f32()), 0));
     sums.append(heads, e.constant(VectorType::get(lanes, e.f32()), 0));
-    sums.append(heads, f32(0));
-    auto add = [&](Vals sums, Val t, Val row) {
+    sums.append(2 * heads, f32(0));
+    auto add = [&](Vals sums, Val t, Val row, Val scale) {
       Val square = foldLanes(row * row, lanes);
       for (int64_t h = 0; h < heads; ++h) {
         Val weight = e.load(p, (head + h) * padded + t);
         sums[h] = sums[h] + e.splat(weight, dim) * row;
         sums[heads + h] = sums[heads + h] + e.splat(weight, lanes) * square;
         sums[2 * heads + h] = sums[2 * heads + h] + weight;
+        sums[3 * heads + h] = sums[3 * heads + h] + weight * scale * scale;
       }
       return sums;
     };
-    sums = e.loop(index(0), count, 1, sums, [&](Val i, Vals sums) {
+    Vals loud = e.loop(index(0), count, 1, sums, [&](Val i, Vals sums) {
       Val t = convert(e.load(loudRows, i), e.types.getIndexType());
-      return add(sums, t, readRow(t));
+      return add(sums, t, readRow(t), e.load(reachScale, t));
     });
-    sums = e.loop(index(0), value.open, 1, sums, [&](Val i, Vals sums) {
+    sums = e.loop(index(0), value.open, 1, loud, [&](Val i, Vals sums) {
       Val row = convert(e.load(value.openTokens, i * dim, dim), e.f32()) * e.splat(toRelative, dim);
       row = select(abs(row) < INFINITY, row, e.constant(row.type(), 0)); // what is not finite must not blind the plan
-      return add(sums, fullTokens + i, row);
+      return add(sums, fullTokens + i, row, f32(0));
     });
+    Val middle = e.load(value.channelMean, index(0), dim) * e.splat(toRelative, dim);
     for (int64_t h = 0; h < heads; ++h) {
-      Val total = e.load(rowSum, head + h);
-      Val rowSpread = sqrt(reduceAdd(sums[heads + h]) * (1.0 / dim) / sums[2 * heads + h]);
-      Val rowSize = sqrt(reduceAdd(sums[h] * sums[h]) * (1.0 / dim)) / total;
-      Val least = rowSpread / sqrt(convert(convert(tokens, e.i64()), e.f32()));
+      Val total = e.load(rowSum, head + h), seen = sums[2 * heads + h];
+      Val output = sums[h] + e.splat(max(total - seen, 0), dim) * middle;
+      Val rowSize = sqrt(reduceAdd(output * output) * (1.0 / dim)) / total;
+      Val least = sqrt(reduceAdd(sums[heads + h]) * (1.0 / dim) / seen / convert(convert(tokens, e.i64()), e.f32()));
       e.store(max(rowSize, least) + kTiny, size, head + h);
-      e.store(rowSpread + kTiny, spread, head + h);
+      e.store(larger(reduceAdd(loud[heads + h]) * (1.0 / dim) / loud[3 * heads + h], f32(kLeastFill)), fill, head + h);
     }
   });
 }
@@ -322,76 +338,103 @@ Val FixedKernel::readRow(Val token) {
   Val top = e.constant(VectorType::get(shape.valueDim, e.i32()), 0);
   for (int64_t layer = 0; layer < planeLayers; ++layer)
     top = (top << 4) | nibbles(value.layer[0], (token * planeLayers + layer) * half, half);
-  double offset = (0x8000 >> (4 * planeLayers)) - 0x8000;
+  double offset = (0x10000 >> (4 * planeLayers)) / 2.0 - 0.5 - 0x8000;
   Val number = convert(top << (16 - 4 * planeLayers), e.f32()) + offset - e.splat(dither(convert(token, e.i32())), shape.valueDim);
   return number * e.splat(e.load(reachScale, token) * (1.0 / 32768), shape.valueDim);
 }
 
-/// precision[h]: the largest kStart / 2^i whose predicted variance keeps within `budget`.
+/// The coarsest of the quarter octaves below the start whose predicted variance keeps within the budget. The variance falls with the precision.
 static Val coarsest(Emitter &e, Val budget, function_ref<Val(Val)> variance) {
-  double finest = kStart * std::ldexp(1.0, -kHalvings);
-  return e.repeat(
-      {e.constant(e.f32(), kStart)}, [&](Vals s) { return (variance(s[0]) > budget) & (s[0] > finest); }, [&](Vals s) -> Vals { return {s[0] * 0.5}; })[0];
+  auto precisionOf = [&](Val step) {
+    Val within = step & 3, power = bitcast((e.constant(e.i32(), 127 + kStartExponent) - (step >> 2)) << 23, e.f32());
+    auto root = [&](int64_t quarters) { return e.constant(e.f32(), std::exp2(-quarters / 4.0)); };
+    return power * select(within < 2, select(within == 0, root(0), root(1)), select(within == 2, root(2), root(3)));
+  };
+  Vals range = e.repeat({e.constant(e.i32(), 0), e.constant(e.i32(), kQuarterOctaves)}, [](Vals s) { return s[0] < s[1]; },
+                        [&](Vals s) -> Vals {
+                          Val middle = (s[0] + s[1]) >> 1;
+                          Val enough = variance(precisionOf(middle)) <= budget;
+                          return {select(enough, s[0], middle + 1), select(enough, middle, s[1])};
+                        });
+  return precisionOf(range[0]);
 }
 
-void FixedKernel::planKeys() {
+/// Plans the keys of the query rows whose predicted variance exceeds the budget, or in later rounds far exceeds it; whether there are any.
+Val FixedKernel::planKeys(Val round) {
   Type vector = VectorType::get(kPlanLanes, e.f32());
-  Val zero = e.constant(vector, 0);
-  forHeads([&](Val h) {
-    Val base = h * planStride, inverse = f32(1) / e.load(rowSum, h);
+  Val zero = e.constant(vector, 0), slack = select(round == 0, f32(1), f32(kSlack));
+  return e.loop(index(0), index(shape.heads), 1, {e.constant(e.types.getI1Type(), 0)}, [&](Val h, Vals any) -> Vals {
+    // The leverage of a token, what an error of its score moves the output by: p * sqrt(fill * scale^2 + size^2).
+    Val base = h * planStride, inverse = f32(1) / e.load(rowSum, h), rowSize = e.load(size, h);
+    Val rowFill = e.splat(e.load(fill, h), kBlock), outPower = e.splat(rowSize * rowSize, kBlock);
     e.loop(index(0), key.blocks, 1, [&](Val block) {
-      Val weights = e.load(p, h * padded + block * kBlock, kBlock) * e.splat(inverse, kBlock);
-      e.store(reduceMax(weights), loudest, base + block);
-      e.store(reduceAdd(weights * weights), energy, base + block);
+      Val weights = e.load(p, h * padded + block * kBlock, kBlock) * e.splat(inverse, kBlock), scale = e.load(reachScale, block * kBlock, kBlock);
+      Val square = weights * weights * (rowFill * scale * scale + outPower);
+      e.store(sqrt(reduceMax(square)), loudest, base + block);
+      e.store(reduceAdd(square), energy, base + block);
     });
-    Val ratio = e.load(size, h) / e.load(spread, h) * tolerance;
-    Val coarse = e.splat(e.load(varianceA, h), kPlanLanes);
-    Val precision = coarsest(e, ratio * ratio * kKeyShare, [&](Val precision) {
-      Val square = e.splat(precision * precision * (kStepVariance * shape.keyDim), kPlanLanes), threshold = e.splat(precision * (1 / kCoarse), kPlanLanes);
-      Val sum = e.loop(index(0), planStride, kPlanLanes, {zero}, [&](Val block, Vals sum) -> Vals {
-        Val loud = e.load(loudest, base + block, kPlanLanes), power = e.load(energy, base + block, kPlanLanes);
-        return {sum[0] + select(loud > threshold, power / (loud * loud) * square, power * coarse)};
-      })[0];
-      return reduceAdd(sum);
-    });
+    Val kept = e.loop(index(0), planStride, kPlanLanes, {zero}, [&](Val block, Vals sum) -> Vals {
+      return {sum[0] + e.load(energy, base + block, kPlanLanes) * e.load(variance, base + block, kPlanLanes)};
+    })[0];
+    Val aim = rowSize * tolerance, budget = aim * aim * kKeyShare;
+    Val over = reduceAdd(kept) > budget * slack;
+    Val precision = e.choose(
+        over,
+        [&]() -> Vals {
+          return {coarsest(e, budget, [&](Val precision) {
+            Val square = e.splat(precision * precision * (kStepVariance * shape.keyDim), kPlanLanes), threshold = e.splat(precision * (1 / kCoarse), kPlanLanes);
+            Val sum = e.loop(index(0), planStride, kPlanLanes, {zero}, [&](Val block, Vals sum) -> Vals {
+              Val loud = e.load(loudest, base + block, kPlanLanes), power = e.load(energy, base + block, kPlanLanes);
+              Val kept = power * e.load(variance, base + block, kPlanLanes);
+              return {sum[0] + select(loud > threshold, min(kept, power / (loud * loud) * square), kept)};
+            })[0];
+            return reduceAdd(sum);
+          })};
+        },
+        [&]() -> Vals { return {f32(INFINITY)}; })[0];
     e.store(precision, precisionK, h);
-  });
+    return {any[0] | over};
+  })[0];
 }
 
-/// Layers that the plan asks of a block, at least the coarse ones; leaves what it wants of each query row's addends in `want`.
-Val FixedKernel::refinedLayers(Val block) {
+/// Layers that are read of the block's channels.
+Val FixedKernel::layersOf(Val block) {
+  SmallVector<int64_t> unitOf;
+  for (int64_t c = 0; c < shape.keyDim; ++c)
+    unitOf.push_back(c / unitChannels);
+  Val layers = zext(e.load(keyRead, block * units, units), e.i32());
+  return permute(layers, layers, unitOf);
+}
+
+/// Scores a block again where the plan asks more of it.
+void FixedKernel::refineBlock(Val block) {
   int64_t dim = shape.keyDim;
   Val scale = unitScale(e.load(key.exponent, block * dim, dim)) * 32768.0;
   Val steps = e.loop(index(0), index(shape.heads), 1, {e.constant(VectorType::get(dim, e.f32()), 0)}, [&](Val h, Vals top) -> Vals {
-    Val wanted = max(e.load(loudest, h * planStride + block) / e.load(precisionK, h), 1 / kCoarse);
-    e.store(wanted, want, h);
+    Val at = h * planStride + block, loud = e.load(loudest, at), precision = e.load(precisionK, h);
+    Val wanted = select(loud * kCoarse > precision, loud / precision, f32(0));
+    e.store(larger(wanted, e.load(want, at)), want, at);
     return {larger(abs(e.load(w, h * dim, dim)) * e.splat(wanted, dim), top[0])};
   })[0];
-  return max(e.load(layersA, index(0), dim), groupMax(layersFor(steps * scale, shape.keySplit)));
+  Val read = layersOf(block), layers = max(read, groupMax(layersFor(steps * scale, key, shape.keySplit)));
+  e.when(reduceAdd(layers - read) > 0, [&] { scoreBlock(block, layers); });
 }
 
 void FixedKernel::planValues() {
   Val zero = e.constant(VectorType::get(kBlock, e.f32()), 0), one = e.constant(zero.type(), 1);
   forHeads([&](Val h) {
-    Val inverse = e.splat(f32(1) / e.load(rowSum, h), kBlock);
-    auto reachAt = [&](Val t) { return e.load(p, h * padded + t, kBlock) * e.load(reachScale, t, kBlock) * inverse; };
-    Val aim = e.load(size, h) * tolerance;
-    Val budget = aim * aim * (1 - kKeyShare);
-    // The variance falls with the precision, so that its halvings can be bisected.
-    auto precisionOf = [&](Val halvings) { return bitcast((e.constant(e.i32(), 127 + 2) - halvings) << 23, e.f32()); };
-    Vals range = e.repeat({e.constant(e.i32(), 0), e.constant(e.i32(), kHalvings)}, [](Vals s) { return s[0] < s[1]; },
-                          [&](Vals s) -> Vals {
-                            Val middle = (s[0] + s[1]) >> 1;
-                            Val precision = precisionOf(middle), threshold = e.splat(precision, kBlock);
-                            Vals sums = e.loop(index(0), fullTokens, kBlock, {zero, zero}, [&](Val t, Vals sum) -> Vals {
-                              Val reach = reachAt(t), read = reach > threshold;
-                              return {sum[0] + select(read, one, zero), sum[1] + select(read, zero, reach * reach)};
-                            });
-                            Val variance = reduceAdd(sums[0]) * precision * precision * kStepVariance + reduceAdd(sums[1]) * (1.0 / 9);
-                            Val enough = variance <= budget;
-                            return {select(enough, s[0], middle + 1), select(enough, middle, s[1])};
-                          });
-    e.store(precisionOf(range[0]), precisionV, h);
+    Val inverse = e.splat(f32(1) / e.load(rowSum, h), kBlock), aim = e.load(size, h) * tolerance;
+    Val precision = coarsest(e, aim * aim * (1 - kKeyShare), [&](Val precision) {
+      Val threshold = e.splat(precision, kBlock);
+      Vals sums = e.loop(index(0), fullTokens, kBlock, {zero, zero, zero}, [&](Val t, Vals sum) -> Vals {
+        Val reach = e.load(p, h * padded + t, kBlock) * e.load(reachScale, t, kBlock) * inverse;
+        Val read = reach > threshold, left = select(read, zero, reach);
+        return {sum[0] + select(read, one, zero), sum[1] + left * left, sum[2] + left};
+      });
+      Val common = reduceAdd(sums[2]) * kCommon;
+      return reduceAdd(sums[0]) * precision * precision * kStepVariance + reduceAdd(sums[1]) * e.load(fill, h) + common * common;
+    });
+    e.store(precision, precisionV, h);
   });
 }
 
@@ -438,6 +481,7 @@ void FixedKernel::listValues() {
     Val limit = f32(kWeightLimit) / (reduceMax(top) / e.load(rowSum, h));
     e.store(exact ? limit : min(f32(kWeightGuard) / e.load(precisionV, h), limit), weightScale, h);
     e.store(f32(0), valueConstant, h);
+    e.store(zero, unread, h * kBlock);
   });
 
   e.loop(index(0), fullTokens, kBlock, [&](Val t) {
@@ -446,12 +490,16 @@ void FixedKernel::listValues() {
     };
     Val layers;
     if (exact) {
-      layers = e.constant(VectorType::get(kBlock, e.i32()), residentLayers(split));
+      layers = e.splat(value.layers, kBlock);
     } else {
       Val steps = e.loop(index(0), index(shape.heads), 1, {zero}, [&](Val h, Vals top) -> Vals {
         return {larger(reachOf(h) * e.splat(f32(1) / e.load(precisionV, h), kBlock), top[0])};
       })[0];
-      layers = layersFor(steps, split);
+      layers = layersFor(steps, value, split);
+      forHeads([&](Val h) {
+        Val left = select(layers == 0, e.load(p, h * padded + t, kBlock), zero);
+        e.store(e.load(unread, h * kBlock, kBlock) + left, unread, h * kBlock);
+      });
     }
     e.store(convert(layers, e.i8()), valueRead, t);
     Val first = maskBits(layers > 0);
@@ -546,8 +594,10 @@ void FixedKernel::addListed() {
   }
   forHeads([&](Val h) {
     Val constant = e.load(valueConstant, h) * loudestScale * e.load(rowSum, h) / e.load(weightScale, h);
-    Val at = h * dim;
-    e.store(e.load(out, at, dim) + e.splat(constant, dim), out, at);
+    Val at = h * dim, sum = e.load(out, at, dim) + e.splat(constant, dim);
+    if (!exact) // rows that are not read stand for their mean
+      sum = sum + e.splat(reduceAdd(e.load(unread, h * kBlock, kBlock)), dim) * e.load(value.channelMean, index(0), dim);
+    e.store(sum, out, at);
   });
 }
 

@@ -90,7 +90,7 @@ Val FloatKernel::read(Val layers, SplitAttr split, Type element, function_ref<Va
 
 void FloatKernel::planKeys() {
   int64_t dim = shape.keyDim;
-  Val layers = e.constant(VectorType::get(dim, e.i32()), exact ? residentLayers(shape.keySplit) : 0);
+  Val layers = exact ? e.splat(key.layers, dim) : e.constant(VectorType::get(dim, e.i32()), 0);
   if (!exact) {
     Val largest = exponentOf(e.load(key.channelMax, index(0), dim));
     Buffer queries = e.buffer(e.field(arguments, int64_t(Slot::Query) * kSlotBytes, e.pointer()), shape.query);
@@ -98,7 +98,7 @@ void FloatKernel::planKeys() {
       // The rule compares exponents of q itself; the scale shifts all of a row's by as much.
       Val reach = exponentOf(convert(e.load(queries, (row * shape.heads + h) * dim, dim), e.f32())) + largest;
       Val lag = e.splat(reduceMax(reach), dim) - reach;
-      return {max(layers[0], wholePlanes(tier(lag >= 8, lag >= 4), shape.keySplit))};
+      return {max(layers[0], wholePlanes(tier(lag >= 8, lag >= 4), key, shape.keySplit))};
     })[0];
   }
   e.loop(index(0), key.blocks, 1, [&](Val block) { e.store(convert(layers, e.i8()), keyRead, block * dim); });
@@ -144,7 +144,7 @@ Val FloatKernel::readRow(Val token, Val layers) {
 
 void FloatKernel::planValues() {
   int64_t dim = shape.valueDim;
-  Val least = e.constant(VectorType::get(kBlock, e.i8()), exact ? residentLayers(shape.valueSplit) : 0);
+  Val least = e.splat(exact ? convert(value.layers, e.i8()) : e.constant(e.i8(), 0), kBlock);
   e.loop(index(0), fullTokens, kBlock, [&](Val t) { e.store(least, valueRead, t); });
   if (exact)
     return;
@@ -171,7 +171,7 @@ void FloatKernel::planValues() {
         Val t = start + bit;
         e.store(f32(-1), probeWeights, t);
         e.store(reduceMax(e.load(probeWeights, start, kBlock)), blockTop, best[1]);
-        Val row = e.choose(t < fullTokens, [&]() -> Vals { return {readRow(t, e.constant(e.i32(), residentLayers(shape.valueSplit)))}; },
+        Val row = e.choose(t < fullTokens, [&]() -> Vals { return {readRow(t, value.layers)}; },
                            [&]() -> Vals { return {convert(e.load(value.openTokens, (t - fullTokens) * dim, dim), e.f32())}; })[0];
         e.store(e.load(probe, index(0), dim) + e.splat(best[0], dim) * abs(row), probe, index(0));
       });
@@ -182,7 +182,7 @@ void FloatKernel::planValues() {
     Val most = power(2), full = power(1);
     e.loop(index(0), fullTokens, kBlock, [&](Val t) {
       Val weights = max(e.load(p, h * padded + t, kBlock) * e.splat(inverse, kBlock), std::ldexp(1.0, -24));
-      Val layers = wholePlanes(tier(weights <= most, weights <= full), shape.valueSplit);
+      Val layers = wholePlanes(tier(weights <= most, weights <= full), value, shape.valueSplit);
       e.store(max(e.load(valueRead, t, kBlock), convert(layers, e.i8())), valueRead, t);
     });
   });

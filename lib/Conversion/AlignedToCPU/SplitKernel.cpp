@@ -44,6 +44,10 @@ CacheRow SplitKernel::cacheRow(Slot slot, SplitAttr split, int64_t headDim, Type
     for (int64_t layer = 0; layer < widths[plane] / 4; ++layer)
       view.layer[split.getFirstLayer(plane) + layer] = start;
   }
+  Val resident = convert(e.field(cache, offsetof(aligned_cache, layers), e.i64()), e.i32());
+  view.layers = min(resident, residentLayers(split));
+  if (split.getKind() == FormatKind::Fixed && split.getRole() == CacheRole::Value)
+    view.channelMean = e.buffer(e.advance(pointer(offsetof(aligned_cache, channel_mean)), row * (headDim * 4)), e.f32());
   if (split.getKind() == FormatKind::Fixed) {
     Val stride = split.getRole() == CacheRole::Key ? capacity / kBlock * headDim : capacity;
     view.exponent = e.buffer(e.advance(pointer(offsetof(aligned_cache, exponent)), row * stride), e.i8());
@@ -66,13 +70,13 @@ void SplitKernel::scoreOpenBlock() {
 // Bits
 //===----------------------------------------------------------------------===//
 
-Val SplitKernel::wholePlanes(Val layers, SplitAttr split) {
+Val SplitKernel::wholePlanes(Val layers, const CacheRow &cache, SplitAttr split) {
   Val rounded = e.constant(layers.type(), 0);
   for (int64_t plane = 0; plane < split.getResident(); ++plane) {
     Val needed = layers > split.getFirstLayer(plane);
     rounded = select(needed, e.constant(layers.type(), split.getFirstLayer(plane + 1)), rounded);
   }
-  return rounded;
+  return min(rounded, e.splat(cache.layers, layers.lanes()));
 }
 
 Val SplitKernel::nibbles(Val layer, Val at, int64_t count) {

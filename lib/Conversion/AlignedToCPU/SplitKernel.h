@@ -22,8 +22,9 @@ LayerPlace placeOf(SplitAttr split, int64_t layer);
 /// A split cache as one row of it sees it: the fields of `aligned_cache`.
 struct CacheRow {
   Val tokens, blocks, open;            ///< all tokens, full blocks, tokens of the open block
-  Val layer[kLayers];                  ///< address of the row's first byte of each nibble layer's plane, null past the resident ones
-  Buffer exponent, channelMax, openTokens; ///< of this row
+  Val layer[kLayers];                  ///< address of the row's first byte of each nibble layer's plane, null past those of the encoding
+  Val layers;                          ///< nibble layers that may be read, i32 (S6)
+  Buffer exponent, channelMax, channelMean, openTokens; ///< of this row
   Val escape, escapes;                 ///< the cache's list and its length
 };
 
@@ -45,7 +46,7 @@ protected:
   void reportReading() final;
 
   /// Layers are fetched by whole planes, and only resident ones.
-  Val wholePlanes(Val layers, SplitAttr split);
+  Val wholePlanes(Val layers, const CacheRow &cache, SplitAttr split);
   /// What `count` bytes of a layer hold from `at` on: the low nibbles, then the high ones, as i32.
   Val nibbles(Val layer, Val at, int64_t count);
   /// dither(t) of token indices given as i32, as f32 (S1).

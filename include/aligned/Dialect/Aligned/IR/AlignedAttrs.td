@@ -34,8 +34,8 @@ def Aligned_SplitAttr : Aligned_Attr<"Split", "split",
     first, so that a reader may stop after the bits it needs.
 
     - `fixed<4, 4, 4, 4>` (S1): integers relative to a shared power of two: per (64 tokens, channel) for a `key`, per token
-      for a `value`. Reading b < 16 bits leaves an error of at most `2^E * 16/15 * (2^-b + 2^-16)`, E the exponent just above
-      the largest value that shares it; reading all 16 the second term alone. For f16, bf16 and f32 tensors.
+      for a `value`. Reading b bits leaves an error of at most `2^E * 16/15 * 2^-b`, E the exponent just above the largest
+      value that shares it. For f16, bf16 and f32 tensors.
     - `float<8, 4, 4>` (S2): the bits of an IEEE half, the published format, for f16 tensors and for f32 ones rounded to it.
       `float<12, 4>`: the bits of a bfloat16, whose top byte holds no mantissa, for bf16 tensors. All planes together are bit
       exact.
