@@ -170,6 +170,8 @@ void aligned::buildPipeline(OpPassManager &pm, const PipelineOptions &options) {
   pm.addPass(createAlignedRaiseAttention());
   if (options.probe)
     pm.addPass(createAlignedProbeAttention());
+  if (options.certify)
+    pm.addPass(createAlignedCertifyAttention());
   verify(pm, "raise");
   if (options.target != "reference") { // which runs attention as it is declared
     if (last >= Phase::Split && options.format != "dense") {

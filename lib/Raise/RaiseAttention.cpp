@@ -589,7 +589,7 @@ struct AlignedRaiseAttentionPass : aligned::impl::AlignedRaiseAttentionBase<Alig
     SmallVector<int64_t> shape(query.getShape().take_front(3));
     shape.push_back(tensorType(match->value.tensor).getDimSize(3));
     auto type = RankedTensorType::get(shape, resultType.getElementType());
-    Value attention = AttentionOp::create(b, type, match->query.tensor, match->key.tensor, match->value.tensor, makeScale(b, *match), match->maskedZero);
+    Value attention = AttentionOp::create(b, type, match->query.tensor, match->key.tensor, match->value.tensor, makeScale(b, *match), match->maskedZero).getResult();
     Value result = shapeAs(b, attention, resultType);
     if (!result) {
       rewriter.eraseOp(attention.getDefiningOp());

@@ -48,41 +48,57 @@ LogicalResult checkFormat(AttentionOp attention, PolicyAttr policy) {
   return success();
 }
 
-/// Attention of the queries in `query`, which a kernel can take at once.
-Value fuse(ImplicitLocOpBuilder &b, AttentionOp attention, Value query, PolicyAttr policy, int32_t site) {
+/// Attention of the queries in `query`, which a kernel can take at once: the results of `attention` for them.
+SmallVector<Value> fuse(ImplicitLocOpBuilder &b, AttentionOp attention, Value query, PolicyAttr policy, int32_t site) {
   SmallVector<int64_t> shape(typeOf(query).getShape());
   auto row = RankedTensorType::get(ArrayRef(shape).drop_back(), b.getF32Type());
   shape[kChannels] = typeOf(attention.getValue()).getDimSize(kChannels);
-  auto acc = RankedTensorType::get(shape, b.getF32Type());
-  auto decode = DecodeAttentionOp::create(b, acc, row, row, query, attention.getKey(), attention.getValue(), attention.getScale(), policy,
+  auto acc = RankedTensorType::get(shape, b.getF32Type()), result = acc.clone(typeOf(attention.getResult()).getElementType());
+  Type certificate, certified;
+  if (attention.getBound()) {
+    shape[kChannels] = kCertificateNumbers;
+    certificate = RankedTensorType::get(shape, b.getF32Type());
+    certified = row;
+  }
+  auto decode = DecodeAttentionOp::create(b, acc, row, row, certificate, query, attention.getKey(), attention.getValue(), attention.getScale(), policy,
                                           attention.getMaskedZero(), site);
-  return FinishOp::create(b, RankedTensorType::get(shape, typeOf(attention.getResult()).getElementType()), decode.getAcc(), decode.getSum());
+  return FinishOp::create(b, result, certified, certified, decode.getAcc(), decode.getSum(), decode.getCertificate())->getResults();
 }
 
-/// Attention of all queries, `step` of them at a time. Memory for the result is laid out once and filled stretch by stretch.
-Value fuseInStretches(ImplicitLocOpBuilder &b, AttentionOp attention, int64_t step, PolicyAttr policy, int32_t site) {
+/// Attention of all queries, `step` of them at a time. Memory for the results is laid out once and filled stretch by stretch.
+SmallVector<Value> fuseInStretches(ImplicitLocOpBuilder &b, AttentionOp attention, int64_t step, PolicyAttr policy, int32_t site) {
   Value query = attention.getQuery();
-  RankedTensorType queryType = typeOf(query), resultType = typeOf(attention.getResult());
+  RankedTensorType queryType = typeOf(query);
   SmallVector<OpFoldResult> sizes = tensor::getMixedSizes(b, b.getLoc(), query);
-  SmallVector<OpFoldResult> resultSizes = sizes;
-  resultSizes[kChannels] = b.getIndexAttr(typeOf(attention.getValue()).getDimSize(kChannels));
-  Value result = tensor::EmptyOp::create(b, resultSizes, resultType.getElementType());
+  /// Extents of a result: of the output, or of what there is once per row.
+  auto sizesOf = [&](Value result) {
+    SmallVector<OpFoldResult> resultSizes = sizes;
+    resultSizes[kChannels] = b.getIndexAttr(typeOf(attention.getValue()).getDimSize(kChannels));
+    resultSizes.resize(typeOf(result).getRank());
+    return resultSizes;
+  };
+  SmallVector<Value> results;
+  for (Value result : attention->getResults())
+    results.push_back(tensor::EmptyOp::create(b, sizesOf(result), typeOf(result).getElementType()));
   Value zero = arith::ConstantIndexOp::create(b, 0), end = getValueOrCreateConstantIndexOp(b, b.getLoc(), sizes[kQueries]);
-  auto loop = scf::ForOp::create(b, zero, end, arith::ConstantIndexOp::create(b, step), result);
+  auto loop = scf::ForOp::create(b, zero, end, arith::ConstantIndexOp::create(b, step), results);
   {
     OpBuilder::InsertionGuard guard(b);
     b.setInsertionPointToStart(loop.getBody());
     SmallVector<OpFoldResult> offsets(4, b.getIndexAttr(0)), strides(4, b.getIndexAttr(1));
     offsets[kQueries] = loop.getInductionVar();
-    sizes[kQueries] = resultSizes[kQueries] = b.getIndexAttr(step);
+    sizes[kQueries] = b.getIndexAttr(step);
     SmallVector<int64_t> shape(queryType.getShape());
     shape[kQueries] = step;
     Value stretch = tensor::ExtractSliceOp::create(b, queryType.clone(shape), query, offsets, sizes, strides);
-    Value out = fuse(b, attention, stretch, policy, site);
-    Value filled = tensor::InsertSliceOp::create(b, out, loop.getRegionIterArg(0), offsets, resultSizes, strides);
+    SmallVector<Value> filled;
+    for (auto [part, whole] : llvm::zip(fuse(b, attention, stretch, policy, site), loop.getRegionIterArgs())) {
+      auto leading = [&](ArrayRef<OpFoldResult> all) { return all.take_front(typeOf(whole).getRank()); };
+      filled.push_back(tensor::InsertSliceOp::create(b, part, whole, leading(offsets), sizesOf(whole), leading(strides)));
+    }
     scf::YieldOp::create(b, filled);
   }
-  return loop.getResult(0);
+  return loop.getResults();
 }
 
 struct AlignedFuseDecodeAttentionPass : aligned::impl::AlignedFuseDecodeAttentionBase<AlignedFuseDecodeAttentionPass> {
@@ -114,10 +130,11 @@ struct AlignedFuseDecodeAttentionPass : aligned::impl::AlignedFuseDecodeAttentio
       return attention.emitOpError("expected at most ") << kMaxQueryRows << " query heads per kv head, got " << queryHeads / kvHeads;
 
     ImplicitLocOpBuilder b(attention.getLoc(), attention);
-    Value result = step == queries ? fuse(b, attention, attention.getQuery(), policy, site) : fuseInStretches(b, attention, step, policy, site);
-    if (result.getType() != attention.getType()) // shapes known on one side only
-      result = tensor::CastOp::create(b, attention.getType(), result);
-    attention.replaceAllUsesWith(result);
+    SmallVector<Value> results = step == queries ? fuse(b, attention, attention.getQuery(), policy, site) : fuseInStretches(b, attention, step, policy, site);
+    for (auto [result, type] : llvm::zip(results, attention->getResultTypes()))
+      if (result.getType() != type) // shapes known on one side only
+        result = tensor::CastOp::create(b, type, result);
+    attention->replaceAllUsesWith(results);
     attention.erase();
     return success();
   }

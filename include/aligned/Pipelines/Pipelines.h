@@ -27,6 +27,7 @@ struct PipelineOptions : mlir::PassPipelineOptions<PipelineOptions> {
   Option<std::string> format{*this, "format", llvm::cl::desc("auto, dense, or a split format such as fixed<4,4,4,4>"), llvm::cl::init("auto")};
   Option<std::string> isa{*this, "isa", llvm::cl::desc("host, portable, avx2 or avx512"), llvm::cl::init("host")};
   Option<bool> probe{*this, "probe", llvm::cl::desc("return what each attention gives, behind the function's own results"), llvm::cl::init(false)};
+  Option<bool> certify{*this, "certify", llvm::cl::desc("return a bound and an estimate of each attention's error, behind all other results"), llvm::cl::init(false)};
   Option<std::string> to{*this, "to", llvm::cl::desc("last phase to run: raise, split, fuse, lower or llvm"), llvm::cl::init("llvm")};
 };
 

@@ -14,6 +14,15 @@ def AlignedProbeAttention : Pass<"aligned-probe-attention", "::mlir::ModuleOp"> 
   let dependentDialects = ["::aligned::AlignedDialect"];
 }
 
+def AlignedCertifyAttention : Pass<"aligned-certify-attention", "::mlir::ModuleOp"> {
+  let summary = "return what is known of the error of each attention";
+  let description = [{
+    Makes every `aligned.attention` certified (P4), and appends its bound and its estimate, in order of appearance, to what the function returns. Where
+    aligned-probe-attention would do nothing this pass does nothing either, and says so in a remark.
+  }];
+  let dependentDialects = ["::aligned::AlignedDialect"];
+}
+
 def AlignedSplitKVStorage : Pass<"aligned-split-kv-storage", "::mlir::ModuleOp"> {
   let summary = "store the K and V tensors of attention in bit planes";
   let description = [{

@@ -200,7 +200,7 @@ FailureOr<KernelShape> kernelShape(DecodeAttentionOp op, Isa isa) {
       ShapedType::isDynamic(key.getDimSize(3)) || ShapedType::isDynamic(value.getDimSize(3)))
     return op.emitOpError("expected static heads, queries and head_dim, got ") << query << ", " << key << " and " << value;
   KernelShape shape{query.getDimSize(1) / key.getDimSize(1) * query.getDimSize(2), key.getDimSize(3), value.getDimSize(3), query.getElementType(),
-                    key.getElementType(), value.getElementType(), getSplit(key), getSplit(value), op.getPolicy(), op.getMaskedZero(),
+                    key.getElementType(), value.getElementType(), getSplit(key), getSplit(value), op.getPolicy(), op.getMaskedZero(), bool(op.getCertificate()),
                     static_cast<int32_t>(op.getSite()), isa};
   for (auto [name, dim] : {std::pair("key", shape.keyDim), std::pair("value", shape.valueDim)})
     if (!isSupportedHeadDim(dim))
@@ -249,7 +249,8 @@ struct ConvertDecodeAttention : OpConversionPattern<DecodeAttentionOp> {
     }
     pass(Slot::Scale, adaptor.getScale());
     SmallVector<Value> results;
-    for (auto [slot, result] : {std::pair(Slot::Acc, op.getAcc()), std::pair(Slot::Max, op.getMax()), std::pair(Slot::Sum, op.getSum())}) {
+    constexpr Slot slotOf[] = {Slot::Acc, Slot::Max, Slot::Sum, Slot::Certificate};
+    for (auto [slot, result] : llvm::zip(slotOf, op->getResults())) {
       RankedTensorType type = tensorType(result);
       SmallVector<Value> sizes;
       for (auto [dim, size] : llvm::enumerate(type.getShape()))
@@ -272,6 +273,65 @@ struct ConvertDecodeAttention : OpConversionPattern<DecodeAttentionOp> {
   Isa isa;
 };
 
+//===----------------------------------------------------------------------===//
+// Results and their errors
+//===----------------------------------------------------------------------===//
+
+/// Maps [batch, heads, queries, channels] of states and [batch, heads, queries] of rows.
+std::pair<AffineMap, AffineMap> stateMaps(Builder &b) {
+  AffineMap state = b.getMultiDimIdentityMap(4);
+  return {state, state.dropResult(3)};
+}
+
+SmallVector<utils::IteratorType> parallel(int64_t rank) { return SmallVector<utils::IteratorType>(rank, utils::IteratorType::parallel); }
+
+/// Bound and estimate (P4) of the rounded output.
+SmallVector<Value> certify(ImplicitLocOpBuilder &b, Value certificate, Value sum, Value output) {
+  auto [state, row] = stateMaps(b);
+  RankedTensorType rowType = tensorType(sum), outputType = tensorType(output);
+  SmallVector<Value> sizes = dynamicSizes(b, rowType, sum);
+  Value empty = tensor::EmptyOp::create(b, rowType, sizes), none = arith::ConstantOp::create(b, b.getF32FloatAttr(0));
+  Value zeros = linalg::FillOp::create(b, none, empty).getResult(0);
+  // The largest magnitude and the sum of squares of each row of the output.
+  SmallVector<utils::IteratorType> iterators = parallel(3);
+  iterators.push_back(utils::IteratorType::reduction);
+  auto norms = linalg::GenericOp::create(b, TypeRange{rowType, rowType}, output, ValueRange{zeros, zeros}, SmallVector<AffineMap>{state, row, row}, iterators,
+                                         [&](OpBuilder &inner, Location loc, ValueRange args) {
+                                           Value x = args[0];
+                                           if (!x.getType().isF32())
+                                             x = arith::ExtFOp::create(inner, loc, inner.getF32Type(), x);
+                                           Value largest = arith::MaximumFOp::create(inner, loc, args[1], math::AbsFOp::create(inner, loc, x));
+                                           Value squares = arith::AddFOp::create(inner, loc, args[2], arith::MulFOp::create(inner, loc, x, x));
+                                           linalg::YieldOp::create(inner, loc, ValueRange{largest, squares});
+                                         });
+  SmallVector<Value> inputs{sum, norms.getResult(0), norms.getResult(1)};
+  for (int64_t number = 0; number < kCertificateNumbers; ++number) {
+    SmallVector<OpFoldResult> extents = tensor::getMixedSizes(b, b.getLoc(), sum), offsets(3, b.getIndexAttr(0)), strides(4, b.getIndexAttr(1));
+    extents.push_back(b.getIndexAttr(1));
+    offsets.push_back(b.getIndexAttr(number));
+    inputs.push_back(tensor::ExtractSliceOp::create(b, rowType, certificate, offsets, extents, strides));
+  }
+  // Half a unit in the last place of the result, relative and for the least ones.
+  Type element = outputType.getElementType();
+  double relative = element.isF16() ? 0x1.01p-11 : element.isBF16() ? 0x1.1p-9 : 0x1p-23, least = element.isF16() ? 0x1p-25 : 0x1p-126;
+  SmallVector<AffineMap> maps(inputs.size() + 2, b.getMultiDimIdentityMap(3));
+  int64_t channels = outputType.getDimSize(3);
+  auto certified = linalg::GenericOp::create(b, TypeRange{rowType, rowType}, inputs, ValueRange{empty, empty}, maps, parallel(3),
+                                             [&](OpBuilder &inner, Location loc, ValueRange args) {
+                                               Emitter e(inner, loc);
+                                               auto in = [&](int64_t number) { return e.wrap(args[number]); };
+                                               Val total = in(0), largest = in(1), squares = in(2);
+                                               auto c = [&](int64_t number) { return in(3 + number); };
+                                               Val growth = c(0) / total;
+                                               Val bound = ((growth + 1) * c(1) + growth * c(2) + c(3)) / total, cap = c(5) + largest;
+                                               bound = select(bound < cap, bound, cap) * (1 + 0x1p-20) + largest * relative + least;
+                                               Val estimate = c(4) / total / max(sqrt(squares * (1.0 / channels)), 1e-30);
+                                               Val empty = total == 0, zero = e.constant(e.f32(), 0);
+                                               linalg::YieldOp::create(e.b, ValueRange{select(empty, zero, bound).value, select(empty, zero, estimate).value});
+                                             });
+  return certified.getResults();
+}
+
 /// Unfused attention, exactly: the oracle.
 struct ConvertAttention : OpConversionPattern<AttentionOp> {
   using OpConversionPattern::OpConversionPattern;
@@ -289,7 +349,18 @@ struct ConvertAttention : OpConversionPattern<AttentionOp> {
                 {around.addressOf(query), around.addressOf(key), around.addressOf(value), around.address(result),
                  around.code(ALIGNED_ELEMENT_F32), extent(query, 0), extent(query, 1), extent(key, 1), extent(query, 2), extent(key, 2), extent(key, 3),
                  extent(value, 3), adaptor.getScale(), around.code(op.getMaskedZero())});
-    rewriter.replaceOp(op, elementwise(b, around.tensorOf(result), tensorType(op.getResult()).getElementType()));
+    SmallVector<Value> results{elementwise(b, around.tensorOf(result), tensorType(op.getResult()).getElementType())};
+    if (op.getBound()) { // what is computed in float64 errs by its rounding
+      auto filled = [&](RankedTensorType type, float number) {
+        Value empty = tensor::EmptyOp::create(b, type, dynamicSizes(b, type, query)), value = arith::ConstantOp::create(b, b.getF32FloatAttr(number));
+        return linalg::FillOp::create(b, value, empty).getResult(0);
+      };
+      auto row = tensorType(op.getBound());
+      SmallVector<int64_t> state(row.getShape());
+      state.push_back(kCertificateNumbers);
+      llvm::append_range(results, certify(b, filled(RankedTensorType::get(state, b.getF32Type()), 0), filled(row, 1), results.front()));
+    }
+    rewriter.replaceOp(op, results);
     return success();
   }
 
@@ -315,12 +386,6 @@ struct ConvertAttention : OpConversionPattern<AttentionOp> {
 // Softmax state
 //===----------------------------------------------------------------------===//
 
-/// Maps [batch, heads, queries, channels] of states and [batch, heads, queries] of rows.
-std::pair<AffineMap, AffineMap> stateMaps(Builder &b) {
-  AffineMap state = b.getMultiDimIdentityMap(4);
-  return {state, state.dropResult(3)};
-}
-
 struct ConvertMerge : OpConversionPattern<MergeOp> {
   using OpConversionPattern::OpConversionPattern;
 
@@ -340,7 +405,6 @@ struct ConvertMerge : OpConversionPattern<MergeOp> {
     auto blend = [](OpBuilder &inner, Location loc, Value a, Value weightA, Value b, Value weightB) -> Value {
       return arith::AddFOp::create(inner, loc, arith::MulFOp::create(inner, loc, a, weightA), arith::MulFOp::create(inner, loc, b, weightB));
     };
-    auto parallel = [](int64_t rank) { return SmallVector<utils::IteratorType>(rank, utils::IteratorType::parallel); };
     AffineMap rowIdentity = b.getMultiDimIdentityMap(3);
     auto rows = linalg::GenericOp::create(b, TypeRange{rowType, rowType}, ValueRange{adaptor.getMaxA(), adaptor.getSumA(), adaptor.getMaxB(), adaptor.getSumB()},
                                           ValueRange{rowEmpty, rowEmpty}, SmallVector<AffineMap>(6, rowIdentity), parallel(3),
@@ -348,13 +412,29 @@ struct ConvertMerge : OpConversionPattern<MergeOp> {
                                             auto [top, weightA, weightB] = weights(inner, loc, args[0], args[2]);
                                             linalg::YieldOp::create(inner, loc, ValueRange{top, blend(inner, loc, args[1], weightA, args[3], weightB)});
                                           });
-    auto acc = linalg::GenericOp::create(b, TypeRange{accType}, ValueRange{adaptor.getAccA(), adaptor.getMaxA(), adaptor.getAccB(), adaptor.getMaxB()},
-                                         ValueRange{accEmpty}, SmallVector<AffineMap>{state, row, state, row, state}, parallel(4),
-                                         [&](OpBuilder &inner, Location loc, ValueRange args) {
-                                           auto [top, weightA, weightB] = weights(inner, loc, args[1], args[3]);
-                                           linalg::YieldOp::create(inner, loc, blend(inner, loc, args[0], weightA, args[2], weightB));
-                                         });
-    rewriter.replaceOp(op, {acc.getResult(0), rows.getResult(0), rows.getResult(1)});
+    /// Sums per channel, of which the one at `largest` is a maximum instead.
+    auto blendAll = [&](Value a, Value other, Value empty, int64_t largest) {
+      return linalg::GenericOp::create(b, TypeRange{empty.getType()}, ValueRange{a, adaptor.getMaxA(), other, adaptor.getMaxB()}, ValueRange{empty},
+                                       SmallVector<AffineMap>{state, row, state, row, state}, parallel(4),
+                                       [&](OpBuilder &inner, Location loc, ValueRange args) {
+                                         auto [top, weightA, weightB] = weights(inner, loc, args[1], args[3]);
+                                         Value sum = blend(inner, loc, args[0], weightA, args[2], weightB);
+                                         if (largest >= 0) {
+                                           Value at = linalg::IndexOp::create(inner, loc, 3), last = arith::ConstantIndexOp::create(inner, loc, largest);
+                                           sum = arith::SelectOp::create(inner, loc, arith::CmpIOp::create(inner, loc, arith::CmpIPredicate::eq, at, last),
+                                                                         arith::MaximumFOp::create(inner, loc, args[0], args[2]), sum);
+                                         }
+                                         linalg::YieldOp::create(inner, loc, sum);
+                                       })
+          .getResult(0);
+    };
+    SmallVector<Value> results{blendAll(adaptor.getAccA(), adaptor.getAccB(), accEmpty, -1), rows.getResult(0), rows.getResult(1)};
+    if (op.getCertificate()) {
+      RankedTensorType type = tensorType(op.getCertificate());
+      Value empty = tensor::EmptyOp::create(b, type, dynamicSizes(b, type, adaptor.getCertificateA()));
+      results.push_back(blendAll(adaptor.getCertificateA(), adaptor.getCertificateB(), empty, kCertificateNumbers - 1));
+    }
+    rewriter.replaceOp(op, results);
     return success();
   }
 };
@@ -368,7 +448,7 @@ struct ConvertFinish : OpConversionPattern<FinishOp> {
     RankedTensorType type = tensorType(op.getResult());
     Value empty = tensor::EmptyOp::create(b, type, dynamicSizes(b, type, adaptor.getAcc()));
     auto generic = linalg::GenericOp::create(b, TypeRange{type}, ValueRange{adaptor.getAcc(), adaptor.getSum()}, ValueRange{empty},
-                                             SmallVector<AffineMap>{state, row, state}, SmallVector<utils::IteratorType>(4, utils::IteratorType::parallel),
+                                             SmallVector<AffineMap>{state, row, state}, parallel(4),
                                              [&](OpBuilder &inner, Location loc, ValueRange args) {
                                                Value zero = arith::ConstantOp::create(inner, loc, inner.getF32FloatAttr(0));
                                                Value none = arith::CmpFOp::create(inner, loc, arith::CmpFPredicate::OEQ, args[1], zero);
@@ -378,7 +458,10 @@ struct ConvertFinish : OpConversionPattern<FinishOp> {
                                                  result = arith::TruncFOp::create(inner, loc, type.getElementType(), result);
                                                linalg::YieldOp::create(inner, loc, result);
                                              });
-    rewriter.replaceOp(op, generic.getResult(0));
+    SmallVector<Value> results{generic.getResult(0)};
+    if (op.getCertificate())
+      llvm::append_range(results, certify(b, adaptor.getCertificate(), adaptor.getSum(), results.front()));
+    rewriter.replaceOp(op, results);
     return success();
   }
 };

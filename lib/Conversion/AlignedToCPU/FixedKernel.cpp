@@ -52,6 +52,7 @@ private:
   Buffer keyDigits, step, finest, poison; // of the weights of one block's channels
   Buffer layersA, want, variance;         // of scores: the first reading, and per query row and block the inverse precision of addends and the error's variance
   Buffer loudest, energy, precisionK;     // leverage of a block's tokens: the largest, and the sum of squares
+  Buffer variedK; // predicted variance of the output by K, in (loudest row's scale)^2
   Buffer reachScale, size, fill, loudRows, precisionV, weightScale, valueConstant, unread;
   Buffer blockDigits, list, listDigits, listCount, digitMask;
   Val loudestExponent;
@@ -71,7 +72,6 @@ private:
   void planCoarse();
   void scoreBlock(Val block, Val layers);
   void weighKeys(Val block, Val layers);
-  Val layersOf(Val block);
   void refineBlock(Val block);
   void scaleRows();
   void look();
@@ -80,6 +80,16 @@ private:
   void listValues();
   void addListed();
   Val readRow(Val token);
+
+  // The certificate.
+  Val meanMax; // of V's channel means, in units of valueUnit()
+  void prepareCertificate() override;
+  Val scoreError(Val h, Val block) override;
+  std::pair<Val, Val> valueErrors(Val t) override;
+  Val valueUnit() override { return select(key.blocks > 0, unitScale(loudestExponent) * 32768.0, f32(1)); }
+  Val weightError(Val h) override;
+  Val additions() override { return key.blocks; }
+  Val deviation(Val h) override;
 };
 
 //===----------------------------------------------------------------------===//
@@ -101,6 +111,7 @@ void FixedKernel::allocate() {
   scratch(loudest, e.f32(), heads * planStride);
   scratch(energy, e.f32(), heads * planStride);
   scratch(precisionK, e.f32(), heads);
+  scratch(variedK, e.f32(), heads);
   scratch(precisionV, e.f32(), heads);
   scratch(size, e.f32(), heads);
   scratch(fill, e.f32(), heads);
@@ -377,7 +388,8 @@ Val FixedKernel::planKeys(Val round) {
       return {sum[0] + e.load(energy, base + block, kPlanLanes) * e.load(variance, base + block, kPlanLanes)};
     })[0];
     Val aim = rowSize * tolerance, budget = aim * aim * kKeyShare;
-    Val over = reduceAdd(kept) > budget * slack;
+    Val varied = reduceAdd(kept), over = varied > budget * slack;
+    e.store(varied, variedK, h);
     Val precision = e.choose(
         over,
         [&]() -> Vals {
@@ -395,15 +407,6 @@ Val FixedKernel::planKeys(Val round) {
     e.store(precision, precisionK, h);
     return {any[0] | over};
   })[0];
-}
-
-/// Layers that are read of the block's channels.
-Val FixedKernel::layersOf(Val block) {
-  SmallVector<int64_t> unitOf;
-  for (int64_t c = 0; c < shape.keyDim; ++c)
-    unitOf.push_back(c / unitChannels);
-  Val layers = zext(e.load(keyRead, block * units, units), e.i32());
-  return permute(layers, layers, unitOf);
 }
 
 /// Scores a block again where the plan asks more of it.
@@ -599,6 +602,53 @@ void FixedKernel::addListed() {
       sum = sum + e.splat(reduceAdd(e.load(unread, h * kBlock, kBlock)), dim) * e.load(value.channelMean, index(0), dim);
     e.store(sum, out, at);
   });
+}
+
+//===----------------------------------------------------------------------===//
+// The certificate
+//===----------------------------------------------------------------------===//
+
+void FixedKernel::prepareCertificate() { meanMax = reduceMax(abs(e.load(value.channelMean, index(0), shape.valueDim))) / valueUnit(); }
+
+Val FixedKernel::scoreError(Val h, Val block) {
+  // Bits that were not read leave scale * 2^-bits of each value (S1). Rounding: a weight takes five roundings on its way to an integer and back; the
+  // constant and the sums of at most 12 lists, each bounded by twice the weights' reach, three for each list and a tree of additions.
+  constexpr double kRoundings = (5 + 2 * (3 * kLayers * kDigits + 12)) * 0x1p-24;
+  int64_t dim = shape.keyDim;
+  Val scale = unitScale(e.load(key.exponent, block * dim, dim)) * 32768.0;
+  Val cut = reduceAdd(abs(e.load(w, h * dim, dim)) * scale * (remainderOf(layersOf(block)) + kRoundings));
+  // Integer weights are off by half their step, 1 / inverse of weighKeys(), times an integer of at most 2^15.
+  Val inverse = min(e.load(want, h * planStride + block) * (kWeightGuard * 32768.0), e.load(finest, h));
+  return cut + f32(dim * 16384.0 * 1.001) / inverse;
+}
+
+std::pair<Val, Val> FixedKernel::valueErrors(Val t) {
+  Val layers = zext(e.load(valueRead, t, kBlock), e.i32());
+  Val scale = larger(e.load(reachScale, t, kBlock), e.constant(VectorType::get(kBlock, e.f32()), 1e-37));
+  Val reach = scale * (1 / kRoom * (1 + 0x1p-20));
+  return {reach, select(layers > 0, scale * remainderOf(layers), reach + e.splat(meanMax, kBlock))};
+}
+
+Val FixedKernel::weightError(Val h) {
+  Val one = e.constant(VectorType::get(kBlock, e.f32()), 1), zero = e.constant(one.type(), 0);
+  Val read = reduceAdd(e.loop(index(0), fullTokens, kBlock, {zero}, [&](Val t, Vals count) -> Vals {
+    return {count[0] + select(e.load(valueRead, t, kBlock) != 0, one, zero)};
+  })[0]);
+  return select(key.blocks > 0, read * 0.5 * e.load(rowSum, h) / e.load(weightScale, h), f32(0));
+}
+
+Val FixedKernel::deviation(Val h) {
+  if (exact)
+    return f32(0);
+  Val zero = e.constant(VectorType::get(kBlock, e.f32()), 0);
+  Vals sums = e.loop(index(0), fullTokens, kBlock, {zero, zero, zero}, [&](Val t, Vals sums) -> Vals {
+    Val layers = zext(e.load(valueRead, t, kBlock), e.i32()), reach = e.load(p, h * padded + t, kBlock) * e.load(reachScale, t, kBlock);
+    Val left = select(layers < kLayers, reach * remainderOf(layers), zero), unread = select(layers > 0, zero, reach);
+    return {sums[0] + select(layers > 0, left * left, zero), sums[1] + unread * unread, sums[2] + unread};
+  });
+  Val total = e.load(rowSum, h), common = reduceAdd(sums[2]) * kCommon;
+  Val varied = reduceAdd(sums[0]) * (1.0 / 3) + reduceAdd(sums[1]) * e.load(fill, h) + common * common + e.load(variedK, h) * total * total;
+  return select(key.blocks > 0, sqrt(varied) * valueUnit(), f32(0));
 }
 
 } // namespace

@@ -45,6 +45,12 @@ private:
   /// The top layers of 16-bit patterns, `layers` of them (a scalar), missing bits at their midpoint, as f32.
   Val read(Val layers, SplitAttr split, Type element, function_ref<Val(int64_t)> layer);
   Val readRow(Val token, Val layers);
+
+  // The certificate.
+  Val remainderOf(Val layers, Type element);
+  Val storageError(Val largest, Type element);
+  Val scoreError(Val h, Val block) override;
+  std::pair<Val, Val> valueErrors(Val t) override;
 };
 
 /// floor(log2 |x|), at least -14, and -15 for zero: the exponent of a half.
@@ -193,6 +199,35 @@ void FloatKernel::values() {
   addValues(index(0), fullTokens, [&](Val t) { return readRow(t, zext(e.load(valueRead, t), e.i32())); });
   addValueEscapes();
   addOpenValues();
+}
+
+//===----------------------------------------------------------------------===//
+// The certificate
+//===----------------------------------------------------------------------===//
+
+/// Half a step of the mantissa bits that `layers` reach, relative to the power of two below; 0 where all of it is read.
+Val FloatKernel::remainderOf(Val layers, Type element) {
+  int64_t signAndExponent = element.isBF16() ? 9 : 6;
+  Val half = bitcast((layers * -4 + (126 + signAndExponent)) << 23, e.f32());
+  return select(layers < kLayers, half, e.constant(half.type(), 0));
+}
+
+/// What rounding to the 16 bits of storage leaves of magnitudes up to `largest`.
+Val FloatKernel::storageError(Val largest, Type element) {
+  return element.isF32() ? largest * 0x1p-11 + 0x1p-25 : e.constant(largest.type(), 0);
+}
+
+Val FloatKernel::scoreError(Val h, Val block) {
+  int64_t dim = shape.keyDim;
+  Val largest = keyChannelMax(), least = e.constant(largest.type(), shape.key.isBF16() ? 0x1p-126 : 0x1p-14); // below it steps stay the same
+  Val error = larger(largest, least) * remainderOf(layersOf(block), shape.key) + storageError(largest, shape.key);
+  return reduceAdd(abs(e.load(w, h * dim, dim)) * (error + largest * ((dim + 4) * 0x1p-24))); // channels are added one after another
+}
+
+std::pair<Val, Val> FloatKernel::valueErrors(Val t) {
+  Val largest = e.splat(valueMax(), kBlock), least = e.constant(largest.type(), shape.value.isBF16() ? 0x1p-126 : 0x1p-14);
+  Val layers = zext(e.load(valueRead, t, kBlock), e.i32());
+  return {largest, larger(largest, least) * remainderOf(layers, shape.value) + storageError(largest, shape.value)};
 }
 
 } // namespace

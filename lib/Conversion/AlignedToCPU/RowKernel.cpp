@@ -35,6 +35,8 @@ void RowKernel::emit(Val argumentsPointer, Val rowIndex) {
   scratch(rowMax, e.f32(), heads);
   scratch(rowSum, e.f32(), heads);
   scratch(out, e.f32(), heads * shape.valueDim);
+  if (shape.certified)
+    scratch(certificate, e.f32(), heads * kCertificateNumbers);
   allocate();
   resolveScratch();
 
@@ -42,6 +44,8 @@ void RowKernel::emit(Val argumentsPointer, Val rowIndex) {
   scores();
   forHeads([&](Val h) { e.store(e.constant(VectorType::get(shape.valueDim, e.f32()), 0), out, h * shape.valueDim); });
   values();
+  if (shape.certified)
+    certify();
   storeState();
   reportReading();
 }
@@ -112,6 +116,53 @@ void RowKernel::storeState() {
     e.store(select(e.load(rowSum, h) == 0, zero, sum), acc, (first + h) * shape.valueDim);
     e.store(e.load(rowMax, h), maxima, first + h);
     e.store(e.load(rowSum, h), sums, first + h);
+    if (shape.certified)
+      for (int64_t number = 0; number < kCertificateNumbers; ++number)
+        e.store(e.load(certificate, h * kCertificateNumbers + number), result(Slot::Certificate), (first + h) * kCertificateNumbers + number);
+  });
+}
+
+//===----------------------------------------------------------------------===//
+// The certificate
+//===----------------------------------------------------------------------===//
+
+/// At least e^x - 1 for x >= 0; a very large number where that is, or where x is NaN.
+static Val growth(Val x) {
+  Emitter &e = *x.e;
+  Val power = exp(x), small = (x + x * x * power * 0.5) * (1 + 0x1p-20); // by Taylor's remainder
+  return select(x < 1, small, select(x < 80, power * (1 + 0x1p-20), e.constant(e.f32(), 1e38)));
+}
+
+void RowKernel::certify() {
+  // e^x of the softmax is off by less than 2^-21, and x = s - max by its rounding, at most 88 * 2^-24 where e^x is not 0.
+  constexpr double kSoftmaxRounding = 0x1p-21 + 88 * 0x1p-24;
+  // Weights below the floats are 0 here; what they may be instead stays below this.
+  constexpr double kLeastWeight = 1e-37;
+  prepareCertificate();
+  Type vector = VectorType::get(kBlock, e.f32());
+  Val least = e.constant(vector, kLeastWeight), zero = f32(0);
+  Val keyMax = keyChannelMax(), largest = valueMax(), unit = valueUnit(), blocks = inexactBlocks();
+  auto asFloat = [&](Val count) { return convert(convert(count, e.i64()), e.f32()); };
+  Val valueRounding = (asFloat(additions() + padded / kBlock) + 160) * 0x1p-24; // of out and of the sum of weights
+  Val inflation = asFloat(padded / kBlock + 128) * 0x1p-22 + 1;                 // of the sums below
+  forHeads([&](Val h) {
+    Vals sums = e.loop(index(0), blocks, 1, {zero, zero, zero, e.constant(vector, 0)}, [&](Val block, Vals sums) -> Vals {
+      Val weights = larger(e.load(p, h * padded + block * kBlock, kBlock), least);
+      auto [reach, error] = valueErrors(block * kBlock);
+      Val mass = reduceAdd(weights), moment = reduceAdd(weights * reach), grown = growth(scoreError(h, block) + kSoftmaxRounding);
+      return {sums[0] + grown * mass, sums[1] + grown * moment, sums[2] + moment, sums[3] + weights * error};
+    });
+    // Dense tokens: products and sums of f32.
+    Val weights = e.load(w, h * shape.keyDim, shape.keyDim);
+    Val scoreRounding = reduceAdd(abs(weights) * keyMax) * ((shape.keyDim / 8 + 12) * 0x1p-24);
+    Val mass = reduceAdd(e.loop(blocks * kBlock, padded, kBlock, {e.constant(vector, 0)}, [&](Val t, Vals sum) -> Vals {
+      return {sum[0] + larger(e.load(p, h * padded + t, kBlock), least)};
+    })[0]);
+    Val grown = growth(scoreRounding + kSoftmaxRounding), moment = sums[2] * unit + mass * largest;
+    Val numbers[kCertificateNumbers] = {sums[0] + grown * mass, sums[1] * unit + grown * mass * largest, moment,
+                                        (reduceAdd(sums[3]) + weightError(h)) * unit + valueRounding * moment, deviation(h), largest};
+    for (auto [number, value] : llvm::enumerate(numbers))
+      e.store(value * inflation, certificate, h * kCertificateNumbers + number);
   });
 }
 
@@ -218,6 +269,16 @@ private:
     scoreDense(rowOf(Slot::Key, shape.keyDim, shape.key), index(0), tokens);
     softmax();
   }
+
+  Val channelMax(Slot slot, int64_t dim, Type element) {
+    Buffer rows = rowOf(slot, dim, element);
+    return e.loop(index(0), tokens, 1, {e.constant(VectorType::get(dim, e.f32()), 0)}, [&](Val t, Vals top) -> Vals {
+      Val magnitude = abs(convert(e.load(rows, t * dim, dim), e.f32()));
+      return {select((magnitude > top[0]) & (magnitude < INFINITY), magnitude, top[0])};
+    })[0];
+  }
+  Val keyChannelMax() override { return channelMax(Slot::Key, shape.keyDim, shape.key); }
+  Val valueMax() override { return reduceMax(channelMax(Slot::Value, shape.valueDim, shape.value)); }
 
   void values() override { addDenseValues(rowOf(Slot::Value, shape.valueDim, shape.value), index(0), tokens); }
 

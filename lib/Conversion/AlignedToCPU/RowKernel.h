@@ -6,6 +6,7 @@
 //   scores   s[h, t], from planes or dense tokens; -inf past the last token
 //   softmax  p[h, t] = e^(s - max), max[h], sum[h]
 //   values   out[h, c] = sum_t p[h, t] v[t, c], from planes or dense tokens
+//   certify  where asked for: what scores and values may be off (P4), from what was read of them
 //
 // Formats differ in how scores and values are read. Tokens of the open block are dense in every format, so the dense readers live here.
 #ifndef ALIGNED_LIB_CONVERSION_ALIGNEDTOCPU_ROWKERNEL_H
@@ -28,14 +29,14 @@ struct KernelShape {
   mlir::Type key, value;
   SplitAttr keySplit, valueSplit; ///< null: dense
   PolicyAttr policy;
-  bool maskedZero;
+  bool maskedZero, certified;
   int32_t site;
   Isa isa;
 };
 
 /// The arguments of a kernel, laid out in memory by the caller, one 8-byte slot each.
-enum class Slot { Query, Key, Value, Acc, Max, Sum, Scale, Tokens };
-constexpr int64_t kSlots = 8, kSlotBytes = 8;
+enum class Slot { Query, Key, Value, Acc, Max, Sum, Certificate, Scale, Tokens };
+constexpr int64_t kSlots = 9, kSlotBytes = 8;
 
 class RowKernel {
 public:
@@ -56,6 +57,27 @@ protected:
   virtual void values() = 0;
   /// Calls tally(), and says more where more is known.
   virtual void reportReading() = 0;
+
+  //===-- what the certificate rests on ----------------------------------===//
+
+  /// Largest finite magnitudes of each channel of K over all tokens, and of V over all channels too.
+  virtual Val keyChannelMax() = 0;
+  virtual Val valueMax() = 0;
+  /// Blocks that are not read as they were appended; what follows is asked of them only. All tokens behind them are exact.
+  virtual Val inexactBlocks() { return index(0); }
+  /// Prepares what scoreError() and valueErrors() share.
+  virtual void prepareCertificate() {}
+  /// The most that a score of row h in this block may be off, rounding included.
+  virtual Val scoreError(Val h, Val block) { return f32(0); }
+  /// Of kBlock tokens from t on, in units of valueUnit(): the largest magnitude of each row of V, and the most that one may be off as it was read.
+  virtual std::pair<Val, Val> valueErrors(Val t) { return {}; }
+  virtual Val valueUnit() { return f32(1); }
+  /// The most that out[h, :] is off because weights were rounded, in the same unit.
+  virtual Val weightError(Val h) { return f32(0); }
+  /// Sums in a row that add to one output or to one sum of weights.
+  virtual Val additions() { return tokens; }
+  /// rms error to expect of a channel of out[h, :].
+  virtual Val deviation(Val h) { return f32(0); }
 
   //===-- shared stages --------------------------------------------------===//
 
@@ -83,11 +105,12 @@ protected:
   const int64_t lanes; ///< of a 32-bit vector register
 
   Val arguments, row, tokens, padded; ///< padded: tokens rounded up to whole blocks, the stride of s and p
-  Buffer w, s, p, rowMax, rowSum, out;
+  Buffer w, s, p, rowMax, rowSum, out, certificate;
 
 private:
   void resolveScratch();
   void loadQueries();
+  void certify();
   void storeState();
 
   struct Request {

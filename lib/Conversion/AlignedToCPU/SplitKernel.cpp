@@ -98,6 +98,14 @@ void SplitKernel::allocate() {
   scratch(valueRead, e.i8(), padded);
 }
 
+Val SplitKernel::layersOf(Val block) {
+  SmallVector<int64_t> unitOf;
+  for (int64_t c = 0; c < shape.keyDim; ++c)
+    unitOf.push_back(c / unitChannels);
+  Val layers = zext(e.load(keyRead, block * units, units), e.i32());
+  return permute(layers, layers, unitOf);
+}
+
 void SplitKernel::reportReading() {
   auto sum = [&](Buffer layers, Val count, int64_t width) {
     Val sums = e.loop(index(0), count, width, {e.constant(VectorType::get(width, e.i32()), 0)}, [&](Val at, Vals sums) -> Vals {

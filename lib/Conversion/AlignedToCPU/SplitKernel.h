@@ -45,6 +45,12 @@ protected:
   void allocate() override;
   void reportReading() final;
 
+  Val keyChannelMax() final { return e.load(key.channelMax, index(0), shape.keyDim); }
+  Val valueMax() final { return reduceMax(e.load(value.channelMax, index(0), shape.valueDim)); }
+  Val inexactBlocks() final { return key.blocks; }
+  /// Layers that are read of the channels of a block.
+  Val layersOf(Val block);
+
   /// Layers are fetched by whole planes, and only resident ones.
   Val wholePlanes(Val layers, const CacheRow &cache, SplitAttr split);
   /// What `count` bytes of a layer hold from `at` on: the low nibbles, then the high ones, as i32.

@@ -6,14 +6,19 @@
 using namespace mlir;
 using namespace aligned;
 
-/// `aligned.merge` names six operand types that follow from two result types.
-static ParseResult parseSameState(OpAsmParser &, Type &accA, Type &maxA, Type &sumA, Type &accB, Type &maxB, Type &sumB,
-                                  Type &sum, Type acc, Type max) {
+using OptionalOperand = std::optional<OpAsmParser::UnresolvedOperand>;
+
+/// The operand types of `aligned.merge` follow from those of its results.
+static ParseResult parseSameState(OpAsmParser &parser, Type &accA, Type &maxA, Type &sumA, Type &certificateA, Type &accB, Type &maxB, Type &sumB,
+                                  Type &certificateB, Type &sum, Type acc, Type max, OptionalOperand operandA, OptionalOperand operandB, Type certificate) {
   accA = accB = acc;
   maxA = maxB = sumA = sumB = sum = max;
+  if (operandA.has_value() != bool(certificate) || operandB.has_value() != bool(certificate)) // A8
+    return parser.emitError(parser.getNameLoc(), "expected a certificate of both states and of the result, or of none");
+  certificateA = certificateB = certificate;
   return success();
 }
-static void printSameState(OpAsmPrinter &, Operation *, Type, Type, Type, Type, Type, Type, Type, Type, Type) {}
+static void printSameState(OpAsmPrinter &, Operation *, Type, Type, Type, Type, Type, Type, Type, Type, Type, Type, Type, Value, Value, Type) {}
 
 #define GET_OP_CLASSES
 #include "aligned/Dialect/Aligned/IR/AlignedOps.cpp.inc"
@@ -73,6 +78,17 @@ static LogicalResult verifyResult(Operation *op, StringRef name, RankedTensorTyp
   return success();
 }
 
+/// P4: what a certified op returns.
+static LogicalResult verifyCertified(Operation *op, Value bound, Value estimate, RankedTensorType shape) {
+  if (!bound != !estimate)
+    return op->emitOpError() << "expected both a bound and an estimate or neither, got " << (bound ? "no estimate" : "no bound");
+  if (!bound)
+    return success();
+  if (failed(verifyResult(op, "bound", typeOf(bound), shape, 0)))
+    return failure();
+  return verifyResult(op, "estimate", typeOf(estimate), shape, 0);
+}
+
 //===----------------------------------------------------------------------===//
 // Attention
 //===----------------------------------------------------------------------===//
@@ -81,7 +97,9 @@ LogicalResult AttentionOp::verify() {
   RankedTensorType query = typeOf(getQuery()), value = typeOf(getValue());
   if (failed(verifyOperands(*this, query, typeOf(getKey()), value)))
     return failure();
-  return verifyResult(*this, "result", typeOf(getResult()), query, value.getDimSize(kChannels));
+  if (failed(verifyResult(*this, "result", typeOf(getResult()), query, value.getDimSize(kChannels))))
+    return failure();
+  return verifyCertified(*this, getBound(), getEstimate(), query);
 }
 
 LogicalResult DecodeAttentionOp::verify() {
@@ -91,6 +109,8 @@ LogicalResult DecodeAttentionOp::verify() {
   int64_t valueDim = value.getDimSize(kChannels);
   if (failed(verifyResult(*this, "acc", typeOf(getAcc()), query, valueDim)) || failed(verifyResult(*this, "max", typeOf(getMax()), query, valueDim)) ||
       failed(verifyResult(*this, "sum", typeOf(getSum()), query, valueDim)))
+    return failure();
+  if (getCertificate() && failed(verifyResult(*this, "certificate", typeOf(getCertificate()), query, kCertificateNumbers)))
     return failure();
   PolicyKind policy = getPolicy().getKind();
   for (auto [name, type] : {std::pair("key", key), std::pair("value", value)}) {
@@ -106,9 +126,13 @@ LogicalResult DecodeAttentionOp::verify() {
 }
 
 LogicalResult MergeOp::verify() { // A8
+  if (!getCertificateA() != !getCertificate() || !getCertificateB() != !getCertificate())
+    return emitOpError() << "expected a certificate of both states and of the result, or of none";
   for (auto [operand, result] : llvm::zip(getOperandTypes(), llvm::concat<const Type>(getResultTypes(), getResultTypes())))
     if (operand != result)
       return emitOpError() << "expected both states to have the result's types, got " << operand << " where the result has " << result;
+  if (getCertificate() && failed(verifyResult(*this, "certificate", typeOf(getCertificate()), typeOf(getAcc()), kCertificateNumbers)))
+    return failure();
   return verifyResult(*this, "max", typeOf(getMax()), typeOf(getAcc()), 0);
 }
 
@@ -116,7 +140,13 @@ LogicalResult FinishOp::verify() { // A9
   RankedTensorType acc = typeOf(getAcc());
   if (failed(verifyResult(*this, "sum", typeOf(getSum()), acc, 0)))
     return failure();
-  return verifyResult(*this, "result", typeOf(getResult()), acc, acc.getDimSize(kChannels));
+  if (failed(verifyResult(*this, "result", typeOf(getResult()), acc, acc.getDimSize(kChannels))))
+    return failure();
+  if (!getCertificate() != !getBound()) // P4
+    return emitOpError() << "expected a bound where there is a certificate, got " << (getBound() ? "no certificate" : "no bound");
+  if (getCertificate() && failed(verifyResult(*this, "certificate", typeOf(getCertificate()), acc, kCertificateNumbers)))
+    return failure();
+  return verifyCertified(*this, getBound(), getEstimate(), acc);
 }
 
 //===----------------------------------------------------------------------===//

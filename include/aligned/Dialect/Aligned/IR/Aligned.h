@@ -29,6 +29,9 @@ constexpr int64_t kMaxQueryRows = 32;
 /// Tokens of a block: split together, one key exponent a channel.
 constexpr int64_t kBlock = 64;
 
+/// Numbers of a row's certificate while it is computed (P4).
+constexpr int64_t kCertificateNumbers = 6;
+
 /// The split encoding of a cache tensor, null for a dense one.
 SplitAttr getSplit(mlir::Type type);
 

@@ -12,13 +12,13 @@ class Aligned_Op<string opMnemonic, list<Trait> traits = []> : Op<Aligned_Dialec
 def Aligned_Float : AnyTypeOf<[F16, BF16, F32], "f16, bf16 or f32">;
 def Aligned_HeadsTensor : TensorRankOf<[Aligned_Float], [4]>;
 def Aligned_StateTensor : TensorRankOf<[F32], [4]>; // accumulator [batch, q_heads, queries, value_dim]
-def Aligned_RowTensor : TensorRankOf<[F32], [3]>;   // max or sum [batch, q_heads, queries]
+def Aligned_RowTensor : TensorRankOf<[F32], [3]>;   // max, sum, bound or estimate [batch, q_heads, queries]
 
 //===----------------------------------------------------------------------===//
 // Attention, declared
 //===----------------------------------------------------------------------===//
 
-def Aligned_AttentionOp : Aligned_Op<"attention", [Pure]> {
+def Aligned_AttentionOp : Aligned_Op<"attention", [Pure, AttrSizedResultSegments]> {
   let summary = "softmax(scale * Q K^T) V for grouped query heads";
   let description = [{
     Scaled dot-product attention of every query over all tokens of its kv head:
@@ -38,6 +38,11 @@ def Aligned_AttentionOp : Aligned_Op<"attention", [Pure]> {
 
     Either both of key and value are split or neither is.
 
+    With `certified` the op also returns, per query row, what is known of the error that its policy and storage make (P4): `bound`, which the
+    largest error of the row's channels against exact attention over the tokens as they were appended never exceeds, and `estimate`, the relative L2
+    error to expect. Both are for rows whose exact output is finite; where it is not, they need not be numbers. `estimate` is 0 under policies
+    that predict nothing.
+
     ```mlir
     %out = aligned.attention %q, %k, %v scale %scale masked_zero
         : tensor<2x8x1x32xf16>, tensor<2x2x?x32xf16>, tensor<2x2x?x32xf16> -> tensor<2x8x1x32xf16>
@@ -45,11 +50,15 @@ def Aligned_AttentionOp : Aligned_Op<"attention", [Pure]> {
   }];
   let arguments = (ins Aligned_HeadsTensor:$query, Aligned_HeadsTensor:$key, Aligned_HeadsTensor:$value,
                        F32:$scale, UnitAttr:$masked_zero);
-  let results = (outs Aligned_HeadsTensor:$result);
+  let results = (outs Aligned_HeadsTensor:$result, Optional<Aligned_RowTensor>:$bound, Optional<Aligned_RowTensor>:$estimate);
   let assemblyFormat = [{
     $query `,` $key `,` $value `scale` $scale (`masked_zero` $masked_zero^)? attr-dict
-    `:` type($query) `,` type($key) `,` type($value) `->` type($result)
+    `:` type($query) `,` type($key) `,` type($value) `->` type($result) (`certified` type($bound)^ `,` type($estimate))?
   }];
+  let builders = [OpBuilder<(ins "::mlir::Type":$result, "::mlir::Value":$query, "::mlir::Value":$key, "::mlir::Value":$value,
+                                 "::mlir::Value":$scale, "bool":$maskedZero), [{
+    build($_builder, $_state, result, ::mlir::Type(), ::mlir::Type(), query, key, value, scale, maskedZero);
+  }]>];
   let hasVerifier = 1;
 }
 
@@ -130,8 +139,14 @@ def Aligned_DecodeAttentionOp : Aligned_Op<"decode_attention", [Pure]> {
 
     `site` numbers the attention within its module, so that what it read can be told apart.
 
+    The optional fourth result is the state of the certificate (P4): [batch, q_heads, queries, 6]. With w_t = e^(score[t] - max) as computed, B_t
+    the most that score[t] may be off, m_t the largest magnitude in row t of the values and r_t the most that the row is off as it was read, it holds
+
+        0  sum_t w_t (e^B_t - 1)      1  sum_t w_t (e^B_t - 1) m_t      2  sum_t w_t m_t      3  sum_t w_t r_t, and what rounding adds
+        4  sum times the error to expect of a channel, as rms          5  max_t m_t
+
     Constraints: A1, A2, A4 of `aligned.attention`, and
-    - (A7) max and sum are [batch, q_heads, queries], acc adds value_dim
+    - (A7) max and sum are [batch, q_heads, queries], acc adds value_dim, the certificate adds 6
     - (P1) `alignedkv` reads `float` formats; (P2) `budget` reads `fixed` formats; dense caches take `exact`
 
     ```mlir
@@ -144,45 +159,61 @@ def Aligned_DecodeAttentionOp : Aligned_Op<"decode_attention", [Pure]> {
   let arguments = (ins Aligned_HeadsTensor:$query, Aligned_HeadsTensor:$key, Aligned_HeadsTensor:$value,
                        F32:$scale, Aligned_PolicyAttr:$policy, UnitAttr:$masked_zero,
                        DefaultValuedAttr<I32Attr, "0">:$site);
-  let results = (outs Aligned_StateTensor:$acc, Aligned_RowTensor:$max, Aligned_RowTensor:$sum);
+  let results = (outs Aligned_StateTensor:$acc, Aligned_RowTensor:$max, Aligned_RowTensor:$sum, Optional<Aligned_StateTensor>:$certificate);
   let assemblyFormat = [{
     $query `,` $key `,` $value `scale` $scale `policy` $policy (`masked_zero` $masked_zero^)? attr-dict
-    `:` type($query) `,` type($key) `,` type($value) `->` type($acc) `,` type($max) `,` type($sum)
+    `:` type($query) `,` type($key) `,` type($value) `->` type($acc) `,` type($max) `,` type($sum) (`certified` type($certificate)^)?
   }];
   let hasVerifier = 1;
 }
 
-def Aligned_MergeOp : Aligned_Op<"merge", [Pure]> {
+def Aligned_MergeOp : Aligned_Op<"merge", [Pure, AttrSizedOperandSegments]> {
   let summary = "softmax state over the union of two stretches of tokens";
   let description = [{
     With m = max(max_a, max_b):
 
         max = m        sum = sum_a e^(max_a - m) + sum_b e^(max_b - m)        acc = acc_a e^(max_a - m) + acc_b e^(max_b - m)
 
-    Associative and commutative but for rounding; (acc 0, max -inf, sum 0) is the identity.
+    Certificates merge as acc does, but for their last number, of which the larger is kept.
 
-    Constraint: (A8) both states and the result have the same types.
+    Associative and commutative but for rounding; (acc 0, max -inf, sum 0, certificate 0) is the identity.
+
+    Constraint: (A8) both states and the result have the same types, and both or none a certificate.
   }];
-  let arguments = (ins Aligned_StateTensor:$accA, Aligned_RowTensor:$maxA, Aligned_RowTensor:$sumA,
-                       Aligned_StateTensor:$accB, Aligned_RowTensor:$maxB, Aligned_RowTensor:$sumB);
-  let results = (outs Aligned_StateTensor:$acc, Aligned_RowTensor:$max, Aligned_RowTensor:$sum);
+  let arguments = (ins Aligned_StateTensor:$accA, Aligned_RowTensor:$maxA, Aligned_RowTensor:$sumA, Optional<Aligned_StateTensor>:$certificateA,
+                       Aligned_StateTensor:$accB, Aligned_RowTensor:$maxB, Aligned_RowTensor:$sumB, Optional<Aligned_StateTensor>:$certificateB);
+  let results = (outs Aligned_StateTensor:$acc, Aligned_RowTensor:$max, Aligned_RowTensor:$sum, Optional<Aligned_StateTensor>:$certificate);
   let assemblyFormat = [{
-    `(` $accA `,` $maxA `,` $sumA `)` `,` `(` $accB `,` $maxB `,` $sumB `)` attr-dict `:` type($acc) `,` type($max)
-    custom<SameState>(type($accA), type($maxA), type($sumA), type($accB), type($maxB), type($sumB), type($sum), ref(type($acc)), ref(type($max)))
+    `(` $accA `,` $maxA `,` $sumA (`,` $certificateA^)? `)` `,` `(` $accB `,` $maxB `,` $sumB (`,` $certificateB^)? `)` attr-dict
+    `:` type($acc) `,` type($max) (`certified` type($certificate)^)?
+    custom<SameState>(type($accA), type($maxA), type($sumA), type($certificateA), type($accB), type($maxB), type($sumB), type($certificateB), type($sum),
+                      ref(type($acc)), ref(type($max)), ref($certificateA), ref($certificateB), ref(type($certificate)))
   }];
   let hasVerifier = 1;
 }
 
-def Aligned_FinishOp : Aligned_Op<"finish", [Pure]> {
+def Aligned_FinishOp : Aligned_Op<"finish", [Pure, AttrSizedResultSegments]> {
   let summary = "the output of attention from its softmax state";
   let description = [{
     out = acc / sum, rounded to the result's element type; 0 where sum is 0, which is a row that saw no token.
 
-    Constraint: (A9) acc and the result agree in shape; sum is acc without its last dimension.
+    From a certificate c follow, with u = c0 / sum,
+
+        bound    = min(((1 + u) c1 + u c2 + c3) / sum, c5 + max |out|), and what rounding the result adds
+        estimate = c4 / sum / rms(out)
+
+    since a probability is off by no more than a factor e^B_t (1 + u), and no output lies outside the values. Both are 0 for a row that saw no token.
+
+    Constraints:
+    - (A9) acc and the result agree in shape; sum is acc without its last dimension
+    - (P4) bound and estimate have sum's shape, and are there where the certificate is
   }];
-  let arguments = (ins Aligned_StateTensor:$acc, Aligned_RowTensor:$sum);
-  let results = (outs Aligned_HeadsTensor:$result);
-  let assemblyFormat = "$acc `,` $sum attr-dict `:` type($acc) `,` type($sum) `->` type($result)";
+  let arguments = (ins Aligned_StateTensor:$acc, Aligned_RowTensor:$sum, Optional<Aligned_StateTensor>:$certificate);
+  let results = (outs Aligned_HeadsTensor:$result, Optional<Aligned_RowTensor>:$bound, Optional<Aligned_RowTensor>:$estimate);
+  let assemblyFormat = [{
+    $acc `,` $sum (`certificate` $certificate^)? attr-dict `:` type($acc) `,` type($sum) (`,` type($certificate)^)?
+    `->` type($result) (`certified` type($bound)^ `,` type($estimate))?
+  }];
   let hasVerifier = 1;
 }
 
