@@ -143,13 +143,7 @@ private:
 };
 
 std::optional<double> DecodeRun::call(const aligned_module *module, aligned_value key, aligned_value value, std::vector<double> *output) {
-  aligned_value arguments[3] = {}, result = {};
-  arguments[0].array.data = query.data();
-  int64_t shape[4] = {1, c.queryHeads, 1, c.keyDim}, strides[4] = {c.queryHeads * c.keyDim, c.keyDim, c.keyDim, 1};
-  std::copy_n(shape, 4, arguments[0].array.shape);
-  std::copy_n(strides, 4, arguments[0].array.strides);
-  arguments[1] = key;
-  arguments[2] = value;
+  aligned_value arguments[3] = {contiguous(query.data(), {1, c.queryHeads, 1, c.keyDim}), key, value}, result = {};
   double start = now();
   int failed = aligned_module_call(module, arguments, &result);
   double seconds = now() - start;
@@ -192,15 +186,7 @@ bool DecodeRun::step(int64_t layer, int64_t number) {
     query.append(c.at(c.q, ((layer * c.queryHeads + head) * c.steps + number) * c.keyDim), c.keyDim * c.width());
   std::vector<double> want = exact(layer, tokens);
   std::vector<char> denseKey = denseTokens(c, c.k, layer, tokens, c.keyDim), denseValue = denseTokens(c, c.v, layer, tokens, c.valueDim);
-  auto asArray = [&](std::vector<char> &bytes, int64_t dim) {
-    aligned_value value = {};
-    value.array.data = bytes.data();
-    int64_t shape[4] = {1, c.kvHeads, tokens, dim}, strides[4] = {c.kvHeads * tokens * dim, tokens * dim, dim, 1};
-    std::copy_n(shape, 4, value.array.shape);
-    std::copy_n(strides, 4, value.array.strides);
-    return value;
-  };
-  aligned_value key = asArray(denseKey, c.keyDim), value = asArray(denseValue, c.valueDim);
+  aligned_value key = contiguous(denseKey.data(), {1, c.kvHeads, tokens, c.keyDim}), value = contiguous(denseValue.data(), {1, c.kvHeads, tokens, c.valueDim});
 
   for (Contestant &contestant : contestants) {
     aligned_value ours[2] = {key, value};
@@ -221,14 +207,8 @@ bool DecodeRun::step(int64_t layer, int64_t number) {
     contestant.tally.key_values += tally.key_values;
     contestant.tally.value_bits += tally.value_bits;
     contestant.tally.value_values += tally.value_values;
-    for (int64_t head = 0; head < c.queryHeads; ++head) {
-      double difference = 0, size = 0;
-      for (int64_t channel = head * c.valueDim; channel < (head + 1) * c.valueDim; ++channel) {
-        difference += (got[channel] - want[channel]) * (got[channel] - want[channel]);
-        size += want[channel] * want[channel];
-      }
-      contestant.errors.push_back(std::sqrt(difference) / std::max(std::sqrt(size), 1e-30));
-    }
+    std::vector<double> errors = relativeErrors(got, want, c.valueDim);
+    contestant.errors.insert(contestant.errors.end(), errors.begin(), errors.end());
     for (int repeat = 0; repeat < kTimedCalls; ++repeat) { // interleaved, so that both see the same machine
       auto seconds = call(contestant.module.get(), ours[0], ours[1], nullptr), denseSeconds = call(dense.get(), key, value, nullptr);
       if (!seconds || !denseSeconds)

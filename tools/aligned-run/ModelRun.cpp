@@ -1,6 +1,8 @@
 // A model's file: its function on the arrays of an archive, against the expected outputs and against attention in float64.
 #include "Run.h"
 
+#include "aligned/Reference/Attention.h"
+
 #include "llvm/Support/MemoryBuffer.h"
 #include "llvm/Support/raw_ostream.h"
 
@@ -80,22 +82,16 @@ std::optional<std::vector<Dense>> call(const aligned_module *module, const std::
     const NpyArray &array = found->second;
     if (!fits(type, array))
       return refuse(path + ": expected " + name + " to be " + typeText(type) + ", got " + aligned::name(array.dtype) + " " + shapeText(array.shape));
-    int64_t strides[ALIGNED_MAX_RANK] = {}, stride = 1;
-    for (int32_t dim = type.rank; dim-- > 0; stride *= array.shape[dim])
-      strides[dim] = stride;
+    aligned_value value = contiguous(array.bytes.data(), array.shape);
     if (type.is_cache) {
       Cache cache(aligned_cache_create(&type.format, array.shape[0], array.shape[1], array.shape[3], array.shape[2]));
-      if (!cache || aligned_cache_append(cache.get(), array.bytes.data(), array.shape[2], strides))
+      if (!cache || aligned_cache_append(cache.get(), array.bytes.data(), array.shape[2], value.array.strides))
         return refuse(name + ": " + aligned_last_error());
       arguments[number].cache = cache.get();
       caches.push_back(std::move(cache));
       continue;
     }
-    aligned_array &value = arguments[number].array;
-    value = {};
-    value.data = const_cast<char *>(array.bytes.data());
-    std::copy(array.shape.begin(), array.shape.end(), value.shape);
-    std::copy_n(strides, type.rank, value.strides);
+    arguments[number] = value;
   }
 
   std::vector<aligned_value> results(aligned_module_results(module));
@@ -151,20 +147,13 @@ void compare(OutputReport &report, const Dense &got, const std::vector<double> &
 }
 
 void measure(OutputReport &report, const Dense &got, const Dense &exact) {
-  int64_t width = got.shape.empty() ? 1 : got.shape.back(), vectors = width ? got.values.size() / width : 0;
+  std::vector<double> errors = relativeErrors(got.values, exact.values, got.shape.empty() ? 1 : got.shape.back());
   double sum = 0;
-  for (int64_t v = 0; v < vectors; ++v) {
-    double difference = 0, size = 0;
-    for (int64_t c = 0; c < width; ++c) {
-      double a = got.values[v * width + c], b = exact.values[v * width + c];
-      difference += (a - b) * (a - b);
-      size += b * b;
-    }
-    double error = std::sqrt(difference) / std::max(std::sqrt(size), 1e-30);
+  for (double error : errors) {
     sum += error;
     report.errorMax = std::isnan(error) || std::isnan(report.errorMax) ? NAN : std::max(report.errorMax, error);
   }
-  report.errorMean = vectors ? sum / vectors : 0;
+  report.errorMean = errors.empty() ? 0 : sum / errors.size();
   report.measured = true;
 }
 

@@ -165,3 +165,14 @@ std::vector<double> aligned::toDouble(const void *data, int64_t count, aligned_d
     }
   return values;
 }
+
+aligned_value aligned::contiguous(const void *data, const std::vector<int64_t> &shape) {
+  aligned_value value = {};
+  value.array.data = const_cast<void *>(data);
+  int64_t stride = 1;
+  for (size_t dim = shape.size(); dim-- > 0; stride *= shape[dim]) {
+    value.array.shape[dim] = shape[dim];
+    value.array.strides[dim] = stride;
+  }
+  return value;
+}

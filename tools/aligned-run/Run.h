@@ -100,6 +100,8 @@ Module compile(const std::string &source, const std::string &options);
 
 /// Values of a float array as doubles; bf16 comes as uint16 where `bfloat16` says so.
 std::vector<double> toDouble(const void *data, int64_t count, aligned_dtype dtype);
+/// An array in C order, not owned, as an argument. Arguments are only read.
+aligned_value contiguous(const void *data, const std::vector<int64_t> &shape);
 double now(); ///< seconds of a steady clock
 
 } // namespace aligned
