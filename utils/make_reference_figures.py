@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Writes what each policy reads and errs on a captured cache: test/data/smollm2-slice/expected.json.
+"""Writes what each policy reads and errs on a captured cache, test/data/smollm2-slice/expected.json, and what others do, baselines.json.
 
-The policies are stated here a second time, as array formulas, so that the loops of lib/Reference have something
+All are stated here a second time, as array formulas, so that the loops of lib/Reference have something
 to be compared with. Labels (S1, P2) are those of docs/Numerics.md.
 
     make_reference_figures.py                    figures of the slice that is there
@@ -158,6 +158,60 @@ def alignedkv(q, k, v, scale):
     return p @ read_half(v, row_bits[:, None]), key_bits.mean(), row_bits.mean()
 
 
+POLICIES = {"alignedkv": alignedkv} | {
+    name: (lambda *head, tolerance=tolerance: budget(*head, tolerance)) for name, tolerance in PRESETS.items()
+}
+
+
+def flash(q, k, v, scale):
+    s = np.float32(scale) * (q.astype(np.float32) @ k.astype(np.float32).T)
+    weights = np.exp(s - s.max(-1, keepdims=True))
+    out = weights.astype(np.float16).astype(np.float32) @ v.astype(np.float32) / weights.sum(-1, keepdims=True)
+    return out.astype(np.float16).astype(np.float64), 16, 16
+
+
+def fp8(x):
+    """To the nearest of all values of e4m3, none of them infinite; ties do not matter to a mean."""
+    codes = np.arange(127)
+    exponent, mantissa = codes >> 3, codes & 7
+    values = np.where(exponent == 0, mantissa * 2.0**-9, (8 + mantissa) * 2.0 ** (exponent - 10))
+    place = np.searchsorted((values[1:] + values[:-1]) / 2, np.abs(x))
+    return np.copysign(values[place], x)
+
+
+def half(x):
+    return x.astype(np.float16).astype(np.float64)
+
+
+def rounded(groups, bits, zero_point):
+    """Each row of the last axis with a scale of 16 bits, and a zero point where asked for."""
+    low = groups.min(-1, keepdims=True) if zero_point else 0
+    span = groups.max(-1, keepdims=True) - low if zero_point else np.abs(groups).max(-1, keepdims=True)
+    most = 2**bits - 1 if zero_point else 2 ** (bits - 1) - 1
+    scale = half(span / most)
+    return np.clip(np.rint((groups - half(np.float64(low))) / scale), 0 if zero_point else -most, most) * scale + half(np.float64(low))
+
+
+def integers(q, k, v, scale, bits):
+    """K per channel of a block, V per token."""
+    key = rounded(k.reshape(-1, BLOCK, k.shape[1]).swapaxes(1, 2), bits, zero_point=True).swapaxes(1, 2).reshape(k.shape)
+    return exact(q, key, rounded(v, bits, zero_point=False), scale), bits + 32 / BLOCK, bits + 16 / v.shape[1]
+
+
+def q8_0(q, k, v, scale):
+    key, value = (rounded(x.reshape(-1, 32), 8, zero_point=False).reshape(x.shape) for x in (k, v))
+    return exact(q, key, value, scale), 8.5, 8.5
+
+
+BASELINES = {
+    "flash": flash,
+    "q8_0": q8_0,
+    "int8": lambda *head: integers(*head, 8),
+    "fp8": lambda q, k, v, scale: (exact(q, fp8(k), fp8(v), scale), 8, 8),
+    "int4": lambda *head: integers(*head, 4),
+}
+
+
 def load(folder):
     arrays = (np.load(folder / f"{name}.npy") for name in "qkv")
     return *arrays, json.loads((folder / "meta.json").read_text())
@@ -181,12 +235,9 @@ def cut(capture, folder, layers=(0, 2), tokens=1024):
     (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
 
 
-def figures(folder):
+def figures(folder, policies):
     q, k, v, meta = load(folder)
     q, k, v = (x.astype(np.float64) for x in (q, k, v))
-    policies = {"alignedkv": alignedkv}
-    for name, tolerance in PRESETS.items():
-        policies[name] = lambda *head, tolerance=tolerance: budget(*head, tolerance)
     result = {}
     for name, policy in policies.items():
         bits, errors = [], []
@@ -217,8 +268,9 @@ def main():
     options = parser.parse_args()
     if options.cut:
         cut(options.cut, options.folder)
-    text = json.dumps(figures(options.folder), indent=1, default=float)
-    (options.folder / "expected.json").write_text(text + "\n")
+    for file, policies in ("expected.json", POLICIES), ("baselines.json", BASELINES):
+        text = json.dumps(figures(options.folder, policies), indent=1, default=float)
+        (options.folder / file).write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -176,6 +176,9 @@ PolicyResult aligned::decodeAlignedKV(const HeadInputs &in) {
   double open = in.tokens ? double(in.tokens - full) / in.tokens : 0;
   result.keyBits = mean(keyBits) * (1 - open) + 16 * open;
   result.valueBits = mean(valueBits) * (1 - open) + 16 * open;
+  for (int64_t block = 0; block < full / kBlockTokens; ++block)
+    result.keyPlan.insert(result.keyPlan.end(), keyBits.begin(), keyBits.end());
+  result.valuePlan = valueBits;
   return result;
 }
 
@@ -365,6 +368,9 @@ private:
       keySum += mean(bits) / std::max<int64_t>(blocks, 1);
     result.keyBits = (keySum + 8.0 / kBlockTokens) * (1 - open) + 16 * open;
     result.valueBits = (mean(valueBits) + 8.0 / in.valueDim) * (1 - open) + 16 * open;
+    for (const std::vector<int> &bits : keyBits)
+      result.keyPlan.insert(result.keyPlan.end(), bits.begin(), bits.end());
+    result.valuePlan = valueBits;
     return result;
   }
 

@@ -25,6 +25,7 @@ struct HeadInputs {
 struct PolicyResult {
   std::vector<double> out; ///< [heads, valueDim]
   double keyBits, valueBits; ///< mean bits read per value, exponents included; tokens of the open block count 16
+  std::vector<int> keyPlan, valuePlan; ///< bits of planes read in full blocks: [blocks, keyDim] and [64 blocks]
   std::vector<double> estimate; ///< predicted relative L2 error of each head's output; of P2
 };
 
