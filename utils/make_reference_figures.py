@@ -171,12 +171,13 @@ def flash(q, k, v, scale):
 
 
 def fp8(x):
-    """To the nearest of all values of e4m3, none of them infinite; ties do not matter to a mean."""
+    """To the nearest of all values of e4m3, none of them infinite; ties to the even code."""
     codes = np.arange(127)
     exponent, mantissa = codes >> 3, codes & 7
     values = np.where(exponent == 0, mantissa * 2.0**-9, (8 + mantissa) * 2.0 ** (exponent - 10))
-    place = np.searchsorted((values[1:] + values[:-1]) / 2, np.abs(x))
-    return np.copysign(values[place], x)
+    middles = (values[1:] + values[:-1]) / 2
+    below, above = (np.searchsorted(middles, np.abs(x), side) for side in ("left", "right"))
+    return np.copysign(values[np.where(below % 2, above, below)], x)
 
 
 def half(x):

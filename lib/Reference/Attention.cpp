@@ -108,6 +108,13 @@ void aligned::exactAttention(const double *q, int64_t heads, const double *k, co
   }
 }
 
+std::vector<double> aligned::exactProbabilities(const HeadInputs &in) {
+  std::vector<double> probabilities;
+  for (const std::vector<double> &row : softmax(scoresOf(in, [&](int64_t t, int64_t c) { return in.k[t * in.keyDim + c]; })))
+    probabilities.insert(probabilities.end(), row.begin(), row.end());
+  return probabilities;
+}
+
 std::vector<double> aligned::relativeErrors(const std::vector<double> &out, const std::vector<double> &exact, int64_t dim) {
   std::vector<double> errors;
   for (size_t first = 0; first < out.size(); first += dim) {

@@ -1,12 +1,14 @@
 // A captured cache: every layer, head and step through the compiled kernel, against float64 and against the dense kernel's time.
-#include "Run.h"
+#include "Page.h"
 
 #include "aligned/Reference/Attention.h"
+#include "aligned/Reference/Baselines.h"
 
 #include "llvm/Support/MemoryBuffer.h"
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <numeric>
 
 using namespace aligned;
@@ -18,11 +20,13 @@ constexpr int kTimedCalls = 5; ///< per policy, layer and step, each beside a de
 /// The folder's contents: q [layers, q_heads, steps, dim], k and v [layers, kv_heads, tokens, dim].
 struct Capture {
   NpyArray q, k, v;
+  std::string model, text; ///< what was captured, where meta.json says so
   aligned_dtype dtype;
   int64_t layers, queryHeads, kvHeads, steps, tokens, keyDim, valueDim, firstPosition;
   double scale;
 
   int64_t width() const { return byteWidth(q.dtype); }
+  const char *element() const { return dtype == ALIGNED_DTYPE_F16 ? "f16" : dtype == ALIGNED_DTYPE_BF16 ? "bf16" : "f32"; }
   const char *at(const NpyArray &array, int64_t element) const { return array.bytes.data() + element * width(); }
 };
 
@@ -56,6 +60,8 @@ std::optional<Capture> load(const std::string &folder) {
     return refuse(metaPath + ": expected a number 'scale', the factor of scores");
   capture.scale = *scale;
   capture.firstPosition = *first;
+  capture.model = object->getString("model").value_or("");
+  capture.text = object->getString("text").value_or("");
 
   bool bfloat16 = object->getString("dtype").value_or("") == "bfloat16";
   const NpyArray &q = capture.q, &k = capture.k, &v = capture.v;
@@ -87,7 +93,7 @@ std::optional<Capture> load(const std::string &folder) {
 
 /// One attention over caches of any length. The result is f32, so that rounding it does not hide errors.
 std::string moduleText(const Capture &c) {
-  std::string element = c.dtype == ALIGNED_DTYPE_F16 ? "f16" : c.dtype == ALIGNED_DTYPE_BF16 ? "bf16" : "f32";
+  std::string element = c.element();
   auto tensor = [](int64_t heads, std::string tokens, int64_t dim, std::string type) {
     return "tensor<1x" + std::to_string(heads) + "x" + tokens + "x" + std::to_string(dim) + "x" + type + ">";
   };
@@ -102,6 +108,20 @@ std::string moduleText(const Capture &c) {
          " : f32\n  %out = aligned.attention %query, %key, %value scale %scale : " + query + ", " + key + ", " + value + " -> " + out + "\n  return %out : " + out + "\n}\n";
 }
 
+/// What was read, over all layers, heads and steps, and how far each head's output was off.
+struct Measured {
+  aligned_tally tally = {};
+  std::vector<double> errors;
+
+  void add(const aligned_tally &read) {
+    tally.key_bits += read.key_bits;
+    tally.key_values += read.key_values;
+    tally.value_bits += read.value_bits;
+    tally.value_values += read.value_values;
+  }
+  void add(const std::vector<double> &more) { errors.insert(errors.end(), more.begin(), more.end()); }
+};
+
 /// One policy's kernel, its caches of the current layer, and what was measured.
 struct Contestant {
   RunOptions options;
@@ -109,8 +129,16 @@ struct Contestant {
   bool split = false;
   aligned_format formats[2];
   Cache caches[2];
-  aligned_tally tally = {};
-  std::vector<double> errors, times, denseTimes;
+  Measured measured;
+  std::vector<double> times, denseTimes;
+  StepPlan plan; ///< of the step that is pictured
+};
+
+/// What others do with a cache.
+struct Alternative {
+  std::string name;
+  std::function<PolicyResult(const HeadInputs &)> decode;
+  Measured measured;
 };
 
 /// Dense tokens 0 .. count - 1 of one layer, contiguous.
@@ -125,21 +153,28 @@ std::vector<char> denseTokens(const Capture &c, const NpyArray &array, int64_t l
 
 class DecodeRun {
 public:
-  explicit DecodeRun(const Capture &capture) : c(capture) {}
+  /// `page`, if there is one, says which step it pictures, and gets what belongs on it.
+  DecodeRun(const Capture &capture, DecodePage *page) : c(capture), page(page) {}
 
   std::optional<std::vector<DecodeReport>> run(const std::vector<RunOptions> &policies);
 
 private:
   bool step(int64_t layer, int64_t number);
   bool extend(Contestant &contestant, int64_t layer, int64_t tokens);
+  HeadInputs inputs(int64_t layer, int64_t head, int64_t tokens);
   std::vector<double> exact(int64_t layer, int64_t tokens);
+  /// The alternatives at one step, and the probabilities if it is the one that is pictured.
+  void measureAlternatives(int64_t layer, int64_t number, const std::vector<double> &want);
+  bool pictured(int64_t layer, int64_t number) const { return page && layer == page->layer && number == page->step; }
   /// Calls once; the output where asked for, and seconds in any case.
   std::optional<double> call(const aligned_module *module, aligned_value key, aligned_value value, std::vector<double> *output);
 
   const Capture &c;
+  DecodePage *const page;
   std::string query; ///< [queryHeads, keyDim] of the current step
   Module dense;
   std::vector<Contestant> contestants;
+  std::vector<Alternative> alternatives;
 };
 
 std::optional<double> DecodeRun::call(const aligned_module *module, aligned_value key, aligned_value value, std::vector<double> *output) {
@@ -167,17 +202,67 @@ bool DecodeRun::extend(Contestant &contestant, int64_t layer, int64_t tokens) {
   return true;
 }
 
+HeadInputs DecodeRun::inputs(int64_t layer, int64_t head, int64_t tokens) {
+  int64_t group = c.queryHeads / c.kvHeads, first = (layer * c.kvHeads + head) * c.tokens;
+  return {group,
+          tokens,
+          c.keyDim,
+          c.valueDim,
+          toDouble(query.data() + head * group * c.keyDim * c.width(), group * c.keyDim, c.dtype),
+          toDouble(c.at(c.k, first * c.keyDim), tokens * c.keyDim, c.dtype),
+          toDouble(c.at(c.v, first * c.valueDim), tokens * c.valueDim, c.dtype),
+          static_cast<float>(c.scale),
+          c.dtype == ALIGNED_DTYPE_BF16 ? Storage::BFloat16 : Storage::Half};
+}
+
 std::vector<double> DecodeRun::exact(int64_t layer, int64_t tokens) {
-  int64_t group = c.queryHeads / c.kvHeads;
-  std::vector<double> out(c.queryHeads * c.valueDim), q = toDouble(query.data(), c.queryHeads * c.keyDim, c.dtype);
+  std::vector<double> out(c.queryHeads * c.valueDim);
   for (int64_t head = 0; head < c.kvHeads; ++head) {
-    int64_t first = (layer * c.kvHeads + head) * c.tokens;
-    std::vector<double> k = toDouble(c.at(c.k, first * c.keyDim), tokens * c.keyDim, c.dtype), v = toDouble(c.at(c.v, first * c.valueDim), tokens * c.valueDim, c.dtype);
-    exactAttention(q.data() + head * group * c.keyDim, group, k.data(), v.data(), tokens, c.keyDim, c.valueDim, static_cast<float>(c.scale), /*maskedZero=*/false,
-                   out.data() + head * group * c.valueDim);
+    HeadInputs in = inputs(layer, head, tokens);
+    exactAttention(in.q.data(), in.heads, in.k.data(), in.v.data(), tokens, c.keyDim, c.valueDim, in.scale, /*maskedZero=*/false,
+                   out.data() + head * in.heads * c.valueDim);
   }
   return out;
 }
+
+void DecodeRun::measureAlternatives(int64_t layer, int64_t number, const std::vector<double> &want) {
+  int64_t tokens = c.firstPosition + number + 1;
+  for (int64_t head = 0; head < c.kvHeads; ++head) {
+    HeadInputs in = inputs(layer, head, tokens);
+    auto first = want.begin() + head * in.heads * c.valueDim;
+    std::vector<double> own(first, first + in.heads * c.valueDim);
+    for (Alternative &alternative : alternatives) {
+      PolicyResult result = alternative.decode(in);
+      auto bits = [](double each, int64_t values) { return static_cast<int64_t>(std::llround(each * values)); };
+      int64_t keys = tokens * c.keyDim, values = tokens * c.valueDim;
+      alternative.measured.add(aligned_tally{bits(result.keyBits, keys), bits(result.valueBits, values), keys, values, 1});
+      alternative.measured.add(relativeErrors(result.out, own, c.valueDim));
+    }
+    if (pictured(layer, number) && head == page->head) {
+      std::vector<double> p = exactProbabilities(in);
+      page->stepTokens = tokens;
+      page->probabilities.assign(tokens, 0);
+      for (int64_t i = 0; i < in.heads * tokens; ++i)
+        page->probabilities[i % tokens] = std::max(page->probabilities[i % tokens], p[i]);
+    }
+  }
+}
+
+/// Keeps the plan of one row; kernels of other rows may report at the same time.
+struct PlanListener {
+  int64_t row;
+  StepPlan &plan;
+
+  static void listen(void *context, int32_t, int64_t row, int64_t blocks, int64_t units, const uint8_t *keyLayers, const uint8_t *valueLayers) {
+    auto &[wanted, plan] = *static_cast<PlanListener *>(context);
+    if (row != wanted)
+      return;
+    auto bits = [](uint8_t layers) { return 4 * layers; };
+    plan = {units, std::vector<int>(blocks * units), std::vector<int>(ALIGNED_BLOCK * blocks)};
+    std::transform(keyLayers, keyLayers + plan.keyBits.size(), plan.keyBits.begin(), bits);
+    std::transform(valueLayers, valueLayers + plan.valueBits.size(), plan.valueBits.begin(), bits);
+  }
+};
 
 bool DecodeRun::step(int64_t layer, int64_t number) {
   int64_t tokens = c.firstPosition + number + 1;
@@ -187,6 +272,9 @@ bool DecodeRun::step(int64_t layer, int64_t number) {
   std::vector<double> want = exact(layer, tokens);
   std::vector<char> denseKey = denseTokens(c, c.k, layer, tokens, c.keyDim), denseValue = denseTokens(c, c.v, layer, tokens, c.valueDim);
   aligned_value key = contiguous(denseKey.data(), {1, c.kvHeads, tokens, c.keyDim}), value = contiguous(denseValue.data(), {1, c.kvHeads, tokens, c.valueDim});
+
+  if (page)
+    measureAlternatives(layer, number, want);
 
   for (Contestant &contestant : contestants) {
     aligned_value ours[2] = {key, value};
@@ -198,17 +286,17 @@ bool DecodeRun::step(int64_t layer, int64_t number) {
     }
     std::vector<double> got;
     aligned_tally tally = {};
+    PlanListener listener{page ? page->head : 0, contestant.plan};
     aligned_rt_record(&tally, 1);
+    if (pictured(layer, number))
+      aligned_rt_record_plan(&PlanListener::listen, &listener);
     bool ok = call(contestant.module.get(), ours[0], ours[1], &got).has_value();
     aligned_rt_record(nullptr, 0);
+    aligned_rt_record_plan(nullptr, nullptr);
     if (!ok)
       return false;
-    contestant.tally.key_bits += tally.key_bits;
-    contestant.tally.key_values += tally.key_values;
-    contestant.tally.value_bits += tally.value_bits;
-    contestant.tally.value_values += tally.value_values;
-    std::vector<double> errors = relativeErrors(got, want, c.valueDim);
-    contestant.errors.insert(contestant.errors.end(), errors.begin(), errors.end());
+    contestant.measured.add(tally);
+    contestant.measured.add(relativeErrors(got, want, c.valueDim));
     for (int repeat = 0; repeat < kTimedCalls; ++repeat) { // interleaved, so that both see the same machine
       auto seconds = call(contestant.module.get(), ours[0], ours[1], nullptr), denseSeconds = call(dense.get(), key, value, nullptr);
       if (!seconds || !denseSeconds)
@@ -228,6 +316,32 @@ double median(std::vector<double> values) {
   if (values.size() % 2)
     return *middle;
   return (*middle + *std::max_element(values.begin(), middle)) / 2;
+}
+
+/// What was measured, as a report without times.
+DecodeReport summary(const std::string &name, const Measured &measured, int64_t width) {
+  const auto &[t, errors] = measured;
+  DecodeReport report;
+  report.policy = name;
+  report.keyBits = static_cast<double>(t.key_bits) / t.key_values;
+  report.valueBits = static_cast<double>(t.value_bits) / t.value_values;
+  report.bytesFraction = static_cast<double>(t.key_bits + t.value_bits) / ((t.key_values + t.value_values) * 8.0 * width);
+  report.errorMean = std::accumulate(errors.begin(), errors.end(), 0.0) / errors.size();
+  report.errorMedian = median(errors);
+  report.errorMax = *std::max_element(errors.begin(), errors.end());
+  report.stepMicroseconds = report.denseStepMicroseconds = NAN;
+  return report;
+}
+
+std::vector<Alternative> alternativesTo(const std::vector<RunOptions> &policies, bool bfloat16) {
+  std::vector<Alternative> all{{bfloat16 ? "bf16 flash" : "fp16 flash", decodeFlash, {}},
+                               {"int8", [](const HeadInputs &in) { return decodeIntegers(in, 8); }, {}},
+                               {"q8_0", decodeQ8, {}},
+                               {"fp8", decodeFp8, {}},
+                               {"int4", [](const HeadInputs &in) { return decodeIntegers(in, 4); }, {}}};
+  if (std::none_of(policies.begin(), policies.end(), [](const RunOptions &options) { return options.policy == "alignedkv"; }))
+    all.push_back({"alignedkv", decodeAlignedKV, {}});
+  return all;
 }
 
 std::optional<std::vector<DecodeReport>> DecodeRun::run(const std::vector<RunOptions> &policies) {
@@ -250,6 +364,8 @@ std::optional<std::vector<DecodeReport>> DecodeRun::run(const std::vector<RunOpt
     contestants.push_back(std::move(contestant));
   }
 
+  if (page)
+    alternatives = alternativesTo(policies, c.dtype == ALIGNED_DTYPE_BF16);
   int64_t firstStep = policies.front().lastStep ? c.steps - 1 : 0, perLayer = c.steps - firstStep;
   Progress progress("decoding steps");
   for (int64_t layer = 0; layer < c.layers; ++layer) {
@@ -268,30 +384,54 @@ std::optional<std::vector<DecodeReport>> DecodeRun::run(const std::vector<RunOpt
 
   std::vector<DecodeReport> reports;
   for (Contestant &contestant : contestants) {
-    DecodeReport report;
-    const aligned_tally &t = contestant.tally;
-    report.policy = contestant.options.policy;
+    DecodeReport report = summary(contestant.options.policy, contestant.measured, c.width());
     report.tolerance = contestant.options.tolerance.value_or(aligned_policy_tolerance(report.policy.c_str()));
-    report.keyBits = static_cast<double>(t.key_bits) / t.key_values;
-    report.valueBits = static_cast<double>(t.value_bits) / t.value_values;
-    report.bytesFraction = static_cast<double>(t.key_bits + t.value_bits) / ((t.key_values + t.value_values) * 8.0 * c.width());
-    report.errorMean = std::accumulate(contestant.errors.begin(), contestant.errors.end(), 0.0) / contestant.errors.size();
-    report.errorMedian = median(contestant.errors);
-    report.errorMax = *std::max_element(contestant.errors.begin(), contestant.errors.end());
     report.stepMicroseconds = median(contestant.times) * 1e6;
     report.denseStepMicroseconds = median(contestant.denseTimes) * 1e6;
     report.threads = contestant.options.threads;
     report.attentions = aligned_module_attentions(contestant.module.get());
     reports.push_back(report);
+    if (page)
+      page->policies.push_back({report, contestant.plan.units ? std::optional(std::move(contestant.plan)) : std::nullopt, {}});
   }
+  for (const Alternative &alternative : alternatives)
+    page->alternatives.push_back(summary(alternative.name, alternative.measured, c.width()));
   return reports;
+}
+
+/// Fills what the capture says, and checks the step that is asked for.
+bool describe(DecodePage &page, const Capture &c, const PageOptions &wanted, bool lastStep) {
+  int64_t least = lastStep ? c.steps - 1 : 0;
+  page.layer = wanted.layer.value_or(c.layers / 2);
+  page.head = wanted.head.value_or(0);
+  page.step = wanted.step.value_or(c.steps - 1);
+  auto within = [](const char *what, int64_t value, int64_t least, int64_t count) {
+    if (value >= least && value < count)
+      return true;
+    refuse(std::string("--report-") + what + ": expected " + std::to_string(least) + (least + 1 < count ? " to " + std::to_string(count - 1) : "") + ", got " +
+           std::to_string(value));
+    return false;
+  };
+  page.model = c.model;
+  page.text = c.text;
+  page.element = c.element();
+  page.elementBits = 8 * c.width();
+  page.layers = c.layers;
+  page.kvHeads = c.kvHeads;
+  page.group = c.queryHeads / c.kvHeads;
+  page.keyDim = c.keyDim;
+  page.valueDim = c.valueDim;
+  page.steps = c.steps - least;
+  page.tokens = c.firstPosition + c.steps;
+  return within("layer", page.layer, 0, c.layers) && within("head", page.head, 0, c.kvHeads) && within("step", page.step, least, c.steps);
 }
 
 } // namespace
 
-std::optional<std::vector<DecodeReport>> aligned::runDecode(const std::string &folder, const std::vector<RunOptions> &policies) {
+std::optional<std::vector<DecodeReport>> aligned::runDecode(const std::string &folder, const std::vector<RunOptions> &policies, const PageOptions &pictured,
+                                                            DecodePage *page) {
   auto capture = load(folder);
-  if (!capture)
+  if (!capture || (page && !describe(*page, *capture, pictured, policies.front().lastStep)))
     return std::nullopt;
-  return DecodeRun(*capture).run(policies);
+  return DecodeRun(*capture, page).run(policies);
 }

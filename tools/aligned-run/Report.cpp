@@ -88,41 +88,46 @@ void aligned::printDecode(const std::vector<DecodeReport> &reports) {
 // For machines
 //===----------------------------------------------------------------------===//
 
-/// JSON has no NaN.
-static llvm::json::Value number(double x) { return std::isfinite(x) ? llvm::json::Value(x) : llvm::json::Value(nullptr); }
+llvm::json::Value aligned::jsonNumber(double x) { return std::isfinite(x) ? llvm::json::Value(x) : llvm::json::Value(nullptr); }
 
 llvm::json::Object aligned::modelJson(const ModelReport &report, bool ok) {
   llvm::json::Array outputs, sites;
   for (const OutputReport &output : report.outputs) {
     llvm::json::Object entry{{"index", output.index}, {"compared", output.compared}};
-    entry["max_abs"] = output.compared ? number(output.maxAbs) : llvm::json::Value(nullptr);
-    entry["max_rel"] = output.compared ? number(output.maxRel) : llvm::json::Value(nullptr);
-    entry["error_mean"] = output.measured ? number(output.errorMean) : llvm::json::Value(nullptr);
-    entry["error_max"] = output.measured ? number(output.errorMax) : llvm::json::Value(nullptr);
+    entry["max_abs"] = output.compared ? jsonNumber(output.maxAbs) : llvm::json::Value(nullptr);
+    entry["max_rel"] = output.compared ? jsonNumber(output.maxRel) : llvm::json::Value(nullptr);
+    entry["error_mean"] = output.measured ? jsonNumber(output.errorMean) : llvm::json::Value(nullptr);
+    entry["error_max"] = output.measured ? jsonNumber(output.errorMax) : llvm::json::Value(nullptr);
     outputs.push_back(std::move(entry));
   }
   for (const SiteReport &site : report.sites)
-    sites.push_back(llvm::json::Object{{"k_bits", number(site.keyBits)}, {"v_bits", number(site.valueBits)}, {"bytes_fraction", number(site.bytesFraction)},
-                                       {"error_mean", number(site.errorMean.value_or(NAN))},
-                                       {"error_max", number(site.errorMax.value_or(NAN))}});
+    sites.push_back(llvm::json::Object{{"k_bits", jsonNumber(site.keyBits)}, {"v_bits", jsonNumber(site.valueBits)}, {"bytes_fraction", jsonNumber(site.bytesFraction)},
+                                       {"error_mean", jsonNumber(site.errorMean.value_or(NAN))},
+                                       {"error_max", jsonNumber(site.errorMax.value_or(NAN))}});
   return llvm::json::Object{{"ok", ok}, {"attentions", report.attentions}, {"outputs", std::move(outputs)}, {"sites", std::move(sites)}};
 }
 
-llvm::json::Object aligned::decodeJson(const std::vector<DecodeReport> &reports, bool ok) {
-  llvm::json::Array runs;
-  for (const DecodeReport &r : reports)
-    runs.push_back(llvm::json::Object{{"policy", r.policy},
-                                      {"tolerance", number(r.tolerance)},
-                                      {"k_bits", number(r.keyBits)},
-                                      {"v_bits", number(r.valueBits)},
-                                      {"bytes_fraction", number(r.bytesFraction)},
-                                      {"error_mean", number(r.errorMean)},
-                                      {"error_median", number(r.errorMedian)},
-                                      {"error_max", number(r.errorMax)},
-                                      {"step_us", number(r.stepMicroseconds)},
-                                      {"dense_step_us", number(r.denseStepMicroseconds)},
-                                      {"threads", r.threads}});
-  return llvm::json::Object{{"ok", ok}, {"attentions", reports.empty() ? 0 : reports.front().attentions}, {"outputs", llvm::json::Array()}, {"runs", std::move(runs)}};
+llvm::json::Object aligned::decodeJson(const std::vector<DecodeReport> &reports, bool ok, const std::vector<DecodeReport> &alternatives) {
+  auto array = [](const std::vector<DecodeReport> &reports) {
+    llvm::json::Array runs;
+    for (const DecodeReport &r : reports)
+      runs.push_back(llvm::json::Object{{"policy", r.policy},
+                                        {"tolerance", jsonNumber(r.tolerance)},
+                                        {"k_bits", jsonNumber(r.keyBits)},
+                                        {"v_bits", jsonNumber(r.valueBits)},
+                                        {"bytes_fraction", jsonNumber(r.bytesFraction)},
+                                        {"error_mean", jsonNumber(r.errorMean)},
+                                        {"error_median", jsonNumber(r.errorMedian)},
+                                        {"error_max", jsonNumber(r.errorMax)},
+                                        {"step_us", jsonNumber(r.stepMicroseconds)},
+                                        {"dense_step_us", jsonNumber(r.denseStepMicroseconds)},
+                                        {"threads", r.threads}});
+    return runs;
+  };
+  llvm::json::Object object{{"ok", ok}, {"attentions", reports.empty() ? 0 : reports.front().attentions}, {"outputs", llvm::json::Array()}, {"runs", array(reports)}};
+  if (!alternatives.empty())
+    object["alternatives"] = array(alternatives);
+  return object;
 }
 
 //===----------------------------------------------------------------------===//

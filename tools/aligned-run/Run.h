@@ -59,14 +59,24 @@ struct DecodeReport {
   int threads = 1, attentions = 0;
 };
 
-/// Both print `aligned-run: error: ...` and return nothing where something is wrong.
+/// Which step of a captured cache the pictures of a page show; by default the middle layer, its first head and the last step.
+struct PageOptions {
+  std::optional<int64_t> layer, head, step;
+};
+struct DecodePage;
+
+/// Both print `aligned-run: error: ...` and return nothing where something is wrong. Fills `page` if there is one.
 std::optional<ModelReport> runModel(const std::string &modelPath, const std::string &npzPath, const RunOptions &options);
-std::optional<std::vector<DecodeReport>> runDecode(const std::string &folder, const std::vector<RunOptions> &policies);
+std::optional<std::vector<DecodeReport>> runDecode(const std::string &folder, const std::vector<RunOptions> &policies, const PageOptions &pictured = {},
+                                                   DecodePage *page = nullptr);
 
 void printModel(const ModelReport &report, const RunOptions &options);
 void printDecode(const std::vector<DecodeReport> &reports);
 llvm::json::Object modelJson(const ModelReport &report, bool ok);
-llvm::json::Object decodeJson(const std::vector<DecodeReport> &reports, bool ok);
+/// `alternatives` are told where there are any.
+llvm::json::Object decodeJson(const std::vector<DecodeReport> &reports, bool ok, const std::vector<DecodeReport> &alternatives = {});
+/// JSON has no NaN: null.
+llvm::json::Value jsonNumber(double x);
 
 /// Prints the error and returns nothing, for `return refuse(...)`.
 std::nullopt_t refuse(const std::string &why);

@@ -1,5 +1,5 @@
 // aligned-run: compile a model or a decode step, run it on this machine, and say what was read and how far the result is from exact.
-#include "Run.h"
+#include "Page.h"
 
 #include "llvm/ADT/StringExtras.h"
 #include "llvm/Support/CommandLine.h"
@@ -29,6 +29,10 @@ struct CommandLine {
   cl::opt<double> relative{"rtol", cl::desc("Allowed |got - want| is atol + rtol |want|. Default 2e-3, or 2^-7 for bf16 outputs"), cl::cat(category)};
   cl::opt<double> absolute{"atol", cl::desc("Default 2e-3 for exact and tight, 2e-2 for balanced, 6e-2 for fast and alignedkv, max(2e-3, 8 T) for a budget"), cl::cat(category)};
   cl::opt<bool> lastStep{"last-step", cl::desc("Of a captured cache, run only the last step"), cl::cat(category)};
+  cl::opt<std::string> report{"report", cl::value_desc("FILE.html"), cl::desc("Of a captured cache, write a page with tables and pictures"), cl::cat(category)};
+  cl::opt<int> layer{"report-layer", cl::value_desc("N"), cl::desc("Layer of the capture that the page pictures, from 0 (default the middle one)"), cl::cat(category)};
+  cl::opt<int> head{"report-head", cl::value_desc("N"), cl::desc("Its kv head, from 0 (default 0)"), cl::cat(category)};
+  cl::opt<int> step{"report-step", cl::value_desc("N"), cl::desc("Its decode step, from 0 (default the last)"), cl::cat(category)};
   cl::opt<bool> json{"json", cl::desc("Print one JSON object for machines"), cl::cat(category)};
 };
 
@@ -42,6 +46,9 @@ constexpr const char *overview = R"(aligned-run: attention that reads only the b
       runs every layer, head and step of a captured cache, measures bits, bytes and errors, and times each step against this project's
       dense kernel. meta.json: group (query heads per kv head), scale, first_position (of the first step); q.npy
       [layers, q_heads, steps, head_dim], k.npy and v.npy [layers, kv_heads, tokens, head_dim], float16, float32 or, with "dtype": "bfloat16", uint16
+
+  aligned-run --decode DIR --report FILE.html
+      writes a page too: bytes against error of the policies and of what others store, and which bits of K and V one step read
 
 Exit status: 0 if everything compiled, ran and compared; 1 if not; 2 for a wrong command line.
 )";
@@ -104,16 +111,31 @@ int main(int argc, char **argv) {
     if (names[i] != "budget" && base.tolerance)
       return usageError("expected --tolerance only with policy 'budget', got it with '" + names[i] + "'");
   }
+  PageOptions pictured;
+  for (auto [option, place] : {std::pair(&line.layer, &pictured.layer), std::pair(&line.head, &pictured.head), std::pair(&line.step, &pictured.step)})
+    if (option->getNumOccurrences()) {
+      if (!line.report.getNumOccurrences())
+        return usageError("expected --report FILE with --" + option->ArgStr.str());
+      *place = *option;
+    }
+  if (line.report.getNumOccurrences() && !isDecode)
+    return usageError("expected --report only with --decode DIR");
   aligned_rt_set_threads(line.threads);
 
   bool ok = false;
   llvm::json::Object object;
   if (isDecode) {
-    auto reports = runDecode(line.decode, runs);
-    ok = reports.has_value();
+    DecodePage page;
+    page.folder = line.decode;
+    bool paged = line.report.getNumOccurrences() > 0;
+    std::optional<PageFile> file = paged ? PageFile::create(line.report) : std::nullopt; // ahead of minutes of work
+    std::optional<std::vector<DecodeReport>> reports;
+    if (file || !paged)
+      reports = runDecode(line.decode, runs, pictured, paged ? &page : nullptr);
     if (reports && !line.json)
       printDecode(*reports);
-    object = decodeJson(reports.value_or(std::vector<DecodeReport>{}), ok);
+    ok = reports && (!file || file->write(page));
+    object = decodeJson(reports.value_or(std::vector<DecodeReport>{}), ok, page.alternatives);
   } else {
     auto report = runModel(line.model, line.npz, runs.front());
     ok = report.has_value();

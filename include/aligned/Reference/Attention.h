@@ -22,6 +22,9 @@ struct HeadInputs {
   Storage storage = Storage::Half;
 };
 
+/// softmax(scale q k^T), [heads, tokens].
+std::vector<double> exactProbabilities(const HeadInputs &in);
+
 struct PolicyResult {
   std::vector<double> out; ///< [heads, valueDim]
   double keyBits, valueBits; ///< mean bits read per value, exponents included; tokens of the open block count 16

@@ -1,0 +1,115 @@
+"""Reads a page of aligned-run --report back and holds it against what --json printed.
+
+usage: check_page.py PAGE.html RUN.json [--baselines FIGURES.json] [--drawn] [--no-plans] [--text TEXT]
+--drawn: of a capture with one layer, kv head and step, so that the picture shows all the bits that the JSON has.
+"""
+import argparse, html.parser, json, re
+import xml.etree.ElementTree as ElementTree
+
+parser = argparse.ArgumentParser()
+parser.add_argument("page")
+parser.add_argument("json")
+parser.add_argument("--baselines")
+parser.add_argument("--drawn", action="store_true")
+parser.add_argument("--no-plans", action="store_true")
+parser.add_argument("--text")
+options = parser.parse_args()
+source, run = open(options.page, encoding="utf-8").read(), json.load(open(options.json))
+HTML, SVG = "{http://www.w3.org/1999/xhtml}", "{http://www.w3.org/2000/svg}"
+root = ElementTree.fromstring(source)
+
+
+class Balance(html.parser.HTMLParser):
+    """HTML as browsers read it: what is opened is closed in order, and nothing comes from elsewhere."""
+    stack = []
+
+    def handle_starttag(self, tag, attributes):
+        assert tag not in ("script", "link", "img", "iframe"), tag
+        for name, value in attributes:
+            assert name not in ("src", "href") and not name.startswith("on"), (tag, name, value)
+        self.stack.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        self.stack.pop()
+
+    def handle_endtag(self, tag):
+        assert self.stack.pop() == tag, tag
+
+
+balance = Balance()
+balance.feed(source)
+balance.close()
+assert not balance.stack, balance.stack
+assert "url(" not in source and "@import" not in source
+
+# The table, row by row, with every digit.
+reports = run["runs"] + run["alternatives"]
+rows = root.findall(f".//{HTML}div[@id='figures']//{HTML}tbody/{HTML}tr")
+assert len(rows) == len(reports)
+for row, report in zip(rows, reports):
+    assert report["policy"] in "".join(row.itertext()), report
+    values = [data.get("value") for data in row.iter(f"{HTML}data")]
+    wanted = [report[key] for key in ("k_bits", "v_bits", "bytes_fraction", "error_mean", "error_max")]
+    assert [json.loads(value) for value in values] == wanted, (values, wanted)
+assert all((report["step_us"] is None) == (report in run["alternatives"]) for report in reports)
+headline = root.find(f".//{HTML}p[@class='headline']")
+spoken = [json.loads(data.get("value")) for data in headline.iter(f"{HTML}data")]
+assert spoken in [[report[key] for key in ("bytes_fraction", "error_mean", "error_max")] for report in run["runs"]], spoken
+
+# The scatter plot has a mark with a hint and a label for each.
+figure = root.find(f".//{HTML}figure[@id='bytes-error']")
+hints = [hint.text for hint in figure.iter(f"{SVG}title")]
+texts = [text.text for text in figure.iter(f"{SVG}text")]
+assert len(hints) == len(reports)
+for report in reports:
+    assert any(hint.startswith(report["policy"]) for hint in hints) and any(text.startswith(report["policy"]) for text in texts), report
+assert "relative L2 error" in texts and "bytes read, % of dense attention" in texts
+
+# The pictures.
+pictures = root.findall(f".//{HTML}section[@id='plans']/{HTML}details")
+assert len(pictures) == (0 if options.no_plans else len(run["runs"]))
+assert options.no_plans or sum("open" in picture.attrib for picture in pictures) == 1
+
+
+def mean_bits(group):
+    """Of the cells of a heat map; class b3 means 12 bits."""
+    area = weighted = 0
+    for path in group.findall(f"{SVG}path"):
+        cells = sum(int(run) for run in re.findall(r"M\d+ \d+h(\d+)v1h-\d+z", path.get("d")))
+        area += cells
+        weighted += cells * 4 * int(path.get("class")[1:])
+    return area, weighted
+
+
+for picture, report in zip(pictures, run["runs"]):
+    groups = list(picture.iter(f"{SVG}g"))
+    assert len(groups) == 3  # K, V, probabilities
+    assert all(path.get("class")[0] == kind for group, kind in zip(groups, "bbp") for path in group)
+    titles = [text.text for text in picture.iter(f"{SVG}text") if text.get("class") == "name"]
+    tokens = mean_bits(groups[2])[0]
+    assert mean_bits(groups[1])[0] == tokens
+    if options.drawn:
+        full = tokens // 64 * 64
+        # K: whole rows of channels, the open block's counted as often as it has tokens.
+        channels = max(int(run) + int(start) for path in groups[0] for start, run in re.findall(r"M(\d+) \d+h(\d+)", path.get("d")))
+        area, weighted = mean_bits(groups[0])
+        assert area == channels * -(-tokens // 64)
+        open_row = 16 * channels if tokens > full else 0
+        fixed = report["policy"] != "alignedkv"
+        key = ((weighted - open_row) * 64 + open_row * (tokens - full)) / (channels * tokens)
+        value = mean_bits(groups[1])[1] / tokens
+        assert titles[:2] == [f"K: {key:.2f} bits a value", f"V: {value:.2f} bits a value"], (titles, key, value)
+        # The tally counts exponents too; the width of V is known from the share that they make up.
+        share = full / tokens * fixed
+        assert abs(key + 8 / 64 * share - report["k_bits"]) < 1e-9, (key, report)
+        exponents = report["v_bits"] - value
+        assert any(abs(exponents - 8 / width * share) < 1e-9 for width in range(16, 257, 16)), (value, report)
+
+for name, figures in json.load(open(options.baselines)).items() if options.baselines else ():
+    (ours,) = [report for report in run["alternatives"] if name in report["policy"]]
+    for key, other in ("k_bits", "key_bits"), ("v_bits", "value_bits"), ("error_mean", "error_mean"), ("error_max", "error_max"):
+        assert abs(ours[key] - figures[other]) <= (0.05 if name == "flash" else 1e-6) * figures[other], (name, key, ours, figures)
+
+if options.text:
+    assert options.text in "".join(root.itertext()), options.text

@@ -1,0 +1,63 @@
+// The report of a captured cache as one HTML page that needs nothing else: what was measured, what others store, and which bits one step read.
+#ifndef ALIGNED_TOOLS_ALIGNED_RUN_PAGE_H
+#define ALIGNED_TOOLS_ALIGNED_RUN_PAGE_H
+
+#include "Run.h"
+
+#include "llvm/Support/FileSystem.h"
+#include "llvm/Support/raw_ostream.h"
+
+namespace aligned {
+
+/// The bits that one policy read of one kv head in one step, planes only.
+struct StepPlan {
+  int64_t units = 0;                    ///< of channels of K that are decided together
+  std::vector<int> keyBits, valueBits;  ///< of full blocks: [blocks, units] and [64 blocks]
+};
+
+/// A rigorous bound on the error of a head's output beside the error, in the infinity norm.
+struct Certified {
+  double bound, error;
+};
+
+/// A policy's row in the table, and its pictures.
+struct PolicyPage {
+  DecodeReport report;
+  std::optional<StepPlan> plan;        ///< where the caches are split
+  std::vector<Certified> certificates; ///< of every layer, query head and step
+};
+
+struct DecodePage {
+  std::string folder, model, text;     ///< the last two as meta.json has them, or empty
+  std::string element;                 ///< of the captured values
+  int64_t elementBits = 16;
+  int64_t layers = 0, kvHeads = 0, group = 0, keyDim = 0, valueDim = 0, steps = 0, tokens = 0; ///< `steps` that were run, `tokens` that the last of them saw
+  std::vector<PolicyPage> policies;
+  std::vector<DecodeReport> alternatives; ///< computed by the reference, without a time
+
+  int64_t layer = 0, head = 0, step = 0, stepTokens = 0; ///< of the pictures
+  std::vector<double> probabilities;   ///< of each token: the largest among the query rows
+};
+
+void writePage(const DecodePage &page, llvm::raw_ostream &os);
+
+/// A page's file, which appears under its name when the page is complete, or not at all.
+class PageFile {
+public:
+  /// Prints the error where nothing can be written there.
+  static std::optional<PageFile> create(const std::string &path);
+  PageFile(PageFile &&other) = default;
+  ~PageFile();
+
+  bool write(const DecodePage &page);
+
+private:
+  PageFile(std::string path, llvm::sys::fs::TempFile file) : path(std::move(path)), file(std::move(file)) {}
+
+  std::string path;
+  llvm::sys::fs::TempFile file;
+};
+
+} // namespace aligned
+
+#endif // ALIGNED_TOOLS_ALIGNED_RUN_PAGE_H
