@@ -32,7 +32,7 @@ p { margin: 4px 0 12px; max-width: 1020px; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; font-variant-numeric: tabular-nums; }
 th { text-align: right; vertical-align: bottom; font-weight: 600; line-height: 1.25; } td { text-align: right; white-space: nowrap; }
 th, td { padding: 5px 0 5px 12px; border-bottom: 1px solid var(--grid); }
-th:first-child, td:first-child { text-align: left; padding-left: 0; white-space: normal; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; }
 .rule td { border-top: 2px solid var(--axis); }
 .key { display: inline-block; width: 10px; height: 10px; margin-right: 8px; border-radius: 5px; background: var(--ours); }
 .key.theirs { border-radius: 0; background: var(--others); }
@@ -191,7 +191,8 @@ void Page::bytesAgainstError() {
              /*square=*/llvm::StringRef(entry.mark) == "theirs");
   }
   svg.labels(points, names, {x.from, y.to, x.to - x.from + 14, y.from - y.to});
-  os << "<figure id=\"bytes-error\">\n" << svg.finish() << "<figcaption>Marks are means over layers, heads and steps; lines lead to the largest error of a head.</figcaption>\n</figure>\n";
+  os << "<figure id=\"bytes-error\">\n" << svg.finish() << "<figcaption>Marks are means over layers, heads and steps; lines lead to the largest error of a head."
+     << (llvm::is_contained(errors, 0) ? " An error of 0 lies on the axis, which has no place for it." : "") << "</figcaption>\n</figure>\n";
 }
 
 /// Level 6 from a tenth, 1 from a millionth, 0 below.
@@ -271,7 +272,7 @@ std::string Page::picture(const StepPlan &plan, const std::string &name) {
   };
   svg.cells({x, top, panel, height}, rows, kBlock, "b", ofToken([&](int64_t token) { return level(valueBits(token)); }));
   frame(x, "V: " + fixed(meanV, 2) + " bits a value", kBlock, "token of the block");
-  legend(x, "b", {"0 bits", "4", "8", "12", full > 16 ? "16 and more" : "16"});
+  legend(x, "b", {"0 bits", "4", "8", "12", full > 16 ? "16+" : "16"});
   beside(x + panel, ofBlockV);
 
   x += panel + margin + gap;
@@ -286,7 +287,7 @@ void Page::plans() {
   if (!any)
     return;
   os << "<section id=\"plans\">\n<h2>Which bits one step reads</h2>\n<p class=\"note\">Layer " << page.layer << ", kv head " << page.head << ", step " << page.step << ", "
-     << counted(page.stepTokens, "token") << ", as the compiled kernels report it. The probability of a token is the largest among the query heads of the kv head, in float64.</p>\n";
+     << counted(page.stepTokens, "token") << ", as the compiled kernels report it, exponents left out. The probability of a token is the largest among the query heads of the kv head, in float64.</p>\n";
   for (size_t i = 0; i < page.policies.size(); ++i)
     if (const PolicyPage &policy = page.policies[i]; policy.plan)
       os << "<details" << (i == shown ? " open=\"open\"" : "") << "><summary>" << escaped(nameOf(policy.report)) << "</summary>\n<figure>\n"

@@ -1,6 +1,7 @@
 // Coordinates are pixels, y downwards, to a hundredth.
 #include "Svg.h"
 
+#include "llvm/ADT/STLExtras.h"
 #include "llvm/ADT/StringExtras.h"
 #include "llvm/Support/Format.h"
 #include "llvm/Support/FormatVariadic.h"
@@ -169,17 +170,18 @@ void Svg::labels(const std::vector<std::pair<double, double>> &points, const std
       Box box;
       Anchor anchor;
     };
-    const double left = x - 9 - width, middle = x - width / 2, right = x + 9;
-    const Place places[] = {{{right, y - kLine / 2, width, kLine}, Start},      {{left, y - kLine / 2, width, kLine}, End},      {{middle, y - 8 - kLine, width, kLine}, Middle},
-                            {{middle, y + 8, width, kLine}, Middle},            {{right - 2, y - 5 - kLine, width, kLine}, Start}, {{right - 2, y + 5, width, kLine}, Start},
-                            {{left + 2, y - 5 - kLine, width, kLine}, End},     {{left + 2, y + 5, width, kLine}, End}};
-    const Place *place = std::find_if(std::begin(places), std::end(places), [&](const Place &place) {
+    const double left = x - 9 - width, middle = x - width / 2, right = x + 9, level = y - kLine / 2;
+    std::vector<Place> places{{{right, level, width, kLine}, Start}, {{left, level, width, kLine}, End}, {{middle, y - 8 - kLine, width, kLine}, Middle}, {{middle, y + 8, width, kLine}, Middle}};
+    for (double away = kLine / 2; away < 8 * kLine; away += kLine / 2) // in a crowd
+      for (double line : {level - away, level + away})
+        places.insert(places.end(), {{{right - 2, line, width, kLine}, Start}, {{left + 2, line, width, kLine}, End}});
+    auto place = llvm::find_if(places, [&](const Place &place) {
       const Box &box = place.box;
       return box.x >= within.x && box.x + box.width <= within.x + within.width && box.y >= within.y && box.y + box.height <= within.y + within.height &&
-             std::none_of(taken.begin(), taken.end(), [&](const Box &other) { return box.overlaps(other); });
+             llvm::none_of(taken, [&](const Box &other) { return box.overlaps(other); });
     });
-    if (place == std::end(places))
-      place = places; // too crowded: the hint of the mark says it too
+    if (place == places.end())
+      place = places.begin(); // the hint of the mark says it too
     taken.push_back(place->box);
     text(place->box.x + width * place->anchor / 2, place->box.y + kLine - 3, texts[i], place->anchor);
   }
