@@ -30,7 +30,7 @@ std::string scientific(double value);
 struct Axis {
   double low, high, from, to;
   bool logarithmic = false;
-  std::string title;
+  std::string title = "";
 
   /// The decades around all positive values, at least one; values that are not finite have no say.
   static Axis decades(const std::vector<double> &values, double from, double to, std::string title);
