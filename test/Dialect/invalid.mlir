@@ -302,7 +302,7 @@ func.func @state_element(%q: tensor<1x2x1x16xf16>, %k: tensor<1x2x64x16xf16>, %v
 
 func.func @merge(%a: tensor<1x2x1x16xf32>, %m: tensor<1x2x1xf32>, %b: tensor<1x2x1x32xf32>) {
   // expected-error@+1 {{expected both states to have the result's types, got 'tensor<1x2x1x32xf32>' where the result has 'tensor<1x2x1x16xf32>'}}
-  %0:3 = "aligned.merge"(%a, %m, %m, %b, %m, %m)
+  %0:3 = "aligned.merge"(%a, %m, %m, %b, %m, %m) <{operandSegmentSizes = array<i32: 1, 1, 1, 0, 1, 1, 1, 0>}>
       : (tensor<1x2x1x16xf32>, tensor<1x2x1xf32>, tensor<1x2x1xf32>, tensor<1x2x1x32xf32>, tensor<1x2x1xf32>, tensor<1x2x1xf32>)
       -> (tensor<1x2x1x16xf32>, tensor<1x2x1xf32>, tensor<1x2x1xf32>)
   return
@@ -323,6 +323,51 @@ func.func @finish_sum(%a: tensor<1x2x1x16xf32>, %l: tensor<1x2x3xf32>) {
 func.func @finish_result(%a: tensor<1x2x1x16xf32>, %l: tensor<1x2x1xf32>) {
   // expected-error@+1 {{expected result dimension 0 to be 1, got 2}}
   %o = aligned.finish %a, %l : tensor<1x2x1x16xf32>, tensor<1x2x1xf32> -> tensor<2x2x1x16xf16>
+  return
+}
+
+// -----
+
+// P4: certificates.
+
+func.func @merge_one_certificate(%a: tensor<1x2x1x16xf32>, %m: tensor<1x2x1xf32>, %c: tensor<1x2x1x6xf32>) {
+  // expected-error@+1 {{expected a certificate of both states and of the result, or of none}}
+  %0:3 = aligned.merge (%a, %m, %m, %c), (%a, %m, %m) : tensor<1x2x1x16xf32>, tensor<1x2x1xf32>
+  return
+}
+
+// -----
+
+func.func @finish_without_certificate(%a: tensor<1x2x1x16xf32>, %l: tensor<1x2x1xf32>) {
+  // expected-error@+1 {{expected a bound where there is a certificate, got no certificate}}
+  %o:3 = aligned.finish %a, %l : tensor<1x2x1x16xf32>, tensor<1x2x1xf32> -> tensor<1x2x1x16xf16> certified tensor<1x2x1xf32>, tensor<1x2x1xf32>
+  return
+}
+
+// -----
+
+func.func @finish_certificate(%a: tensor<1x2x1x16xf32>, %l: tensor<1x2x1xf32>, %c: tensor<1x2x1x5xf32>) {
+  // expected-error@+1 {{expected certificate dimension 3 to be 6, got 5}}
+  %o:3 = aligned.finish %a, %l certificate %c : tensor<1x2x1x16xf32>, tensor<1x2x1xf32>, tensor<1x2x1x5xf32>
+      -> tensor<1x2x1x16xf16> certified tensor<1x2x1xf32>, tensor<1x2x1xf32>
+  return
+}
+
+// -----
+
+func.func @bound(%q: tensor<1x2x1x16xf16>, %k: tensor<1x2x64x16xf16>, %s: f32) {
+  // expected-error@+1 {{expected bound dimension 1 to be 2, got 3}}
+  %o:3 = aligned.attention %q, %k, %k scale %s
+      : tensor<1x2x1x16xf16>, tensor<1x2x64x16xf16>, tensor<1x2x64x16xf16> -> tensor<1x2x1x16xf16> certified tensor<1x3x1xf32>, tensor<1x2x1xf32>
+  return
+}
+
+// -----
+
+func.func @bound_alone(%q: tensor<1x2x1x16xf16>, %k: tensor<1x2x64x16xf16>, %s: f32) {
+  // expected-error@+1 {{expected both a bound and an estimate or neither, got no estimate}}
+  %o:2 = "aligned.attention"(%q, %k, %k, %s) <{resultSegmentSizes = array<i32: 1, 1, 0>}>
+      : (tensor<1x2x1x16xf16>, tensor<1x2x64x16xf16>, tensor<1x2x64x16xf16>, f32) -> (tensor<1x2x1x16xf16>, tensor<1x2x1xf32>)
   return
 }
 

@@ -111,7 +111,8 @@ std::string moduleText(const Capture &c) {
 /// What was read, over all layers, heads and steps, and how far each head's output was off.
 struct Measured {
   aligned_tally tally = {};
-  std::vector<double> errors;
+  std::vector<double> errors, estimates;
+  std::vector<Certified> certificates;
 
   void add(const aligned_tally &read) {
     tally.key_bits += read.key_bits;
@@ -125,12 +126,12 @@ struct Measured {
 /// One policy's kernel, its caches of the current layer, and what was measured.
 struct Contestant {
   RunOptions options;
-  Module module;
+  Module module, certified; ///< the same kernel without and with a certificate
   bool split = false;
   aligned_format formats[2];
   Cache caches[2];
   Measured measured;
-  std::vector<double> times, denseTimes;
+  std::vector<double> times, certifiedTimes, denseTimes;
   StepPlan plan; ///< of the step that is pictured
 };
 
@@ -151,6 +152,11 @@ std::vector<char> denseTokens(const Capture &c, const NpyArray &array, int64_t l
   return bytes;
 }
 
+/// What a certified call gives, per query head.
+struct Outcome {
+  std::vector<double> output, bound, estimate;
+};
+
 class DecodeRun {
 public:
   /// `page`, if there is one, says which step it pictures, and gets what belongs on it.
@@ -166,8 +172,8 @@ private:
   /// The alternatives at one step, and the probabilities if it is the one that is pictured.
   void measureAlternatives(int64_t layer, int64_t number, const std::vector<double> &want);
   bool pictured(int64_t layer, int64_t number) const { return page && layer == page->layer && number == page->step; }
-  /// Calls once; the output where asked for, and seconds in any case.
-  std::optional<double> call(const aligned_module *module, aligned_value key, aligned_value value, std::vector<double> *output);
+  /// Seconds of one call; what it gives where asked for.
+  std::optional<double> call(const Module &module, aligned_value key, aligned_value value, Outcome *outcome = nullptr);
 
   const Capture &c;
   DecodePage *const page;
@@ -177,16 +183,18 @@ private:
   std::vector<Alternative> alternatives;
 };
 
-std::optional<double> DecodeRun::call(const aligned_module *module, aligned_value key, aligned_value value, std::vector<double> *output) {
-  aligned_value arguments[3] = {contiguous(query.data(), {1, c.queryHeads, 1, c.keyDim}), key, value}, result = {};
+std::optional<double> DecodeRun::call(const Module &module, aligned_value key, aligned_value value, Outcome *outcome) {
+  aligned_value arguments[3] = {contiguous(query.data(), {1, c.queryHeads, 1, c.keyDim}), key, value}, results[3] = {};
   double start = now();
-  int failed = aligned_module_call(module, arguments, &result);
+  int failed = aligned_module_call(module.get(), arguments, results);
   double seconds = now() - start;
   if (failed)
     return refuse(aligned_last_error());
-  if (output)
-    *output = toDouble(result.array.data, c.queryHeads * c.valueDim, ALIGNED_DTYPE_F32);
-  aligned_array_free(&result.array);
+  auto values = [&](int number, int64_t count) { return toDouble(results[number].array.data, count, ALIGNED_DTYPE_F32); };
+  if (outcome)
+    *outcome = {values(0, c.queryHeads * c.valueDim), values(1, c.queryHeads), values(2, c.queryHeads)};
+  for (aligned_value &result : results)
+    aligned_array_free(&result.array);
   return seconds;
 }
 
@@ -284,24 +292,32 @@ bool DecodeRun::step(int64_t layer, int64_t number) {
       ours[0].cache = contestant.caches[0].get();
       ours[1].cache = contestant.caches[1].get();
     }
-    std::vector<double> got;
+    Outcome got;
     aligned_tally tally = {};
     PlanListener listener{page ? page->head : 0, contestant.plan};
     aligned_rt_record(&tally, 1);
     if (pictured(layer, number))
       aligned_rt_record_plan(&PlanListener::listen, &listener);
-    bool ok = call(contestant.module.get(), ours[0], ours[1], &got).has_value();
+    bool ok = call(contestant.certified, ours[0], ours[1], &got).has_value();
     aligned_rt_record(nullptr, 0);
     aligned_rt_record_plan(nullptr, nullptr);
     if (!ok)
       return false;
     contestant.measured.add(tally);
-    contestant.measured.add(relativeErrors(got, want, c.valueDim));
+    contestant.measured.add(relativeErrors(got.output, want, c.valueDim));
+    for (int64_t head = 0; head < c.queryHeads; ++head) {
+      double worst = 0;
+      for (int64_t i = head * c.valueDim; i < (head + 1) * c.valueDim; ++i)
+        worst = std::max(worst, std::fabs(got.output[i] - want[i]));
+      contestant.measured.certificates.push_back({got.bound[head], worst});
+      contestant.measured.estimates.push_back(got.estimate[head]);
+    }
     for (int repeat = 0; repeat < kTimedCalls; ++repeat) { // interleaved, so that both see the same machine
-      auto seconds = call(contestant.module.get(), ours[0], ours[1], nullptr), denseSeconds = call(dense.get(), key, value, nullptr);
-      if (!seconds || !denseSeconds)
+      auto seconds = call(contestant.module, ours[0], ours[1]), denseSeconds = call(dense, key, value), certifiedSeconds = call(contestant.certified, ours[0], ours[1]);
+      if (!seconds || !denseSeconds || !certifiedSeconds)
         return false;
       contestant.times.push_back(*seconds);
+      contestant.certifiedTimes.push_back(*certifiedSeconds);
       contestant.denseTimes.push_back(*denseSeconds);
     }
   }
@@ -320,7 +336,8 @@ double median(std::vector<double> values) {
 
 /// What was measured, as a report without times.
 DecodeReport summary(const std::string &name, const Measured &measured, int64_t width) {
-  const auto &[t, errors] = measured;
+  const aligned_tally &t = measured.tally;
+  const std::vector<double> &errors = measured.errors;
   DecodeReport report;
   report.policy = name;
   report.keyBits = static_cast<double>(t.key_bits) / t.key_values;
@@ -331,6 +348,24 @@ DecodeReport summary(const std::string &name, const Measured &measured, int64_t 
   report.errorMax = *std::max_element(errors.begin(), errors.end());
   report.stepMicroseconds = report.denseStepMicroseconds = NAN;
   return report;
+}
+
+/// How far bounds and tolerance were kept.
+void judge(DecodeReport &report, const Measured &measured) {
+  auto share = [](const std::vector<double> &values, auto holds) { return double(std::count_if(values.begin(), values.end(), holds)) / values.size(); };
+  report.boundRatioMax = 0;
+  report.boundViolations = 0;
+  for (const Certified &certified : measured.certificates) {
+    if (!std::isfinite(certified.error)) // nothing is promised where the exact output is not finite
+      continue;
+    *report.boundViolations += !(certified.error <= certified.bound);
+    if (certified.error > 0)
+      report.boundRatioMax = std::max(report.boundRatioMax, certified.error / certified.bound);
+  }
+  if (report.tolerance > 0) {
+    report.toleranceMet = share(measured.errors, [&](double error) { return error <= 2 * report.tolerance; });
+    report.flagged = share(measured.estimates, [&](double estimate) { return estimate > report.tolerance; });
+  }
 }
 
 std::vector<Alternative> alternativesTo(const std::vector<RunOptions> &policies, bool bfloat16) {
@@ -353,7 +388,7 @@ std::optional<std::vector<DecodeReport>> DecodeRun::run(const std::vector<RunOpt
     Contestant contestant;
     contestant.options = options;
     contestant.module = compile(source, options.pipeline());
-    if (!contestant.module)
+    if (!contestant.module || !(contestant.certified = compile(source, options.pipeline() + " certify")))
       return std::nullopt;
     for (int side = 0; side < 2; ++side) {
       aligned_type type;
@@ -388,11 +423,13 @@ std::optional<std::vector<DecodeReport>> DecodeRun::run(const std::vector<RunOpt
     report.tolerance = contestant.options.tolerance.value_or(aligned_policy_tolerance(report.policy.c_str()));
     report.stepMicroseconds = median(contestant.times) * 1e6;
     report.denseStepMicroseconds = median(contestant.denseTimes) * 1e6;
+    report.certifiedStepMicroseconds = median(contestant.certifiedTimes) * 1e6;
+    judge(report, contestant.measured);
     report.threads = contestant.options.threads;
     report.attentions = aligned_module_attentions(contestant.module.get());
     reports.push_back(report);
     if (page)
-      page->policies.push_back({report, contestant.plan.units ? std::optional(std::move(contestant.plan)) : std::nullopt, {}});
+      page->policies.push_back({report, contestant.plan.units ? std::optional(std::move(contestant.plan)) : std::nullopt, std::move(contestant.measured.certificates)});
   }
   for (const Alternative &alternative : alternatives)
     page->alternatives.push_back(summary(alternative.name, alternative.measured, c.width()));

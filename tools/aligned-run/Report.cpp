@@ -121,6 +121,11 @@ llvm::json::Object aligned::decodeJson(const std::vector<DecodeReport> &reports,
                                         {"error_max", jsonNumber(r.errorMax)},
                                         {"step_us", jsonNumber(r.stepMicroseconds)},
                                         {"dense_step_us", jsonNumber(r.denseStepMicroseconds)},
+                                        {"certified_step_us", jsonNumber(r.certifiedStepMicroseconds)},
+                                        {"bound_ratio_max", jsonNumber(r.boundRatioMax)},
+                                        {"bound_violations", r.boundViolations ? llvm::json::Value(*r.boundViolations) : llvm::json::Value(nullptr)},
+                                        {"tolerance_met", jsonNumber(r.toleranceMet)},
+                                        {"flagged", jsonNumber(r.flagged)},
                                         {"threads", r.threads}});
     return runs;
   };

@@ -7,6 +7,7 @@
 
 #include "llvm/Support/JSON.h"
 
+#include <cmath>
 #include <memory>
 #include <optional>
 #include <string>
@@ -56,6 +57,10 @@ struct DecodeReport {
   double keyBits = 0, valueBits = 0, bytesFraction = 0;
   double errorMean = 0, errorMedian = 0, errorMax = 0;
   double stepMicroseconds = 0, denseStepMicroseconds = 0;
+  double certifiedStepMicroseconds = NAN; ///< of a step that returns its certificate too
+  double boundRatioMax = NAN;             ///< largest error of a channel / bound, of a head
+  std::optional<int64_t> boundViolations; ///< heads whose error exceeds their bound
+  double toleranceMet = NAN, flagged = NAN; ///< fractions of heads: within twice the tolerance, and with an estimate above it
   int threads = 1, attentions = 0;
 };
 

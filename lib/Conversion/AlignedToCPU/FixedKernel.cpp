@@ -38,7 +38,6 @@ constexpr int64_t kStartExponent = 2;      // of the coarsest precision that a p
 constexpr int64_t kQuarterOctaves = 240;   // and how much finer it may be
 // Variance of an addend read to precision 1, its need spread evenly between planes: (1 - 2^-8) / (8 ln 2) / 3.
 constexpr double kStepVariance = (1.0 - 1.0 / 256) / (8 * 0.6931471805599453) / 3;
-constexpr int64_t kPlanLanes = 16;         // blocks that the plan for K looks at together
 
 class FixedKernel : public SplitKernel {
 public:
@@ -47,7 +46,6 @@ public:
 private:
   const double tolerance;
 
-  Val planStride; // blocks, padded to the plan's vectors
   Val listStride; // tokens, padded to whole groups of four rows
   Buffer keyDigits, step, finest, poison; // of the weights of one block's channels
   Buffer layersA, want, variance;         // of scores: the first reading, and per query row and block the inverse precision of addends and the error's variance
@@ -82,14 +80,14 @@ private:
   Val readRow(Val token);
 
   // The certificate.
-  Val meanMax; // of V's channel means, in units of valueUnit()
+  Val meanMax, fillMax; // of V's channel means, in units of valueUnit(), and of all query rows' fill
   void prepareCertificate() override;
-  Val scoreError(Val h, Val block) override;
-  std::pair<Val, Val> valueErrors(Val t) override;
+  RowBounds boundValues(Val t) override;
   Val valueUnit() override { return select(key.blocks > 0, unitScale(loudestExponent) * 32768.0, f32(1)); }
   Val weightError(Val h) override;
   Val additions() override { return key.blocks; }
-  Val deviation(Val h) override;
+  Val scoreVariance(Val h) override { return exact ? f32(0) : e.load(variedK, h); }
+  double commonShare() override { return exact ? 0 : kCommon; }
 };
 
 //===----------------------------------------------------------------------===//
@@ -99,17 +97,16 @@ private:
 void FixedKernel::allocate() {
   SplitKernel::allocate();
   Val heads = index(shape.heads);
-  planStride = (key.blocks + (kPlanLanes - 1)) / kPlanLanes * kPlanLanes;
   listStride = padded + 4;
   scratch(keyDigits, e.i8(), heads * (kDigits * shape.keyDim));
   scratch(step, e.f32(), heads);
   scratch(finest, e.f32(), heads);
   scratch(poison, e.f32(), heads);
   scratch(layersA, e.i32(), index(shape.keyDim));
-  scratch(want, e.f32(), heads * planStride);
-  scratch(variance, e.f32(), heads * planStride);
-  scratch(loudest, e.f32(), heads * planStride);
-  scratch(energy, e.f32(), heads * planStride);
+  scratch(want, e.f32(), heads * blockStride);
+  scratch(variance, e.f32(), heads * blockStride);
+  scratch(loudest, e.f32(), heads * blockStride);
+  scratch(energy, e.f32(), heads * blockStride);
   scratch(precisionK, e.f32(), heads);
   scratch(variedK, e.f32(), heads);
   scratch(precisionV, e.f32(), heads);
@@ -195,8 +192,8 @@ void FixedKernel::planCoarse() {
     return {larger(units * 32768.0, top[0])};
   })[0];
   e.store(exact ? e.splat(key.layers, dim) : groupMax(layersFor(reach * (1 / kCoarse), key, shape.keySplit)), layersA, index(0));
-  e.loop(index(0), planStride * shape.heads, kPlanLanes, [&](Val i) { // blocks that do not exist are silent
-    Val zero = e.constant(VectorType::get(kPlanLanes, e.f32()), 0);
+  e.loop(index(0), blockStride * shape.heads, kBlockLanes, [&](Val i) { // blocks that do not exist are silent
+    Val zero = e.constant(VectorType::get(kBlockLanes, e.f32()), 0);
     e.store(zero + (exact ? INFINITY : 1 / kCoarse), want, i);
     e.store(zero, variance, i);
     e.store(zero, loudest, i);
@@ -215,9 +212,9 @@ void FixedKernel::weighKeys(Val block, Val layers) {
     Val weight = e.load(w, h * dim, dim) * unit;
     if (!exact) {
       Val error = weight * left;
-      e.store(reduceAdd(error * error) * (1.0 / 3), variance, h * planStride + block);
+      e.store(reduceAdd(error * error) * (1.0 / 3), variance, h * blockStride + block);
     }
-    Val inverse = min(e.load(want, h * planStride + block) * (kWeightGuard * 32768.0), e.load(finest, h)); // 1 / step
+    Val inverse = min(e.load(want, h * blockStride + block) * (kWeightGuard * 32768.0), e.load(finest, h)); // 1 / step
     Val whole = toWeight(weight * e.splat(inverse, dim));
     for (int64_t d = 0; d < kDigits; ++d) {
       Val digits = digit(whole, d);
@@ -225,6 +222,14 @@ void FixedKernel::weighKeys(Val block, Val layers) {
       masks[d] = masks[d] | maskBits(bitcast(digits, e.i32()) != 0);
     }
     Val rounded = convert(whole, e.f32()), blockStep = f32(1) / inverse;
+    if (shape.certified) {
+      // Bits that are not read leave scale * 2^-bits of each value (S1), and integer weights are off by half their step, times an integer of at
+      // most 2^15. A weight is rounded five times on its way to an integer and back; the constant and the sums of at most 12 lists, each bounded
+      // by twice the weights' reach, three times for each list and once for each level of a tree of additions.
+      constexpr double kRoundings = (5 + 2 * (3 * kLayers * kDigits + 12)) * 0x1p-24;
+      Val most = remainderOf(layers) * 32768.0 + 32768 * kRoundings;
+      e.store(reduceAdd(abs(weight) * most) + blockStep * (dim * 16384.0 * 1.001), scoreError, h * blockStride + block);
+    }
     e.store(blockStep, step, h);
     Val constant = e.splat(blockStep * reduceAdd(rounded * used * offset) + e.load(poison, h), kBlock);
     Val lean = e.splat(blockStep * reduceAdd(rounded * used), kBlock);
@@ -372,11 +377,11 @@ static Val coarsest(Emitter &e, Val budget, function_ref<Val(Val)> variance) {
 
 /// Plans the keys of the query rows whose predicted variance exceeds the budget, or in later rounds far exceeds it; whether there are any.
 Val FixedKernel::planKeys(Val round) {
-  Type vector = VectorType::get(kPlanLanes, e.f32());
+  Type vector = VectorType::get(kBlockLanes, e.f32());
   Val zero = e.constant(vector, 0), slack = select(round == 0, f32(1), f32(kSlack));
   return e.loop(index(0), index(shape.heads), 1, {e.constant(e.types.getI1Type(), 0)}, [&](Val h, Vals any) -> Vals {
     // The leverage of a token, what an error of its score moves the output by: p * sqrt(fill * scale^2 + size^2).
-    Val base = h * planStride, inverse = f32(1) / e.load(rowSum, h), rowSize = e.load(size, h);
+    Val base = h * blockStride, inverse = f32(1) / e.load(rowSum, h), rowSize = e.load(size, h);
     Val rowFill = e.splat(e.load(fill, h), kBlock), outPower = e.splat(rowSize * rowSize, kBlock);
     e.loop(index(0), key.blocks, 1, [&](Val block) {
       Val weights = e.load(p, h * padded + block * kBlock, kBlock) * e.splat(inverse, kBlock), scale = e.load(reachScale, block * kBlock, kBlock);
@@ -384,8 +389,8 @@ Val FixedKernel::planKeys(Val round) {
       e.store(sqrt(reduceMax(square)), loudest, base + block);
       e.store(reduceAdd(square), energy, base + block);
     });
-    Val kept = e.loop(index(0), planStride, kPlanLanes, {zero}, [&](Val block, Vals sum) -> Vals {
-      return {sum[0] + e.load(energy, base + block, kPlanLanes) * e.load(variance, base + block, kPlanLanes)};
+    Val kept = e.loop(index(0), blockStride, kBlockLanes, {zero}, [&](Val block, Vals sum) -> Vals {
+      return {sum[0] + e.load(energy, base + block, kBlockLanes) * e.load(variance, base + block, kBlockLanes)};
     })[0];
     Val aim = rowSize * tolerance, budget = aim * aim * kKeyShare;
     Val varied = reduceAdd(kept), over = varied > budget * slack;
@@ -394,10 +399,10 @@ Val FixedKernel::planKeys(Val round) {
         over,
         [&]() -> Vals {
           return {coarsest(e, budget, [&](Val precision) {
-            Val square = e.splat(precision * precision * (kStepVariance * shape.keyDim), kPlanLanes), threshold = e.splat(precision * (1 / kCoarse), kPlanLanes);
-            Val sum = e.loop(index(0), planStride, kPlanLanes, {zero}, [&](Val block, Vals sum) -> Vals {
-              Val loud = e.load(loudest, base + block, kPlanLanes), power = e.load(energy, base + block, kPlanLanes);
-              Val kept = power * e.load(variance, base + block, kPlanLanes);
+            Val square = e.splat(precision * precision * (kStepVariance * shape.keyDim), kBlockLanes), threshold = e.splat(precision * (1 / kCoarse), kBlockLanes);
+            Val sum = e.loop(index(0), blockStride, kBlockLanes, {zero}, [&](Val block, Vals sum) -> Vals {
+              Val loud = e.load(loudest, base + block, kBlockLanes), power = e.load(energy, base + block, kBlockLanes);
+              Val kept = power * e.load(variance, base + block, kBlockLanes);
               return {sum[0] + select(loud > threshold, min(kept, power / (loud * loud) * square), kept)};
             })[0];
             return reduceAdd(sum);
@@ -414,7 +419,7 @@ void FixedKernel::refineBlock(Val block) {
   int64_t dim = shape.keyDim;
   Val scale = unitScale(e.load(key.exponent, block * dim, dim)) * 32768.0;
   Val steps = e.loop(index(0), index(shape.heads), 1, {e.constant(VectorType::get(dim, e.f32()), 0)}, [&](Val h, Vals top) -> Vals {
-    Val at = h * planStride + block, loud = e.load(loudest, at), precision = e.load(precisionK, h);
+    Val at = h * blockStride + block, loud = e.load(loudest, at), precision = e.load(precisionK, h);
     Val wanted = select(loud * kCoarse > precision, loud / precision, f32(0));
     e.store(larger(wanted, e.load(want, at)), want, at);
     return {larger(abs(e.load(w, h * dim, dim)) * e.splat(wanted, dim), top[0])};
@@ -608,25 +613,26 @@ void FixedKernel::addListed() {
 // The certificate
 //===----------------------------------------------------------------------===//
 
-void FixedKernel::prepareCertificate() { meanMax = reduceMax(abs(e.load(value.channelMean, index(0), shape.valueDim))) / valueUnit(); }
-
-Val FixedKernel::scoreError(Val h, Val block) {
-  // Bits that were not read leave scale * 2^-bits of each value (S1). Rounding: a weight takes five roundings on its way to an integer and back; the
-  // constant and the sums of at most 12 lists, each bounded by twice the weights' reach, three for each list and a tree of additions.
-  constexpr double kRoundings = (5 + 2 * (3 * kLayers * kDigits + 12)) * 0x1p-24;
-  int64_t dim = shape.keyDim;
-  Val scale = unitScale(e.load(key.exponent, block * dim, dim)) * 32768.0;
-  Val cut = reduceAdd(abs(e.load(w, h * dim, dim)) * scale * (remainderOf(layersOf(block)) + kRoundings));
-  // Integer weights are off by half their step, 1 / inverse of weighKeys(), times an integer of at most 2^15.
-  Val inverse = min(e.load(want, h * planStride + block) * (kWeightGuard * 32768.0), e.load(finest, h));
-  return cut + f32(dim * 16384.0 * 1.001) / inverse;
+void FixedKernel::prepareCertificate() {
+  meanMax = reduceMax(abs(e.load(value.channelMean, index(0), shape.valueDim))) / valueUnit();
+  if (!exact)
+    fillMax = e.choose(
+        key.blocks > 0,
+        [&]() -> Vals {
+          return {e.loop(index(0), index(shape.heads), 1, {f32(0)}, [&](Val h, Vals top) -> Vals { return {larger(e.load(fill, h), top[0])}; })[0]};
+        },
+        [&]() -> Vals { return {f32(0)}; })[0];
 }
 
-std::pair<Val, Val> FixedKernel::valueErrors(Val t) {
+RowKernel::RowBounds FixedKernel::boundValues(Val t) {
   Val layers = zext(e.load(valueRead, t, kBlock), e.i32());
   Val scale = larger(e.load(reachScale, t, kBlock), e.constant(VectorType::get(kBlock, e.f32()), 1e-37));
-  Val reach = scale * (1 / kRoom * (1 + 0x1p-20));
-  return {reach, select(layers > 0, scale * remainderOf(layers), reach + e.splat(meanMax, kBlock))};
+  Val reach = scale * (1 / kRoom * (1 + 0x1p-20)), left = scale * remainderOf(layers);
+  Val zero = e.constant(left.type(), 0), variance = select(layers < kLayers, left * left * (1.0 / 3), zero);
+  if (exact)
+    return {reach, left, variance, zero};
+  Val read = layers > 0, most = e.splat(fillMax, kBlock);
+  return {reach, select(read, left, reach + e.splat(meanMax, kBlock)), select(read, variance, scale * scale * most), select(read, zero, scale)};
 }
 
 Val FixedKernel::weightError(Val h) {
@@ -635,20 +641,6 @@ Val FixedKernel::weightError(Val h) {
     return {count[0] + select(e.load(valueRead, t, kBlock) != 0, one, zero)};
   })[0]);
   return select(key.blocks > 0, read * 0.5 * e.load(rowSum, h) / e.load(weightScale, h), f32(0));
-}
-
-Val FixedKernel::deviation(Val h) {
-  if (exact)
-    return f32(0);
-  Val zero = e.constant(VectorType::get(kBlock, e.f32()), 0);
-  Vals sums = e.loop(index(0), fullTokens, kBlock, {zero, zero, zero}, [&](Val t, Vals sums) -> Vals {
-    Val layers = zext(e.load(valueRead, t, kBlock), e.i32()), reach = e.load(p, h * padded + t, kBlock) * e.load(reachScale, t, kBlock);
-    Val left = select(layers < kLayers, reach * remainderOf(layers), zero), unread = select(layers > 0, zero, reach);
-    return {sums[0] + select(layers > 0, left * left, zero), sums[1] + unread * unread, sums[2] + unread};
-  });
-  Val total = e.load(rowSum, h), common = reduceAdd(sums[2]) * kCommon;
-  Val varied = reduceAdd(sums[0]) * (1.0 / 3) + reduceAdd(sums[1]) * e.load(fill, h) + common * common + e.load(variedK, h) * total * total;
-  return select(key.blocks > 0, sqrt(varied) * valueUnit(), f32(0));
 }
 
 } // namespace

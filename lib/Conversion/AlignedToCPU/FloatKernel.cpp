@@ -49,8 +49,8 @@ private:
   // The certificate.
   Val remainderOf(Val layers, Type element);
   Val storageError(Val largest, Type element);
-  Val scoreError(Val h, Val block) override;
-  std::pair<Val, Val> valueErrors(Val t) override;
+  void boundScores(Val block) override;
+  RowBounds boundValues(Val t) override;
 };
 
 /// floor(log2 |x|), at least -14, and -15 for zero: the exponent of a half.
@@ -217,17 +217,18 @@ Val FloatKernel::storageError(Val largest, Type element) {
   return element.isF32() ? largest * 0x1p-11 + 0x1p-25 : e.constant(largest.type(), 0);
 }
 
-Val FloatKernel::scoreError(Val h, Val block) {
+void FloatKernel::boundScores(Val block) {
   int64_t dim = shape.keyDim;
   Val largest = keyChannelMax(), least = e.constant(largest.type(), shape.key.isBF16() ? 0x1p-126 : 0x1p-14); // below it steps stay the same
   Val error = larger(largest, least) * remainderOf(layersOf(block), shape.key) + storageError(largest, shape.key);
-  return reduceAdd(abs(e.load(w, h * dim, dim)) * (error + largest * ((dim + 4) * 0x1p-24))); // channels are added one after another
+  error = error + largest * ((dim + 4) * 0x1p-24); // channels are added one after another
+  forHeads([&](Val h) { e.store(reduceAdd(abs(e.load(w, h * dim, dim)) * error), scoreError, h * blockStride + block); });
 }
 
-std::pair<Val, Val> FloatKernel::valueErrors(Val t) {
-  Val largest = e.splat(valueMax(), kBlock), least = e.constant(largest.type(), shape.value.isBF16() ? 0x1p-126 : 0x1p-14);
+RowKernel::RowBounds FloatKernel::boundValues(Val t) {
+  Val largest = e.splat(valueMax(), kBlock), zero = e.constant(largest.type(), 0), least = e.constant(largest.type(), shape.value.isBF16() ? 0x1p-126 : 0x1p-14);
   Val layers = zext(e.load(valueRead, t, kBlock), e.i32());
-  return {largest, larger(largest, least) * remainderOf(layers, shape.value) + storageError(largest, shape.value)};
+  return {largest, larger(largest, least) * remainderOf(layers, shape.value) + storageError(largest, shape.value), zero, zero};
 }
 
 } // namespace

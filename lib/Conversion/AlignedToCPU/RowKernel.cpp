@@ -35,8 +35,12 @@ void RowKernel::emit(Val argumentsPointer, Val rowIndex) {
   scratch(rowMax, e.f32(), heads);
   scratch(rowSum, e.f32(), heads);
   scratch(out, e.f32(), heads * shape.valueDim);
-  if (shape.certified)
+  blockStride = (padded / kBlock + (kBlockLanes - 1)) / kBlockLanes * kBlockLanes;
+  if (shape.certified) {
     scratch(certificate, e.f32(), heads * kCertificateNumbers);
+    scratch(scoreError, e.f32(), heads * blockStride);
+    scratch(growthSum, e.f32(), heads);
+  }
   allocate();
   resolveScratch();
 
@@ -130,7 +134,7 @@ void RowKernel::storeState() {
 static Val growth(Val x) {
   Emitter &e = *x.e;
   Val power = exp(x), small = (x + x * x * power * 0.5) * (1 + 0x1p-20); // by Taylor's remainder
-  return select(x < 1, small, select(x < 80, power * (1 + 0x1p-20), e.constant(e.f32(), 1e38)));
+  return select(x < 1, small, select(x < 80, power * (1 + 0x1p-20), e.constant(x.type(), 1e38)));
 }
 
 void RowKernel::certify() {
@@ -138,31 +142,59 @@ void RowKernel::certify() {
   constexpr double kSoftmaxRounding = 0x1p-21 + 88 * 0x1p-24;
   // Weights below the floats are 0 here; what they may be instead stays below this.
   constexpr double kLeastWeight = 1e-37;
-  prepareCertificate();
-  Type vector = VectorType::get(kBlock, e.f32());
-  Val least = e.constant(vector, kLeastWeight), zero = f32(0);
+  Val zero = e.constant(VectorType::get(kBlock, e.f32()), 0), zeroBlocks = e.constant(VectorType::get(kBlockLanes, e.f32()), 0);
   Val keyMax = keyChannelMax(), largest = valueMax(), unit = valueUnit(), blocks = inexactBlocks();
   auto asFloat = [&](Val count) { return convert(convert(count, e.i64()), e.f32()); };
   Val valueRounding = (asFloat(additions() + padded / kBlock) + 160) * 0x1p-24; // of out and of the sum of weights
   Val inflation = asFloat(padded / kBlock + 128) * 0x1p-22 + 1;                 // of the sums below
+  prepareCertificate();
+  e.loop(index(0), blocks, 1, [&](Val block) { boundScores(block); });
   forHeads([&](Val h) {
-    Vals sums = e.loop(index(0), blocks, 1, {zero, zero, zero, e.constant(vector, 0)}, [&](Val block, Vals sums) -> Vals {
-      Val weights = larger(e.load(p, h * padded + block * kBlock, kBlock), least);
-      auto [reach, error] = valueErrors(block * kBlock);
-      Val mass = reduceAdd(weights), moment = reduceAdd(weights * reach), grown = growth(scoreError(h, block) + kSoftmaxRounding);
-      return {sums[0] + grown * mass, sums[1] + grown * moment, sums[2] + moment, sums[3] + weights * error};
+    Val lost = e.loop(index(0), blocks, kBlockLanes, {zeroBlocks}, [&](Val block, Vals lost) -> Vals {
+      Val at = h * blockStride + block, grown = growth(e.load(scoreError, at, kBlockLanes) + kSoftmaxRounding);
+      e.store(grown, scoreError, at);
+      return {lost[0] + grown * (kBlock * kLeastWeight)};
+    })[0];
+    e.store(reduceAdd(lost), growthSum, h);
+  });
+  constexpr int64_t kSums = 6;
+  forHeadGroups(kSums, [&](Val head, int64_t heads) {
+    // Per query row the sums of w g, w g m, w m, w r, w^2 v and of w m of the rows that are not read.
+    Vals sums = e.loop(index(0), blocks, 1, Vals(kSums * heads, e.constant(VectorType::get(lanes, e.f32()), 0)), [&](Val block, Vals sums) {
+      RowBounds rows = boundValues(block * kBlock);
+      for (int64_t h = 0; h < heads; ++h) {
+        Val grown = e.splat(e.load(scoreError, (head + h) * blockStride + block), lanes);
+        for (int64_t lane = 0; lane < kBlock; lane += lanes) {
+          auto of = [&](Val rows) { return slice(rows, lane, lanes); };
+          Val weights = e.load(p, (head + h) * padded + block * kBlock + lane, lanes), reached = weights * of(rows.reach);
+          Val addends[kSums] = {weights * grown, reached * grown, reached, weights * of(rows.error), weights * weights * of(rows.variance), weights * of(rows.unread)};
+          for (int64_t i = 0; i < kSums; ++i)
+            sums[kSums * h + i] = sums[kSums * h + i] + addends[i];
+        }
+      }
+      return sums;
     });
-    // Dense tokens: products and sums of f32.
-    Val weights = e.load(w, h * shape.keyDim, shape.keyDim);
-    Val scoreRounding = reduceAdd(abs(weights) * keyMax) * ((shape.keyDim / 8 + 12) * 0x1p-24);
-    Val mass = reduceAdd(e.loop(blocks * kBlock, padded, kBlock, {e.constant(vector, 0)}, [&](Val t, Vals sum) -> Vals {
-      return {sum[0] + larger(e.load(p, h * padded + t, kBlock), least)};
-    })[0]);
-    Val grown = growth(scoreRounding + kSoftmaxRounding), moment = sums[2] * unit + mass * largest;
-    Val numbers[kCertificateNumbers] = {sums[0] + grown * mass, sums[1] * unit + grown * mass * largest, moment,
-                                        (reduceAdd(sums[3]) + weightError(h)) * unit + valueRounding * moment, deviation(h), largest};
-    for (auto [number, value] : llvm::enumerate(numbers))
-      e.store(value * inflation, certificate, h * kCertificateNumbers + number);
+    for (int64_t h = 0; h < heads; ++h) {
+      Val total[kSums];
+      for (int64_t i = 0; i < kSums; ++i)
+        total[i] = reduceAdd(sums[kSums * h + i]);
+      // Dense tokens: products and sums of f32.
+      Val row = head + h;
+      Val scoreRounding = reduceAdd(abs(e.load(w, row * shape.keyDim, shape.keyDim)) * keyMax) * ((shape.keyDim / 8 + 12) * 0x1p-24);
+      Val mass = reduceAdd(e.loop(blocks * kBlock, padded, kBlock, {zero}, [&](Val t, Vals sum) -> Vals {
+        return {sum[0] + e.load(p, row * padded + t, kBlock)};
+      })[0]) + asFloat(tokens) * kLeastWeight;
+      Val exact = growth(scoreRounding + kSoftmaxRounding) * mass + e.load(growthSum, row), moment = total[2] * unit + mass * largest;
+      Val common = total[5] * commonShare(), sum = e.load(rowSum, row);
+      Val numbers[kCertificateNumbers] = {total[0] + exact,
+                                          total[1] * unit + exact * largest,
+                                          moment,
+                                          (total[3] + weightError(row)) * unit + valueRounding * moment,
+                                          sqrt(total[4] + common * common + scoreVariance(row) * sum * sum) * unit,
+                                          largest};
+      for (auto [number, value] : llvm::enumerate(numbers))
+        e.store(value * inflation, certificate, row * kCertificateNumbers + number);
+    }
   });
 }
 

@@ -34,6 +34,9 @@ struct KernelShape {
   Isa isa;
 };
 
+/// Blocks that are looked at together.
+constexpr int64_t kBlockLanes = 16;
+
 /// The arguments of a kernel, laid out in memory by the caller, one 8-byte slot each.
 enum class Slot { Query, Key, Value, Acc, Max, Sum, Certificate, Scale, Tokens };
 constexpr int64_t kSlots = 9, kSlotBytes = 8;
@@ -65,19 +68,28 @@ protected:
   virtual Val valueMax() = 0;
   /// Blocks that are not read as they were appended; what follows is asked of them only. All tokens behind them are exact.
   virtual Val inexactBlocks() { return index(0); }
-  /// Prepares what scoreError() and valueErrors() share.
+  /// Prepares what the following share.
   virtual void prepareCertificate() {}
-  /// The most that a score of row h in this block may be off, rounding included.
-  virtual Val scoreError(Val h, Val block) { return f32(0); }
-  /// Of kBlock tokens from t on, in units of valueUnit(): the largest magnitude of each row of V, and the most that one may be off as it was read.
-  virtual std::pair<Val, Val> valueErrors(Val t) { return {}; }
+  /// Sees to it that scoreError[h * blockStride + block] holds the most that a score in this block may be off, rounding included.
+  virtual void boundScores(Val block) {}
+  /// What kBlock tokens from t on bring into the output, in units of valueUnit().
+  struct RowBounds {
+    Val reach, error; ///< the largest magnitude of a row of V, and the most that one may be off as it was read
+    Val variance;     ///< to expect of that error
+    Val unread;       ///< the reach of rows that are not read, 0 of others
+  };
+  virtual RowBounds boundValues(Val t) {
+    Val none = e.constant(mlir::VectorType::get(kBlock, e.f32()), 0);
+    return {none, none, none, none};
+  }
   virtual Val valueUnit() { return f32(1); }
   /// The most that out[h, :] is off because weights were rounded, in the same unit.
   virtual Val weightError(Val h) { return f32(0); }
   /// Sums in a row that add to one output or to one sum of weights.
   virtual Val additions() { return tokens; }
-  /// rms error to expect of a channel of out[h, :].
-  virtual Val deviation(Val h) { return f32(0); }
+  /// Predicted variance of out[h, :] by scores, and the share of their errors that rows which are not read may have in common.
+  virtual Val scoreVariance(Val h) { return f32(0); }
+  virtual double commonShare() { return 0; }
 
   //===-- shared stages --------------------------------------------------===//
 
@@ -105,7 +117,9 @@ protected:
   const int64_t lanes; ///< of a 32-bit vector register
 
   Val arguments, row, tokens, padded; ///< padded: tokens rounded up to whole blocks, the stride of s and p
-  Buffer w, s, p, rowMax, rowSum, out, certificate;
+  Buffer w, s, p, rowMax, rowSum, out;
+  Val blockStride; ///< blocks, padded to whole vectors of kBlockLanes
+  Buffer scoreError, growthSum, certificate;
 
 private:
   void resolveScratch();

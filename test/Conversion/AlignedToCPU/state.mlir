@@ -18,6 +18,18 @@ func.func @merge(%a0: !acc, %m0: !row, %s0: !row, %a1: !acc, %m1: !row, %s1: !ro
   return %a, %m, %s : !acc, !row, !row
 }
 
+// Of a certificate's numbers all but the last add up.
+// CHECK-LABEL: func.func @merge_certified(
+func.func @merge_certified(%a: !acc, %m: !row, %s: !row, %c0: tensor<1x2x1x6xf32>, %c1: tensor<1x2x1x6xf32>) -> tensor<1x2x1x6xf32> {
+  // CHECK: linalg.generic {{.*}} ins(%{{.*}}, %{{.*}}, %{{.*}}, %{{.*}} : tensor<1x2x1x6xf32>
+  // CHECK: %[[AT:.*]] = linalg.index 3
+  // CHECK: %[[LAST:.*]] = arith.cmpi eq, %[[AT]], %c5
+  // CHECK: %[[LARGER:.*]] = arith.maximumf
+  // CHECK: arith.select %[[LAST]], %[[LARGER]]
+  %a1, %m1, %s1, %c = aligned.merge (%a, %m, %s, %c0), (%a, %m, %s, %c1) : !acc, !row certified tensor<1x2x1x6xf32>
+  return %c : tensor<1x2x1x6xf32>
+}
+
 // A row that saw no token is 0, not 0 / 0.
 // CHECK-LABEL: func.func @finish(
 func.func @finish(%acc: !acc, %sum: !row) -> tensor<1x2x1x16xf16> {
