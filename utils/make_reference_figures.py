@@ -18,6 +18,7 @@ BLOCK = 64      # tokens that share a key exponent
 PLANE = 4       # bits
 SHARED = 4      # channels of K that are fetched together
 COARSE = 0.5    # logits, the precision of an addend of a coarse score
+UNREAD = 0.125  # of the wanted precision: what a key may reach of which no bit is read
 KEY_SHARE = 0.5 # of the error budget, as variance
 COMMON = 0.02   # how far rows of V that are not read may lie off their mean together, as a share of their scale
 LEAST_FILL = 1 / 256
@@ -63,6 +64,11 @@ def bits_for(ratio):
     return np.clip(PLANE * np.ceil(np.log2(np.maximum(ratio, TINY)) / PLANE), 0, 16)
 
 
+def key_bits_for(ratio):
+    """What is not read of a key is not dithered, so that it must not reach as far."""
+    return np.where(ratio > UNREAD, np.maximum(bits_for(ratio), PLANE), 0)
+
+
 def shared(bits):
     """[..., channels]: neighbours that are fetched together get the most that one of them wants."""
     return bits.reshape(*bits.shape[:-1], -1, SHARED).max(-1).repeat(SHARED, axis=-1)
@@ -92,14 +98,15 @@ def budget(q, k, v, scale, tolerance, rounds=3):
     reach = np.abs(scale * q)[:, None] * keys.scale[None, ::BLOCK]  # [heads, blocks, channels]
     start = 4 * values.scale.max()
 
-    block_bits = np.broadcast_to(shared(bits_for(reach.max((0, 1)) / COARSE)), reach.shape[1:])
+    block_bits = np.broadcast_to(shared(key_bits_for(reach.max((0, 1)) / COARSE)), reach.shape[1:])
     for done in range(rounds + 1):
-        p = softmax(scale * q @ keys.read(block_bits.repeat(BLOCK, axis=0)).T)
+        variance = np.square(reach * np.where(block_bits < 16, 2.0**-block_bits, 0)).sum(2) / 3  # of the scores of a block
+        p = softmax(scale * q @ keys.read(block_bits.repeat(BLOCK, axis=0)).T - variance.repeat(BLOCK, axis=1) / 2)
         size, fill = look(p, values, middle)
         leverage = p * np.sqrt(fill[:, None] * values.scale[:, 0] ** 2 + size[:, None] ** 2)
         leverage = leverage.reshape(heads, -1, BLOCK)
         loudest, energy = leverage.max(2), np.square(leverage).sum(2)
-        kept = energy * np.square(reach * np.where(block_bits < 16, 2.0**-block_bits, 0)).sum(2) / 3
+        kept = energy * variance
         aim = KEY_SHARE * (tolerance * size) ** 2
         over = kept.sum(1) > aim * (2 if done else 1)
         if done == rounds or not over.any():
@@ -111,7 +118,7 @@ def budget(q, k, v, scale, tolerance, rounds=3):
                 return np.where(loudest[h] * COARSE > precision, finer, kept[h]).sum() <= aim[h]
 
             precision = coarsest(within, start)
-            wanted = bits_for(reach[h] * loudest[h][:, None] / precision) * (loudest[h] * COARSE > precision)[:, None]
+            wanted = key_bits_for(reach[h] * loudest[h][:, None] / precision) * (loudest[h] * COARSE > precision)[:, None]
             block_bits = np.maximum(block_bits, shared(wanted))
 
     row_bits = np.zeros(tokens)

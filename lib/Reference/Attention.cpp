@@ -15,7 +15,7 @@ namespace {
 
 using Rows = std::vector<std::vector<double>>; // [head][token or channel]
 
-constexpr double kCoarse = 0.5, kKeyShare = 0.5, kSlack = 2, kCommon = 0.02, kLeastFill = 1.0 / 256, kStart = 4, kTiny = 1e-30;
+constexpr double kCoarse = 0.5, kUnread = 0.125, kKeyShare = 0.5, kSlack = 2, kCommon = 0.02, kLeastFill = 1.0 / 256, kStart = 4, kTiny = 1e-30;
 constexpr int kOctaves = 60, kRounds = 3;
 const double kStepVariance = (1 - std::ldexp(1.0, -8)) / (8 * std::log(2.0)) / 3;
 
@@ -60,6 +60,8 @@ std::vector<double> outputOf(const HeadInputs &in, const Rows &p, const Reader &
 /// Planes of 4 bits so that an addend whose full reach is `step` times the wanted precision is read that precisely. A NaN asks for none: the sum
 /// it belongs to is NaN anyway.
 int bitsFor(double step) { return step > 1 ? 4 * static_cast<int>(std::min(std::ceil(std::log2(step) / 4), 4.0)) : 0; }
+/// Of a key: what is not read is not dithered, so that it must not reach as far.
+int keyBitsFor(double step) { return step > kUnread ? std::max(bitsFor(step), 4) : 0; }
 
 /// What the planes cannot hold and readers add (S7); 0 for every other value.
 double escaped(double x) { return std::isfinite(x) ? 0 : x; }
@@ -223,11 +225,19 @@ private:
   double keyReach(int64_t h, int64_t block, int64_t c) const { return weight(h, c) * key.scale(block * kBlockTokens, c); }
   double reach(int64_t h, int64_t t) const { return p[h][t] * value.scale(t, 0); }
 
+  /// A score whose error has variance s^2 is on average e^(s^2 / 2) times too likely: it is read that much lower.
   Rows probabilities() const {
-    return softmax(scoresOf(in, [&](int64_t t, int64_t c) {
+    Rows scores = scoresOf(in, [&](int64_t t, int64_t c) {
       double x = in.k[t * in.keyDim + c];
       return t < full ? key.read(t, c, keyBits[t / kBlockTokens][c]) + escaped(x) : x;
-    }));
+    });
+    for (int64_t h = 0; h < in.heads; ++h)
+      for (int64_t b = 0; b < blocks; ++b) {
+        double excess = scoreVariance(h, b) / 2;
+        for (int64_t t = b * kBlockTokens; t < (b + 1) * kBlockTokens; ++t)
+          scores[h][t] -= excess;
+      }
+    return softmax(scores);
   }
 
   void scoreCoarsely() {
@@ -235,7 +245,7 @@ private:
     for (int64_t c = 0; c < in.keyDim; ++c)
       for (int64_t h = 0; h < in.heads; ++h)
         for (int64_t b = 0; b < blocks; ++b)
-          bits[c] = std::max(bits[c], bitsFor(keyReach(h, b, c) / kCoarse));
+          bits[c] = std::max(bits[c], keyBitsFor(keyReach(h, b, c) / kCoarse));
     shareGroups(bits);
     std::fill(keyBits.begin(), keyBits.end(), bits);
     p = probabilities();
@@ -325,7 +335,7 @@ private:
           continue;
         std::vector<int> wanted(in.keyDim);
         for (int64_t c = 0; c < in.keyDim; ++c)
-          wanted[c] = bitsFor(keyReach(h, b, c) * loudest[b] / precision);
+          wanted[c] = keyBitsFor(keyReach(h, b, c) * loudest[b] / precision);
         shareGroups(wanted);
         for (int64_t c = 0; c < in.keyDim; ++c)
           finer[b][c] = std::max(finer[b][c], wanted[c]);

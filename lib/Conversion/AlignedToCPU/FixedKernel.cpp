@@ -28,6 +28,7 @@ namespace {
 
 constexpr double kCoarse = 0.5;            // absolute precision of each addend of a coarse score, in logits
 constexpr double kKeyShare = 0.5;          // of the budget, as variance, that K may use
+constexpr double kUnread = 0.125;          // of the wanted precision: what a key that is not read may reach, since its error is not dithered
 constexpr double kSlack = 2.0;             // of a budget, as variance, before a plan is made again
 constexpr int64_t kRounds = 3;             // plans for K, at most
 constexpr double kCommon = 0.02;           // how far rows of V that are not read may lie off their mean together, as a share of their scale
@@ -60,7 +61,7 @@ private:
   void values() override;
 
   // Bits.
-  Val layersFor(Val steps, const CacheRow &cache, SplitAttr split);
+  Val layersFor(Val steps, double unread, const CacheRow &cache, SplitAttr split);
   /// 2^-4L.
   static Val remainderOf(Val layers) { return bitcast((layers * -4 + 127) << 23, layers.e->f32()); }
   static Val offsetOf(Val layers) { return remainderOf(layers) * 32768.0 - 32768.5; }
@@ -124,10 +125,10 @@ void FixedKernel::allocate() {
   scratch(digitMask, e.i64(), index(kDigits));
 }
 
-/// Layers so that an addend whose reach is `steps` times the wanted precision is read that precisely: one for each factor of 16.
-Val FixedKernel::layersFor(Val steps, const CacheRow &cache, SplitAttr split) {
-  Val layers = e.constant(VectorType::get(steps.lanes(), e.i32()), 0);
-  for (int64_t layer = 0; layer < kLayers; ++layer)
+/// Layers so that an addend whose reach is `steps` times the wanted precision is read that precisely: one for each factor of 16, none up to `unread`.
+Val FixedKernel::layersFor(Val steps, double unread, const CacheRow &cache, SplitAttr split) {
+  Val layers = zext(steps > unread, e.i32());
+  for (int64_t layer = 1; layer < kLayers; ++layer)
     layers = layers + zext(steps > std::pow(16.0, layer), e.i32());
   return wholePlanes(layers, cache, split);
 }
@@ -191,7 +192,7 @@ void FixedKernel::planCoarse() {
     e.store(f32(kWeightLimit) / reduceMax(units), finest, h); // the loudest channel must not leave the digits
     return {larger(units * 32768.0, top[0])};
   })[0];
-  e.store(exact ? e.splat(key.layers, dim) : groupMax(layersFor(reach * (1 / kCoarse), key, shape.keySplit)), layersA, index(0));
+  e.store(exact ? e.splat(key.layers, dim) : groupMax(layersFor(reach * (1 / kCoarse), kUnread, key, shape.keySplit)), layersA, index(0));
   e.loop(index(0), blockStride * shape.heads, kBlockLanes, [&](Val i) { // blocks that do not exist are silent
     Val zero = e.constant(VectorType::get(kBlockLanes, e.f32()), 0);
     e.store(zero + (exact ? INFINITY : 1 / kCoarse), want, i);
@@ -210,9 +211,11 @@ void FixedKernel::weighKeys(Val block, Val layers) {
   Val tokenDither = dither(tokensFrom(block * kBlock, kBlock));
   Vals masks = e.loop(index(0), index(shape.heads), 1, Vals(kDigits, e.constant(e.i64(), 0)), [&](Val h, Vals masks) {
     Val weight = e.load(w, h * dim, dim) * unit;
+    Val excess = f32(0); // a score whose error has variance s^2 is on average e^(s^2 / 2) times too likely
     if (!exact) {
-      Val error = weight * left;
-      e.store(reduceAdd(error * error) * (1.0 / 3), variance, h * blockStride + block);
+      Val error = weight * left, square = reduceAdd(error * error) * (1.0 / 3);
+      e.store(square, variance, h * blockStride + block);
+      excess = square * 0.5;
     }
     Val inverse = min(e.load(want, h * blockStride + block) * (kWeightGuard * 32768.0), e.load(finest, h)); // 1 / step
     Val whole = toWeight(weight * e.splat(inverse, dim));
@@ -228,10 +231,10 @@ void FixedKernel::weighKeys(Val block, Val layers) {
       // by twice the weights' reach, three times for each list and once for each level of a tree of additions.
       constexpr double kRoundings = (5 + 2 * (3 * kLayers * kDigits + 12)) * 0x1p-24;
       Val most = remainderOf(layers) * 32768.0 + 32768 * kRoundings;
-      e.store(reduceAdd(abs(weight) * most) + blockStep * (dim * 16384.0 * 1.001), scoreError, h * blockStride + block);
+      e.store(reduceAdd(abs(weight) * most) + blockStep * (dim * 16384.0 * 1.001) + excess, scoreError, h * blockStride + block);
     }
     e.store(blockStep, step, h);
-    Val constant = e.splat(blockStep * reduceAdd(rounded * used * offset) + e.load(poison, h), kBlock);
+    Val constant = e.splat(blockStep * reduceAdd(rounded * used * offset) - excess + e.load(poison, h), kBlock);
     Val lean = e.splat(blockStep * reduceAdd(rounded * used), kBlock);
     e.store(constant - lean * tokenDither, s, h * padded + block * kBlock);
     return masks;
@@ -424,7 +427,7 @@ void FixedKernel::refineBlock(Val block) {
     e.store(larger(wanted, e.load(want, at)), want, at);
     return {larger(abs(e.load(w, h * dim, dim)) * e.splat(wanted, dim), top[0])};
   })[0];
-  Val read = layersOf(block), layers = max(read, groupMax(layersFor(steps * scale, key, shape.keySplit)));
+  Val read = layersOf(block), layers = max(read, groupMax(layersFor(steps * scale, kUnread, key, shape.keySplit)));
   e.when(reduceAdd(layers - read) > 0, [&] { scoreBlock(block, layers); });
 }
 
@@ -503,7 +506,7 @@ void FixedKernel::listValues() {
       Val steps = e.loop(index(0), index(shape.heads), 1, {zero}, [&](Val h, Vals top) -> Vals {
         return {larger(reachOf(h) * e.splat(f32(1) / e.load(precisionV, h), kBlock), top[0])};
       })[0];
-      layers = layersFor(steps, value, split);
+      layers = layersFor(steps, 1, value, split);
       forHeads([&](Val h) {
         Val left = select(layers == 0, e.load(p, h * padded + t, kBlock), zero);
         e.store(e.load(unread, h * kBlock, kBlock) + left, unread, h * kBlock);
