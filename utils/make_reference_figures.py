@@ -100,7 +100,7 @@ def budget(q, k, v, scale, tolerance, rounds=3):
 
     block_bits = np.broadcast_to(shared(key_bits_for(reach.max((0, 1)) / COARSE)), reach.shape[1:])
     for done in range(rounds + 1):
-        variance = np.square(reach * np.where(block_bits < 16, 2.0**-block_bits, 0)).sum(2) / 3  # of the scores of a block
+        variance = np.square(reach * 2.0**-block_bits).sum(2) / 3  # of the scores of a block
         p = softmax(scale * q @ keys.read(block_bits.repeat(BLOCK, axis=0)).T - variance.repeat(BLOCK, axis=1) / 2)
         size, fill = look(p, values, middle)
         leverage = p * np.sqrt(fill[:, None] * values.scale[:, 0] ** 2 + size[:, None] ** 2)

@@ -216,8 +216,8 @@ FailureOr<func::FuncOp> findFunction(ModuleOp module, const char *name) {
   return module.emitError("expected one public function with a body, found ") << candidates.size();
 }
 
-/// Runs the one pipeline with `text` as its options, to phase `to` where that is not null. Probes are added once, by the run that may.
-LogicalResult runPhases(Session &session, ModuleOp module, StringRef text, const char *to, bool mayProbe = true) {
+/// Runs the one pipeline with `text` as its options, to phase `to` where that is not null.
+LogicalResult runPhases(Session &session, ModuleOp module, StringRef text, const char *to) {
   PipelineOptions options;
   std::string errors;
   llvm::raw_string_ostream os(errors);
@@ -227,7 +227,6 @@ LogicalResult runPhases(Session &session, ModuleOp module, StringRef text, const
   }
   if (to)
     options.to = to;
-  options.probe = options.probe && mayProbe;
   std::vector<std::string> isas = hostIsas();
   if (options.isa != "host" && StringRef("avx512 avx2").contains(options.isa.getValue()) && !llvm::is_contained(isas, options.isa.getValue())) {
     session.errors += "expected an instruction set of this machine (" + llvm::join(isas, ", ") + "), got '" + options.isa + "'\n";
@@ -288,11 +287,9 @@ aligned_module *aligned_module_compile(const char *source, const char *options, 
   StringRef text(options ? options : "");
   bool stayDense = text.contains("target=reference") || text.contains("format=dense");
   OwningOpRef<ModuleOp> early = module->clone();
-  if (failed(runPhases(session, *early, text, "raise", /*mayProbe=*/false)))
-    return session.fail();
-  early->walk([&](AttentionOp) { ++compiled->attentions; });
   if (failed(runPhases(session, *early, text, stayDense ? "raise" : "split")))
     return session.fail();
+  early->walk([&](AttentionOp) { ++compiled->attentions; });
   FailureOr<func::FuncOp> function = findFunction(*early, name);
   if (failed(function))
     return session.fail();

@@ -391,8 +391,8 @@ private:
     return result;
   }
 
-  /// The error that `bits` bits leave, relative to the scale.
-  static double remainder(int bits) { return bits < 16 ? std::ldexp(1.0, -bits) : 0; }
+  /// The error that `bits` bits leave at most, relative to the scale.
+  static double remainder(int bits) { return std::ldexp(1.0, -bits); }
 
   /// The coarsest precision, in quarter octaves below `start`, whose predicted variance keeps within the budget. The variance falls with it.
   static double coarsest(double budget, double start, const std::function<double(double)> &variance) {

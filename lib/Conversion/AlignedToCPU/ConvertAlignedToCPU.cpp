@@ -324,7 +324,8 @@ SmallVector<Value> certify(ImplicitLocOpBuilder &b, Value certificate, Value sum
                                                auto c = [&](int64_t number) { return in(3 + number); };
                                                Val growth = c(0) / total;
                                                Val bound = ((growth + 1) * c(1) + growth * c(2) + c(3)) / total, cap = c(5) + largest;
-                                               bound = select(bound < cap, bound, cap) * (1 + 0x1p-20) + largest * relative + least;
+                                               // A bound that is no number is no bound, and 2^-60 covers weights that merging took for 0.
+                                               bound = select(bound < cap, bound, cap) * (1 + 0x1p-20) + c(5) * 0x1p-60 + largest * relative + least;
                                                Val estimate = c(4) / total / max(sqrt(squares * (1.0 / channels)), 1e-30);
                                                Val empty = total == 0, zero = e.constant(e.f32(), 0);
                                                linalg::YieldOp::create(e.b, ValueRange{select(empty, zero, bound).value, select(empty, zero, estimate).value});

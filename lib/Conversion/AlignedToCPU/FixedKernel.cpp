@@ -206,7 +206,7 @@ void FixedKernel::planCoarse() {
 void FixedKernel::weighKeys(Val block, Val layers) {
   int64_t dim = shape.keyDim;
   Val unit = unitScale(e.load(key.exponent, block * dim, dim));
-  Val left = select(layers < kLayers, remainderOf(layers) * 32768.0, e.constant(unit.type(), 0));
+  Val left = remainderOf(layers) * 32768.0;
   Val offset = offsetOf(layers), used = select(layers > 0, e.constant(unit.type(), 1), e.constant(unit.type(), 0));
   Val tokenDither = dither(tokensFrom(block * kBlock, kBlock));
   Vals masks = e.loop(index(0), index(shape.heads), 1, Vals(kDigits, e.constant(e.i64(), 0)), [&](Val h, Vals masks) {
@@ -230,7 +230,7 @@ void FixedKernel::weighKeys(Val block, Val layers) {
       // most 2^15. A weight is rounded five times on its way to an integer and back; the constant and the sums of at most 12 lists, each bounded
       // by twice the weights' reach, three times for each list and once for each level of a tree of additions.
       constexpr double kRoundings = (5 + 2 * (3 * kLayers * kDigits + 12)) * 0x1p-24;
-      Val most = remainderOf(layers) * 32768.0 + 32768 * kRoundings;
+      Val most = left + 32768 * kRoundings;
       e.store(reduceAdd(abs(weight) * most) + blockStep * (dim * 16384.0 * 1.001) + excess, scoreError, h * blockStride + block);
     }
     e.store(blockStep, step, h);
@@ -631,7 +631,7 @@ RowKernel::RowBounds FixedKernel::boundValues(Val t) {
   Val layers = zext(e.load(valueRead, t, kBlock), e.i32());
   Val scale = larger(e.load(reachScale, t, kBlock), e.constant(VectorType::get(kBlock, e.f32()), 1e-37));
   Val reach = scale * (1 / kRoom * (1 + 0x1p-20)), left = scale * remainderOf(layers);
-  Val zero = e.constant(left.type(), 0), variance = select(layers < kLayers, left * left * (1.0 / 3), zero);
+  Val zero = e.constant(left.type(), 0), variance = left * left * (1.0 / 3);
   if (exact)
     return {reach, left, variance, zero};
   Val read = layers > 0, most = e.splat(fillMax, kBlock);

@@ -130,17 +130,17 @@ void RowKernel::storeState() {
 // The certificate
 //===----------------------------------------------------------------------===//
 
-/// At least e^x - 1 for x >= 0; a very large number where that is, or where x is NaN.
+/// At least e^x - 1 for x >= 0. Infinite from 40 on, so that what a float can't tell from 0, here or where states merge, does not matter before.
 static Val growth(Val x) {
   Emitter &e = *x.e;
   Val power = exp(x), small = (x + x * x * power * 0.5) * (1 + 0x1p-20); // by Taylor's remainder
-  return select(x < 1, small, select(x < 80, power * (1 + 0x1p-20), e.constant(x.type(), 1e38)));
+  return select(x < 1, small, select(x < 40, power * (1 + 0x1p-20), e.constant(x.type(), INFINITY)));
 }
 
 void RowKernel::certify() {
   // e^x of the softmax is off by less than 2^-21, and x = s - max by its rounding, at most 88 * 2^-24 where e^x is not 0.
   constexpr double kSoftmaxRounding = 0x1p-21 + 88 * 0x1p-24;
-  // Weights below the floats are 0 here; what they may be instead stays below this.
+  // Weights below the floats are 0 here; what they are instead stays below this.
   constexpr double kLeastWeight = 1e-37;
   Val zero = e.constant(VectorType::get(kBlock, e.f32()), 0), zeroBlocks = e.constant(VectorType::get(kBlockLanes, e.f32()), 0);
   Val keyMax = keyChannelMax(), largest = valueMax(), unit = valueUnit(), blocks = inexactBlocks();
@@ -153,7 +153,8 @@ void RowKernel::certify() {
     Val lost = e.loop(index(0), blocks, kBlockLanes, {zeroBlocks}, [&](Val block, Vals lost) -> Vals {
       Val at = h * blockStride + block, grown = growth(e.load(scoreError, at, kBlockLanes) + kSoftmaxRounding);
       e.store(grown, scoreError, at);
-      return {lost[0] + grown * (kBlock * kLeastWeight)};
+      Val number = e.splat(convert(block, e.i32()), kBlockLanes) + e.iota(e.i32(), kBlockLanes), there = number < e.splat(convert(blocks, e.i32()), kBlockLanes);
+      return {lost[0] + select(there, grown, zeroBlocks) * (kBlock * kLeastWeight)};
     })[0];
     e.store(reduceAdd(lost), growthSum, h);
   });
