@@ -344,8 +344,9 @@ DecodeReport summary(const std::string &name, const Measured &measured, int64_t 
   report.valueBits = static_cast<double>(t.value_bits) / t.value_values;
   report.bytesFraction = static_cast<double>(t.key_bits + t.value_bits) / ((t.key_values + t.value_values) * 8.0 * width);
   report.errorMean = std::accumulate(errors.begin(), errors.end(), 0.0) / errors.size();
-  report.errorMedian = median(errors);
-  report.errorMax = *std::max_element(errors.begin(), errors.end());
+  bool known = !std::isnan(report.errorMean); // what is NaN has no order
+  report.errorMedian = known ? median(errors) : NAN;
+  report.errorMax = known ? *std::max_element(errors.begin(), errors.end()) : NAN;
   report.stepMicroseconds = report.denseStepMicroseconds = NAN;
   return report;
 }

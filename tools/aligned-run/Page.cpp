@@ -348,7 +348,7 @@ void aligned::writePage(const DecodePage &page, llvm::raw_ostream &os) { Page(pa
 //===----------------------------------------------------------------------===//
 
 std::optional<PageFile> PageFile::create(const std::string &path) {
-  if (path.empty() || llvm::sys::fs::is_directory(path))
+  if (path.empty() || (llvm::sys::fs::exists(path) && !llvm::sys::fs::is_regular_file(path))) // a folder or device would be lost to the page
     return refuse("expected --report to name a file, got '" + path + "'");
   auto file = llvm::sys::fs::TempFile::create(path + "-%%%%%%");
   if (!file)
