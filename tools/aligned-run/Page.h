@@ -15,9 +15,10 @@ struct StepPlan {
   std::vector<int> keyBits, valueBits;  ///< of full blocks: [blocks, units] and [64 blocks]
 };
 
-/// A rigorous bound on the error of a head's output beside the error, in the infinity norm.
+/// What a kernel says of the error of one head's output, beside the error.
 struct Certified {
-  double bound, error;
+  double bound, error;                     ///< in the largest channel; P4: never exceeded
+  double estimate = 0, relativeError = 0;  ///< L2; an estimate of 0 is none
 };
 
 /// A policy's row in the table, and its pictures.

@@ -107,6 +107,16 @@ for picture, report in zip(pictures, run["runs"]):
         exponents = report["v_bits"] - value
         assert any(abs(exponents - 8 / width * share) < 1e-9 for width in range(16, 257, 16)), (value, report)
 
+# Certificates: how many bounds hold, of how many.
+violations = [report["bound_violations"] for report in run["runs"] if report.get("bound_violations") is not None]
+panel = root.find(f".//{HTML}section[@id='certificates']")
+assert (panel is not None) == bool(violations)
+if violations:
+    holding, total = (int(data.get("value")) for data in panel.iter(f"{HTML}data"))
+    assert total - holding == sum(violations) and total % len(violations) == 0, (holding, total, violations)
+    dots = [len(re.findall("M", path.get("d"))) for path in panel.find(f".//{HTML}figure").iter(f"{SVG}path") if "key-dot" not in path.get("class")]
+    assert 0 < sum(dots) <= total, (dots, total)
+
 for name, figures in json.load(open(options.baselines)).items() if options.baselines else ():
     (ours,) = [report for report in run["alternatives"] if name in report["policy"]]
     for key, other in ("k_bits", "key_bits"), ("v_bits", "value_bits"), ("error_mean", "error_mean"), ("error_max", "error_max"):

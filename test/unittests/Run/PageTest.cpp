@@ -129,9 +129,15 @@ TEST(Page, PanelsComeWithWhatTheyShow) {
   page.policies[1].certificates = {{0.1, 0.01}, {0.2, 0.3}, {0.1, 0}, {INFINITY, 0.1}, {0.1, NAN}};
   text = written(page);
   EXPECT_NE(text.find("id=\"certificates\""), text.npos);
+  EXPECT_EQ(count(text, "\"dots dots0"), 0u); // of a policy without certificates
+  EXPECT_EQ(count(text, "\"dots dots1"), 2u); // points and their key; estimates of 0 are none
   // A bound that is exceeded, or an error that nobody knows, is not one that holds.
-  EXPECT_NE(text.find("It holds for <data value=\"3\">3</data> of <data value=\"5\">5</data>"), text.npos);
-  EXPECT_NE(text.find("class=\"equal\""), text.npos);
+  EXPECT_NE(text.find("it holds for <data value=\"3\">3</data> of <data value=\"5\">5</data>"), text.npos);
+  EXPECT_EQ(count(text, "class=\"equal\""), 1u);
+  page.policies[0].certificates = {{0.1, 0.01, 0.02, 0.01}};
+  text = written(page);
+  EXPECT_EQ(count(text, "\"dots dots0"), 4u);
+  EXPECT_EQ(count(text, "class=\"equal\""), 2u);
 }
 
 TEST(Page, SaysWhichAlternativeIsAsClose) {
