@@ -336,7 +336,7 @@ void Page::certificates() {
   for (const PolicyPage &policy : page.policies)
     for (const Certified &c : policy.certificates) {
       ++count;
-      holding += c.error <= c.bound;
+      holding += c.holds();
     }
   if (!count)
     return;

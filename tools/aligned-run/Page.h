@@ -19,6 +19,8 @@ struct StepPlan {
 struct Certified {
   double bound, error;                     ///< in the largest channel; P4: never exceeded
   double estimate = 0, relativeError = 0;  ///< L2; an estimate of 0 is none
+
+  bool holds() const { return error <= bound; }
 };
 
 /// A policy's row in the table, and its pictures.
