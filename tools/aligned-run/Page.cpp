@@ -46,7 +46,7 @@ svg text { fill: var(--ink); font-size: 13px; } svg text.tick { fill: var(--mute
 .b0 { fill: var(--b0); } .b1 { fill: var(--b1); } .b2 { fill: var(--b2); } .b3 { fill: var(--b3); } .b4 { fill: var(--b4); }
 .p0 { fill: var(--b0); } .p1, .p2, .p3, .p4, .p5, .p6 { fill: var(--probability); }
 .p1 { fill-opacity: .15; } .p2 { fill-opacity: .3; } .p3 { fill-opacity: .47; } .p4 { fill-opacity: .64; } .p5 { fill-opacity: .82; }
-.dots { fill: none; stroke-width: 5; stroke-linecap: round; stroke-opacity: .45; } .key-dot { stroke-width: 9; stroke-opacity: 1; }
+.dots { fill: none; stroke-width: 5; stroke-linecap: round; stroke-opacity: .55; } .key-dot { stroke-width: 9; stroke-opacity: 1; }
 .dots0 { stroke: var(--ours); } .dots1 { stroke: var(--others); } .dots2 { stroke: var(--probability); } .dots3 { stroke: var(--muted); }
 details { border-top: 1px solid var(--grid); padding: 8px 0; } summary { cursor: pointer; }
 footer { border-top: 1px solid var(--grid); margin-top: 32px; padding-top: 12px; } footer p { max-width: none; }
