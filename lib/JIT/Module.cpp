@@ -366,7 +366,7 @@ double aligned_policy_tolerance(const char *policy) {
   Session session;
   session.context.loadDialect<AlignedDialect>();
   PolicyAttr attr = parsePolicy(policy, 0.0, &session.context, [&] { return emitError(UnknownLoc::get(&session.context)); });
-  return attr ? attr.getTolerance() : 0.0;
+  return attr && attr.getTolerance() ? attr.getTolerance().getValueAsDouble() : 0.0;
 }
 
 const char *aligned_module_remarks(const aligned_module *module) { return module->remarks.c_str(); }

@@ -33,15 +33,15 @@ int64_t queriesPerKernel(int64_t queries, int64_t group) {
   return most;
 }
 
-/// Whether `policy` can choose bits of what key and value are stored in; P1 and P2 of the verifier, said in the user's words.
-LogicalResult checkFormat(AttentionOp attention, PolicyAttr policy) {
-  if (policy.getKind() == PolicyKind::Exact)
+/// Whether policies of this kind can choose bits of what key and value are stored in; P1 and P2 of the verifier, said in the user's words.
+LogicalResult checkFormat(AttentionOp attention, PolicyKind policy) {
+  if (policy == PolicyKind::Exact)
     return success();
-  FormatKind wanted = policy.getKind() == PolicyKind::AlignedKV ? FormatKind::Float : FormatKind::Fixed;
+  FormatKind wanted = policy == PolicyKind::AlignedKV ? FormatKind::Float : FormatKind::Fixed;
   for (auto [name, value] : {std::pair("key", attention.getKey()), std::pair("value", attention.getValue())})
     if (FormatKind kind = getSplit(value.getType()).getKind(); kind != wanted) {
       InFlightDiagnostic diagnostic = attention.emitOpError() << "expected a " << name << " stored as '" << stringifyFormatKind(wanted) << "' under policy '"
-                                                              << stringifyPolicyKind(policy.getKind()) << "', got '" << stringifyFormatKind(kind) << "'";
+                                                              << stringifyPolicyKind(policy) << "', got '" << stringifyFormatKind(kind) << "'";
       diagnostic.attachNote(value.getLoc()) << "the " << name << " is defined here";
       return failure();
     }
@@ -49,7 +49,7 @@ LogicalResult checkFormat(AttentionOp attention, PolicyAttr policy) {
 }
 
 /// Attention of the queries in `query`, which a kernel can take at once: the results of `attention` for them.
-SmallVector<Value> fuse(ImplicitLocOpBuilder &b, AttentionOp attention, Value query, PolicyAttr policy, int32_t site) {
+SmallVector<Value> fuse(ImplicitLocOpBuilder &b, AttentionOp attention, Value query, ArrayAttr policies, int32_t site) {
   SmallVector<int64_t> shape(typeOf(query).getShape());
   auto row = RankedTensorType::get(ArrayRef(shape).drop_back(), b.getF32Type());
   shape[kChannels] = typeOf(attention.getValue()).getDimSize(kChannels);
@@ -60,13 +60,13 @@ SmallVector<Value> fuse(ImplicitLocOpBuilder &b, AttentionOp attention, Value qu
     certificate = RankedTensorType::get(shape, b.getF32Type());
     certified = row;
   }
-  auto decode = DecodeAttentionOp::create(b, acc, row, row, certificate, query, attention.getKey(), attention.getValue(), attention.getScale(), policy,
+  auto decode = DecodeAttentionOp::create(b, acc, row, row, certificate, query, attention.getKey(), attention.getValue(), attention.getScale(), policies,
                                           attention.getMaskedZero(), site);
   return FinishOp::create(b, result, certified, certified, decode.getAcc(), decode.getSum(), decode.getCertificate())->getResults();
 }
 
 /// Attention of all queries, `step` of them at a time. Memory for the results is laid out once and filled stretch by stretch.
-SmallVector<Value> fuseInStretches(ImplicitLocOpBuilder &b, AttentionOp attention, int64_t step, PolicyAttr policy, int32_t site) {
+SmallVector<Value> fuseInStretches(ImplicitLocOpBuilder &b, AttentionOp attention, int64_t step, ArrayAttr policies, int32_t site) {
   Value query = attention.getQuery();
   RankedTensorType queryType = typeOf(query);
   SmallVector<OpFoldResult> sizes = tensor::getMixedSizes(b, b.getLoc(), query);
@@ -92,7 +92,7 @@ SmallVector<Value> fuseInStretches(ImplicitLocOpBuilder &b, AttentionOp attentio
     shape[kQueries] = step;
     Value stretch = tensor::ExtractSliceOp::create(b, queryType.clone(shape), query, offsets, sizes, strides);
     SmallVector<Value> filled;
-    for (auto [part, whole] : llvm::zip(fuse(b, attention, stretch, policy, site), loop.getRegionIterArgs())) {
+    for (auto [part, whole] : llvm::zip(fuse(b, attention, stretch, policies, site), loop.getRegionIterArgs())) {
       auto leading = [&](ArrayRef<OpFoldResult> all) { return all.take_front(typeOf(whole).getRank()); };
       filled.push_back(tensor::InsertSliceOp::create(b, part, whole, leading(offsets), sizesOf(whole), leading(strides)));
     }
@@ -111,26 +111,27 @@ struct AlignedFuseDecodeAttentionPass : aligned::impl::AlignedFuseDecodeAttentio
       return signalPassFailure();
     int32_t site = 0;
     bool ok = true;
-    module.walk([&](AttentionOp attention) { ok &= succeeded(rewrite(attention, chosen, site++)); });
+    auto option = ArrayAttr::get(&getContext(), chosen);
+    module.walk([&](AttentionOp attention) { ok &= succeeded(rewrite(attention, attention.getPolicies().value_or(option), site++)); });
     if (!ok)
       signalPassFailure();
   }
 
-  static LogicalResult rewrite(AttentionOp attention, PolicyAttr policy, int32_t site) {
+  static LogicalResult rewrite(AttentionOp attention, ArrayAttr policies, int32_t site) {
     RankedTensorType query = typeOf(attention.getQuery()), key = typeOf(attention.getKey());
     int64_t queryHeads = query.getDimSize(kHeads), kvHeads = key.getDimSize(kHeads);
     if (ShapedType::isDynamic(queryHeads) || ShapedType::isDynamic(kvHeads))
       return attention.emitOpError("expected static query heads and kv heads, got ") << query << " and " << key;
     if (!getSplit(key))
-      policy = PolicyAttr::get(attention.getContext(), PolicyKind::Exact);
-    if (failed(checkFormat(attention, policy)))
+      policies = ArrayAttr::get(attention.getContext(), PolicyAttr::get(attention.getContext(), PolicyKind::Exact));
+    if (failed(checkFormat(attention, cast<PolicyAttr>(policies[0]).getKind())))
       return failure();
     int64_t queries = query.getDimSize(kQueries), step = queriesPerKernel(queries, queryHeads / kvHeads);
     if (step == 0)
       return attention.emitOpError("expected at most ") << kMaxQueryRows << " query heads per kv head, got " << queryHeads / kvHeads;
 
     ImplicitLocOpBuilder b(attention.getLoc(), attention);
-    SmallVector<Value> results = step == queries ? fuse(b, attention, attention.getQuery(), policy, site) : fuseInStretches(b, attention, step, policy, site);
+    SmallVector<Value> results = step == queries ? fuse(b, attention, attention.getQuery(), policies, site) : fuseInStretches(b, attention, step, policies, site);
     for (auto [result, type] : llvm::zip(results, attention->getResultTypes()))
       if (result.getType() != type) // shapes known on one side only
         result = tensor::CastOp::create(b, type, result);

@@ -49,6 +49,8 @@ struct Cache {
   llvm::SetVector<Value> values;
   llvm::SetVector<std::pair<func::FuncOp, unsigned>> results; ///< of functions that return it
   SmallVector<OpOperand *> reads[2];                          ///< by attention, per role
+  std::optional<FormatKind> wanted;                           ///< by the policies of `wantedBy`
+  AttentionOp wantedBy;
 };
 
 class Splitter {
@@ -62,8 +64,8 @@ public:
       ok &= succeeded(split);
       if (failed(split) || !*split)
         return;
-      addRead(attention.getKeyMutable(), CacheRole::Key);
-      addRead(attention.getValueMutable(), CacheRole::Value);
+      ok &= succeeded(addRead(attention, attention.getKeyMutable(), CacheRole::Key));
+      ok &= succeeded(addRead(attention, attention.getValueMutable(), CacheRole::Value));
     });
     if (!ok)
       return failure();
@@ -75,10 +77,18 @@ public:
 private:
   static RankedTensorType typeOf(Value value) { return cast<RankedTensorType>(value.getType()); }
 
-  SplitAttr encoding(Type element, CacheRole role) const {
+  /// The format that an attention's own policies read, if they can't read every one.
+  static std::optional<FormatKind> wantedBy(AttentionOp attention) {
+    PolicyKind kind = attention.getPolicies() ? cast<PolicyAttr>((*attention.getPolicies())[0]).getKind() : PolicyKind::Exact;
+    if (kind == PolicyKind::Exact)
+      return std::nullopt;
+    return kind == PolicyKind::AlignedKV ? FormatKind::Float : FormatKind::Fixed;
+  }
+
+  SplitAttr encoding(Type element, CacheRole role, std::optional<FormatKind> wanted) const {
     if (format)
       return format.withRole(role);
-    if (!preferFloat)
+    if (wanted.value_or(preferFloat ? FormatKind::Float : FormatKind::Fixed) == FormatKind::Fixed)
       return SplitAttr::get(element.getContext(), FormatKind::Fixed, {4, 4, 4, 4}, role);
     if (element.isBF16())
       return SplitAttr::get(element.getContext(), FormatKind::Float, {12, 4}, role);
@@ -98,7 +108,7 @@ private:
         return diagnostic;
       };
       RankedTensorType type = typeOf(value);
-      if (failed(encoding(type.getElementType(), role).verifyEncoding(type.getShape(), type.getElementType(), refuse)))
+      if (failed(encoding(type.getElementType(), role, wantedBy(attention)).verifyEncoding(type.getShape(), type.getElementType(), refuse)))
         return format ? FailureOr<bool>(failure()) : FailureOr<bool>(false);
     }
     int64_t queryHeads = query.getDimSize(1), queries = query.getDimSize(2);
@@ -118,11 +128,25 @@ private:
   // Collecting
   //===--------------------------------------------------------------------===//
 
-  void addRead(OpOperand &operand, CacheRole role) {
+  LogicalResult addRead(AttentionOp attention, OpOperand &operand, CacheRole role) {
     if (!cacheOf.contains(operand.get()))
       collect(*caches.emplace_back(std::make_unique<Cache>()), operand.get());
-    cacheOf[operand.get()]->reads[static_cast<int>(role)].push_back(&operand);
+    Cache &cache = *cacheOf[operand.get()];
+    cache.reads[static_cast<int>(role)].push_back(&operand);
     reads.insert(&operand);
+    std::optional<FormatKind> wanted = wantedBy(attention);
+    if (format || !wanted)
+      return success(); // whether the policies can read it is checked when they are fused
+    if (cache.wanted && cache.wanted != wanted) {
+      InFlightDiagnostic diagnostic = attention.emitOpError("expected policies that read '")
+                                      << stringifyFormatKind(*cache.wanted) << "' as other attention over the same " << stringifyCacheRole(role) << " does, got '"
+                                      << stringifyFormatKind(*wanted) << "'";
+      diagnostic.attachNote(cache.wantedBy.getLoc()) << "the other attention is here";
+      return failure();
+    }
+    cache.wanted = wanted;
+    cache.wantedBy = attention;
+    return success();
   }
 
   /// Follows `root` both ways, so that each value of the set would have found the same set.
@@ -207,7 +231,7 @@ private:
     if (!keys.empty() && !values.empty())
       return packReads(cache);
     CacheRole role = values.empty() ? CacheRole::Key : CacheRole::Value;
-    SplitAttr split = encoding(typeOf(cache.values.front()).getElementType(), role);
+    SplitAttr split = encoding(typeOf(cache.values.front()).getElementType(), role, cache.wanted);
     for (Value value : cache.values) {
       if (appendOf(value) || calleeOf(value) || functionOf(value)) {
         value.setType(typeOf(value).cloneWithEncoding(split));
@@ -236,7 +260,7 @@ private:
         if (!split) {
           OpBuilder b(module.getContext());
           b.setInsertionPointAfterValue(dense);
-          split = SplitOp::create(b, dense.getLoc(), typeOf(dense).cloneWithEncoding(encoding(typeOf(dense).getElementType(), role)), dense);
+          split = SplitOp::create(b, dense.getLoc(), typeOf(dense).cloneWithEncoding(encoding(typeOf(dense).getElementType(), role, cache.wanted)), dense);
         }
         read->set(split);
       }

@@ -31,8 +31,8 @@ def AlignedSplitKVStorage : Pass<"aligned-split-kv-storage", "::mlir::ModuleOp">
     function result that returns it. A key or value that the graph computes otherwise is packed by `aligned.split`; a use that needs
     dense values gets `aligned.join`. Nothing but cache tensors changes type.
 
-    `format=auto` takes `fixed<4,4,4,4>`, or with `prefer-float` the published format of the element type: `float<8,4,4>`, for bf16
-    `float<12,4>`. Attention that this format can't hold stays dense, with a remark that says why; a format given by name is
+    `format=auto` takes what the attention's own `policies` read, and without any `fixed<4,4,4,4>`, or with `prefer-float` the published format of the
+    element type: `float<8,4,4>`, for bf16 `float<12,4>`. A cache can have only one format, so policies that differ in it are an error there. Attention that this format can't hold stays dense, with a remark that says why; a format given by name is
     a request, so there it is an error. Attention of more query rows per kv head than a kernel holds stays dense in any case.
 
     A tensor that serves as key and as value has no one encoding. It stays dense and is packed where attention reads it.
@@ -47,7 +47,8 @@ def AlignedFuseDecodeAttention : Pass<"aligned-fuse-decode-attention", "::mlir::
   let summary = "turn declared attention into fused decode attention";
   let description = [{
     Replaces `aligned.attention` by `aligned.decode_attention` and `aligned.finish`: scores, softmax, values and
-    dequantisation in one op that holds the policy. Attention over dense tensors is fused too, with policy `exact`.
+    dequantisation in one op that holds the policy: the attention's own `policies` where it has any, else the one of the options. Attention over dense tensors is
+    fused too, with policy `exact`.
 
     Attention is numbered by `site` in order of appearance. Where the query rows of a kv head are more than a kernel holds, queries are
     taken in stretches that it does hold, all under one site.

@@ -27,7 +27,6 @@ using namespace aligned;
 namespace {
 
 constexpr double kCoarse = 0.5;            // absolute precision of each addend of a coarse score, in logits
-constexpr double kKeyShare = 0.5;          // of the budget, as variance, that K may use
 constexpr double kUnread = 0.125;          // of the wanted precision: what a key that is not read may reach, since its error is not dithered
 constexpr double kSlack = 2.0;             // of a budget, as variance, before a plan is made again
 constexpr int64_t kRounds = 3;             // plans for K, at most
@@ -42,7 +41,7 @@ constexpr double kStepVariance = (1.0 - 1.0 / 256) / (8 * 0.6931471805599453) / 
 
 class FixedKernel : public SplitKernel {
 public:
-  FixedKernel(Emitter &e, const KernelShape &shape) : SplitKernel(e, shape, /*unitChannels=*/4), tolerance(shape.policy.getTolerance()) {}
+  FixedKernel(Emitter &e, const KernelShape &shape) : SplitKernel(e, shape, /*unitChannels=*/4), tolerance(exact ? 0 : shape.policy.getTolerance().getValueAsDouble()) {}
 
 private:
   const double tolerance;

@@ -91,12 +91,12 @@ TEST_F(Options, elementTypesThatAFormatCanHold) {
 
 TEST_F(Options, policiesAreParsed) {
   EXPECT_EQ(policy("exact").getKind(), PolicyKind::Exact);
-  EXPECT_EQ(policy("exact").getTolerance(), 0.0);
+  EXPECT_FALSE(policy("exact").getTolerance());
   EXPECT_EQ(policy("alignedkv").getKind(), PolicyKind::AlignedKV);
-  EXPECT_EQ(policy("budget", 0.1).getTolerance(), 0.1);
-  EXPECT_EQ(policy("tight").getTolerance(), 1.0 / 2048);
-  EXPECT_EQ(policy("balanced").getTolerance(), 1.0 / 256);
-  EXPECT_EQ(policy("fast").getTolerance(), 1.0 / 64);
+  EXPECT_EQ(policy("budget", 0.1).getTolerance().getValueAsDouble(), 0.1);
+  EXPECT_EQ(policy("tight").getTolerance().getValueAsDouble(), 1.0 / 2048);
+  EXPECT_EQ(policy("balanced").getTolerance().getValueAsDouble(), 1.0 / 256);
+  EXPECT_EQ(policy("fast").getTolerance().getValueAsDouble(), 1.0 / 64);
   EXPECT_EQ(policy("fast"), policy("budget", 1.0 / 64));
   EXPECT_EQ(report, "");
 }

@@ -16,6 +16,7 @@ using namespace mlir;
 using namespace aligned;
 
 static constexpr int64_t kStorageBits = 16, kMaxPlanes = 4;
+static constexpr int64_t kMaxExactTokens = int64_t(1) << 40; // far above any cache, and far below where sums of it overflow
 
 //===----------------------------------------------------------------------===//
 // Text forms
@@ -52,12 +53,46 @@ static void printResident(AsmPrinter &printer, int64_t resident, ArrayRef<int64_
     printer << ", resident = " << resident;
 }
 
-/// 3.906250e-03, an f64 without its type
-static ParseResult parseTolerance(AsmParser &parser, FloatAttr &tolerance) {
-  return parser.parseAttribute(tolerance, parser.getBuilder().getF64Type());
+namespace aligned {
+
+static FailureOr<FloatAttr> parseTolerance(AsmParser &parser) {
+  FloatAttr tolerance;
+  if (parser.parseAttribute(tolerance, parser.getBuilder().getF64Type()))
+    return failure();
+  return tolerance;
 }
 
-static void printTolerance(AsmPrinter &printer, FloatAttr tolerance) { printer.printFloat(tolerance.getValue()); }
+/// [1024: 8, 4096: 4]
+static FailureOr<SmallVector<AgeBits>> parseAges(AsmParser &parser) {
+  SmallVector<AgeBits> ages;
+  auto parseStep = [&]() -> ParseResult {
+    AgeBits &step = ages.emplace_back();
+    return failure(parser.parseInteger(step.age) || parser.parseColon() || parser.parseInteger(step.bits));
+  };
+  if (parser.parseCommaSeparatedList(AsmParser::Delimiter::Square, parseStep))
+    return failure();
+  return ages;
+}
+
+static void printAges(AsmPrinter &printer, ArrayRef<AgeBits> ages) {
+  printer << "[";
+  llvm::interleaveComma(ages, printer, [&](const AgeBits &step) { printer << step.age << ": " << step.bits; });
+  printer << "]";
+}
+
+static AsmPrinter &operator<<(AsmPrinter &printer, const BitRange &bits) { return printer << bits.least << " to " << bits.most; }
+
+} // namespace aligned
+
+template <>
+struct mlir::FieldParser<BitRange> {
+  static FailureOr<BitRange> parse(AsmParser &parser) {
+    BitRange bits;
+    if (parser.parseInteger(bits.least) || parser.parseKeyword("to") || parser.parseInteger(bits.most))
+      return failure();
+    return bits;
+  }
+};
 
 #include "aligned/Dialect/Aligned/IR/AlignedEnums.cpp.inc"
 #define GET_ATTRDEF_CLASSES
@@ -165,18 +200,60 @@ static std::string decimal(double number) {
   return text;
 }
 
-LogicalResult PolicyAttr::verify(function_ref<InFlightDiagnostic()> emitError, PolicyKind kind, FloatAttr tolerance) {
-  if (kind != PolicyKind::Budget) {
-    if (tolerance)
-      return emitError() << "expected a tolerance only with 'budget', got one with '" << stringifyPolicyKind(kind) << "'";
-    return success();
-  }
-  if (!tolerance || !tolerance.getType().isF64())
-    return emitError() << "expected a tolerance with 'budget'";
+static LogicalResult verifyTolerance(function_ref<InFlightDiagnostic()> emitError, FloatAttr tolerance) {
+  if (!tolerance.getType().isF64())
+    return emitError() << "expected a tolerance of type f64, got " << tolerance.getType();
   double value = tolerance.getValueAsDouble();
   if (!(value > 0.0 && value < 1.0)) // also refuses NaN
     return emitError() << "expected a tolerance above 0 and below 1, got " << decimal(value);
   return success();
+}
+
+static LogicalResult verifyBits(function_ref<InFlightDiagnostic()> emitError, int64_t bits) {
+  if (bits < 0 || bits > kStorageBits || bits % 4)
+    return emitError() << "expected bits that are a multiple of 4 from 0 to " << kStorageBits << ", got " << bits;
+  return success();
+}
+
+LogicalResult LimitsAttr::verify(function_ref<InFlightDiagnostic()> emitError, FloatAttr tolerance, BitRange bits, int64_t newest, int64_t sinks,
+                                 ArrayRef<AgeBits> ages) { // P7
+  if (tolerance && failed(verifyTolerance(emitError, tolerance)))
+    return failure();
+  if (failed(verifyBits(emitError, bits.least)) || failed(verifyBits(emitError, bits.most)))
+    return failure();
+  if (bits.least > bits.most)
+    return emitError() << "expected the least bits not to exceed the most, got " << bits.least << " to " << bits.most;
+  for (auto [name, count] : {std::pair("newest", newest), std::pair("sinks", sinks)})
+    if (count < 0 || count > kMaxExactTokens)
+      return emitError() << "expected 0 to " << kMaxExactTokens << " " << name << " tokens, got " << count;
+  for (size_t i = 0; i < ages.size(); ++i) {
+    if (failed(verifyBits(emitError, ages[i].bits)))
+      return failure();
+    if (int64_t before = i ? ages[i - 1].age : 0; ages[i].age <= before)
+      return emitError() << "expected ages that rise from above 0, got " << ages[i].age << " behind " << before;
+    if (i && ages[i].bits >= ages[i - 1].bits)
+      return emitError() << "expected bits that fall with age, got " << ages[i].bits << " behind " << ages[i - 1].bits;
+  }
+  return success();
+}
+
+LogicalResult PolicyAttr::verify(function_ref<InFlightDiagnostic()> emitError, PolicyKind kind, FloatAttr tolerance, LimitsAttr key, LimitsAttr value) {
+  if (kind == PolicyKind::Budget) {
+    if (!tolerance)
+      return emitError() << "expected a tolerance with 'budget'";
+    return verifyTolerance(emitError, tolerance);
+  }
+  if (tolerance || (key && key.getTolerance()) || (value && value.getTolerance()))
+    return emitError() << "expected a tolerance only with 'budget', got one with '" << stringifyPolicyKind(kind) << "'";
+  if (kind == PolicyKind::Exact && (key || value)) // P7
+    return emitError() << "expected no limits with 'exact', got some of " << (key ? "key" : "value");
+  return success();
+}
+
+double PolicyAttr::getTolerance(CacheRole side) const {
+  if (LimitsAttr limits = getLimits(side); limits && limits.getTolerance())
+    return limits.getTolerance().getValueAsDouble();
+  return getTolerance() ? getTolerance().getValueAsDouble() * std::sqrt(side == CacheRole::Key ? kKeyShare : 1 - kKeyShare) : 0.0;
 }
 
 PolicyAttr aligned::parsePolicy(StringRef name, double tolerance, MLIRContext *context,
@@ -199,5 +276,5 @@ PolicyAttr aligned::parsePolicy(StringRef name, double tolerance, MLIRContext *c
   FloatAttr value;
   if (*kind == PolicyKind::Budget || tolerance != 0.0)
     value = FloatAttr::get(Float64Type::get(context), preset ? preset : tolerance);
-  return PolicyAttr::getChecked(emitError, context, *kind, value);
+  return PolicyAttr::getChecked(emitError, context, *kind, value, LimitsAttr(), LimitsAttr());
 }

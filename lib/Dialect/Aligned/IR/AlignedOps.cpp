@@ -20,6 +20,46 @@ static ParseResult parseSameState(OpAsmParser &parser, Type &accA, Type &maxA, T
 }
 static void printSameState(OpAsmPrinter &, Operation *, Type, Type, Type, Type, Type, Type, Type, Type, Type, Type, Type, Value, Value, Type) {}
 
+/// policies [<...>, <...>], or policy <...> for one
+static OptionalParseResult parseOptionalPolicies(OpAsmParser &parser, ArrayAttr &policies) {
+  SmallVector<Attribute> each;
+  auto parseOne = [&]() -> ParseResult {
+    PolicyAttr policy;
+    if (parser.parseCustomAttributeWithFallback(policy))
+      return failure();
+    each.push_back(policy);
+    return success();
+  };
+  if (succeeded(parser.parseOptionalKeyword("policy"))) {
+    if (parseOne())
+      return failure();
+  } else if (succeeded(parser.parseOptionalKeyword("policies"))) {
+    if (parser.parseCommaSeparatedList(AsmParser::Delimiter::Square, parseOne))
+      return failure();
+  } else {
+    return std::nullopt;
+  }
+  policies = parser.getBuilder().getArrayAttr(each);
+  return success();
+}
+
+static ParseResult parsePolicies(OpAsmParser &parser, ArrayAttr &policies) {
+  OptionalParseResult parsed = parseOptionalPolicies(parser, policies);
+  return parsed.has_value() ? *parsed : parser.emitError(parser.getCurrentLocation(), "expected 'policy' or 'policies'");
+}
+
+static void printPolicies(OpAsmPrinter &printer, Operation *, ArrayAttr policies) {
+  auto printOne = [&](Attribute policy) { printer.printStrippedAttrOrType(cast<PolicyAttr>(policy)); };
+  if (policies.size() == 1) {
+    printer << "policy ";
+    return printOne(policies[0]);
+  }
+  printer << "policies [";
+  llvm::interleaveComma(policies, printer, printOne);
+  printer << "]";
+}
+static void printOptionalPolicies(OpAsmPrinter &printer, Operation *op, ArrayAttr policies) { printPolicies(printer, op, policies); }
+
 #define GET_OP_CLASSES
 #include "aligned/Dialect/Aligned/IR/AlignedOps.cpp.inc"
 
@@ -93,11 +133,24 @@ static LogicalResult verifyCertified(Operation *op, Value bound, Value estimate,
 // Attention
 //===----------------------------------------------------------------------===//
 
+/// A10: one policy or one per kv head, of one kind.
+static LogicalResult verifyPolicies(Operation *op, ArrayAttr policies, RankedTensorType key) {
+  int64_t kvHeads = key.getDimSize(kHeads), count = policies.size();
+  if (count != 1 && (count == 0 || !compatible(count, kvHeads)))
+    return op->emitOpError() << "expected one policy, or one for each of " << extent(kvHeads) << " kv heads, got " << count;
+  for (Attribute policy : policies)
+    if (PolicyKind first = cast<PolicyAttr>(policies[0]).getKind(), kind = cast<PolicyAttr>(policy).getKind(); kind != first)
+      return op->emitOpError() << "expected policies of one kind, got '" << stringifyPolicyKind(first) << "' and '" << stringifyPolicyKind(kind) << "'";
+  return success();
+}
+
 LogicalResult AttentionOp::verify() {
   RankedTensorType query = typeOf(getQuery()), value = typeOf(getValue());
   if (failed(verifyOperands(*this, query, typeOf(getKey()), value)))
     return failure();
   if (failed(verifyResult(*this, "result", typeOf(getResult()), query, value.getDimSize(kChannels))))
+    return failure();
+  if (getPolicies() && failed(verifyPolicies(*this, *getPolicies(), typeOf(getKey()))))
     return failure();
   return verifyCertified(*this, getBound(), getEstimate(), query);
 }
@@ -112,7 +165,9 @@ LogicalResult DecodeAttentionOp::verify() {
     return failure();
   if (getCertificate() && failed(verifyResult(*this, "certificate", typeOf(getCertificate()), query, kCertificateNumbers)))
     return failure();
-  PolicyKind policy = getPolicy().getKind();
+  if (failed(verifyPolicies(*this, getPolicies(), key)))
+    return failure();
+  PolicyKind policy = getPolicyKind();
   for (auto [name, type] : {std::pair("key", key), std::pair("value", value)}) {
     SplitAttr split = getSplit(type);
     if (!split && policy != PolicyKind::Exact)

@@ -15,6 +15,25 @@
 
 #include "aligned/Dialect/Aligned/IR/AlignedDialect.h.inc"
 #include "aligned/Dialect/Aligned/IR/AlignedEnums.h.inc"
+
+namespace aligned {
+
+/// `4 to 12`: the least and the most bits that may be read of a value.
+struct BitRange {
+  int64_t least = 0, most = 16;
+  bool operator==(const BitRange &other) const { return least == other.least && most == other.most; }
+};
+inline llvm::hash_code hash_value(const BitRange &bits) { return llvm::hash_combine(bits.least, bits.most); }
+
+/// `1024: 8`: the most bits that may be read from an age on.
+struct AgeBits {
+  int64_t age, bits;
+  bool operator==(const AgeBits &other) const { return age == other.age && bits == other.bits; }
+};
+inline llvm::hash_code hash_value(const AgeBits &step) { return llvm::hash_combine(step.age, step.bits); }
+
+} // namespace aligned
+
 #define GET_ATTRDEF_CLASSES
 #include "aligned/Dialect/Aligned/IR/AlignedAttrs.h.inc"
 #define GET_OP_CLASSES
@@ -41,6 +60,9 @@ bool isSupportedHeadDim(int64_t headDim);
 /// Parses `fixed<4,4,4,4>`, `float<8,4,4>`, as written in options; null with a diagnostic at `emitError` otherwise.
 SplitAttr parseSplitFormat(llvm::StringRef text, CacheRole role, mlir::MLIRContext *context,
                            llvm::function_ref<mlir::InFlightDiagnostic()> emitError);
+
+/// The share of a budget, as variance, that K may use; V gets the rest.
+constexpr double kKeyShare = 0.5;
 
 /// Policies by name: exact, alignedkv, tight (2^-11), balanced (2^-8), fast (2^-6), or budget with a tolerance of its own.
 /// `tolerance` is 0 where none was given. Null with a diagnostic for an unknown name or a tolerance that does not fit.

@@ -1,9 +1,10 @@
-// Split encodings of cache tensors (labels S1, S2, S6 of docs/Numerics.md) and alignment policies (P1, P2).
+// Split encodings of cache tensors (labels S1, S2, S6 of docs/Numerics.md) and alignment policies (P1, P2, P7).
 #ifndef ALIGNED_ATTRS_TD
 #define ALIGNED_ATTRS_TD
 
 include "aligned/Dialect/Aligned/IR/AlignedDialect.td"
 include "mlir/IR/AttrTypeBase.td"
+include "mlir/IR/CommonAttrConstraints.td"
 include "mlir/IR/EnumAttr.td"
 include "mlir/IR/TensorEncoding.td"
 
@@ -74,6 +75,42 @@ def Aligned_SplitAttr : Aligned_Attr<"Split", "split",
   }];
 }
 
+// f64 without its type: 3.906250e-03.
+def Aligned_Tolerance : OptionalParameter<"::mlir::FloatAttr", "aimed relative L2 error, f64"> {
+  let parser = "::aligned::parseTolerance($_parser)";
+  let printer = "$_printer.printFloat($_self.getValue())";
+}
+
+// [1024: 8, 4096: 4]
+def Aligned_Ages : OptionalArrayRefParameter<"::aligned::AgeBits", "the most bits from an age on"> {
+  let parser = "::aligned::parseAges($_parser)";
+  let printer = "::aligned::printAges($_printer, $_self)";
+}
+
+def Aligned_LimitsAttr : Aligned_Attr<"Limits", "limits"> {
+  let summary = "what a policy may not do on one side of attention";
+  let description = [{
+    (P7) The bits that a policy asks for are raised to at least the first number of `bits`, lowered to at most the second, and to at most what `ages`
+    allows at the token's age: the number of tokens between it and the newest. `ages = [1024: 8, 4096: 4]` is a staircase: at most 8 bits from age
+    1024 on, at most 4 from 4096 on. Whatever else is said, the `newest` and the first `sinks` tokens are read exactly, which is every resident bit.
+    `tolerance` is this side's own share of the error; without it each side gets sqrt(1/2) of the policy's, since variances add.
+
+    A block of K is read as one: exact where any of its tokens is, and of the age of its newest token.
+
+    Constraints:
+    - (P7) bits are multiples of 4 from 0 to 16, the least not above the most, and are rounded up to whole planes
+    - (P7) ages are above 0 and rise, their bits fall
+  }];
+  let parameters = (ins
+    Aligned_Tolerance:$tolerance,
+    DefaultValuedParameter<"::aligned::BitRange", "::aligned::BitRange()", "least and most">:$bits,
+    DefaultValuedParameter<"int64_t", "0", "tokens that stay exact">:$newest,
+    DefaultValuedParameter<"int64_t", "0", "first tokens that stay exact">:$sinks,
+    Aligned_Ages:$ages);
+  let assemblyFormat = "`<` struct(params) `>`";
+  let genVerifyDecl = 1;
+}
+
 def Aligned_PolicyAttr : Aligned_Attr<"Policy", "policy"> {
   let summary = "how the bits of each addend are chosen";
   let description = [{
@@ -83,20 +120,30 @@ def Aligned_PolicyAttr : Aligned_Attr<"Policy", "policy"> {
     - `budget` (P2): every addend of an output gets the same absolute precision, the coarsest one whose predicted error
       keeps within `tolerance`, the relative L2 error of a head's output. `fixed` formats. Tolerance is above 0 and below 1.
 
+    `key` and `value` limit (P7) what the policy may do on either side. `exact` has no limits, and `alignedkv` none of tolerance.
+
     ```mlir
     #aligned.policy<budget, tolerance = 3.906250e-03>
+    #aligned.policy<budget, tolerance = 3.906250e-03, key = <bits = 4 to 12, sinks = 4>, value = <newest = 64, ages = [1024: 8, 4096: 4]>>
     ```
   }];
   let parameters = (ins
     EnumParameter<Aligned_PolicyKind>:$kind,
-    OptionalParameter<"::mlir::FloatAttr", "f64, of a budget">:$toleranceAttr);
-  let assemblyFormat = "`<` $kind (`,` `tolerance` `=` custom<Tolerance>($toleranceAttr)^)? `>`";
-  let builders = [AttrBuilder<(ins "PolicyKind":$kind), [{ return $_get($_ctxt, kind, ::mlir::FloatAttr()); }]>];
+    Aligned_Tolerance:$tolerance,
+    OptionalParameter<"::aligned::LimitsAttr">:$key,
+    OptionalParameter<"::aligned::LimitsAttr">:$value);
+  let assemblyFormat = "`<` $kind (`,` struct($tolerance, $key, $value)^)? `>`";
+  let builders = [
+    AttrBuilder<(ins "PolicyKind":$kind), [{ return $_get($_ctxt, kind, ::mlir::FloatAttr(), LimitsAttr(), LimitsAttr()); }]>];
   let genVerifyDecl = 1;
   let extraClassDeclaration = [{
-    /// 0 where the policy has none.
-    double getTolerance() const { return getToleranceAttr() ? getToleranceAttr().getValueAsDouble() : 0.0; }
+    /// What a side may add to the error, 0 where the policy has no tolerance.
+    double getTolerance(CacheRole side) const;
+    /// Null where there are none.
+    LimitsAttr getLimits(CacheRole side) const { return side == CacheRole::Key ? getKey() : getValue(); }
   }];
 }
+
+def Aligned_PolicyArrayAttr : TypedArrayAttrBase<Aligned_PolicyAttr, "policies, one for all kv heads or one for each">;
 
 #endif // ALIGNED_ATTRS_TD

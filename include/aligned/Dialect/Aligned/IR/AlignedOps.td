@@ -38,6 +38,9 @@ def Aligned_AttentionOp : Aligned_Op<"attention", [Pure, AttrSizedResultSegments
 
     Either both of key and value are split or neither is.
 
+    `policies` says how closely K and V may be read, where this attention wants another error than its module: one policy for all kv heads or one for
+    each (A10 of `aligned.decode_attention`).
+
     With `certified` the op also returns, per query row, what is known of the error that its policy and storage make (P4): `bound`, which the
     largest error of the row's channels against exact attention over the tokens as they were appended never exceeds, and `estimate`, the relative L2
     error to expect. Both are for rows whose exact output is finite; where it is not, they need not be numbers. `estimate` is 0 under policies
@@ -49,15 +52,15 @@ def Aligned_AttentionOp : Aligned_Op<"attention", [Pure, AttrSizedResultSegments
     ```
   }];
   let arguments = (ins Aligned_HeadsTensor:$query, Aligned_HeadsTensor:$key, Aligned_HeadsTensor:$value,
-                       F32:$scale, UnitAttr:$masked_zero);
+                       F32:$scale, UnitAttr:$masked_zero, OptionalAttr<Aligned_PolicyArrayAttr>:$policies);
   let results = (outs Aligned_HeadsTensor:$result, Optional<Aligned_RowTensor>:$bound, Optional<Aligned_RowTensor>:$estimate);
   let assemblyFormat = [{
-    $query `,` $key `,` $value `scale` $scale (`masked_zero` $masked_zero^)? attr-dict
+    $query `,` $key `,` $value `scale` $scale (custom<OptionalPolicies>($policies)^)? (`masked_zero` $masked_zero^)? attr-dict
     `:` type($query) `,` type($key) `,` type($value) `->` type($result) (`certified` type($bound)^ `,` type($estimate))?
   }];
   let builders = [OpBuilder<(ins "::mlir::Type":$result, "::mlir::Value":$query, "::mlir::Value":$key, "::mlir::Value":$value,
                                  "::mlir::Value":$scale, "bool":$maskedZero), [{
-    build($_builder, $_state, result, ::mlir::Type(), ::mlir::Type(), query, key, value, scale, maskedZero);
+    build($_builder, $_state, result, ::mlir::Type(), ::mlir::Type(), query, key, value, scale, maskedZero, ::mlir::ArrayAttr());
   }]>];
   let hasVerifier = 1;
 }
@@ -134,8 +137,9 @@ def Aligned_DecodeAttentionOp : Aligned_Op<"decode_attention", [Pure]> {
     in f32. States over disjoint stretches of tokens merge (`aligned.merge`), and `aligned.finish` divides. The state of no
     tokens is the identity (-inf, 0, 0). A row whose scores are all -inf has sum 0 with `masked_zero`, else sum NaN.
 
-    Over split caches only the planes that `policy` calls for are read, and no dequantised tensor exists. The policy may
-    change the result within its error, nothing else. All query rows that share a kv head read the same bits (P3).
+    Over split caches only the planes that the policy of a kv head calls for are read, and no dequantised tensor exists. A policy may
+    change the result within its error, nothing else. All query rows that share a kv head read the same bits (P3). There is one `policy` for all
+    kv heads, or `policies [<...>, <...>]`, one for each; a head that is to be exact under `budget` has limits of `bits = 16 to 16`.
 
     `site` numbers the attention within its module, so that what it read can be told apart.
 
@@ -147,6 +151,7 @@ def Aligned_DecodeAttentionOp : Aligned_Op<"decode_attention", [Pure]> {
 
     Constraints: A1, A2, A4 of `aligned.attention`, and
     - (A7) max and sum are [batch, q_heads, queries], acc adds value_dim, the certificate adds 6
+    - (A10) there is one policy or one per kv head, all of one kind
     - (P1) `alignedkv` reads `float` formats; (P2) `budget` reads `fixed` formats; dense caches take `exact`
 
     ```mlir
@@ -157,14 +162,18 @@ def Aligned_DecodeAttentionOp : Aligned_Op<"decode_attention", [Pure]> {
     ```
   }];
   let arguments = (ins Aligned_HeadsTensor:$query, Aligned_HeadsTensor:$key, Aligned_HeadsTensor:$value,
-                       F32:$scale, Aligned_PolicyAttr:$policy, UnitAttr:$masked_zero,
+                       F32:$scale, Aligned_PolicyArrayAttr:$policies, UnitAttr:$masked_zero,
                        DefaultValuedAttr<I32Attr, "0">:$site);
   let results = (outs Aligned_StateTensor:$acc, Aligned_RowTensor:$max, Aligned_RowTensor:$sum, Optional<Aligned_StateTensor>:$certificate);
   let assemblyFormat = [{
-    $query `,` $key `,` $value `scale` $scale `policy` $policy (`masked_zero` $masked_zero^)? attr-dict
+    $query `,` $key `,` $value `scale` $scale custom<Policies>($policies) (`masked_zero` $masked_zero^)? attr-dict
     `:` type($query) `,` type($key) `,` type($value) `->` type($acc) `,` type($max) `,` type($sum) (`certified` type($certificate)^)?
   }];
   let hasVerifier = 1;
+  let extraClassDeclaration = [{
+    /// Of all policies.
+    PolicyKind getPolicyKind() { return ::llvm::cast<PolicyAttr>(getPolicies()[0]).getKind(); }
+  }];
 }
 
 def Aligned_MergeOp : Aligned_Op<"merge", [Pure, AttrSizedOperandSegments]> {
