@@ -69,10 +69,14 @@ struct Session {
     }
   }
 
-  /// "line 3, column 10: ": the text has no file name here. Nothing for a place that is no line.
+  /// "line 3, column 10: ": the text has no file name here, but others have: "budget.yaml, line ...". Nothing for a place that is no line.
   static void printPlace(llvm::raw_ostream &os, Location location) {
-    if (auto place = location->findInstanceOf<FileLineColLoc>(); place && place.getLine())
-      os << "line " << place.getLine() << ", column " << place.getColumn() << ": ";
+    auto place = location->findInstanceOf<FileLineColLoc>();
+    if (!place || !place.getLine())
+      return;
+    if (StringRef file = place.getFilename(); !file.empty() && file != "-")
+      os << file << ", ";
+    os << "line " << place.getLine() << ", column " << place.getColumn() << ": ";
   }
 
   /// Leaves what was collected, or `otherwise`, as the thread's error.

@@ -75,6 +75,15 @@ void verify(OpPassManager &pm, StringRef phase) {
   pm.addPass(createAlignedVerifyPhase(options));
 }
 
+void applyBudget(OpPassManager &pm, const PipelineOptions &options) {
+  AlignedApplyBudgetOptions budget;
+  budget.file = options.budget;
+  budget.layer = options.budgetLayer;
+  budget.policy = options.policy;
+  budget.tolerance = options.tolerance;
+  pm.addPass(createAlignedApplyBudget(budget));
+}
+
 void split(OpPassManager &pm, const PipelineOptions &options) {
   AlignedSplitKVStorageOptions storage;
   storage.format = options.format;
@@ -168,6 +177,8 @@ void aligned::buildPipeline(OpPassManager &pm, const PipelineOptions &options) {
 
   pm.addPass(createAlignedLowerTosa());
   pm.addPass(createAlignedRaiseAttention());
+  if (!options.budget.empty())
+    applyBudget(pm, options);
   if (options.probe)
     pm.addPass(createAlignedProbeAttention());
   if (options.certify)
@@ -195,4 +206,14 @@ void aligned::buildPipeline(OpPassManager &pm, const PipelineOptions &options) {
 
 void aligned::registerPipelines() {
   PassPipelineRegistration<PipelineOptions>("aligned-pipeline", "compile attention to read only the bits it needs", buildPipeline);
+  // By hand, because its text is a path and not a list of options.
+  registerPassPipeline(
+      "aligned-budget", "FILE: give attention the policies that a file asks for",
+      [](OpPassManager &pm, StringRef file, function_ref<LogicalResult(const Twine &)>) {
+        AlignedApplyBudgetOptions budget;
+        budget.file = file.str();
+        pm.addPass(createAlignedApplyBudget(budget));
+        return success();
+      },
+      [](function_ref<void(const mlir::detail::PassOptions &)>) {});
 }

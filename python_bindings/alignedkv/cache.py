@@ -3,6 +3,7 @@
 import functools
 import math
 import operator
+import os
 import re
 
 import numpy as np
@@ -12,14 +13,18 @@ from ._alignedkv import Error, Module, _cache, transform
 _MLIR_TYPES = {"float16": "f16", "bfloat16": "bf16", "uint16": "bf16", "float32": "f32"}
 
 
-def _options(policy, tolerance, format):
-    """What the pipeline reads as its options; values of one word each, so that none can pass for another option."""
+def _options(policy, tolerance, format, budget=None):
+    """What the pipeline reads as its options; values of one word each, or quoted, so that none can pass for another option."""
     options = {"policy": policy, "format": re.sub(r"\s", "", str(format))}
     if tolerance is not None:
         options["tolerance"] = repr(float(_number("tolerance", tolerance, np.float64)))
     for name, value in options.items():
         if not re.fullmatch(r"[\w<>,.+-]+", str(value), re.ASCII):
             raise Error(f"expected {name} to be one word, got {value!r}")
+    if budget is not None:
+        options["budget"] = f"'{os.fspath(budget)}'"
+        if re.search(r"['\"{}]", options["budget"][1:-1]) or len(options["budget"]) == 2:
+            raise Error(f"expected budget to be a path without quotes and braces, got {os.fspath(budget)!r}")
     return " ".join(f"{name}={value}" for name, value in options.items())
 
 
@@ -34,7 +39,7 @@ def _number(name, value, dtype=np.float32):
     return number
 
 
-def compile(text, policy="balanced", tolerance=None, format="auto", function=None):
+def compile(text, policy="balanced", tolerance=None, format="auto", function=None, budget=None):
     """Compiles a module's MLIR text for this machine and returns a callable `Module`.
 
     text: functions over tensors, in linalg, tensor, arith, math, scf, func (what torch-mlir writes, for one) or `aligned` ops. Attention in
@@ -44,10 +49,11 @@ def compile(text, policy="balanced", tolerance=None, format="auto", function=Non
     tolerance: between 0 and 1, with policy 'budget' only.
     format: how caches are stored: 'auto', 'dense', or planes such as 'fixed<4,4,4,4>' or 'float<8,4,4>'.
     function: name of the function to call; may be left out if the module has one public function with a body.
+    budget: a YAML file that says how closely which layers, kv heads and sides are read; the policy holds where it says nothing.
 
     Raises Error with MLIR's diagnostics.
     """
-    return Module(text, _options(policy, tolerance, format), function)
+    return Module(text, _options(policy, tolerance, format, budget), function)
 
 
 @functools.lru_cache(maxsize=256)

@@ -1,10 +1,8 @@
 // A captured cache: every layer, head and step through the compiled kernel, against float64 and against the dense kernel's time.
+#include "Capture.h"
 #include "Page.h"
 
-#include "aligned/Reference/Attention.h"
 #include "aligned/Reference/Baselines.h"
-
-#include "llvm/Support/MemoryBuffer.h"
 
 #include <algorithm>
 #include <cmath>
@@ -16,97 +14,6 @@ using namespace aligned;
 namespace {
 
 constexpr int kTimedCalls = 5; ///< per policy, layer and step, each beside a dense one
-
-/// The folder's contents: q [layers, q_heads, steps, dim], k and v [layers, kv_heads, tokens, dim].
-struct Capture {
-  NpyArray q, k, v;
-  std::string model, text; ///< what was captured, where meta.json says so
-  aligned_dtype dtype;
-  int64_t layers, queryHeads, kvHeads, steps, tokens, keyDim, valueDim, firstPosition;
-  double scale;
-
-  int64_t width() const { return byteWidth(q.dtype); }
-  const char *element() const { return dtype == ALIGNED_DTYPE_F16 ? "f16" : dtype == ALIGNED_DTYPE_BF16 ? "bf16" : "f32"; }
-  const char *at(const NpyArray &array, int64_t element) const { return array.bytes.data() + element * width(); }
-};
-
-std::optional<Capture> load(const std::string &folder) {
-  Capture capture;
-  std::string error, metaPath = folder + "/meta.json";
-  for (auto [name, array] : {std::pair("q", &capture.q), std::pair("k", &capture.k), std::pair("v", &capture.v)}) {
-    auto read = readNpy(folder + "/" + name + ".npy", error);
-    if (!read)
-      return refuse(error);
-    *array = std::move(*read);
-    if (array->shape.size() != 4)
-      return refuse(folder + "/" + name + ".npy: expected rank 4, got shape " + shapeText(array->shape));
-  }
-  auto file = llvm::MemoryBuffer::getFile(metaPath);
-  if (!file)
-    return refuse(metaPath + ": expected a readable file, got: " + file.getError().message());
-  auto meta = llvm::json::parse((*file)->getBuffer());
-  if (!meta)
-    return refuse(metaPath + ": expected JSON, got: " + llvm::toString(meta.takeError()));
-  const llvm::json::Object *object = meta->getAsObject();
-  if (!object)
-    return refuse(metaPath + ": expected a JSON object");
-  auto group = object->getInteger("group"), first = object->getInteger("first_position");
-  auto scale = object->getNumber("scale");
-  if (!group || *group < 1)
-    return refuse(metaPath + ": expected a positive integer 'group', the query heads per kv head");
-  if (!first || *first < 0)
-    return refuse(metaPath + ": expected an integer 'first_position' that is not negative, the position of the first step");
-  if (!scale || !std::isfinite(*scale))
-    return refuse(metaPath + ": expected a number 'scale', the factor of scores");
-  capture.scale = *scale;
-  capture.firstPosition = *first;
-  capture.model = object->getString("model").value_or("");
-  capture.text = object->getString("text").value_or("");
-
-  bool bfloat16 = object->getString("dtype").value_or("") == "bfloat16";
-  const NpyArray &q = capture.q, &k = capture.k, &v = capture.v;
-  if (q.dtype == DType::F16)
-    capture.dtype = ALIGNED_DTYPE_F16;
-  else if (q.dtype == DType::F32)
-    capture.dtype = ALIGNED_DTYPE_F32;
-  else if (q.dtype == DType::U16 && bfloat16)
-    capture.dtype = ALIGNED_DTYPE_BF16;
-  else
-    return refuse(folder + "/q.npy: expected float16, float32, or uint16 with \"dtype\": \"bfloat16\" in meta.json, got " + name(q.dtype));
-  for (auto [file, array] : {std::pair("k", &k), std::pair("v", &v)})
-    if (array->dtype != q.dtype)
-      return refuse(folder + "/" + file + ".npy: expected " + name(q.dtype) + " as q.npy has, got " + name(array->dtype));
-
-  capture.layers = q.shape[0], capture.queryHeads = q.shape[1], capture.steps = q.shape[2], capture.keyDim = q.shape[3];
-  capture.kvHeads = k.shape[1], capture.tokens = k.shape[2], capture.valueDim = v.shape[3];
-  if (k.shape[0] != capture.layers || v.shape[0] != capture.layers || v.shape[1] != capture.kvHeads || v.shape[2] != capture.tokens || k.shape[3] != capture.keyDim)
-    return refuse(folder + ": expected q, k and v to agree in layers, kv_heads, tokens and head_dim, got " + shapeText(q.shape) + ", " + shapeText(k.shape) + " and " +
-                  shapeText(v.shape));
-  if (capture.kvHeads < 1 || capture.queryHeads != capture.kvHeads * *group)
-    return refuse(folder + ": expected group * kv_heads = " + std::to_string(*group * capture.kvHeads) + " query heads in q.npy, got " + std::to_string(capture.queryHeads));
-  if (capture.layers < 1 || capture.steps < 1)
-    return refuse(folder + "/q.npy: expected at least one layer and one step, got shape " + shapeText(q.shape));
-  if (*first > capture.tokens - capture.steps)
-    return refuse(folder + ": expected first_position + steps = " + std::to_string(*first + capture.steps) + " tokens in k.npy, got " + std::to_string(capture.tokens));
-  return capture;
-}
-
-/// One attention over caches of any length. The result is f32, so that rounding it does not hide errors.
-std::string moduleText(const Capture &c) {
-  std::string element = c.element();
-  auto tensor = [](int64_t heads, std::string tokens, int64_t dim, std::string type) {
-    return "tensor<1x" + std::to_string(heads) + "x" + tokens + "x" + std::to_string(dim) + "x" + type + ">";
-  };
-  std::string query = tensor(c.queryHeads, "1", c.keyDim, element), key = tensor(c.kvHeads, "?", c.keyDim, element), value = tensor(c.kvHeads, "?", c.valueDim, element),
-              out = tensor(c.queryHeads, "1", c.valueDim, "f32");
-  float scale = static_cast<float>(c.scale);
-  uint32_t bits;
-  memcpy(&bits, &scale, sizeof(bits));
-  char constant[16];
-  snprintf(constant, sizeof(constant), "0x%08X", bits);
-  return "func.func @decode(%query: " + query + ", %key: " + key + ", %value: " + value + ") -> " + out + " {\n  %scale = arith.constant " + constant +
-         " : f32\n  %out = aligned.attention %query, %key, %value scale %scale : " + query + ", " + key + ", " + value + " -> " + out + "\n  return %out : " + out + "\n}\n";
-}
 
 /// What was read, over all layers, heads and steps, and how far each head's output was off.
 struct Measured {
@@ -123,13 +30,11 @@ struct Measured {
   void add(const std::vector<double> &more) { errors.insert(errors.end(), more.begin(), more.end()); }
 };
 
-/// One policy's kernel, its caches of the current layer, and what was measured.
+/// One policy's kernels, its caches of the current layer, and what was measured.
 struct Contestant {
   RunOptions options;
-  Module module, certified; ///< the same kernel without and with a certificate
-  bool split = false;
-  aligned_format formats[2];
-  Cache caches[2];
+  std::vector<std::shared_ptr<Kernel>> kernels; ///< by layer; layers that a budget does not tell apart share one
+  Caches caches;
   Measured measured;
   std::vector<double> times, certifiedTimes, denseTimes;
   StepPlan plan; ///< of the step that is pictured
@@ -141,16 +46,6 @@ struct Alternative {
   std::function<PolicyResult(const HeadInputs &)> decode;
   Measured measured;
 };
-
-/// Dense tokens 0 .. count - 1 of one layer, contiguous.
-std::vector<char> denseTokens(const Capture &c, const NpyArray &array, int64_t layer, int64_t count, int64_t dim) {
-  std::vector<char> bytes;
-  for (int64_t head = 0; head < c.kvHeads; ++head) {
-    const char *start = c.at(array, ((layer * c.kvHeads + head) * c.tokens) * dim);
-    bytes.insert(bytes.end(), start, start + count * dim * c.width());
-  }
-  return bytes;
-}
 
 /// What a certified call gives, per query head.
 struct Outcome {
@@ -166,9 +61,6 @@ public:
 
 private:
   bool step(int64_t layer, int64_t number);
-  bool extend(Contestant &contestant, int64_t layer, int64_t tokens);
-  HeadInputs inputs(int64_t layer, int64_t head, int64_t tokens);
-  std::vector<double> exact(int64_t layer, int64_t tokens);
   /// The alternatives at one step, and the probabilities if it is the one that is pictured.
   void measureAlternatives(int64_t layer, int64_t number, const std::vector<double> &want);
   bool pictured(int64_t layer, int64_t number) const { return page && layer == page->layer && number == page->step; }
@@ -198,45 +90,10 @@ std::optional<double> DecodeRun::call(const Module &module, aligned_value key, a
   return seconds;
 }
 
-bool DecodeRun::extend(Contestant &contestant, int64_t layer, int64_t tokens) {
-  for (int side = 0; side < 2; ++side) {
-    aligned_cache *cache = contestant.caches[side].get();
-    const NpyArray &array = side ? c.v : c.k;
-    int64_t dim = side ? c.valueDim : c.keyDim;
-    int64_t strides[4] = {c.kvHeads * c.tokens * dim, c.tokens * dim, dim, 1};
-    if (aligned_cache_append(cache, c.at(array, (layer * c.kvHeads * c.tokens + cache->tokens) * dim), tokens - cache->tokens, strides))
-      return refuse(aligned_last_error()), false;
-  }
-  return true;
-}
-
-HeadInputs DecodeRun::inputs(int64_t layer, int64_t head, int64_t tokens) {
-  int64_t group = c.queryHeads / c.kvHeads, first = (layer * c.kvHeads + head) * c.tokens;
-  return {group,
-          tokens,
-          c.keyDim,
-          c.valueDim,
-          toDouble(query.data() + head * group * c.keyDim * c.width(), group * c.keyDim, c.dtype),
-          toDouble(c.at(c.k, first * c.keyDim), tokens * c.keyDim, c.dtype),
-          toDouble(c.at(c.v, first * c.valueDim), tokens * c.valueDim, c.dtype),
-          static_cast<float>(c.scale),
-          c.dtype == ALIGNED_DTYPE_BF16 ? Storage::BFloat16 : Storage::Half};
-}
-
-std::vector<double> DecodeRun::exact(int64_t layer, int64_t tokens) {
-  std::vector<double> out(c.queryHeads * c.valueDim);
-  for (int64_t head = 0; head < c.kvHeads; ++head) {
-    HeadInputs in = inputs(layer, head, tokens);
-    exactAttention(in.q.data(), in.heads, in.k.data(), in.v.data(), tokens, c.keyDim, c.valueDim, in.scale, /*maskedZero=*/false,
-                   out.data() + head * in.heads * c.valueDim);
-  }
-  return out;
-}
-
 void DecodeRun::measureAlternatives(int64_t layer, int64_t number, const std::vector<double> &want) {
   int64_t tokens = c.firstPosition + number + 1;
   for (int64_t head = 0; head < c.kvHeads; ++head) {
-    HeadInputs in = inputs(layer, head, tokens);
+    HeadInputs in = c.inputs(query, layer, head, tokens);
     auto first = want.begin() + head * in.heads * c.valueDim;
     std::vector<double> own(first, first + in.heads * c.valueDim);
     for (Alternative &alternative : alternatives) {
@@ -274,23 +131,22 @@ struct PlanListener {
 
 bool DecodeRun::step(int64_t layer, int64_t number) {
   int64_t tokens = c.firstPosition + number + 1;
-  query.clear();
-  for (int64_t head = 0; head < c.queryHeads; ++head)
-    query.append(c.at(c.q, ((layer * c.queryHeads + head) * c.steps + number) * c.keyDim), c.keyDim * c.width());
-  std::vector<double> want = exact(layer, tokens);
-  std::vector<char> denseKey = denseTokens(c, c.k, layer, tokens, c.keyDim), denseValue = denseTokens(c, c.v, layer, tokens, c.valueDim);
+  query = c.query(layer, number);
+  std::vector<double> want = c.exact(query, layer, tokens);
+  std::vector<char> denseKey = c.dense(c.k, layer, tokens), denseValue = c.dense(c.v, layer, tokens);
   aligned_value key = contiguous(denseKey.data(), {1, c.kvHeads, tokens, c.keyDim}), value = contiguous(denseValue.data(), {1, c.kvHeads, tokens, c.valueDim});
 
   if (page)
     measureAlternatives(layer, number, want);
 
   for (Contestant &contestant : contestants) {
+    const Kernel &kernel = *contestant.kernels[layer];
     aligned_value ours[2] = {key, value};
-    if (contestant.split) {
-      if (!extend(contestant, layer, tokens))
+    if (kernel.split) {
+      if (!contestant.caches.extend(c, layer, tokens))
         return false;
-      ours[0].cache = contestant.caches[0].get();
-      ours[1].cache = contestant.caches[1].get();
+      ours[0].cache = contestant.caches.side[0].get();
+      ours[1].cache = contestant.caches.side[1].get();
     }
     Outcome got;
     aligned_tally tally = {};
@@ -298,7 +154,7 @@ bool DecodeRun::step(int64_t layer, int64_t number) {
     aligned_rt_record(&tally, 1);
     if (pictured(layer, number))
       aligned_rt_record_plan(&PlanListener::listen, &listener);
-    bool ok = call(contestant.certified, ours[0], ours[1], &got).has_value();
+    bool ok = call(kernel.certified, ours[0], ours[1], &got).has_value();
     aligned_rt_record(nullptr, 0);
     aligned_rt_record_plan(nullptr, nullptr);
     if (!ok)
@@ -319,7 +175,7 @@ bool DecodeRun::step(int64_t layer, int64_t number) {
         contestant.measured.certificates.push_back(certified);
     }
     for (int repeat = 0; repeat < kTimedCalls; ++repeat) { // interleaved, so that both see the same machine
-      auto seconds = call(contestant.module, ours[0], ours[1]), denseSeconds = call(dense, key, value), certifiedSeconds = call(contestant.certified, ours[0], ours[1]);
+      auto seconds = call(kernel.module, ours[0], ours[1]), denseSeconds = call(dense, key, value), certifiedSeconds = call(kernel.certified, ours[0], ours[1]);
       if (!seconds || !denseSeconds || !certifiedSeconds)
         return false;
       contestant.times.push_back(*seconds);
@@ -390,18 +246,11 @@ std::optional<std::vector<DecodeReport>> DecodeRun::run(const std::vector<RunOpt
   if (!dense)
     return std::nullopt;
   for (const RunOptions &options : policies) {
-    Contestant contestant;
-    contestant.options = options;
-    contestant.module = compile(source, options.pipeline());
-    if (!contestant.module || !(contestant.certified = compile(source, options.pipeline() + " certify")))
+    auto kernels = compileLayers(c, options);
+    if (!kernels)
       return std::nullopt;
-    for (int side = 0; side < 2; ++side) {
-      aligned_type type;
-      aligned_module_argument(contestant.module.get(), 1 + side, &type);
-      contestant.split = type.is_cache;
-      contestant.formats[side] = type.format;
-    }
-    contestants.push_back(std::move(contestant));
+    contestants.emplace_back().options = options;
+    contestants.back().kernels = std::move(*kernels);
   }
 
   if (page)
@@ -410,11 +259,8 @@ std::optional<std::vector<DecodeReport>> DecodeRun::run(const std::vector<RunOpt
   Progress progress("decoding steps");
   for (int64_t layer = 0; layer < c.layers; ++layer) {
     for (Contestant &contestant : contestants)
-      for (int side = 0; side < 2 && contestant.split; ++side) {
-        contestant.caches[side].reset(aligned_cache_create(&contestant.formats[side], 1, c.kvHeads, side ? c.valueDim : c.keyDim, c.firstPosition + c.steps));
-        if (!contestant.caches[side])
-          return refuse(aligned_last_error());
-      }
+      if (!contestant.caches.create(c, *contestant.kernels[layer]))
+        return std::nullopt;
     for (int64_t number = firstStep; number < c.steps; ++number) {
       if (!step(layer, number))
         return std::nullopt;
@@ -424,14 +270,15 @@ std::optional<std::vector<DecodeReport>> DecodeRun::run(const std::vector<RunOpt
 
   std::vector<DecodeReport> reports;
   for (Contestant &contestant : contestants) {
-    DecodeReport report = summary(contestant.options.policy, contestant.measured, c.width());
-    report.tolerance = contestant.options.tolerance.value_or(aligned_policy_tolerance(report.policy.c_str()));
+    DecodeReport report = summary(contestant.options.name(), contestant.measured, c.width());
+    if (contestant.options.budget.empty())
+      report.tolerance = contestant.options.tolerance.value_or(aligned_policy_tolerance(report.policy.c_str()));
     report.stepMicroseconds = median(contestant.times) * 1e6;
     report.denseStepMicroseconds = median(contestant.denseTimes) * 1e6;
     report.certifiedStepMicroseconds = median(contestant.certifiedTimes) * 1e6;
     judge(report, contestant.measured);
     report.threads = contestant.options.threads;
-    report.attentions = aligned_module_attentions(contestant.module.get());
+    report.attentions = aligned_module_attentions(contestant.kernels.front()->module.get());
     reports.push_back(report);
     if (page)
       page->policies.push_back({report, contestant.plan.units ? std::optional(std::move(contestant.plan)) : std::nullopt, std::move(contestant.measured.certificates)});
@@ -472,7 +319,7 @@ bool describe(DecodePage &page, const Capture &c, const PageOptions &wanted, boo
 
 std::optional<std::vector<DecodeReport>> aligned::runDecode(const std::string &folder, const std::vector<RunOptions> &policies, const PageOptions &pictured,
                                                             DecodePage *page) {
-  auto capture = load(folder);
+  auto capture = loadCapture(folder);
   if (!capture || (page && !describe(*page, *capture, pictured, policies.front().lastStep)))
     return std::nullopt;
   return DecodeRun(*capture, page).run(policies);

@@ -2,6 +2,7 @@
 #include "Run.h"
 
 #include "llvm/Support/Format.h"
+#include "llvm/Support/Path.h"
 #include "llvm/Support/raw_ostream.h"
 
 #include <chrono>
@@ -28,9 +29,13 @@ Module aligned::compile(const std::string &source, const std::string &options) {
 std::string RunOptions::pipeline() const {
   std::string text = "policy=" + policy + " format=" + format + " isa=" + isa;
   if (tolerance)
-    text += " tolerance=" + std::to_string(*tolerance);
+    llvm::raw_string_ostream(text) << llvm::format(" tolerance=%.17g", *tolerance);
+  if (!budget.empty())
+    text += " budget='" + budget + "'";
   return text;
 }
+
+std::string RunOptions::name() const { return budget.empty() ? policy : llvm::sys::path::filename(budget).str(); }
 
 //===----------------------------------------------------------------------===//
 // Progress
@@ -56,7 +61,7 @@ Progress::~Progress() {
 
 void aligned::printModel(const ModelReport &report, const RunOptions &options) {
   llvm::raw_ostream &os = llvm::outs();
-  os << "policy " << options.policy << ", " << report.attentions << (report.attentions == 1 ? " attention" : " attentions") << "\n";
+  os << "policy " << options.name() << ", " << report.attentions << (report.attentions == 1 ? " attention" : " attentions") << "\n";
   for (size_t site = 0; site < report.sites.size(); ++site) {
     const SiteReport &s = report.sites[site];
     os << llvm::format("attention %zu: %.3f of the bytes of dense caches, %.2f bits of K, %.2f bits of V", site, s.bytesFraction, s.keyBits, s.valueBits);

@@ -18,6 +18,7 @@ namespace aligned {
 struct RunOptions {
   std::string policy;                 ///< by name
   std::optional<double> tolerance;    ///< of policy `budget`
+  std::string budget;                 ///< a file that goes ahead of the policy where it says something
   std::string format = "auto", isa = "host";
   int threads = 1;
   std::optional<double> rtol, atol;   ///< of the comparison with the expected outputs
@@ -26,6 +27,8 @@ struct RunOptions {
 
   /// As options of aligned-pipeline.
   std::string pipeline() const;
+  /// The budget's file name, or the policy.
+  std::string name() const;
 };
 
 /// What one attention of a model read.

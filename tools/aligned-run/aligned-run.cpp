@@ -23,6 +23,7 @@ struct CommandLine {
                                         "Default: tight for a model, alignedkv,tight,balanced,fast for a cache"),
                                cl::cat(category)};
   cl::opt<double> tolerance{"tolerance", cl::value_desc("T"), cl::desc("Aimed relative L2 error of a head's output, above 0 and below 1; implies --policy=budget"), cl::cat(category)};
+  cl::opt<std::string> budget{"budget", cl::value_desc("FILE.yaml"), cl::desc("How much error is acceptable where; the policy holds where it says nothing (default balanced)"), cl::cat(category)};
   cl::opt<std::string> format{"format", cl::init("auto"), cl::desc("Storage: auto, dense, or planes such as fixed<4,4,4,4> and float<8,4,4>"), cl::cat(category)};
   cl::opt<std::string> isa{"isa", cl::init("host"), cl::desc("Instructions of the kernels: host (the widest that this machine has), avx512, avx2 or portable"), cl::cat(category)};
   cl::opt<int> threads{"threads", cl::init(1), cl::desc("Threads that share the kv heads of a step (default 1)"), cl::cat(category)};
@@ -46,6 +47,9 @@ constexpr const char *overview = R"(aligned-run: attention that reads only the b
       runs every layer, head and step of a captured cache, measures bits, bytes and errors, and times each step against this project's
       dense kernel. meta.json: group (query heads per kv head), scale, first_position (of the first step); q.npy
       [layers, q_heads, steps, head_dim], k.npy and v.npy [layers, kv_heads, tokens, head_dim], float16, float32 or, with "dtype": "bfloat16", uint16
+
+  aligned-run --decode DIR --budget FILE.yaml
+      reads as closely as a file says for each layer, kv head and side; --budget serves a model too
 
   aligned-run --decode DIR --report FILE.html
       writes a page too: bytes against error of the policies and of what others store, and which bits of K and V one step read
@@ -89,6 +93,7 @@ int main(int argc, char **argv) {
       return usageError("expected a tolerance above 0 and below 1, got " + text(line.tolerance));
     base.tolerance = line.tolerance;
   }
+  base.budget = line.budget;
   base.format = line.format;
   base.isa = line.isa;
   base.threads = line.threads;
@@ -100,7 +105,13 @@ int main(int argc, char **argv) {
     base.atol = line.absolute;
   std::vector<std::string> names(line.policies.begin(), line.policies.end());
   if (names.empty())
-    names = base.tolerance ? std::vector<std::string>{"budget"} : isDecode ? std::vector<std::string>{"alignedkv", "tight", "balanced", "fast"} : std::vector<std::string>{"tight"};
+    names = base.tolerance          ? std::vector<std::string>{"budget"}
+            : !base.budget.empty() ? std::vector<std::string>{"balanced"}
+            : isDecode ? std::vector<std::string>{"alignedkv", "tight", "balanced", "fast"} : std::vector<std::string>{"tight"};
+  if (line.budget.getNumOccurrences() && base.budget.empty())
+    return usageError("expected --budget FILE, got no name");
+  if (!base.budget.empty() && names.size() != 1)
+    return usageError("expected one policy with --budget, got " + std::to_string(names.size()));
   if (!isDecode && names.size() != 1)
     return usageError("expected one policy for a model, got " + std::to_string(names.size()));
   std::vector<RunOptions> runs(names.size(), base);

@@ -24,6 +24,8 @@ struct PipelineOptions : mlir::PassPipelineOptions<PipelineOptions> {
   Option<std::string> target{*this, "target", llvm::cl::desc("cpu, or reference: unfused attention in float64"), llvm::cl::init("cpu")};
   Option<std::string> policy{*this, "policy", llvm::cl::desc("exact, alignedkv, tight, balanced, fast, or budget with a tolerance"), llvm::cl::init("balanced")};
   Option<double> tolerance{*this, "tolerance", llvm::cl::desc("aimed relative L2 error of a head's output, with policy=budget"), llvm::cl::init(0.0)};
+  Option<std::string> budget{*this, "budget", llvm::cl::desc("file that says how much error is acceptable where; over the policy"), llvm::cl::init("")};
+  Option<int64_t> budgetLayer{*this, "budget-layer", llvm::cl::desc("the layer of the budget that all attention stands for; -1: each has its own number"), llvm::cl::init(-1)};
   Option<std::string> format{*this, "format", llvm::cl::desc("auto, dense, or a split format such as fixed<4,4,4,4>"), llvm::cl::init("auto")};
   Option<std::string> isa{*this, "isa", llvm::cl::desc("host, portable, avx2 or avx512"), llvm::cl::init("host")};
   Option<bool> probe{*this, "probe", llvm::cl::desc("return what each attention gives, behind the function's own results"), llvm::cl::init(false)};
@@ -37,7 +39,7 @@ std::vector<std::string> hostIsas();
 /// Appends the phases up to `options.to`. Unknown option values add a pass that reports them.
 void buildPipeline(mlir::OpPassManager &pm, const PipelineOptions &options);
 
-/// `aligned-pipeline{...}` on the command line.
+/// `aligned-pipeline{...}` and `aligned-budget=FILE` on the command line.
 void registerPipelines();
 /// Every dialect, extension and translation that a module on its way through the pipeline may need.
 void registerDialects(mlir::DialectRegistry &registry);

@@ -23,6 +23,36 @@ def AlignedCertifyAttention : Pass<"aligned-certify-attention", "::mlir::ModuleO
   let dependentDialects = ["::aligned::AlignedDialect"];
 }
 
+def AlignedApplyBudget : Pass<"aligned-apply-budget", "::mlir::ModuleOp"> {
+  let summary = "give attention the policies that a file asks for";
+  let description = [{
+    Reads a YAML file that says how much error is acceptable, and where, and sets the `policies` of every `aligned.attention` accordingly (P7):
+
+    ```yaml
+    default: {tolerance: 2^-8, value: {max-bits: 12}}
+    layers:
+      1:
+        newest: 64
+        heads:
+          0: {policy: exact}
+          2: {key: {tolerance: 2^-9, ages: [1024: 12, 4096: 8]}}
+    ```
+
+    `layers` are attentions by their number in the module, `heads` their kv heads. Each entry may say `policy`, `tolerance`, `min-bits`, `max-bits`,
+    `newest`, `sinks` and `ages`, for both sides of attention or apart within `key` and `value`. An inner entry is the outer one with these fields
+    replaced; outermost are the options. Fields that mean nothing, layers and heads that do not exist, and policies of two kinds in a layer are errors at
+    their place in the file. `exact` goes with any other policy.
+
+    `--aligned-budget=FILE` is short for this pass.
+  }];
+  let options = [
+    Option<"file", "file", "std::string", "", "the budget">,
+    Option<"layer", "layer", "int64_t", "-1", "the layer that all attention of this module stands for; -1: each has its own number">,
+    Option<"policy", "policy", "std::string", "\"balanced\"", "what holds where the file says nothing">,
+    Option<"tolerance", "tolerance", "double", "0.0", "with policy=budget">];
+  let dependentDialects = ["::aligned::AlignedDialect"];
+}
+
 def AlignedSplitKVStorage : Pass<"aligned-split-kv-storage", "::mlir::ModuleOp"> {
   let summary = "store the K and V tensors of attention in bit planes";
   let description = [{

@@ -1,0 +1,60 @@
+// A captured cache in memory, and what every run over one is made of: kernels for its layers, caches of a layer, attention in float64.
+#ifndef ALIGNED_TOOLS_ALIGNED_RUN_CAPTURE_H
+#define ALIGNED_TOOLS_ALIGNED_RUN_CAPTURE_H
+
+#include "Run.h"
+
+#include "aligned/Reference/Attention.h"
+
+namespace aligned {
+
+/// The folder's contents: q [layers, q_heads, steps, dim], k and v [layers, kv_heads, tokens, dim].
+struct Capture {
+  NpyArray q, k, v;
+  std::string model, text; ///< what was captured, where meta.json says so
+  aligned_dtype dtype;
+  int64_t layers, queryHeads, kvHeads, steps, tokens, keyDim, valueDim, firstPosition;
+  double scale;
+
+  int64_t width() const { return byteWidth(q.dtype); }
+  const char *element() const { return dtype == ALIGNED_DTYPE_F16 ? "f16" : dtype == ALIGNED_DTYPE_BF16 ? "bf16" : "f32"; }
+  const char *at(const NpyArray &array, int64_t element) const { return array.bytes.data() + element * width(); }
+
+  /// [queryHeads, keyDim] of a step.
+  std::string query(int64_t layer, int64_t step) const;
+  /// Tokens 0 .. count - 1 of one layer of k or v, contiguous.
+  std::vector<char> dense(const NpyArray &array, int64_t layer, int64_t count) const;
+  /// One kv head, with the query rows of `query` that share it.
+  HeadInputs inputs(const std::string &query, int64_t layer, int64_t head, int64_t tokens) const;
+  /// Attention in float64: [queryHeads, valueDim].
+  std::vector<double> exact(const std::string &query, int64_t layer, int64_t tokens) const;
+};
+
+/// Prints what is wrong and returns nothing.
+std::optional<Capture> loadCapture(const std::string &folder);
+
+/// A kernel without and with a certificate, and the caches that it takes.
+struct Kernel {
+  Module module, certified;
+  bool split = false;
+  aligned_format formats[2];
+};
+
+/// A kernel for each layer.
+std::optional<std::vector<std::shared_ptr<Kernel>>> compileLayers(const Capture &c, const RunOptions &options);
+
+/// One attention over caches of any length, as an MLIR function.
+std::string moduleText(const Capture &c, const std::string &name = "decode");
+
+/// The caches of one layer.
+struct Caches {
+  Cache side[2];
+
+  bool create(const Capture &c, const Kernel &kernel);
+  /// Appends what is missing of the first `tokens` tokens.
+  bool extend(const Capture &c, int64_t layer, int64_t tokens);
+};
+
+} // namespace aligned
+
+#endif // ALIGNED_TOOLS_ALIGNED_RUN_CAPTURE_H
