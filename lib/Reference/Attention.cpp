@@ -130,6 +130,17 @@ std::vector<double> aligned::relativeErrors(const std::vector<double> &out, cons
   return errors;
 }
 
+int Limits::apply(int bits, int64_t first, int64_t last, int64_t tokens) const {
+  int64_t age = tokens - 1 - last;
+  if (first < sinks || age < newest)
+    return 16;
+  bits = std::min(std::max(bits, least), most);
+  for (auto [from, allowed] : ages)
+    if (age >= from)
+      bits = std::min(bits, allowed);
+  return bits;
+}
+
 //===----------------------------------------------------------------------===//
 // P1, the published rule
 //===----------------------------------------------------------------------===//
@@ -138,6 +149,9 @@ PolicyResult aligned::decodeAlignedKV(const HeadInputs &in) {
   int64_t full = in.tokens / kBlockTokens * kBlockTokens;
   int least = in.storage == Storage::Half ? 8 : 12; // bits of the first plane
   auto tier = [&](double lag, double middle, double low) { return std::max(least, lag >= low ? 8 : lag >= middle ? 12 : 16); };
+  auto limited = [&](const Limits &limits, int bits, int64_t first, int64_t last) {
+    return std::max(least, limits.apply(bits, first, last, in.tokens)); // the first plane is always read
+  };
   auto read = [&](const std::vector<double> &values, int64_t dim, int64_t t, int64_t c, int bits) {
     double x = values[t * dim + c];
     return t >= full || !std::isfinite(x) ? x : readFloat(narrow(x, in.storage), bits, in.storage);
@@ -152,16 +166,20 @@ PolicyResult aligned::decodeAlignedKV(const HeadInputs &in) {
   };
 
   std::vector<double> keyTop = largest(in.k, in.keyDim);
-  std::vector<int> keyBits(in.keyDim, 0);
+  std::vector<int> tiers(in.keyDim, 0);
   for (int64_t h = 0; h < in.heads; ++h) {
     std::vector<int> reach(in.keyDim);
     for (int64_t c = 0; c < in.keyDim; ++c)
       reach[c] = exponentOf(in.q[h * in.keyDim + c]) + exponentOf(keyTop[c]);
     int top = *std::max_element(reach.begin(), reach.end());
     for (int64_t c = 0; c < in.keyDim; ++c)
-      keyBits[c] = std::max(keyBits[c], tier(top - reach[c], 4, 8));
+      tiers[c] = std::max(tiers[c], tier(top - reach[c], 4, 8));
   }
-  Rows p = softmax(scoresOf(in, [&](int64_t t, int64_t c) { return read(in.k, in.keyDim, t, c, keyBits[c]); }));
+  std::vector<int> keyBits; // [blocks, channels]
+  for (int64_t first = 0; first < full; first += kBlockTokens)
+    for (int bits : tiers)
+      keyBits.push_back(limited(in.keyLimits, bits, first, first + kBlockTokens - 1));
+  Rows p = softmax(scoresOf(in, [&](int64_t t, int64_t c) { return read(in.k, in.keyDim, t, c, t < full ? keyBits[t / kBlockTokens * in.keyDim + c] : 16); }));
 
   std::vector<double> valueTop = largest(in.v, in.valueDim);
   std::vector<int> valueBits(full, 0);
@@ -180,13 +198,14 @@ PolicyResult aligned::decodeAlignedKV(const HeadInputs &in) {
     for (int64_t t = 0; t < full; ++t)
       valueBits[t] = std::max(valueBits[t], tier(margin - std::log2(std::max(p[h][t], std::ldexp(1.0, -24))), 1, 2));
   }
+  for (int64_t t = 0; t < full; ++t)
+    valueBits[t] = limited(in.valueLimits, valueBits[t], t, t);
   PolicyResult result;
   result.out = outputOf(in, p, [&](int64_t t, int64_t c) { return read(in.v, in.valueDim, t, c, t < full ? valueBits[t] : 16); });
   double open = in.tokens ? double(in.tokens - full) / in.tokens : 0;
   result.keyBits = mean(keyBits) * (1 - open) + 16 * open;
   result.valueBits = mean(valueBits) * (1 - open) + 16 * open;
-  for (int64_t block = 0; block < full / kBlockTokens; ++block)
-    result.keyPlan.insert(result.keyPlan.end(), keyBits.begin(), keyBits.end());
+  result.keyPlan = keyBits;
   result.valuePlan = valueBits;
   return result;
 }
@@ -201,7 +220,8 @@ namespace {
 class Budget {
 public:
   Budget(const HeadInputs &in, double tolerance)
-      : in(in), tolerance(tolerance), blocks(in.tokens / kBlockTokens), full(blocks * kBlockTokens),
+      : in(in), keyBudget(std::pow(in.keyLimits.tolerance.value_or(tolerance * std::sqrt(kKeyShare)), 2)),
+        valueBudget(std::pow(in.valueLimits.tolerance.value_or(tolerance * std::sqrt(1 - kKeyShare)), 2)), blocks(in.tokens / kBlockTokens), full(blocks * kBlockTokens),
         key(splitFixed({in.k.begin(), in.k.begin() + full * in.keyDim}, full, in.keyDim, /*key=*/true)),
         value(splitFixed({in.v.begin(), in.v.begin() + full * in.valueDim}, full, in.valueDim, /*key=*/false)), middle(in.valueDim, 0),
         keyBits(blocks, std::vector<int>(in.keyDim, 0)), valueBits(full, 0), size(in.heads), fill(in.heads) {
@@ -223,6 +243,7 @@ public:
 private:
   double weight(int64_t h, int64_t c) const { return std::fabs(in.q[h * in.keyDim + c] * in.scale); }
   double keyReach(int64_t h, int64_t block, int64_t c) const { return weight(h, c) * key.scale(block * kBlockTokens, c); }
+  int limitKey(int bits, int64_t block) const { return in.keyLimits.apply(bits, block * kBlockTokens, (block + 1) * kBlockTokens - 1, in.tokens); }
   double reach(int64_t h, int64_t t) const { return p[h][t] * value.scale(t, 0); }
 
   /// A score whose error has variance s^2 is on average e^(s^2 / 2) times too likely: it is read that much lower.
@@ -247,7 +268,9 @@ private:
         for (int64_t b = 0; b < blocks; ++b)
           bits[c] = std::max(bits[c], keyBitsFor(keyReach(h, b, c) / kCoarse));
     shareGroups(bits);
-    std::fill(keyBits.begin(), keyBits.end(), bits);
+    for (int64_t b = 0; b < blocks; ++b)
+      for (int64_t c = 0; c < in.keyDim; ++c)
+        keyBits[b][c] = limitKey(bits[c], b);
     p = probabilities();
     look();
   }
@@ -318,7 +341,7 @@ private:
       }
       for (int64_t b = 0; b < blocks; ++b)
         now += energy[b] * (variance[b] = scoreVariance(h, b));
-      double budget = std::pow(tolerance * size[h], 2) * kKeyShare;
+      double budget = keyBudget * size[h] * size[h];
       if (!(now > slack * budget))
         continue;
       over = true;
@@ -338,7 +361,7 @@ private:
           wanted[c] = keyBitsFor(keyReach(h, b, c) * loudest[b] / precision);
         shareGroups(wanted);
         for (int64_t c = 0; c < in.keyDim; ++c)
-          finer[b][c] = std::max(finer[b][c], wanted[c]);
+          finer[b][c] = std::max(finer[b][c], limitKey(wanted[c], b));
       }
     }
     keyBits = finer;
@@ -351,7 +374,7 @@ private:
     for (int64_t t = 0; t < full; ++t)
       start = std::max(start, kStart * value.scale(t, 0));
     for (int64_t h = 0; blocks && h < in.heads; ++h) {
-      double precision = coarsest(std::pow(tolerance * size[h], 2) * (1 - kKeyShare), start, [&](double precision) {
+      double precision = coarsest(valueBudget * size[h] * size[h], start, [&](double precision) {
         double sum = 0, unread = 0;
         for (int64_t t = 0; t < full; ++t) {
           bool read = reach(h, t) > precision;
@@ -363,6 +386,8 @@ private:
       for (int64_t t = 0; t < full; ++t)
         valueBits[t] = std::max(valueBits[t], bitsFor(reach(h, t) / precision));
     }
+    for (int64_t t = 0; t < full; ++t)
+      valueBits[t] = in.valueLimits.apply(valueBits[t], t, t, in.tokens);
   }
 
   PolicyResult result() const {
@@ -408,7 +433,7 @@ private:
   }
 
   const HeadInputs &in;
-  const double tolerance;
+  const double keyBudget, valueBudget; ///< variance that either side may add, relative to the output
   const int64_t blocks, full;
   const FixedSplit key, value;
   std::vector<double> middle; ///< mean of the values of full blocks, per channel: what a row that is not read stands for

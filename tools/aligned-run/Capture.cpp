@@ -90,7 +90,7 @@ std::vector<char> Capture::dense(const NpyArray &array, int64_t layer, int64_t c
 }
 
 HeadInputs Capture::inputs(const std::string &query, int64_t layer, int64_t head, int64_t tokens) const {
-  int64_t group = queryHeads / kvHeads, first = (layer * kvHeads + head) * tokens;
+  int64_t group = queryHeads / kvHeads, first = (layer * kvHeads + head) * this->tokens;
   return {group,
           tokens,
           keyDim,

@@ -5,6 +5,7 @@
 #include "aligned/Reference/Numbers.h"
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 namespace aligned {
@@ -14,12 +15,24 @@ namespace aligned {
 void exactAttention(const double *q, int64_t heads, const double *k, const double *v, int64_t tokens, int64_t keyDim, int64_t valueDim, double scale,
                     bool maskedZero, double *out);
 
+/// What a policy may not do on one side (P7).
+struct Limits {
+  std::optional<double> tolerance = {}; ///< of its own
+  int least = 0, most = 16;             ///< bits
+  int64_t newest = 0, sinks = 0;        ///< tokens that stay exact
+  std::vector<std::pair<int64_t, int>> ages = {}; ///< the most bits from an age on
+
+  /// Of `bits` for tokens first .. last, which are read alike, of a cache.
+  int apply(int bits, int64_t first, int64_t last, int64_t tokens) const;
+};
+
 /// One kv head with the query rows that share it. Values are what the storage type holds.
 struct HeadInputs {
   int64_t heads, tokens, keyDim, valueDim;
   std::vector<double> q, k, v;
   double scale;
   Storage storage = Storage::Half;
+  Limits keyLimits = {}, valueLimits = {}; ///< of the policy
 };
 
 /// softmax(scale q k^T), [heads, tokens].

@@ -199,11 +199,11 @@ FailureOr<KernelShape> kernelShape(DecodeAttentionOp op, Isa isa) {
   if (ShapedType::isDynamic(query.getDimSize(1)) || ShapedType::isDynamic(query.getDimSize(2)) || ShapedType::isDynamic(key.getDimSize(1)) ||
       ShapedType::isDynamic(key.getDimSize(3)) || ShapedType::isDynamic(value.getDimSize(3)))
     return op.emitOpError("expected static heads, queries and head_dim, got ") << query << ", " << key << " and " << value;
-  auto policy = cast<PolicyAttr>(op.getPolicies()[0]);
-  if (op.getPolicies().size() > 1 || policy.getKey() || policy.getValue())
-    return op.emitOpError("expected one policy without limits, got ") << op.getPolicies() << ", which is not lowered yet";
+  auto given = op.getPolicies().getAsRange<PolicyAttr>();
+  SmallVector<PolicyAttr> policies(given.begin(), given.end());
+  policies.resize(key.getDimSize(1), policies.front());
   KernelShape shape{query.getDimSize(1) / key.getDimSize(1) * query.getDimSize(2), key.getDimSize(3), value.getDimSize(3), query.getElementType(),
-                    key.getElementType(), value.getElementType(), getSplit(key), getSplit(value), policy, op.getMaskedZero(), bool(op.getCertificate()),
+                    key.getElementType(), value.getElementType(), getSplit(key), getSplit(value), policies, op.getMaskedZero(), bool(op.getCertificate()),
                     static_cast<int32_t>(op.getSite()), isa};
   for (auto [name, dim] : {std::pair("key", shape.keyDim), std::pair("value", shape.valueDim)})
     if (!isSupportedHeadDim(dim))

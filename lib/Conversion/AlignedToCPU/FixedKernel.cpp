@@ -41,11 +41,9 @@ constexpr double kStepVariance = (1.0 - 1.0 / 256) / (8 * 0.6931471805599453) / 
 
 class FixedKernel : public SplitKernel {
 public:
-  FixedKernel(Emitter &e, const KernelShape &shape) : SplitKernel(e, shape, /*unitChannels=*/4), tolerance(exact ? 0 : shape.policy.getTolerance().getValueAsDouble()) {}
+  FixedKernel(Emitter &e, const KernelShape &shape) : SplitKernel(e, shape, /*unitChannels=*/4) {}
 
 private:
-  const double tolerance;
-
   Val listStride; // tokens, padded to whole groups of four rows
   Buffer keyDigits, step, finest, poison; // of the weights of one block's channels
   Buffer layersA, want, variance;         // of scores: the first reading, and per query row and block the inverse precision of addends and the error's variance
@@ -64,6 +62,12 @@ private:
   /// 2^-4L.
   static Val remainderOf(Val layers) { return bitcast((layers * -4 + 127) << 23, layers.e->f32()); }
   static Val offsetOf(Val layers) { return remainderOf(layers) * 32768.0 - 32768.5; }
+  /// Whether limits want bits that no plan asks for, of a block of keys and of any value (P7). Weights are then as fine as they can be, or they would
+  /// be what the error comes from.
+  Val wantsMoreKeys(Val block) { return limitKeys(e.constant(e.i32(), 0), block) > 0; }
+  Val wantsMoreValues();
+  /// The tolerance of a policy as a whole, of which this side's is its share.
+  Val toleranceFor(CacheRole side);
   Val unitScale(Val exponents) { return bitcast(zext(exponents, e.i32()) << 23, e.f32()) * kRoom; }
 
   // Stages.
@@ -132,6 +136,21 @@ Val FixedKernel::layersFor(Val steps, double unread, const CacheRow &cache, Spli
   return wholePlanes(layers, cache, split);
 }
 
+Val FixedKernel::toleranceFor(CacheRole side) {
+  double share = std::sqrt(side == CacheRole::Key ? kKeyShare : 1 - kKeyShare);
+  return perHead(e.f32(), [&](PolicyAttr policy) {
+    LimitsAttr limits = policy.getLimits(side);
+    return limits && limits.getTolerance() ? limits.getTolerance().getValueAsDouble() / share : policy.getTolerance().getValueAsDouble();
+  });
+}
+
+Val FixedKernel::wantsMoreValues() {
+  return perHead(e.i32(), [&](PolicyAttr policy) {
+    LimitsAttr limits = policy.getLimits(CacheRole::Value);
+    return limits && (limits.getBits().least || limits.getNewest() || limits.getSinks());
+  }) != 0;
+}
+
 /// The largest of each four neighbouring lanes, in all four.
 static Val groupMax(Val a) {
   auto neighbour = [&](int64_t distance) {
@@ -158,7 +177,11 @@ void FixedKernel::scores() {
   scaleRows();
   planCoarse();
   Val coarse = e.load(layersA, index(0), shape.keyDim);
-  e.loop(index(0), key.blocks, 1, [&](Val block) { scoreBlock(block, coarse); });
+  e.loop(index(0), key.blocks, 1, [&](Val block) {
+    if (isLimited(CacheRole::Key))
+      e.when(wantsMoreKeys(block), [&] { forHeads([&](Val h) { e.store(f32(INFINITY), want, h * blockStride + block); }); });
+    scoreBlock(block, limitKeys(coarse, block));
+  });
   if (exact)
     return softmax();
   Type flag = e.types.getI1Type();
@@ -394,7 +417,7 @@ Val FixedKernel::planKeys(Val round) {
     Val kept = e.loop(index(0), blockStride, kBlockLanes, {zero}, [&](Val block, Vals sum) -> Vals {
       return {sum[0] + e.load(energy, base + block, kBlockLanes) * e.load(variance, base + block, kBlockLanes)};
     })[0];
-    Val aim = rowSize * tolerance, budget = aim * aim * kKeyShare;
+    Val aim = rowSize * toleranceFor(CacheRole::Key), budget = aim * aim * kKeyShare;
     Val varied = reduceAdd(kept), over = varied > budget * slack;
     e.store(varied, variedK, h);
     Val precision = e.choose(
@@ -426,14 +449,15 @@ void FixedKernel::refineBlock(Val block) {
     e.store(larger(wanted, e.load(want, at)), want, at);
     return {larger(abs(e.load(w, h * dim, dim)) * e.splat(wanted, dim), top[0])};
   })[0];
-  Val read = layersOf(block), layers = max(read, groupMax(layersFor(steps * scale, kUnread, key, shape.keySplit)));
+  Val read = layersOf(block);
+  Val layers = max(read, limitKeys(groupMax(layersFor(steps * scale, kUnread, key, shape.keySplit)), block));
   e.when(reduceAdd(layers - read) > 0, [&] { scoreBlock(block, layers); });
 }
 
 void FixedKernel::planValues() {
   Val zero = e.constant(VectorType::get(kBlock, e.f32()), 0), one = e.constant(zero.type(), 1);
   forHeads([&](Val h) {
-    Val inverse = e.splat(f32(1) / e.load(rowSum, h), kBlock), aim = e.load(size, h) * tolerance;
+    Val inverse = e.splat(f32(1) / e.load(rowSum, h), kBlock), aim = e.load(size, h) * toleranceFor(CacheRole::Value);
     Val precision = coarsest(e, aim * aim * (1 - kKeyShare), [&](Val precision) {
       Val threshold = e.splat(precision, kBlock);
       Vals sums = e.loop(index(0), fullTokens, kBlock, {zero, zero, zero}, [&](Val t, Vals sum) -> Vals {
@@ -489,7 +513,8 @@ void FixedKernel::listValues() {
       return {larger(e.load(p, h * padded + t, kBlock) * e.load(reachScale, t, kBlock), top[0])};
     })[0];
     Val limit = f32(kWeightLimit) / (reduceMax(top) / e.load(rowSum, h));
-    e.store(exact ? limit : min(f32(kWeightGuard) / e.load(precisionV, h), limit), weightScale, h);
+    Val wanted = exact ? limit : min(f32(kWeightGuard) / e.load(precisionV, h), limit);
+    e.store(isLimited(CacheRole::Value) ? select(wantsMoreValues(), limit, wanted) : wanted, weightScale, h);
     e.store(f32(0), valueConstant, h);
     e.store(zero, unread, h * kBlock);
   });
@@ -505,7 +530,7 @@ void FixedKernel::listValues() {
       Val steps = e.loop(index(0), index(shape.heads), 1, {zero}, [&](Val h, Vals top) -> Vals {
         return {larger(reachOf(h) * e.splat(f32(1) / e.load(precisionV, h), kBlock), top[0])};
       })[0];
-      layers = layersFor(steps, 1, value, split);
+      layers = limitValues(layersFor(steps, 1, value, split), t);
       forHeads([&](Val h) {
         Val left = select(layers == 0, e.load(p, h * padded + t, kBlock), zero);
         e.store(e.load(unread, h * kBlock, kBlock) + left, unread, h * kBlock);

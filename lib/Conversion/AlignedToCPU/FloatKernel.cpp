@@ -107,7 +107,7 @@ void FloatKernel::planKeys() {
       return {max(layers[0], wholePlanes(tier(lag >= 8, lag >= 4), key, shape.keySplit))};
     })[0];
   }
-  e.loop(index(0), key.blocks, 1, [&](Val block) { e.store(convert(layers, e.i8()), keyRead, block * dim); });
+  e.loop(index(0), key.blocks, 1, [&](Val block) { e.store(convert(limitKeys(layers, block), e.i8()), keyRead, block * dim); });
 }
 
 void FloatKernel::scores() {
@@ -192,6 +192,10 @@ void FloatKernel::planValues() {
       e.store(max(e.load(valueRead, t, kBlock), convert(layers, e.i8())), valueRead, t);
     });
   });
+  if (isLimited(CacheRole::Value))
+    e.loop(index(0), fullTokens, kBlock, [&](Val t) {
+      e.store(convert(limitValues(zext(e.load(valueRead, t, kBlock), e.i32()), t), e.i8()), valueRead, t);
+    });
 }
 
 void FloatKernel::values() {

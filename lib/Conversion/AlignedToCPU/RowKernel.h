@@ -28,7 +28,7 @@ struct KernelShape {
   mlir::Type query;           ///< element types
   mlir::Type key, value;
   SplitAttr keySplit, valueSplit; ///< null: dense
-  PolicyAttr policy;
+  llvm::SmallVector<PolicyAttr> policies; ///< of each kv head
   bool maskedZero, certified;
   int32_t site;
   Isa isa;

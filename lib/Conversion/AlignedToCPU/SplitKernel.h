@@ -31,7 +31,7 @@ struct CacheRow {
 class SplitKernel : public RowKernel {
 public:
   SplitKernel(Emitter &e, const KernelShape &shape, int64_t unitChannels)
-      : RowKernel(e, shape), exact(shape.policy.getKind() == PolicyKind::Exact), unitChannels(unitChannels), units(shape.keyDim / unitChannels) {}
+      : RowKernel(e, shape), exact(shape.policies.front().getKind() == PolicyKind::Exact), unitChannels(unitChannels), units(shape.keyDim / unitChannels) {}
 
 protected:
   const bool exact;
@@ -59,6 +59,16 @@ protected:
   static Val dither(Val tokens);
   /// The indices first .. first + count - 1 as i32.
   Val tokensFrom(Val first, int64_t count) { return e.splat(convert(first, e.i32()), count) + e.iota(e.i32(), count); }
+
+  /// A number that policies give, of this row's kv head.
+  Val perHead(mlir::Type type, llvm::function_ref<double(PolicyAttr)> number);
+  /// Whether the policy of any kv head limits this side (P7).
+  bool isLimited(CacheRole side) const;
+  /// What limits make of `layers`, lane by lane or scalars, that are wanted of tokens first .. last, which are read alike; whole planes.
+  Val limit(Val layers, CacheRole side, Val first, Val last);
+  /// The same for a block of keys, and for the values of kBlock tokens.
+  Val limitKeys(Val layers, Val block);
+  Val limitValues(Val layers, Val t);
 
   void scoreOpenBlock();
   void addOpenValues() { addDenseValues(value.openTokens, fullTokens, value.open); }

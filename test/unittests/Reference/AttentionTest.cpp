@@ -133,6 +133,64 @@ TEST(Policies, LessToleranceReadsMoreAndErrsLess) {
   EXPECT_GT(worstError(in, fast), 0x1p-11); // fast is not tight by accident
 }
 
+/// P7, by hand: least bits, then the most, then the staircase, then what stays exact.
+TEST(Policies, LimitsOfBits) {
+  Limits limits{std::nullopt, 4, 12, 3, 2, {{10, 8}, {20, 0}}};
+  auto at = [&](int bits, int64_t t) { return limits.apply(bits, t, t, 100); };
+  EXPECT_EQ(at(0, 95), 4);
+  EXPECT_EQ(at(8, 95), 8);
+  EXPECT_EQ(at(16, 95), 12);
+  EXPECT_EQ(at(16, 90), 12); // age 9
+  EXPECT_EQ(at(16, 89), 8);
+  EXPECT_EQ(at(0, 80), 4);
+  EXPECT_EQ(at(16, 79), 0); // age 20: the staircase goes below the least
+  EXPECT_EQ(at(0, 97), 16); // age 2
+  EXPECT_EQ(at(0, 96), 4);
+  EXPECT_EQ(at(0, 1), 16);
+  EXPECT_EQ(at(0, 2), 0);
+  EXPECT_EQ(limits.apply(0, 0, 63, 100), 16); // holds sinks
+  EXPECT_EQ(limits.apply(16, 64, 91, 100), 12); // of the age of its newest token
+  EXPECT_EQ(Limits().apply(4, 0, 0, 1), 4);
+}
+
+TEST(Policies, LimitsOfPlans) {
+  for (int64_t tokens : {64, 65, 200, 1000}) {
+    HeadInputs in = randomHead(tokens, 3, 64, 48);
+    int64_t blocks = tokens / 64;
+    in.keyLimits.sinks = 1;
+    in.valueLimits.newest = tokens % 64 + 7;
+    in.valueLimits.most = 4;
+    PolicyResult rule = decodeAlignedKV(in), budget = decodeBudget(in, 0x1p-6);
+    for (const PolicyResult &result : {rule, budget}) {
+      for (int64_t c = 0; c < 64; ++c)
+        EXPECT_EQ(result.keyPlan[c], 16);
+      for (int64_t t = 0; t < 64 * blocks; ++t)
+        if (t >= 64 * blocks - 7) {
+          EXPECT_EQ(result.valuePlan[t], 16) << t;
+        }
+    }
+    for (int64_t t = 0; t < 64 * blocks - 7; ++t) {
+      EXPECT_EQ(rule.valuePlan[t], 8); // a whole plane of a half
+      EXPECT_LE(budget.valuePlan[t], 4);
+    }
+    in.keyLimits = in.valueLimits = {std::nullopt, 16, 16};
+    EXPECT_LE(worstError(in, decodeBudget(in, 0.5)), 0x1p-13); // what storage rounds
+    EXPECT_LE(worstError(in, decodeAlignedKV(in)), 1e-14);
+  }
+}
+
+/// Without a tolerance of its own each side has sqrt(1/2) of the whole.
+TEST(Policies, TolerancesOfSides) {
+  HeadInputs in = randomHead(1000, 3, 64, 48), apart = in;
+  PolicyResult whole = decodeBudget(in, 0x1p-6);
+  apart.keyLimits.tolerance = apart.valueLimits.tolerance = 0x1p-6 * std::sqrt(0.5);
+  EXPECT_EQ(decodeBudget(apart, 0.5).out, whole.out);
+  apart.keyLimits.tolerance = 0x1p-11;
+  PolicyResult closer = decodeBudget(apart, 0x1p-6);
+  EXPECT_GT(closer.keyBits, whole.keyBits + 2);
+  EXPECT_NEAR(closer.valueBits, whole.valueBits, 0.2);
+}
+
 /// P3: a row of the group gets at least the bits that it gets alone.
 TEST(Policies, GroupTakesTheMaximum) {
   HeadInputs in = randomHead(512, 3, 64, 64);
