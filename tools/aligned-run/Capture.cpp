@@ -4,6 +4,7 @@
 #include "llvm/Support/MemoryBuffer.h"
 
 #include <map>
+#include <numeric>
 
 using namespace aligned;
 
@@ -63,6 +64,18 @@ std::optional<Capture> aligned::loadCapture(const std::string &folder) {
     return refuse(folder + ": expected group * kv_heads = " + std::to_string(*group * capture.kvHeads) + " query heads in q.npy, got " + std::to_string(capture.queryHeads));
   if (capture.layers < 1 || capture.steps < 1)
     return refuse(folder + "/q.npy: expected at least one layer and one step, got shape " + shapeText(q.shape));
+  capture.layerNumbers.resize(capture.layers);
+  std::iota(capture.layerNumbers.begin(), capture.layerNumbers.end(), 0);
+  if (const llvm::json::Array *numbers = object->getArray("layers")) {
+    capture.partial = true;
+    for (size_t i = 0; i < numbers->size() && i < capture.layerNumbers.size(); ++i)
+      capture.layerNumbers[i] = (*numbers)[i].getAsInteger().value_or(-1);
+    bool rise = numbers->size() == capture.layerNumbers.size() && capture.layerNumbers.front() >= 0;
+    for (int64_t i = 1; i < capture.layers; ++i)
+      rise &= capture.layerNumbers[i] > capture.layerNumbers[i - 1];
+    if (!rise)
+      return refuse(metaPath + ": expected 'layers' to be " + std::to_string(capture.layers) + " rising numbers, one for each layer of q.npy");
+  }
   if (*first > capture.tokens - capture.steps)
     return refuse(folder + ": expected first_position + steps = " + std::to_string(*first + capture.steps) + " tokens in k.npy, got " + std::to_string(capture.tokens));
   return capture;
@@ -117,7 +130,7 @@ std::vector<double> Capture::exact(const std::string &query, int64_t layer, int6
 //===----------------------------------------------------------------------===//
 
 /// The result is f32, so that rounding it does not hide errors.
-std::string aligned::moduleText(const Capture &c, const std::string &name) {
+std::string aligned::moduleText(const Capture &c, const std::string &name, const std::string &policies) {
   std::string element = c.element();
   auto tensor = [](int64_t heads, std::string tokens, int64_t dim, std::string type) {
     return "tensor<1x" + std::to_string(heads) + "x" + tokens + "x" + std::to_string(dim) + "x" + type + ">";
@@ -130,7 +143,20 @@ std::string aligned::moduleText(const Capture &c, const std::string &name) {
   char constant[16];
   snprintf(constant, sizeof(constant), "0x%08X", bits);
   return "func.func @" + name + "(%query: " + query + ", %key: " + key + ", %value: " + value + ") -> " + out + " {\n  %scale = arith.constant " + constant +
-         " : f32\n  %out = aligned.attention %query, %key, %value scale %scale : " + query + ", " + key + ", " + value + " -> " + out + "\n  return %out : " + out + "\n}\n";
+         " : f32\n  %out = aligned.attention %query, %key, %value scale %scale " + policies + " : " + query + ", " + key + ", " + value + " -> " + out + "\n  return %out : " + out + "\n}\n";
+}
+
+std::shared_ptr<Kernel> aligned::compileKernel(const std::string &source, const std::string &options) {
+  auto kernel = std::make_shared<Kernel>();
+  if (!(kernel->module = compile(source, options)))
+    return nullptr;
+  for (int side = 0; side < 2; ++side) {
+    aligned_type type;
+    aligned_module_argument(kernel->module.get(), 1 + side, &type);
+    kernel->split = type.is_cache;
+    kernel->formats[side] = type.format;
+  }
+  return kernel;
 }
 
 std::optional<std::vector<std::shared_ptr<Kernel>>> aligned::compileLayers(const Capture &c, const RunOptions &options) {
@@ -142,7 +168,7 @@ std::optional<std::vector<std::shared_ptr<Kernel>>> aligned::compileLayers(const
   };
   RunOptions rest = options;
   rest.budget.clear();
-  if (!options.budget.empty()) { // all layers at once, so that a layer that does not exist is told
+  if (!options.budget.empty() && !c.partial) { // all layers at once, so that a layer that does not exist is told
     std::string all;
     for (int64_t layer = 0; layer < c.layers; ++layer)
       all += moduleText(c, "layer" + std::to_string(layer));
@@ -154,23 +180,16 @@ std::optional<std::vector<std::shared_ptr<Kernel>>> aligned::compileLayers(const
   for (int64_t layer = 0; layer < c.layers; ++layer) {
     std::string source = moduleText(c);
     if (!options.budget.empty()) {
-      auto text = transform(source, options.pipeline() + " budget-layer=" + std::to_string(layer));
+      auto text = transform(source, options.pipeline() + " budget-layer=" + std::to_string(c.layerNumbers[layer]));
       if (!text)
         return std::nullopt;
       source = *text;
     }
     std::shared_ptr<Kernel> &kernel = known[source];
     if (!kernel) {
-      kernel = std::make_shared<Kernel>();
-      kernel->module = compile(source, rest.pipeline());
-      if (!kernel->module || !(kernel->certified = compile(source, rest.pipeline() + " certify")))
+      kernel = compileKernel(source, rest.pipeline());
+      if (!kernel || !(kernel->certified = compile(source, rest.pipeline() + " certify")))
         return std::nullopt;
-      for (int side = 0; side < 2; ++side) {
-        aligned_type type;
-        aligned_module_argument(kernel->module.get(), 1 + side, &type);
-        kernel->split = type.is_cache;
-        kernel->formats[side] = type.format;
-      }
     }
     kernels.push_back(kernel);
   }

@@ -15,6 +15,8 @@ struct Capture {
   aligned_dtype dtype;
   int64_t layers, queryHeads, kvHeads, steps, tokens, keyDim, valueDim, firstPosition;
   double scale;
+  std::vector<int64_t> layerNumbers; ///< in the model: meta.json's `layers`, or 0, 1, ...
+  bool partial = false;              ///< whether meta.json says that these are some layers of a model
 
   int64_t width() const { return byteWidth(q.dtype); }
   const char *element() const { return dtype == ALIGNED_DTYPE_F16 ? "f16" : dtype == ALIGNED_DTYPE_BF16 ? "bf16" : "f32"; }
@@ -33,18 +35,21 @@ struct Capture {
 /// Prints what is wrong and returns nothing.
 std::optional<Capture> loadCapture(const std::string &folder);
 
-/// A kernel without and with a certificate, and the caches that it takes.
+/// A kernel, and the caches that it takes.
 struct Kernel {
-  Module module, certified;
+  Module module;
+  Module certified; ///< the same with a certificate, where asked for
   bool split = false;
   aligned_format formats[2];
 };
 
-/// A kernel for each layer.
+/// Of `source`, without a certificate. Null, with the error printed, where it does not compile.
+std::shared_ptr<Kernel> compileKernel(const std::string &source, const std::string &options);
+/// A kernel for each layer, and its certified form.
 std::optional<std::vector<std::shared_ptr<Kernel>>> compileLayers(const Capture &c, const RunOptions &options);
 
-/// One attention over caches of any length, as an MLIR function.
-std::string moduleText(const Capture &c, const std::string &name = "decode");
+/// One attention over caches of any length, as an MLIR function; `policies` as the op says them.
+std::string moduleText(const Capture &c, const std::string &name = "decode", const std::string &policies = "");
 
 /// The caches of one layer.
 struct Caches {

@@ -363,31 +363,3 @@ output, scores and sums in float32; <b>alignedkv</b>: the published rule (arXiv 
 } // namespace
 
 void aligned::writePage(const DecodePage &page, llvm::raw_ostream &os) { Page(page, os).write(); }
-
-//===----------------------------------------------------------------------===//
-// The file
-//===----------------------------------------------------------------------===//
-
-std::optional<PageFile> PageFile::create(const std::string &path) {
-  if (path.empty() || (llvm::sys::fs::exists(path) && !llvm::sys::fs::is_regular_file(path))) // a folder or device would be lost to the page
-    return refuse("expected --report to name a file, got '" + path + "'");
-  auto file = llvm::sys::fs::TempFile::create(path + "-%%%%%%");
-  if (!file)
-    return refuse(path + ": expected a place to write to, got: " + llvm::toString(file.takeError()));
-  return PageFile(path, std::move(*file));
-}
-
-PageFile::~PageFile() { llvm::consumeError(file.discard()); }
-
-bool PageFile::write(const DecodePage &page) {
-  llvm::raw_fd_ostream os(file.FD, /*shouldClose=*/false);
-  writePage(page, os);
-  os.flush();
-  std::error_code error = os.error();
-  os.clear_error();
-  if (!error)
-    error = llvm::errorToErrorCode(file.keep(path));
-  if (error)
-    refuse(path + ": expected to be written, got: " + error.message());
-  return !error;
-}

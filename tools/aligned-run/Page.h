@@ -4,7 +4,6 @@
 
 #include "Run.h"
 
-#include "llvm/Support/FileSystem.h"
 #include "llvm/Support/raw_ostream.h"
 
 namespace aligned {
@@ -43,23 +42,6 @@ struct DecodePage {
 };
 
 void writePage(const DecodePage &page, llvm::raw_ostream &os);
-
-/// A page's file, which appears under its name when the page is complete, or not at all.
-class PageFile {
-public:
-  /// Prints the error where nothing can be written there.
-  static std::optional<PageFile> create(const std::string &path);
-  PageFile(PageFile &&other) = default;
-  ~PageFile();
-
-  bool write(const DecodePage &page);
-
-private:
-  PageFile(std::string path, llvm::sys::fs::TempFile file) : path(std::move(path)), file(std::move(file)) {}
-
-  std::string path;
-  llvm::sys::fs::TempFile file;
-};
 
 } // namespace aligned
 

@@ -1,5 +1,7 @@
 // aligned-run: compile a model or a decode step, run it on this machine, and say what was read and how far the result is from exact.
+#include "OutputFile.h"
 #include "Page.h"
+#include "Tune.h"
 
 #include "llvm/ADT/StringExtras.h"
 #include "llvm/Support/CommandLine.h"
@@ -24,6 +26,9 @@ struct CommandLine {
                                cl::cat(category)};
   cl::opt<double> tolerance{"tolerance", cl::value_desc("T"), cl::desc("Aimed relative L2 error of a head's output, above 0 and below 1; implies --policy=budget"), cl::cat(category)};
   cl::opt<std::string> budget{"budget", cl::value_desc("FILE.yaml"), cl::desc("How much error is acceptable where; the policy holds where it says nothing (default balanced)"), cl::cat(category)};
+  cl::opt<bool> tune{"tune", cl::desc("Of a captured cache, search the budget of fewest bytes that keeps within --target-error, and write it to the file of -o"), cl::cat(category)};
+  cl::opt<double> target{"target-error", cl::value_desc("E"), cl::desc("Mean relative L2 error of heads' outputs that --tune is to keep within"), cl::cat(category)};
+  cl::opt<std::string> output{"o", cl::value_desc("FILE"), cl::desc("What to write"), cl::cat(category)};
   cl::opt<std::string> format{"format", cl::init("auto"), cl::desc("Storage: auto, dense, or planes such as fixed<4,4,4,4> and float<8,4,4>"), cl::cat(category)};
   cl::opt<std::string> isa{"isa", cl::init("host"), cl::desc("Instructions of the kernels: host (the widest that this machine has), avx512, avx2 or portable"), cl::cat(category)};
   cl::opt<int> threads{"threads", cl::init(1), cl::desc("Threads that share the kv heads of a step (default 1)"), cl::cat(category)};
@@ -50,6 +55,11 @@ constexpr const char *overview = R"(aligned-run: attention that reads only the b
 
   aligned-run --decode DIR --budget FILE.yaml
       reads as closely as a file says for each layer, kv head and side; --budget serves a model too
+
+  aligned-run --tune --decode DIR --target-error=0.002 -o FILE.yaml
+      searches tolerances for K and V of each layer and kv head that together read the fewest bytes with a mean error of at most 0.002,
+      writes them as a budget, and compares with one tolerance for all. meta.json's `layers`, where present, says which of the model's
+      layers were captured, since budgets number those of the model
 
   aligned-run --decode DIR --report FILE.html
       writes a page too: bytes against error of the policies and of what others store, and which bits of K and V one step read
@@ -86,6 +96,22 @@ int main(int argc, char **argv) {
   for (auto [option, what] : {std::pair(&line.relative, "rtol"), std::pair(&line.absolute, "atol")})
     if (option->getNumOccurrences() && !(*option >= 0))
       return usageError(std::string("expected --") + what + " that is not negative, got " + text(*option));
+
+  if (line.tune) {
+    if (!isDecode)
+      return usageError("expected --decode DIR with --tune");
+    if (!(line.target > 0 && line.target < 1))
+      return usageError(line.target.getNumOccurrences() ? "expected a target error above 0 and below 1, got " + text(line.target) : "expected --target-error E with --tune");
+    if (line.output.empty())
+      return usageError("expected -o FILE.yaml with --tune");
+    for (cl::Option *option : std::initializer_list<cl::Option *>{std::addressof(line.policies), &line.tolerance, &line.budget, &line.format, &line.report, &line.lastStep})
+      if (option->getNumOccurrences())
+        return usageError("expected no --" + option->ArgStr.str() + " with --tune");
+  } else {
+    for (cl::Option *option : std::initializer_list<cl::Option *>{&line.target, &line.output})
+      if (option->getNumOccurrences())
+        return usageError("expected --tune with " + std::string(option == &line.output ? "-" : "--") + option->ArgStr.str());
+  }
 
   RunOptions base;
   if (line.tolerance.getNumOccurrences()) {
@@ -135,17 +161,25 @@ int main(int argc, char **argv) {
 
   bool ok = false;
   llvm::json::Object object;
-  if (isDecode) {
+  if (line.tune) {
+    base.policy = "balanced"; // the op's own policies go ahead of it
+    std::optional<OutputFile> file = OutputFile::create(line.output, "-o");
+    std::optional<Tuned> tuned = file ? tune(line.decode, base, line.target) : std::nullopt;
+    ok = tuned && file->write([&](llvm::raw_ostream &os) { writeBudget(*tuned, line.decode, os); });
+    if (ok && !line.json)
+      printTuned(*tuned, line.output);
+    object = tunedJson(tuned, ok);
+  } else if (isDecode) {
     DecodePage page;
     page.folder = line.decode;
     bool paged = line.report.getNumOccurrences() > 0;
-    std::optional<PageFile> file = paged ? PageFile::create(line.report) : std::nullopt; // ahead of minutes of work
+    std::optional<OutputFile> file = paged ? OutputFile::create(line.report, "--report") : std::nullopt; // ahead of minutes of work
     std::optional<std::vector<DecodeReport>> reports;
     if (file || !paged)
       reports = runDecode(line.decode, runs, pictured, paged ? &page : nullptr);
     if (reports && !line.json)
       printDecode(*reports);
-    ok = reports && (!file || file->write(page));
+    ok = reports && (!file || file->write([&](llvm::raw_ostream &os) { writePage(page, os); }));
     object = decodeJson(reports.value_or(std::vector<DecodeReport>{}), ok, page.alternatives);
   } else {
     auto report = runModel(line.model, line.npz, runs.front());

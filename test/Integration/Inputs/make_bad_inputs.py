@@ -34,6 +34,7 @@ variant("rank", k=(4, 16))
 variant("tokens", v=(1, 1, 5, 16))
 variant("dim", q=(1, 2, 1, 24), k=(1, 1, 4, 24), v=(1, 1, 4, 24))
 variant("rows", q=(1, 33, 1, 16), meta=META | {"group": 33})
+variant("layers", meta=META | {"layers": [3, 3]})
 (variant("missing") / "meta.json").unlink()
 np.save(variant("dtype") / "k.npy", np.zeros((1, 1, 4, 16), np.int32))
 truncated = variant("truncated") / "k.npy"

@@ -160,23 +160,4 @@ TEST(Page, ErrorsWithoutAPlaceInTheChart) {
   EXPECT_NE(text.find("An error of 0 lies on the axis"), text.npos);
 }
 
-TEST(Page, FileAppearsCompleteOrNotAtAll) {
-  std::string path = testing::TempDir() + "aligned-page-test.html";
-  llvm::sys::fs::remove(path);
-  {
-    auto file = PageFile::create(path);
-    ASSERT_TRUE(file);
-    EXPECT_FALSE(llvm::sys::fs::exists(path));
-  }
-  EXPECT_FALSE(llvm::sys::fs::exists(path));
-  {
-    auto file = PageFile::create(path);
-    ASSERT_TRUE(file && file->write(madeUp()));
-  }
-  uint64_t size = 0;
-  ASSERT_FALSE(llvm::sys::fs::file_size(path, size));
-  EXPECT_EQ(size, written(madeUp()).size());
-  llvm::sys::fs::remove(path);
-}
-
 } // namespace

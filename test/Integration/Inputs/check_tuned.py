@@ -1,0 +1,14 @@
+"""Holds what aligned-run --tune printed against a run of the budget that it wrote.
+
+usage: check_tuned.py TUNED.json RUN.json
+"""
+import json, math, sys
+
+tuned, run = (json.load(open(path)) for path in sys.argv[1:])
+assert tuned["ok"] and run["ok"]
+target, found, uniform, (again,) = tuned["target_error"], tuned["tuned"], tuned["uniform"], run["runs"]
+assert 0.8 * target < found["error_mean"] <= target, found
+assert 0.8 * target < uniform["error_mean"] <= target, uniform
+assert found["bytes_fraction"] < uniform["bytes_fraction"], (found, uniform)
+for name in ("error_mean", "error_max", "bytes_fraction", "k_bits", "v_bits"):
+    assert math.isclose(found[name], again[name], rel_tol=1e-9), (name, found[name], again[name])
