@@ -1,6 +1,7 @@
 // What a module needs on its way through the compiler, and the one pipeline that takes it there.
 #include "aligned/Pipelines/Pipelines.h"
 
+#include "aligned/Analysis/Passes.h"
 #include "aligned/Conversion/AlignedToCPU/Passes.h"
 #include "aligned/Dialect/Aligned/IR/Aligned.h"
 #include "aligned/Pipelines/Passes.h"
@@ -36,6 +37,7 @@ void aligned::registerDialects(DialectRegistry &registry) {
 
 void aligned::registerPasses() {
   registerAlignedRaisePasses();
+  registerAlignedAnalysisPasses();
   registerAlignedTransformsPasses();
   registerAlignedToCPUPasses();
   registerAlignedPipelinesPasses();
@@ -177,6 +179,7 @@ void aligned::buildPipeline(OpPassManager &pm, const PipelineOptions &options) {
 
   pm.addPass(createAlignedLowerTosa());
   pm.addPass(createAlignedRaiseAttention());
+  pm.addPass(createAlignedAssignPolicies());
   if (!options.budget.empty())
     applyBudget(pm, options);
   if (options.probe)
@@ -206,13 +209,24 @@ void aligned::buildPipeline(OpPassManager &pm, const PipelineOptions &options) {
 
 void aligned::registerPipelines() {
   PassPipelineRegistration<PipelineOptions>("aligned-pipeline", "compile attention to read only the bits it needs", buildPipeline);
-  // By hand, because its text is a path and not a list of options.
+  // By hand, because their text is not a list of options.
   registerPassPipeline(
       "aligned-budget", "FILE: give attention the policies that a file asks for",
       [](OpPassManager &pm, StringRef file, function_ref<LogicalResult(const Twine &)>) {
         AlignedApplyBudgetOptions budget;
         budget.file = file.str();
         pm.addPass(createAlignedApplyBudget(budget));
+        return success();
+      },
+      [](function_ref<void(const mlir::detail::PassOptions &)>) {});
+  registerPassPipeline(
+      "aligned-report-precision", "json: say in one document which bits can't matter, in the module's place",
+      [](OpPassManager &pm, StringRef format, function_ref<LogicalResult(const Twine &)> refuse) {
+        if (format != "json")
+          return refuse("expected --aligned-report-precision=json, got '" + format + "'");
+        AlignedAnalyzePrecisionOptions options;
+        options.report = "json";
+        pm.addPass(createAlignedAnalyzePrecision(options));
         return success();
       },
       [](function_ref<void(const mlir::detail::PassOptions &)>) {});

@@ -10,5 +10,9 @@ int main(int argc, char **argv) {
   mlir::registerAllPasses();
   aligned::registerPasses();
   aligned::registerPipelines();
-  return mlir::asMainReturnCode(mlir::MlirOptMain(argc, argv, "AlignedKV optimizer driver\n", registry));
+  auto [input, output] = mlir::registerAndParseCLIOptions(argc, argv, "AlignedKV optimizer driver\n", registry);
+  bool reports = std::any_of(argv + 1, argv + argc, [](llvm::StringRef argument) { return argument.ltrim('-').starts_with("aligned-report-precision"); });
+  if (reports && output == "-") // a report stands in the module's place
+    output = "/dev/null";
+  return mlir::asMainReturnCode(mlir::MlirOptMain(argc, argv, input, output, registry));
 }

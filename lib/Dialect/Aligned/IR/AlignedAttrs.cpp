@@ -105,6 +105,64 @@ void AlignedDialect::registerAttributes() {
       >();
 }
 
+std::string aligned::decimal(double number) {
+  std::string text;
+  llvm::raw_string_ostream(text) << llvm::format("%g", number);
+  return text;
+}
+
+//===----------------------------------------------------------------------===//
+// Ranges
+//===----------------------------------------------------------------------===//
+
+LogicalResult RangeAttr::verify(function_ref<InFlightDiagnostic()> emitError, APFloat lowerEnd, APFloat upperEnd, APFloat magnitude, bool, bool) { // P6
+  double lower = lowerEnd.convertToDouble(), upper = upperEnd.convertToDouble(), nonzero = magnitude.convertToDouble();
+  if (!std::isfinite(lower) || !std::isfinite(upper))
+    return emitError() << "expected finite ends of a range, got [" << decimal(lower) << ", " << decimal(upper) << "]";
+  if (lower > upper)
+    return emitError() << "expected a range that is not empty, got [" << decimal(lower) << ", " << decimal(upper) << "]";
+  if (!(nonzero >= 0 && nonzero <= std::max(std::fabs(lower), std::fabs(upper))))
+    return emitError() << "expected a least magnitude from 0 to that of the larger end of [" << decimal(lower) << ", " << decimal(upper) << "], got " << decimal(nonzero);
+  return success();
+}
+
+Attribute RangeAttr::parse(AsmParser &parser, Type) {
+  double lower = 0, upper = 0, nonzero = 0;
+  bool infinite = false, nan = false;
+  SMLoc place = parser.getCurrentLocation();
+  if (parser.parseLess() || parser.parseLSquare() || parser.parseFloat(lower) || parser.parseComma() || parser.parseFloat(upper) || parser.parseRSquare())
+    return {};
+  while (succeeded(parser.parseOptionalComma())) {
+    if (succeeded(parser.parseOptionalKeyword("nonzero"))) {
+      if (parser.parseEqual() || parser.parseFloat(nonzero))
+        return {};
+    } else if (succeeded(parser.parseOptionalKeyword("inf"))) {
+      infinite = true;
+    } else if (succeeded(parser.parseOptionalKeyword("nan"))) {
+      nan = true;
+    } else {
+      parser.emitError(parser.getCurrentLocation(), "expected 'nonzero = ...', 'inf' or 'nan'");
+      return {};
+    }
+  }
+  if (parser.parseGreater())
+    return {};
+  return getChecked([&] { return parser.emitError(place); }, parser.getContext(), APFloat(lower), APFloat(upper), APFloat(nonzero), infinite, nan);
+}
+
+void RangeAttr::print(AsmPrinter &printer) const {
+  printer << "<[";
+  printer.printFloat(getLower());
+  printer << ", ";
+  printer.printFloat(getUpper());
+  printer << "]";
+  if (!getNonzero().isZero()) {
+    printer << ", nonzero = ";
+    printer.printFloat(getNonzero());
+  }
+  printer << (getInfinite() ? ", inf" : "") << (getNan() ? ", nan" : "") << ">";
+}
+
 //===----------------------------------------------------------------------===//
 // Split encodings
 //===----------------------------------------------------------------------===//
@@ -193,12 +251,6 @@ SplitAttr aligned::parseSplitFormat(StringRef text, CacheRole role, MLIRContext 
 //===----------------------------------------------------------------------===//
 // Policies
 //===----------------------------------------------------------------------===//
-
-static std::string decimal(double number) {
-  std::string text;
-  llvm::raw_string_ostream(text) << llvm::format("%g", number);
-  return text;
-}
 
 static LogicalResult verifyTolerance(function_ref<InFlightDiagnostic()> emitError, FloatAttr tolerance) {
   if (!tolerance.getType().isF64())

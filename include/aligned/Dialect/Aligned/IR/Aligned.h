@@ -18,6 +18,12 @@
 
 namespace aligned {
 
+/// Attributes of a function's arguments and results (P6).
+constexpr llvm::StringLiteral kRangeName = "aligned.range", kToleranceName = "aligned.tolerance";
+
+/// A number in a message.
+std::string decimal(double number);
+
 /// `4 to 12`: the least and the most bits that may be read of a value.
 struct BitRange {
   int64_t least = 0, most = 16;

@@ -75,6 +75,29 @@ def Aligned_SplitAttr : Aligned_Attr<"Split", "split",
   }];
 }
 
+def Aligned_RangeAttr : Aligned_Attr<"Range", "range"> {
+  let summary = "what values a float, or each element of a shaped value, may have";
+  let description = [{
+    (P6) As `aligned.range` on an argument of a function, a promise that the analysis of precision starts from: every value is in
+    [lower, upper], and no closer to zero than `nonzero` unless it is zero. It may be an infinity or a NaN only where the attribute says so.
+
+    ```mlir
+    func.func @f(%x: tensor<8xf16> {aligned.range = #aligned.range<[-4.0, 4.0], nonzero = 0.0625>})
+    ```
+
+    Constraints:
+    - (P6) lower is not above upper, both are finite, and within what the type holds; nonzero is 0 or more, and not above both magnitudes
+  }];
+  let parameters = (ins
+    APFloatParameter<"f64">:$lower, APFloatParameter<"f64">:$upper, APFloatParameter<"f64, the least magnitude of what isn't zero">:$nonzero,
+    "bool":$infinite, "bool":$nan);
+  let builders = [AttrBuilder<(ins "double":$lower, "double":$upper, "double":$nonzero, CArg<"bool", "false">:$infinite, CArg<"bool", "false">:$nan), [{
+    return $_get($_ctxt, ::llvm::APFloat(lower), ::llvm::APFloat(upper), ::llvm::APFloat(nonzero), infinite, nan);
+  }]>];
+  let hasCustomAssemblyFormat = 1;
+  let genVerifyDecl = 1;
+}
+
 // f64 without its type: 3.906250e-03.
 def Aligned_Tolerance : OptionalParameter<"::mlir::FloatAttr", "aimed relative L2 error, f64"> {
   let parser = "::aligned::parseTolerance($_parser)";

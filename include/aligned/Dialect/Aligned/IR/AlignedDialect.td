@@ -16,8 +16,13 @@ def Aligned_Dialect : Dialect {
 
     Attention is two ops. `aligned.attention` declares it: which tensors, which scale. `aligned.decode_attention` is how it is
     computed: scores, softmax, values and dequantisation in one, over one stretch of tokens, giving a state that merges.
+
+    On functions, `aligned.range` of an argument and `aligned.tolerance` of a result, an f64 above 0, tell the analysis of precision (P6) what
+    comes in, and how far what goes out may be off, absolutely.
   }];
   let useDefaultAttributePrinterParser = 1;
+  let hasRegionArgAttrVerify = 1;
+  let hasRegionResultAttrVerify = 1;
   let extraClassDeclaration = [{ void registerAttributes(); }];
   let dependentDialects = ["::mlir::arith::ArithDialect", "::mlir::tensor::TensorDialect"];
 }
