@@ -1,13 +1,15 @@
 # The commands of every day. `make help` lists them.
 BUILD ?= build
 JOBS ?= 2
+SECONDS ?= 60
+CORPUS ?= $(BUILD)/fuzz
 PYTHON := .venv/bin/python
 
 # Precompiled headers are cacheable once ccache stops comparing times.
 export CCACHE_SLOPPINESS := pch_defines,time_macros,include_file_mtime,include_file_ctime
 
 .DEFAULT_GOAL := build
-.PHONY: help setup build check demo update-phases clean
+.PHONY: help setup build check demo fuzz update-phases clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +29,11 @@ check: build ## run every test; the last line is `N passed, N failed`
 
 demo: build ## one model through the phases, then a real cache under four policies
 	@$(PYTHON) utils/demo.py $(BUILD)
+
+fuzz: build ## search for caches on which an error exceeds its certified bound (SECONDS=60, CORPUS=build/fuzz)
+	@ninja -C $(BUILD) -j$(JOBS) aligned-fuzz
+	@mkdir -p $(CORPUS)
+	@$(BUILD)/bin/aligned-fuzz $(CORPUS) -artifact_prefix=$(CORPUS)- -max_total_time=$(SECONDS) -len_control=0 -print_final_stats=1
 
 update-phases: build ## write test/Pipelines/decode/{1-raise,...}.mlir again
 	@$(PYTHON) utils/phases.py $(BUILD)

@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstring>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
@@ -22,6 +23,10 @@ struct Subject {
   std::string options, format; // format of a merged subject, whose ops are fused already
   std::string policy = "";
   bool merged = false;
+  std::string result = "f32"; // f32, or the element type
+
+  double scale() const { return float(1 / std::sqrt(double(keyDim))); }
+  std::string name() const { return element + " " + std::to_string(heads) + "x" + std::to_string(keyDim) + "x" + std::to_string(valueDim) + " " + options + format + policy + " -> " + result; }
 };
 
 inline std::vector<Subject> subjects() {
@@ -43,8 +48,14 @@ inline std::vector<Subject> subjects() {
       {"bf16", 2, 16, 16, "policy=exact format=dense", "", "", false},
       {"f16", 2, 32, 16, "", "fixed<4, 4, 4, 4>", "<budget, tolerance = 0.01>", true},
       {"f16", 2, 16, 16, "", "float<8, 4, 4>", "<alignedkv>", true},
+      {"f16", 3, 16, 32, "policy=fast", "", "", false, "f16"},
+      {"bf16", 2, 32, 16, "policy=tight", "", "", false, "bf16"},
+      {"f16", 2, 32, 16, "", "fixed<4, 4, 4, 4>", "<budget, tolerance = 0.01, key = <bits = 0 to 8>, value = <bits = 4 to 12, newest = 20, sinks = 3>>", true},
   };
 }
+
+/// The larger number, and NaN before any.
+inline double worse(double a, double b) { return std::isnan(a) || a >= b ? a : b; }
 
 class CertifiedAttention {
 public:
@@ -54,8 +65,8 @@ public:
 
   bool compiled() const { return module != nullptr; }
 
-  /// The largest ratio of error to bound among the heads whose exact output is finite; infinite where a bound of 0 was exceeded, NaN where a
-  /// bound is. Values must be such as the element type holds. Dropping planes first leaves `planes` of them, 0 keeps all.
+  /// The largest ratio of error to bound among the heads whose exact output is finite: infinite where a bound of 0 was exceeded or the output is not
+  /// finite, NaN where a bound is NaN. Values must be such as the element type holds. Dropping planes first leaves `planes` of them, 0 keeps all.
   double worstRatio(const HeadInputs &in, int planes) {
     int64_t split = subject.merged ? in.tokens / 2 : in.tokens;
     std::vector<char> q = encode(in.q), k = encode(in.k), v = encode(in.v);
@@ -85,16 +96,22 @@ public:
       return NAN;
     std::vector<double> exact(in.heads * in.valueDim);
     exactAttention(in.q.data(), in.heads, in.k.data(), in.v.data(), in.tokens, in.keyDim, in.valueDim, in.scale, false, exact.data());
-    const float *out = static_cast<const float *>(results[0].array.data), *bounds = static_cast<const float *>(results[1].array.data);
+    const float *bounds = static_cast<const float *>(results[1].array.data);
+    bool overflows = mayOverflow(in);
     double worst = 0;
     for (int64_t h = 0; h < in.heads; ++h) {
       double error = 0;
-      for (int64_t i = h * in.valueDim; i < (h + 1) * in.valueDim; ++i)
-        error = std::isfinite(exact[i]) && !std::isnan(error) ? std::max(error, std::fabs(out[i] - exact[i])) : NAN;
-      if (std::isnan(error) && std::all_of(&exact[h * in.valueDim], &exact[(h + 1) * in.valueDim], [](double x) { return std::isfinite(x); }))
-        worst = INFINITY; // the output should have been finite
-      if (std::isfinite(error) && error > 0)
-        worst = std::isnan(bounds[h]) ? NAN : std::max(worst, error / bounds[h]);
+      bool promised = true;
+      for (int64_t i = h * in.valueDim; i < (h + 1) * in.valueDim; ++i) {
+        double difference = std::fabs(decode(results[0].array.data, i) - exact[i]);
+        promised &= std::isfinite(exact[i]);
+        error = worse(error, difference);
+      }
+      bool known = !std::isnan(bounds[h]);
+      if (!promised || (overflows && !std::isfinite(bounds[h])))
+        continue;
+      double ratio = !known ? NAN : !std::isfinite(error) ? INFINITY : error > 0 ? error / bounds[h] : 0;
+      worst = worse(worst, ratio);
     }
     for (aligned_value &result : results)
       aligned_array_free(&result.array);
@@ -109,11 +126,16 @@ private:
   }
 
   std::string text() const {
-    auto [element, heads, keyDim, valueDim, options, format, policy, merged] = subject;
+    auto [element, heads, keyDim, valueDim, options, format, policy, merged, result] = subject;
     auto split = [&](const char *role) { return subject.merged ? ", #aligned.split<" + subject.format + ", " + role + ">" : std::string(); };
-    std::string q = tensor(heads, "1", keyDim, element), out = tensor(heads, "1", valueDim, "f32"), row = "tensor<1x" + std::to_string(heads) + "x1xf32>",
+    char bits[16];
+    float factor = float(subject.scale());
+    uint32_t pattern;
+    std::memcpy(&pattern, &factor, 4);
+    std::snprintf(bits, sizeof(bits), "0x%08X", pattern);
+    std::string q = tensor(heads, "1", keyDim, element), out = tensor(heads, "1", valueDim, merged ? "f32" : result), row = "tensor<1x" + std::to_string(heads) + "x1xf32>",
                 k = tensor(1, "?", keyDim, element, split("key")), v = tensor(1, "?", valueDim, element, split("value")), dk = tensor(1, "?", keyDim, element),
-                dv = tensor(1, "?", valueDim, element), certificate = tensor(heads, "1", 6, "f32"), scale = "  %s = arith.constant 0.25 : f32\n";
+                dv = tensor(1, "?", valueDim, element), certificate = tensor(heads, "1", 6, "f32"), scale = "  %s = arith.constant " + std::string(bits) + " : f32\n";
     if (!merged)
       return "func.func @f(%q: " + q + ", %k: " + k + ", %v: " + v + ") -> " + out + " {\n" + scale + "  %o = aligned.attention %q, %k, %v scale %s : " + q + ", " + k +
              ", " + v + " -> " + out + "\n  return %o : " + out + "\n}\n";
@@ -124,6 +146,20 @@ private:
            "\n  %m:4 = aligned.merge (%a#0, %a#1, %a#2, %a#3), (%b#0, %b#1, %b#2, %b#3) : " + out + ", " + row + " certified " + certificate +
            "\n  %o:3 = aligned.finish %m#0, %m#2 certificate %m#3 : " + out + ", " + row + ", " + certificate + " -> " + out + " certified " + row + ", " + row +
            "\n  return %o#0, %o#1, %o#2 : " + out + ", " + row + ", " + row + "\n}\n";
+  }
+
+  /// Whether scores or values are beyond what sums and squares of f32 hold. A bound may then be no number, but what is one must hold.
+  static bool mayOverflow(const HeadInputs &in) {
+    auto largest = [](const std::vector<double> &values) {
+      return std::accumulate(values.begin(), values.end(), 0.0, [](double top, double x) { return std::isfinite(x) ? std::max(top, std::fabs(x)) : top; });
+    };
+    return largest(in.q) * largest(in.k) * in.scale * in.keyDim > 0x1p60 || largest(in.v) * in.tokens > 0x1p60;
+  }
+
+  double decode(const void *values, int64_t i) const {
+    if (subject.result == "f32")
+      return static_cast<const float *>(values)[i];
+    return widen(static_cast<const uint16_t *>(values)[i], storage());
   }
 
   std::vector<char> encode(const std::vector<double> &values) const {
@@ -176,7 +212,7 @@ inline Case makeCase(const CertifiedAttention &attention, uint64_t seed) {
   int64_t tokens = lengths[below(std::size(lengths))], kind = below(18);
   if (kind >= 14) // whole blocks: open tokens are exact
     tokens = 64 * (1 + below(2));
-  HeadInputs in{s.heads, tokens, s.keyDim, s.valueDim, {}, {}, {}, 0.25, attention.storage()};
+  HeadInputs in{s.heads, tokens, s.keyDim, s.valueDim, {}, {}, {}, s.scale(), attention.storage()};
   double loudness = std::exp2(double(below(12)) - 6), keySize = std::exp2(double(below(9)) - 4), valueSize = std::exp2(double(below(25)) - 12);
   auto draw = [&](std::vector<double> &values, int64_t count, double size) {
     for (int64_t i = 0; i < count; ++i)

@@ -316,7 +316,7 @@ SmallVector<Value> certify(ImplicitLocOpBuilder &b, Value certificate, Value sum
   }
   // Half a unit in the last place of the result, relative and for the least ones.
   Type element = outputType.getElementType();
-  double relative = element.isF16() ? 0x1.01p-11 : element.isBF16() ? 0x1.1p-9 : 0x1p-23, least = element.isF16() ? 0x1p-25 : 0x1p-126;
+  double relative = element.isF16() ? 0x1.01p-11 : element.isBF16() ? 0x1.01p-8 : 0x1p-23, least = element.isF16() ? 0x1p-25 : 0x1p-126;
   SmallVector<AffineMap> maps(inputs.size() + 2, b.getMultiDimIdentityMap(3));
   int64_t channels = outputType.getDimSize(3);
   auto certified = linalg::GenericOp::create(b, TypeRange{rowType, rowType}, inputs, ValueRange{empty, empty}, maps, parallel(3),

@@ -1,0 +1,103 @@
+// P4 under libFuzzer: the search climbs towards errors that exceed their bound.
+//
+// An input is a header and a stream of values. The header chooses what is compiled, tokens, planes that are kept, the seed of a case that the property
+// suite would make, and for each of q, k and v whether it is that case's, or the stream's raw bit patterns, or the case's with patterns of the stream
+// strewn over it. How close the error came to the bound, in logarithmic steps, counts as coverage: an input that comes closer is kept and bred from.
+//
+//   aligned-fuzz CORPUS -max_total_time=60      searches; a counterexample is written to a file, which is all that reproduces it:
+//   aligned-fuzz crash-...                      runs one input
+#include "Certified.h"
+
+#include <cstdio>
+#include <cstdlib>
+
+using namespace aligned;
+
+namespace {
+
+constexpr int kSubjects = 32, kSteps = 128, kStepsPerOctave = 8; // the last step is a ratio of 1
+__attribute__((section("__libfuzzer_extra_counters"))) uint8_t closeness[kSubjects][kSteps];
+
+CertifiedAttention &attentionOf(size_t subject) {
+  static auto &compiled = *new std::vector<std::unique_ptr<CertifiedAttention>>(subjects().size()); // never destroyed: LLVM's own globals go first
+  if (!compiled[subject]) {
+    compiled[subject] = std::make_unique<CertifiedAttention>(subjects()[subject]);
+    if (!compiled[subject]->compiled()) {
+      std::fprintf(stderr, "expected %s to compile, got %s\n", subjects()[subject].name().c_str(), aligned_last_error());
+      std::exit(1);
+    }
+  }
+  return *compiled[subject];
+}
+
+/// Reads what libFuzzer gives; zeros when there is no more.
+class Bytes {
+public:
+  Bytes(const uint8_t *data, size_t size) : data(data), size(size) {}
+
+  template <typename T> T take() {
+    T value = {};
+    size_t count = std::min(sizeof(T), size);
+    std::memcpy(&value, data, count);
+    data += count;
+    size -= count;
+    return value;
+  }
+  bool empty() const { return !size; }
+
+private:
+  const uint8_t *data;
+  size_t size;
+};
+
+#pragma pack(push, 1)
+struct Header {
+  uint8_t subject, tokens, planes, sources; // tokens 0: those of the case; sources: two bits each for q, k and v
+  uint32_t seed;
+};
+#pragma pack(pop)
+
+Case caseOf(const CertifiedAttention &attention, const Header &header, Bytes bytes) {
+  std::vector<double> stream;
+  while (!bytes.empty())
+    stream.push_back(attention.subject.element == "f32" ? double(bytes.take<float>()) : widen(bytes.take<uint16_t>(), attention.storage()));
+  Case made = makeCase(attention, header.seed);
+  HeadInputs &in = made.in;
+  in.tokens = header.tokens ? header.tokens : in.tokens;
+  if (header.planes % 8)
+    made.planes = header.planes % 4;
+  int source = header.sources;
+  size_t offset = 0;
+  for (auto [values, count] : {std::pair(&in.q, in.heads * in.keyDim), std::pair(&in.k, in.tokens * in.keyDim), std::pair(&in.v, in.tokens * in.valueDim)}) {
+    std::vector<double> given = *values;
+    values->resize(count);
+    for (int64_t i = 0; i < count; ++i)
+      (*values)[i] = given[i % given.size()];
+    for (size_t i = 0; i < stream.size() && source & 2; ++i) // strewn
+      (*values)[(stream.size() + i * 2654435761u) % count] = stream[i];
+    for (int64_t i = 0; i < count && (source & 3) == 1 && !stream.empty(); ++i)
+      (*values)[i] = stream[(offset + i) % stream.size()];
+    offset += count;
+    source >>= 2;
+  }
+  return made;
+}
+
+} // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+  Bytes bytes(data, size);
+  auto header = bytes.take<Header>();
+  size_t subject = header.subject % subjects().size();
+  CertifiedAttention &attention = attentionOf(subject);
+  auto [in, planes] = caseOf(attention, header, bytes);
+  double ratio = attention.worstRatio(in, planes);
+  if (!(ratio <= 1)) {
+    std::fprintf(stderr, "expected an error within its bound, got error / bound = %g: %s, %lld tokens, %d planes kept (0: all); the input reproduces it\n", ratio,
+                 attention.subject.name().c_str(), static_cast<long long>(in.tokens), planes);
+    std::abort();
+  }
+  if (ratio > 0)
+    closeness[subject][std::max(0, kSteps - 1 + static_cast<int>(kStepsPerOctave * std::log2(ratio)))] = 1;
+  return 0;
+}
