@@ -298,7 +298,12 @@ aligned_module *aligned_module_compile(const char *source, const char *options, 
   if (failed(function))
     return session.fail();
   std::string symbol = function->getSymName().str();
-  compiled->probes = function->getNumResults() - module->lookupSymbol<func::FuncOp>(symbol).getNumResults();
+  // Behind the function's own results come probes, and behind these certificates.
+  if (int64_t own = module->lookupSymbol<func::FuncOp>(symbol).getNumResults(); function->getNumResults() > own)
+    compiled->probes = llvm::count_if(function->front().getTerminator()->getOperands().drop_front(own), [](Value value) {
+      auto attention = value.getDefiningOp<AttentionOp>();
+      return attention && value == attention.getResult();
+    });
   for (Type type : function->getArgumentTypes()) {
     FailureOr<aligned_type> argument = describe(*function, "argument", type);
     if (failed(argument))

@@ -93,7 +93,7 @@ SmallVector<Value> fuseInStretches(ImplicitLocOpBuilder &b, AttentionOp attentio
     Value stretch = tensor::ExtractSliceOp::create(b, queryType.clone(shape), query, offsets, sizes, strides);
     SmallVector<Value> filled;
     for (auto [part, whole] : llvm::zip(fuse(b, attention, stretch, policies, site), loop.getRegionIterArgs())) {
-      auto leading = [&](ArrayRef<OpFoldResult> all) { return all.take_front(typeOf(whole).getRank()); };
+      auto leading = [rank = typeOf(whole).getRank()](ArrayRef<OpFoldResult> all) { return all.take_front(rank); };
       filled.push_back(tensor::InsertSliceOp::create(b, part, whole, leading(offsets), sizesOf(whole), leading(strides)));
     }
     scf::YieldOp::create(b, filled);

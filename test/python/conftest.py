@@ -1,4 +1,4 @@
-"""The oracle of these tests: exact attention and split storage, said again in float64 NumPy."""
+"""The oracle of these tests and of test/Integration: exact attention and split storage, said again in float64 NumPy."""
 
 import pathlib
 import sys
@@ -46,9 +46,9 @@ def storage_bound(x, role, bits):
 
 
 def to_bfloat16_bits(x):
-    """float32 to the bits of bfloat16, to nearest even."""
+    """float32 to the bits of bfloat16, to nearest even; NaN stays NaN."""
     bits = np.asarray(x, np.float32).view(np.uint32)
-    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+    return np.where(np.isnan(x), 0x7FC0, (bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
 
 
 def from_bfloat16_bits(bits):

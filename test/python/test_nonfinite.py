@@ -4,6 +4,7 @@ import pathlib
 
 import numpy as np
 import pytest
+from conftest import exact_attention, from_bfloat16_bits, to_bfloat16_bits
 
 import alignedkv
 
@@ -20,23 +21,6 @@ CASES = {
 }
 
 
-def to_bf16(x):
-    """Rounded to nearest even; NaN stays NaN."""
-    bits = x.astype(np.float32).view(np.uint32)
-    return np.where(np.isnan(x), 0x7FC0, (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-
-
-def from_bf16(bits):
-    return (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-
-
-def dense(q, k, v):
-    k, v = (np.repeat(x, 4, axis=1) for x in (k, v))
-    s = q @ k.swapaxes(2, 3) / np.sqrt(32)
-    p = np.exp(s - s.max(-1, keepdims=True))
-    return p / p.sum(-1, keepdims=True) @ v
-
-
 @pytest.fixture(scope="module", params=["exact", "balanced", "alignedkv"])
 def model(request):
     return request.param, alignedkv.compile(MODEL, policy=request.param)
@@ -49,16 +33,16 @@ def test_a_value_that_is_not_finite_disturbs_its_own_rows_only(model, case):
     rng = np.random.default_rng(7)
     arrays = {x: rng.standard_normal((2, 8, 1, 32) if x == "q" else (2, 2, TOKENS, 32)) for x in "qkv"}
     arrays[which][where] = value
-    bits = {name: to_bf16(array) for name, array in arrays.items()}
+    bits = {name: to_bfloat16_bits(array) for name, array in arrays.items()}
     with np.errstate(invalid="ignore"):
-        want = dense(*(from_bf16(bits[x]) for x in "qkv"))
+        want = exact_attention(*(from_bfloat16_bits(bits[x]) for x in "qkv"))
     disturbed = ~np.isfinite(want).all((2, 3))
     assert 0 < disturbed.sum() <= 4 and (rows is None or disturbed.sum() == rows)
 
     keys, values = run.new_cache(1), run.new_cache(2)
     keys.append(bits["k"])
     values.append(bits["v"])
-    got = from_bf16(run(bits["q"], keys, values).view(np.uint16))
+    got = from_bfloat16_bits(run(bits["q"], keys, values).view(np.uint16))
     np.testing.assert_array_equal(np.isnan(got), np.isnan(want))
     np.testing.assert_array_equal(got[np.isinf(want)], want[np.isinf(want)])
     finite = np.isfinite(want)

@@ -59,7 +59,8 @@ int aligned_module_argument(const aligned_module *module, int32_t index, aligned
 int aligned_module_result(const aligned_module *module, int32_t index, aligned_type *type);
 /* Number of attentions that were raised; sites are 0 .. this - 1. */
 int32_t aligned_module_attentions(const aligned_module *module);
-/* With option probe=true: how many of the last results are what the attentions give, in order of their sites; 0 where they can't be returned. */
+/* With option probe=true: how many of the results behind the function's own are what the attentions give, in order of their sites; 0 where they can't
+ * be returned. With certify=true, bound and estimate of each attention are the last results. */
 int32_t aligned_module_probes(const aligned_module *module);
 /* The tolerance that a policy's name stands for, 0 where it has none. */
 double aligned_policy_tolerance(const char *policy);

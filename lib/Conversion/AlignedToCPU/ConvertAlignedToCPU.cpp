@@ -416,10 +416,11 @@ struct ConvertMerge : OpConversionPattern<MergeOp> {
                                             auto [top, weightA, weightB] = weights(inner, loc, args[0], args[2]);
                                             linalg::YieldOp::create(inner, loc, ValueRange{top, blend(inner, loc, args[1], weightA, args[3], weightB)});
                                           });
+    const SmallVector<AffineMap> maps{state, row, state, row, state};
     /// Sums per channel, of which the one at `largest` is a maximum instead.
     auto blendAll = [&](Value a, Value other, Value empty, int64_t largest) {
       return linalg::GenericOp::create(b, TypeRange{empty.getType()}, ValueRange{a, adaptor.getMaxA(), other, adaptor.getMaxB()}, ValueRange{empty},
-                                       SmallVector<AffineMap>{state, row, state, row, state}, parallel(4),
+                                       maps, parallel(4),
                                        [&](OpBuilder &inner, Location loc, ValueRange args) {
                                          auto [top, weightA, weightB] = weights(inner, loc, args[1], args[3]);
                                          Value sum = blend(inner, loc, args[0], weightA, args[2], weightB);

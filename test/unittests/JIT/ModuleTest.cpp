@@ -72,6 +72,21 @@ TEST(Compile, RefusesWhatItCannotCall) {
   EXPECT_NE(lastError().find("found 0"), std::string::npos) << lastError();
 }
 
+TEST(Compile, TellsProbesFromCertificates) {
+  auto counts = [](const char *options, const std::string &source) {
+    Module module = compile(source, options);
+    EXPECT_TRUE(module) << lastError();
+    return module ? std::pair(aligned_module_results(module.get()), aligned_module_probes(module.get())) : std::pair(0, 0);
+  };
+  std::string source = kAttention;
+  EXPECT_EQ(counts("", source), std::pair(1, 0));
+  EXPECT_EQ(counts("probe", source), std::pair(2, 1));
+  EXPECT_EQ(counts("certify", source), std::pair(3, 0));
+  EXPECT_EQ(counts("probe certify", source), std::pair(4, 1));
+  EXPECT_EQ(counts("probe certify format=dense", source), std::pair(4, 1));
+  EXPECT_EQ(counts("probe certify", kDouble), std::pair(1, 0));
+}
+
 TEST(Call, TakesStridesAndGivesMemoryOfItsOwn) {
   Module module = compile(kDouble);
   ASSERT_TRUE(module) << lastError();
