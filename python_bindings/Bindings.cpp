@@ -200,6 +200,13 @@ public:
     return takeArray(type, array);
   }
 
+  void dropPlanes(int32_t planes) {
+    locked([&] {
+      if (aligned_cache_drop_planes(cache, planes))
+        throwLast();
+    });
+  }
+
   int64_t tokens() {
     return locked([&] { return cache->tokens; });
   }
@@ -401,6 +408,9 @@ Raises Error if dtype or shape differ; the cache is unchanged then.)")
 
 bits: how many of each value are read, 1 to 16, rounded up to whole planes. The newest tokens, which fill no block of 64, are exact.
 bfloat16 is returned as its bits, uint16.)")
+      .def("drop_planes", &Cache::dropPlanes, "planes"_a, R"(Keeps the `planes` most significant bit planes and returns the memory of the others, for good.
+
+Blocks to come have no more planes either; the newest tokens, which fill no block of 64, stay exact. Raises Error unless 1 to as many as there are.)")
       .def("copy", &Cache::copy, "An independent cache with the same tokens.")
       .def("__len__", &Cache::tokens)
       .def_prop_ro("nbytes", &Cache::bytes, "Bytes of memory held: planes and exponents up to the capacity, newest tokens, values that are not finite.")

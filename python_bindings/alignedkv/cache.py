@@ -13,7 +13,7 @@ from ._alignedkv import Error, Module, _cache, transform
 _MLIR_TYPES = {"float16": "f16", "bfloat16": "bf16", "uint16": "bf16", "float32": "f32"}
 
 
-def _options(policy, tolerance, format, budget=None):
+def _options(policy, tolerance, format, budget=None, certify=False):
     """What the pipeline reads as its options; values of one word each, or quoted, so that none can pass for another option."""
     options = {"policy": policy, "format": re.sub(r"\s", "", str(format))}
     if tolerance is not None:
@@ -25,6 +25,8 @@ def _options(policy, tolerance, format, budget=None):
         options["budget"] = f"'{os.fspath(budget)}'"
         if re.search(r"['\"{}]", options["budget"][1:-1]) or len(options["budget"]) == 2:
             raise Error(f"expected budget to be a path without quotes and braces, got {os.fspath(budget)!r}")
+    if certify:
+        options["certify"] = "true"
     return " ".join(f"{name}={value}" for name, value in options.items())
 
 
@@ -39,7 +41,7 @@ def _number(name, value, dtype=np.float32):
     return number
 
 
-def compile(text, policy="balanced", tolerance=None, format="auto", function=None, budget=None):
+def compile(text, policy="balanced", tolerance=None, format="auto", function=None, budget=None, certify=False):
     """Compiles a module's MLIR text for this machine and returns a callable `Module`.
 
     text: functions over tensors, in linalg, tensor, arith, math, scf, func (what torch-mlir writes, for one) or `aligned` ops. Attention in
@@ -50,10 +52,12 @@ def compile(text, policy="balanced", tolerance=None, format="auto", function=Non
     format: how caches are stored: 'auto', 'dense', or planes such as 'fixed<4,4,4,4>' or 'float<8,4,4>'.
     function: name of the function to call; may be left out if the module has one public function with a body.
     budget: a YAML file that says how closely which layers, kv heads and sides are read; the policy holds where it says nothing.
+    certify: whether to return, behind the function's own results, `bound` and `estimate` of each attention (see `KVCache.attend`), in order of
+    appearance. A remark says where they can't be returned.
 
     Raises Error with MLIR's diagnostics.
     """
-    return Module(text, _options(policy, tolerance, format, budget), function)
+    return Module(text, _options(policy, tolerance, format, budget, certify), function)
 
 
 @functools.lru_cache(maxsize=256)
@@ -113,13 +117,19 @@ class KVCache:
         self._key.append(k)
         self._value.append(v)
 
-    def attend(self, q, scale=None, policy="balanced", tolerance=None):
+    def attend(self, q, scale=None, policy="balanced", tolerance=None, certify=False):
         """softmax(scale * q k^T) v over all tokens: float32 [batch, q_heads, queries, value_dim].
 
         q: [batch, q_heads, queries, head_dim], float16, bfloat16 (ml_dtypes or uint16) or float32; q_heads is a multiple of kv_heads, at
         most 32 times as many, and query head h reads kv head h // (q_heads // kv_heads).
         scale: of the scores, 1 / sqrt(head_dim) if left out.
         policy, tolerance: as in `compile`. 'alignedkv' needs a float format, the policies with an error in mind a fixed one.
+        certify: whether to return (out, bound, estimate), the latter two float32 [batch, q_heads, queries]. Both are of the error against exact
+        attention over the tokens as they were appended, and come from the kernel, which knows the bits that it did not read (P4 in docs/Numerics.md).
+            bound     no channel of that row is off by more: absolute, in the units of v. Proven, and so many times larger than the error.
+            estimate  the relative L2 error to expect of that row, ||out - exact|| / ||exact||: predicted, not proven. It is 0 on float formats, for
+                      which nothing is predicted, and of values alone under 'exact'.
+        They are for rows whose exact output is finite, and need not be numbers for others.
 
         No tokens give zeros. The first call with a new shape, dtype or policy compiles. Raises Error if something does not fit.
         """
@@ -127,10 +137,20 @@ class KVCache:
         if q.ndim != 4 or q.dtype.name not in _MLIR_TYPES:
             raise Error(f"expected q of float16, bfloat16 or float32 and rank 4, got {q.dtype.name} of rank {q.ndim}")
         scale = _number("scale", 1 / math.sqrt(self.head_dim) if scale is None else scale)
-        options = _options(policy, tolerance, "auto")
+        options = _options(policy, tolerance, "auto", certify=certify)
         module = _attention(self._text(q), options)
         out, (self._reads,) = module._call_with_reads(q, self._key, self._value, scale)
         return out
+
+    def drop_planes(self, planes):
+        """Keeps the `planes` most significant bit planes of keys and of values and returns the memory of the others, for good.
+
+        Tokens to come have no more planes either, but the newest, fewer than 64, stay as they came until their block is full. Raises Error unless
+        planes is 1 to as many as there are; nothing is dropped then.
+        """
+        planes = _size("planes", planes)
+        self._key.drop_planes(planes)
+        self._value.drop_planes(planes)
 
     @property
     def reads(self):

@@ -245,6 +245,106 @@ def test_threads_take_turns(rng):
     assert relative_error(cache.attend(q, policy="exact"), exact_attention(q, k, v)) <= POLICIES["exact"]
 
 
+# The certificate (P4)
+
+
+def largest_error(out, expected):
+    return np.abs(out - expected).max(-1, initial=0)
+
+
+@pytest.mark.parametrize("policy, format", [*((policy, "fixed<4,4,4,4>") for policy in POLICIES), ("exact", "float<8,4,4>"), ("alignedkv", "float<8,4,4>")])
+@pytest.mark.parametrize("heads", HEADS)
+def test_p4_errors_keep_their_bound(rng, heads, policy, format):
+    for tokens in TOKENS + [640]:
+        cache, k, v = filled(rng, tokens, heads, format=format)
+        q = half(rng, 1, 2 * heads, 1, 32)
+        out, bound, estimate = cache.attend(q, policy=policy, certify=True)
+        assert bound.shape == estimate.shape == q.shape[:3] and bound.dtype == estimate.dtype == np.float32
+        assert (largest_error(out, exact_attention(q, k, v)) <= bound).all(), f"{tokens} tokens"
+        assert (bound <= (1e-3 if tokens < 64 else 5)).all()  # of values up to about 4
+
+
+def test_p4_a_bound_follows_the_bits(rng):
+    cache, k, v = filled(rng, 64, 3)
+    q = half(rng, 1, 6, 1, 32)
+    bounds = []
+    for planes in (4, 3, 2, 1):
+        cache.drop_planes(planes)
+        out, bound, _ = cache.attend(q, policy="exact", certify=True)
+        error = largest_error(out, exact_attention(q, k, v))
+        assert (error <= bound).all()
+        assert all((error > 1.5 * finer).any() for finer in bounds[:-1])  # with two planes less, the bound must be another
+        bounds.append(bound)
+    assert all((finer < coarser).all() for finer, coarser in zip(bounds, bounds[1:]))
+
+
+@pytest.mark.parametrize("policy", ["tight", "balanced", "fast"])
+def test_p4_estimates_are_near_the_errors(rng, policy):
+    ratios = []
+    for _ in range(8):
+        cache, k, v = filled(rng, 640, 3)
+        q = half(rng, 1, 6, 1, 32)
+        out, _, estimate = cache.attend(q, policy=policy, certify=True)
+        expected = exact_attention(q, k, v)
+        ratios.append(estimate * np.linalg.norm(expected, axis=-1) / np.linalg.norm(out - expected, axis=-1))
+    assert 0.5 < np.median(ratios) < 2 and 0.25 < np.min(ratios) and np.max(ratios) < 4
+
+
+@pytest.mark.parametrize("queries", [0, 1, 5, 33])
+def test_p4_of_batches_and_queries(rng, queries):
+    cache, k, v = filled(rng, 65, 3, batch=2, value_dim=48)
+    q = half(rng, 2, 9, queries, 32)
+    out, bound, estimate = cache.attend(q, scale=0.3, certify=True)
+    assert bound.shape == estimate.shape == (2, 9, queries) and (out == cache.attend(q, scale=0.3)).all()
+    assert (largest_error(out, exact_attention(q, k, v, 0.3)) <= bound).all()
+
+
+def test_p4_promises_nothing_where_the_output_is_not_finite(rng):
+    cache, k, v = filled(rng, 65, 3)
+    q = half(rng, 1, 3, 1, 32)
+    q[0, 1, 0, 5] = np.nan
+    out, bound, _ = cache.attend(q, certify=True)
+    error = largest_error(out, exact_attention(q, k, v))
+    assert np.isnan(out[0, 1]).all() and np.isnan(bound[0, 1]).all() and (error <= bound)[0, ::2].all()
+
+
+# Dropping planes (S6)
+
+
+@pytest.mark.parametrize("format, planes", [("fixed<4,4,4,4>", 4), ("fixed<8,8>", 2), ("float<8,4,4>", 3)])
+def test_s6_dropped_planes_are_gone(rng, format, planes):
+    cache, k, v = filled(rng, 97, 3, format=format)
+    q = half(rng, 1, 6, 1, 32)
+    held, read = [], []
+    for kept in range(planes, 0, -1):
+        cache.drop_planes(kept)
+        held.append(cache.nbytes)
+        cache.attend(q, policy="exact")
+        read.append(bits_read(cache))
+    assert held == sorted(set(held), reverse=True) and read == sorted(set(read), reverse=True)
+    widths = [int(width) for width in format[6:-1].split(",")]
+    assert held[0] - held[-1] >= 2 * 3 * 64 * 32 * sum(widths[1:]) // 8  # a full block of each side and head
+    for x, joined in zip((k, v), cache.to_numpy()):
+        assert (joined[:, :, 64:] == x[:, :, 64:]).all() and (joined[:, :, :64] != x[:, :, :64]).any()
+    cache.append(k[:, :, :31], v[:, :, :31])  # a block that fills now has no more
+    assert len(cache) == 128 and (cache.to_numpy()[0][:, :, 64:97] != k[:, :, 64:97]).any()
+    assert np.array_equal(cache.to_numpy()[0], cache.to_numpy(widths[0])[0])
+
+
+@pytest.mark.parametrize("planes, message", [
+    (0, "expected planes to be 1 or more, got 0"), (-1, "expected planes to be 1 or more, got -1"), (3, "expected to keep 1 to 2 planes, got 3"),
+    (2**31, "expected planes to be 1 or more"), (1.0, "expected planes to be an integer, got float"), ("2", "expected planes to be an integer, got str"),
+    (None, "expected planes to be an integer, got NoneType"),
+])
+def test_s6_impossible_planes(rng, planes, message):
+    cache, _, _ = filled(rng, 64, 3)
+    cache.drop_planes(2)
+    before = cache.nbytes
+    with pytest.raises(alignedkv.Error, match=message):
+        cache.drop_planes(planes)
+    assert cache.nbytes == before
+
+
 # What is refused
 
 

@@ -55,6 +55,36 @@ def test_a_model_decodes_with_caches_that_grow_in_place(rng):
     assert read["key_values"] == read["value_values"] == k.size
 
 
+@pytest.mark.parametrize("format", ["auto", "dense"])
+def test_certificates_come_behind_the_results(rng, format):
+    step = alignedkv.compile(STEP, policy="exact" if format == "dense" else "fast", format=format, certify=True)
+    assert step.results[3:] == ["float32[1, 6, 1]"] * 2 and step.remarks == []
+    q, k, v = half(rng, 1, 6, 1, 32), half(rng, 1, 3, 130, 32), half(rng, 1, 3, 130, 32)
+    keys, values = k[:, :, :129], v[:, :, :129]
+    if format == "auto":
+        keys, values = step.new_cache(3), step.new_cache(4)
+        keys.append(k[:, :, :129])
+        values.append(v[:, :, :129])
+    out, _, _, bound, estimate = step(q, k[:, :, 129:], v[:, :, 129:], keys, values)
+    error = np.abs(out - exact_attention(q, k, v, 0.25)).max(-1)
+    assert (error <= bound).all() and (bound > 0).all()
+    if format == "auto":
+        assert (error > 2.0**-9).any() and (estimate > 2.0**-9).all()
+    else:
+        assert (bound < 2e-3).all() and (estimate == 0).all()
+
+
+def test_what_cannot_be_certified_is_remarked():
+    private = STEP.replace("func.func @step", "func.func private @step") + """
+        func.func @f(%q: tensor<1x6x1x32xf16>, %k: tensor<1x3x1x32xf16>, %keys: tensor<1x3x?x32xf16>, %values: tensor<1x3x?x32xf16>) -> tensor<1x6x1x32xf16> {
+          %0:3 = call @step(%q, %k, %k, %keys, %values) : (tensor<1x6x1x32xf16>, tensor<1x3x1x32xf16>, tensor<1x3x1x32xf16>, tensor<1x3x?x32xf16>,
+              tensor<1x3x?x32xf16>) -> (tensor<1x6x1x32xf16>, tensor<1x3x?x32xf16>, tensor<1x3x?x32xf16>)
+          return %0#0 : tensor<1x6x1x32xf16>
+        }"""
+    module = alignedkv.compile(private, certify=True)
+    assert len(module.results) == 1 and any("not certified: expected all attention in" in line for line in module.remarks)
+
+
 def test_a_copy_of_a_cache_grows_alone(rng):
     step = alignedkv.compile(STEP)
     keys = step.new_cache(3)
