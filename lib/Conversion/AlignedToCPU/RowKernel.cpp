@@ -146,7 +146,7 @@ void RowKernel::certify() {
   Val keyMax = keyChannelMax(), largest = valueMax(), unit = valueUnit(), blocks = inexactBlocks();
   auto asFloat = [&](Val count) { return convert(convert(count, e.i64()), e.f32()); };
   Val valueRounding = (asFloat(additions() + padded / kBlock) + 160) * 0x1p-24; // of out and of the sum of weights
-  Val inflation = asFloat(padded / kBlock + 128) * 0x1p-22 + 1;                 // of the sums below
+  Val inflation = asFloat(padded / lanes + 512) * 0x1p-24 + 1;                  // of the sums below, a lane at a time
   prepareCertificate();
   e.loop(index(0), blocks, 1, [&](Val block) { boundScores(block); });
   forHeads([&](Val h) {
