@@ -3,6 +3,7 @@
 // An input is a header and a stream of values. The header chooses what is compiled, tokens, planes that are kept, the seed of a case that the property
 // suite would make, and for each of q, k and v whether it is that case's, or the stream's raw bit patterns, or the case's with patterns of the stream
 // strewn over it. How close the error came to the bound, in logarithmic steps, counts as coverage: an input that comes closer is kept and bred from.
+// Bounds of each size have steps of their own, since the largest, that no output lies outside the values, is easily reached.
 //
 //   aligned-fuzz CORPUS -max_total_time=60      searches; a counterexample is written to a file, which is all that reproduces it:
 //   aligned-fuzz crash-...                      runs one input
@@ -15,8 +16,27 @@ using namespace aligned;
 
 namespace {
 
-constexpr int kSubjects = 32, kSteps = 128, kStepsPerOctave = 8; // the last step is a ratio of 1
-__attribute__((section("__libfuzzer_extra_counters"))) uint8_t closeness[kSubjects][kSteps];
+constexpr size_t kSubjects = 32;
+constexpr int kSizes = 5, kOctavesPerSize = 4, kSteps = 128, kStepsPerOctave = 8; // the last step is a ratio of 1
+__attribute__((section("__libfuzzer_extra_counters"))) uint8_t steps[kSubjects][kSizes][kSteps];
+
+/// Position of a positive number on a scale that ends at `last` with 1 and above, the lowest step for all below.
+int stepOf(double x, double perOctave, int last) { return std::max(0, last + static_cast<int>(std::floor(std::min(0.0, perOctave * std::log2(x))))); }
+
+/// Inputs of each subject, and the closest that bounds of each size were approached; said at the end.
+struct Summary {
+  size_t inputs[kSubjects] = {};
+  double ratio[kSubjects][kSizes] = {};
+
+  ~Summary() {
+    std::fprintf(stderr, "largest error / bound, for bounds from 1, 2^-4, 2^-8, 2^-12 times the largest value on, and below\n");
+    for (size_t subject = 0; subject < subjects().size(); ++subject) {
+      for (int size = kSizes; size--;)
+        std::fprintf(stderr, "%-10.2g", ratio[subject][size]);
+      std::fprintf(stderr, "%zu inputs of %s\n", inputs[subject], subjects()[subject].name().c_str());
+    }
+  }
+} summary;
 
 CertifiedAttention &attentionOf(size_t subject) {
   static auto &compiled = *new std::vector<std::unique_ptr<CertifiedAttention>>(subjects().size()); // never destroyed: LLVM's own globals go first
@@ -74,7 +94,7 @@ Case caseOf(const CertifiedAttention &attention, const Header &header, Bytes byt
     for (int64_t i = 0; i < count; ++i)
       (*values)[i] = given[i % given.size()];
     for (size_t i = 0; i < stream.size() && source & 2; ++i) // strewn
-      (*values)[(stream.size() + i * 2654435761u) % count] = stream[i];
+      (*values)[i * 2654435761u % count] = stream[i];
     for (int64_t i = 0; i < count && (source & 3) == 1 && !stream.empty(); ++i)
       (*values)[i] = stream[(offset + i) % stream.size()];
     offset += count;
@@ -91,13 +111,17 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   size_t subject = header.subject % subjects().size();
   CertifiedAttention &attention = attentionOf(subject);
   auto [in, planes] = caseOf(attention, header, bytes);
-  double ratio = attention.worstRatio(in, planes);
+  auto [ratio, bound] = attention.closest(in, planes);
   if (!(ratio <= 1)) {
     std::fprintf(stderr, "expected an error within its bound, got error / bound = %g: %s, %lld tokens, %d planes kept (0: all); the input reproduces it\n", ratio,
                  attention.subject.name().c_str(), static_cast<long long>(in.tokens), planes);
     std::abort();
   }
-  if (ratio > 0)
-    closeness[subject][std::max(0, kSteps - 1 + static_cast<int>(kStepsPerOctave * std::log2(ratio)))] = 1;
+  ++summary.inputs[subject];
+  if (ratio > 0) {
+    int size = stepOf(bound, 1.0 / kOctavesPerSize, kSizes - 1);
+    summary.ratio[subject][size] = std::max(summary.ratio[subject][size], ratio);
+    steps[subject][size][stepOf(ratio, kStepsPerOctave, kSteps - 1)] = 1;
+  }
   return 0;
 }

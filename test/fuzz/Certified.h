@@ -57,6 +57,12 @@ inline std::vector<Subject> subjects() {
 /// The larger number, and NaN before any.
 inline double worse(double a, double b) { return std::isnan(a) || a >= b ? a : b; }
 
+/// How close the error of the head that came closest was to its bound.
+struct Closeness {
+  double ratio = 0; ///< of error to bound: infinite where a bound of 0 was exceeded or the output is not finite, NaN where the bound is NaN
+  double bound = 0; ///< relative to the largest value of V, to which it can always retreat
+};
+
 class CertifiedAttention {
 public:
   explicit CertifiedAttention(const Subject &subject)
@@ -65,9 +71,8 @@ public:
 
   bool compiled() const { return module != nullptr; }
 
-  /// The largest ratio of error to bound among the heads whose exact output is finite: infinite where a bound of 0 was exceeded or the output is not
-  /// finite, NaN where a bound is NaN. Values must be such as the element type holds. Dropping planes first leaves `planes` of them, 0 keeps all.
-  double worstRatio(const HeadInputs &in, int planes) {
+  /// Among the heads whose exact output is finite. Values must be such as the element type holds. Dropping planes first leaves `planes` of them, 0 keeps all.
+  Closeness closest(const HeadInputs &in, int planes) {
     int64_t split = subject.merged ? in.tokens / 2 : in.tokens;
     std::vector<char> q = encode(in.q), k = encode(in.k), v = encode(in.v);
     std::vector<aligned_value> arguments{arrayOf(q, 0, subject.heads, 1, in.keyDim)};
@@ -93,12 +98,12 @@ public:
     }
     aligned_value results[3] = {};
     if (aligned_module_call(module.get(), arguments.data(), results))
-      return NAN;
+      return {NAN, NAN};
     std::vector<double> exact(in.heads * in.valueDim);
     exactAttention(in.q.data(), in.heads, in.k.data(), in.v.data(), in.tokens, in.keyDim, in.valueDim, in.scale, false, exact.data());
     const float *bounds = static_cast<const float *>(results[1].array.data);
     bool overflows = mayOverflow(in);
-    double worst = 0;
+    Closeness worst;
     for (int64_t h = 0; h < in.heads; ++h) {
       double error = 0;
       bool promised = true;
@@ -111,7 +116,8 @@ public:
       if (!promised || (overflows && !std::isfinite(bounds[h])))
         continue;
       double ratio = !known ? NAN : !std::isfinite(error) ? INFINITY : error > 0 ? error / bounds[h] : 0;
-      worst = worse(worst, ratio);
+      if (worse(ratio, worst.ratio) != worst.ratio)
+        worst = {ratio, bounds[h] / largestOf(in.v)};
     }
     for (aligned_value &result : results)
       aligned_array_free(&result.array);
@@ -148,12 +154,13 @@ private:
            "\n  return %o#0, %o#1, %o#2 : " + out + ", " + row + ", " + row + "\n}\n";
   }
 
+  /// The largest finite magnitude.
+  static double largestOf(const std::vector<double> &values) {
+    return std::accumulate(values.begin(), values.end(), 0.0, [](double top, double x) { return std::isfinite(x) ? std::max(top, std::fabs(x)) : top; });
+  }
   /// Whether scores or values are beyond what sums and squares of f32 hold. A bound may then be no number, but what is one must hold.
   static bool mayOverflow(const HeadInputs &in) {
-    auto largest = [](const std::vector<double> &values) {
-      return std::accumulate(values.begin(), values.end(), 0.0, [](double top, double x) { return std::isfinite(x) ? std::max(top, std::fabs(x)) : top; });
-    };
-    return largest(in.q) * largest(in.k) * in.scale * in.keyDim > 0x1p60 || largest(in.v) * in.tokens > 0x1p60;
+    return largestOf(in.q) * largestOf(in.k) * in.scale * in.keyDim > 0x1p60 || largestOf(in.v) * in.tokens > 0x1p60;
   }
 
   double decode(const void *values, int64_t i) const {
