@@ -26,7 +26,10 @@ struct Subject {
   std::string result = "f32"; // f32, or the element type
 
   double scale() const { return float(1 / std::sqrt(double(keyDim))); }
-  std::string name() const { return element + " " + std::to_string(heads) + "x" + std::to_string(keyDim) + "x" + std::to_string(valueDim) + " " + options + format + policy + " -> " + result; }
+  std::string name() const {
+    std::string shape = std::to_string(heads) + "x" + std::to_string(keyDim) + "x" + std::to_string(valueDim);
+    return element + " " + shape + " " + options + format + policy + " -> " + result;
+  }
 };
 
 inline std::vector<Subject> subjects() {
