@@ -207,19 +207,6 @@ FailureOr<aligned_type> describe(func::FuncOp function, StringRef what, Type typ
   return result;
 }
 
-/// The function to call: the one that is named, or the only public one.
-FailureOr<func::FuncOp> findFunction(ModuleOp module, const char *name) {
-  SmallVector<func::FuncOp> candidates;
-  for (auto function : module.getOps<func::FuncOp>())
-    if (!function.isDeclaration() && (name ? function.getSymName() == name : function.isPublic()))
-      candidates.push_back(function);
-  if (candidates.size() == 1)
-    return candidates.front();
-  if (name)
-    return module.emitError("expected a function '") << name << "' with a body, found none";
-  return module.emitError("expected one public function with a body, found ") << candidates.size();
-}
-
 /// Runs the one pipeline with `text` as its options, to phase `to` where that is not null.
 LogicalResult runPhases(Session &session, ModuleOp module, StringRef text, const char *to) {
   PipelineOptions options;

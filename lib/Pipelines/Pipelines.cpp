@@ -207,6 +207,18 @@ void aligned::buildPipeline(OpPassManager &pm, const PipelineOptions &options) {
   }
 }
 
+FailureOr<func::FuncOp> aligned::findFunction(ModuleOp module, const char *name) {
+  SmallVector<func::FuncOp> candidates;
+  for (auto function : module.getOps<func::FuncOp>())
+    if (!function.isDeclaration() && (name ? function.getSymName() == name : function.isPublic()))
+      candidates.push_back(function);
+  if (candidates.size() == 1)
+    return candidates.front();
+  if (name)
+    return module.emitError("expected a function '") << name << "' with a body, found none";
+  return module.emitError("expected one public function with a body, found ") << candidates.size();
+}
+
 void aligned::registerPipelines() {
   PassPipelineRegistration<PipelineOptions>("aligned-pipeline", "compile attention to read only the bits it needs", buildPipeline);
   // By hand, because their text is not a list of options.

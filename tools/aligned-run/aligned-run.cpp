@@ -1,4 +1,5 @@
 // aligned-run: compile a model or a decode step, run it on this machine, and say what was read and how far the result is from exact.
+#include "Calibrate.h"
 #include "OutputFile.h"
 #include "Page.h"
 #include "Tune.h"
@@ -28,6 +29,8 @@ struct CommandLine {
   cl::opt<std::string> budget{"budget", cl::value_desc("FILE.yaml"), cl::desc("How much error is acceptable where; the policy holds where it says nothing (default balanced)"), cl::cat(category)};
   cl::opt<bool> tune{"tune", cl::desc("Of a captured cache, search the budget of fewest bytes that keeps within --target-error, and write it to the file of -o"), cl::cat(category)};
   cl::opt<double> target{"target-error", cl::value_desc("E"), cl::desc("Mean relative L2 error of heads' outputs that --tune is to keep within"), cl::cat(category)};
+  cl::list<std::string> calibrate{"calibrate", cl::value_desc("X.npz"), cl::desc("Write the model to the file of -o with the ranges that arg0, arg1, ... were seen to have; may be given several times"),
+                                  cl::cat(category)};
   cl::opt<std::string> output{"o", cl::value_desc("FILE"), cl::desc("What to write"), cl::cat(category)};
   cl::opt<std::string> format{"format", cl::init("auto"), cl::desc("Storage: auto, dense, or planes such as fixed<4,4,4,4> and float<8,4,4>"), cl::cat(category)};
   cl::opt<std::string> isa{"isa", cl::init("host"), cl::desc("Instructions of the kernels: host (the widest that this machine has), avx512, avx2 or portable"), cl::cat(category)};
@@ -52,6 +55,9 @@ constexpr const char *overview = R"(aligned-run: attention that reads only the b
       runs every layer, head and step of a captured cache, measures bits, bytes and errors, and times each step against this project's
       dense kernel. meta.json: group (query heads per kv head), scale, first_position (of the first step); q.npy
       [layers, q_heads, steps, head_dim], k.npy and v.npy [layers, kv_heads, tokens, head_dim], float16, float32 or, with "dtype": "bfloat16", uint16
+
+  aligned-run MODEL.mlir --calibrate X.npz -o calibrated.mlir
+      writes the model with aligned.range on its arguments: what arg0, arg1, ... span, for aligned-opt --aligned-analyze-precision
 
   aligned-run --decode DIR --budget FILE.yaml
       reads as closely as a file says for each layer, kv head and side; --budget serves a model too
@@ -89,6 +95,15 @@ int main(int argc, char **argv) {
   bool isDecode = line.decode.getNumOccurrences() > 0;
   if (isDecode == (line.model.getNumOccurrences() > 0))
     return usageError("expected either MODEL.mlir or --decode DIR");
+  bool calibrates = line.calibrate.getNumOccurrences() > 0;
+  if (calibrates) {
+    if (isDecode || line.npz.getNumOccurrences() || line.tune)
+      return usageError("expected --calibrate with MODEL.mlir and -o FILE alone");
+    if (line.output.empty())
+      return usageError("expected -o FILE with --calibrate");
+    std::optional<OutputFile> file = OutputFile::create(line.output, "-o");
+    return file && calibrate(line.model, line.calibrate, *file) ? 0 : 1;
+  }
   if (!isDecode && !line.npz.getNumOccurrences())
     return usageError("expected --npz FILE with the model's inputs");
   if (line.threads < 1 || line.threads > 1024)
@@ -110,7 +125,7 @@ int main(int argc, char **argv) {
   } else {
     for (cl::Option *option : std::initializer_list<cl::Option *>{&line.target, &line.output})
       if (option->getNumOccurrences())
-        return usageError("expected --tune with " + std::string(option == &line.output ? "-" : "--") + option->ArgStr.str());
+        return usageError((option == &line.output ? "expected --tune or --calibrate with " : "expected --tune with ") + std::string(option == &line.output ? "-" : "--") + option->ArgStr.str());
   }
 
   RunOptions base;

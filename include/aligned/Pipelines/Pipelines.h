@@ -2,6 +2,7 @@
 #ifndef ALIGNED_PIPELINES_PIPELINES_H
 #define ALIGNED_PIPELINES_PIPELINES_H
 
+#include "mlir/Dialect/Func/IR/FuncOps.h"
 #include "mlir/IR/DialectRegistry.h"
 #include "mlir/Pass/PassManager.h"
 #include "mlir/Pass/PassOptions.h"
@@ -39,7 +40,10 @@ std::vector<std::string> hostIsas();
 /// Appends the phases up to `options.to`. Unknown option values add a pass that reports them.
 void buildPipeline(mlir::OpPassManager &pm, const PipelineOptions &options);
 
-/// `aligned-pipeline{...}` and `aligned-budget=FILE` on the command line.
+/// The function that a module is run by: the one of this name, or the one public function, that has a body. Says what there is instead.
+mlir::FailureOr<mlir::func::FuncOp> findFunction(mlir::ModuleOp module, const char *name = nullptr);
+
+/// `aligned-pipeline{...}`, `aligned-budget=FILE` and `aligned-report-precision=json` on the command line.
 void registerPipelines();
 /// Every dialect, extension and translation that a module on its way through the pipeline may need.
 void registerDialects(mlir::DialectRegistry &registry);
