@@ -153,7 +153,8 @@ static double tripsWithin(Operation *op, Region *region) {
       std::optional<APInt> count = loop.getStaticTripCount();
       trips *= count ? count->getLimitedValue() : kInfinity;
     } else if (isa<linalg::LinalgOp>(parent)) {
-      trips *= magnificationOf(parent);
+      int64_t count = reducedValues(parent); // not its magnification: what is carried adds up even where the largest is sought
+      trips *= count < 0 ? kInfinity : count;
     }
   }
   return std::isnan(trips) ? 0 : trips;

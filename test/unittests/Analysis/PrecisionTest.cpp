@@ -153,4 +153,69 @@ TEST_F(Precision, HoldsOverRandomGraphs) {
   std::printf("%lld values in their ranges, %lld changes, %lld of results, at most %.6f of the tolerance\n", (long long)values, (long long)changed, (long long)moved, closest);
 }
 
+/// Scores pushed to where they move one channel of the output the most.
+TEST_F(Precision, HoldsForAttention) {
+  constexpr int kTokens = 9, kDim = 16;
+  OwningOpRef<ModuleOp> module = parseSourceString<ModuleOp>(R"(
+func.func @f(%q: tensor<1x1x1x16xf32> {aligned.range = #aligned.range<[-2.0, 3.0]>}, %k: tensor<1x1x9x16xf32> {aligned.range = #aligned.range<[-4.0, 4.0]>},
+             %v: tensor<1x1x9x16xf32> {aligned.range = #aligned.range<[-1.0, 3.0]>}) -> (tensor<1x1x1x16xf32> {aligned.tolerance = 0.125}) {
+  %scale = arith.constant 0.0625 : f32
+  %0 = aligned.attention %q, %k, %v scale %scale : tensor<1x1x1x16xf32>, tensor<1x1x9x16xf32>, tensor<1x1x9x16xf32> -> tensor<1x1x1x16xf32>
+  return %0 : tensor<1x1x1x16xf32>
+})", &context);
+  ASSERT_TRUE(module);
+  PrecisionAnalysis analysis(*module);
+  ASSERT_TRUE(succeeded(analysis.run()));
+  auto function = *module->getOps<func::FuncOp>().begin();
+  double slacks[3];
+  for (int i = 0; i < 3; ++i)
+    slacks[i] = analysis.slackOf(function.getArgument(i));
+  Random random(1);
+  auto attend = [&](const Elements &q, const Elements &k, const Elements &v) {
+    Elements weights, out(kDim, 0);
+    double sum = 0;
+    for (int t = 0; t < kTokens; ++t) {
+      double score = 0;
+      for (int c = 0; c < kDim; ++c)
+        score += 0.0625 * q[c] * k[t * kDim + c];
+      weights.push_back(std::exp(score));
+      sum += weights.back();
+    }
+    for (int t = 0; t < kTokens; ++t)
+      for (int c = 0; c < kDim; ++c)
+        out[c] += weights[t] / sum * v[t * kDim + c];
+    return out;
+  };
+  double closest[3] = {};
+  for (int run = 0; run < 20000; ++run) {
+    auto fill = [&](int count, double low, double high) {
+      Elements all;
+      for (int i = 0; i < count; ++i)
+        all.push_back(random.below(2) ? (random.below(2) ? low : high) : random.uniform(low, high));
+      return all;
+    };
+    Elements in[3] = {fill(kDim, -2, 3), fill(kTokens * kDim, -3, 3), fill(kTokens * kDim, -1, 3)};
+    if (random.below(2)) // large queries, alike keys
+      in[0].assign(kDim, 3), in[1].assign(kTokens * kDim, 0);
+    Elements want = attend(in[0], in[1], in[2]);
+    for (int side = 0; side < 3; ++side) {
+      Elements moved[3] = {in[0], in[1], in[2]};
+      double most = std::min(slacks[side], 1.0); // keys stay within 4
+      for (int i = 0; i < (side ? kTokens * kDim : kDim); ++i) {
+        int t = i / kDim;
+        double sign = side == 2 ? 1 : side == 1 ? std::copysign(1, in[0][i % kDim] * (in[2][t * kDim] - want[0])) : random.below(2) ? 1 : -1;
+        double bounds[3][2] = {{-2, 3}, {-4, 4}, {-1, 3}};
+        moved[side][i] = std::clamp(in[side][i] + sign * most, bounds[side][0], bounds[side][1]);
+      }
+      Elements got = attend(moved[0], moved[1], moved[2]);
+      for (int c = 0; c < kDim; ++c) {
+        closest[side] = std::max(closest[side], std::fabs(got[c] - want[c]) / 0.125);
+        ASSERT_LE(std::fabs(got[c] - want[c]), 0.125 * (1 + 1e-12)) << "side " << side;
+      }
+    }
+  }
+  EXPECT_GT(closest[1], 0.9);
+  EXPECT_GT(closest[2], 0.9);
+}
+
 } // namespace
