@@ -49,7 +49,8 @@ class FixedPlanes:
         else:
             largest = magnitude.max(1, keepdims=True)
         self.scale = 16 / 15 * 2.0 ** np.frexp(largest)[1]
-        self.dither = (np.arange(tokens) * 2531 % 4096 - 2048)[:, None]
+        phases = np.arange(channels) % 4 * 1092 if per_channel else 0
+        self.dither = (np.arange(tokens)[:, None] * 2531 + phases) % 4096 - 2048
         self.integers = np.clip(np.rint(x / self.scale * 2**15) + self.dither, -(2**15), 2**15 - 1)
 
     def read(self, bits):
@@ -127,7 +128,8 @@ def budget(q, k, v, scale, tolerance, rounds=3):
 
         def within(precision):
             read = row_reach > precision
-            variance = np.where(read, STEP_VARIANCE * precision**2, fill[h] * row_reach**2).sum()
+            remaining = 2.0 ** -bits_for(row_reach / precision)
+            variance = np.where(read, (row_reach * remaining) ** 2 / 3, fill[h] * row_reach**2).sum()
             return variance + (COMMON * row_reach[~read].sum()) ** 2 <= (1 - KEY_SHARE) * (tolerance * size[h]) ** 2
 
         row_bits = np.maximum(row_bits, bits_for(row_reach / coarsest(within, start)))

@@ -378,7 +378,7 @@ private:
         double sum = 0, unread = 0;
         for (int64_t t = 0; t < full; ++t) {
           bool read = reach(h, t) > precision;
-          sum += read ? kStepVariance * precision * precision : fill[h] * std::pow(reach(h, t), 2);
+          sum += read ? std::pow(reach(h, t) * remainder(bitsFor(reach(h, t) / precision)), 2) / 3 : fill[h] * std::pow(reach(h, t), 2);
           unread += read ? 0 : reach(h, t);
         }
         return sum + std::pow(kCommon * unread, 2);

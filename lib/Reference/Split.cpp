@@ -6,7 +6,7 @@
 
 using namespace aligned;
 
-int64_t aligned::ditherOf(int64_t token) { return token * 2531 % 4096 - 2048; }
+int64_t aligned::ditherOf(int64_t token, int64_t channel) { return (token * 2531 + channel % 4 * 1092) % 4096 - 2048; }
 
 /// The top bits of a pattern with the first missing bit set: the middle of what the missing bits may hold.
 static int64_t topBits(uint16_t pattern, int bits) {
@@ -27,7 +27,7 @@ double FixedSplit::read(int64_t token, int64_t channel, int bits) const {
   if (bits == 0)
     return 0;
   double n = topBits(patterns[token * dim + channel], bits) - 32768 - (bits < 16 ? 0.5 : 0); // the mean of 0 .. 2^k - 1 is half a unit below 2^(k-1)
-  return (n - ditherOf(token)) * scale(token, channel) / 32768;
+  return (n - ditherOf(token, key ? channel : 0)) * scale(token, channel) / 32768;
 }
 
 FixedSplit aligned::splitFixed(const std::vector<double> &values, int64_t tokens, int64_t dim, bool key) {
@@ -54,7 +54,7 @@ FixedSplit aligned::splitFixed(const std::vector<double> &values, int64_t tokens
     for (int64_t channel = 0; channel < dim; ++channel) {
       // x / scale * 2^15 = 15 x * 2^(11 - E): exact, so that only rint rounds.
       int exponent = split.exponents[key ? token / kBlockTokens * dim + channel : token] - 112;
-      double n = std::nearbyint(std::ldexp(15 * finite(token, channel), 11 - exponent)) + ditherOf(token);
+      double n = std::nearbyint(std::ldexp(15 * finite(token, channel), 11 - exponent)) + ditherOf(token, key ? channel : 0);
       split.patterns.push_back(static_cast<uint16_t>(std::clamp(n, -32768.0, 32767.0) + 32768));
     }
   return split;

@@ -90,7 +90,10 @@ constexpr Single::Bits halfOverflow = 0x477ff000; // 65520, the least float that
 
 int64_t elementBytes(int32_t element) { return element == ALIGNED_ELEMENT_F32 ? 4 : 2; }
 
-int32_t dither(int64_t token) { return int32_t(token % 4096) * 2531 % 4096 - 2048; }
+/// The dither of token t and channel c is turn(t) + phase(c) modulo 4096, less 2048. Values have no phase.
+uint16_t turn(int64_t token) { return uint16_t(token % 4096 * 2531); }
+uint16_t phase(int64_t channel) { return uint16_t(channel % 4 * 1092); }
+int32_t dither(uint16_t turned) { return turned % 4096 - 2048; }
 
 /// The stored exponent (E + 112) of values whose largest magnitude is `largest`. All values of a block may be zero, hence a least
 /// one.
@@ -299,15 +302,15 @@ ALIGNED_LOOP bool loadToken(Token<Bits> token, int64_t channels, Bits limit, Bit
   return worst >= limit;
 }
 
-/// S1 for one token: `units(c)` is 2^15 / scale of channel c. No clamp is needed: |x| < 2^E leaves |rint| <= 30720, the dither
-/// -2048 .. 2047.
-template <typename Element, typename Units>
-ALIGNED_LOOP void encodeFixed(const typename Element::Bits *__restrict loaded, int64_t channels, Units units, int64_t token,
+/// S1 for one token: `units(c)` is 2^15 / scale of channel c, `phases(c)` the phase of its dither. No clamp is needed: |x| < 2^E leaves
+/// |rint| <= 30720, the dither -2048 .. 2047.
+template <typename Element, typename Units, typename Phases>
+ALIGNED_LOOP void encodeFixed(const typename Element::Bits *__restrict loaded, int64_t channels, Units units, Phases phases, int64_t token,
                               uint16_t *__restrict encoded) {
-  uint16_t offset = uint16_t(dither(token) + 0x8000);
+  uint16_t turned = turn(token);
   ALIGNED_INDEPENDENT
   for (int64_t c = 0; c < channels; ++c)
-    encoded[c] = uint16_t(roundToUnits<Element>(Element::toFloat(loaded[c]), units(c)) + offset);
+    encoded[c] = uint16_t(roundToUnits<Element>(Element::toFloat(loaded[c]), units(c)) + dither(turned + phases(c)) + 0x8000);
 }
 
 /// S2 for a block.
@@ -460,13 +463,16 @@ private:
   ALIGNED_LOOP void encode(int64_t first, uint8_t *exponents) {
     if (isKey(cache)) {
       float units[maxHeadDim];
+      uint16_t phases[maxHeadDim];
       for (int64_t c = 0; c < channels; ++c) {
         exponents[c] = exponentOf(Element::toFloat(largest[c]));
         units[c] = unitsPerOne(exponents[c]);
+        phases[c] = phase(c);
       }
       for (int64_t t = 0; t < block; ++t)
         encodeFixed<Element>(
-            loaded() + t * channels, channels, [&](int64_t c) { return units[c]; }, first + t, encoded() + t * channels);
+            loaded() + t * channels, channels, [&](int64_t c) { return units[c]; }, [&](int64_t c) { return phases[c]; }, first + t,
+            encoded() + t * channels);
     } else {
       for (int64_t t = 0; t < block; ++t) {
         const Bits *values = loaded() + t * channels;
@@ -476,7 +482,7 @@ private:
         exponents[t] = exponentOf(Element::toFloat(top));
         float units = unitsPerOne(exponents[t]);
         encodeFixed<Element>(
-            values, channels, [=](int64_t) { return units; }, first + t, encoded() + t * channels);
+            values, channels, [=](int64_t) { return units; }, [](int64_t) { return uint16_t(0); }, first + t, encoded() + t * channels);
       }
       addToMeans(first / block);
     }
@@ -578,10 +584,11 @@ ALIGNED_LOOP void joinBlock(const Cache &cache, int64_t row, int64_t index, int 
   // What was finite reads as finite, however few bits are read.
   constexpr double largest = Element::largest;
   for (int64_t t = 0; t < block; ++t) {
-    int32_t offset = 0x8000 + dither(index * block + t);
+    uint16_t turned = turn(index * block + t);
     for (int64_t first = 0; first < channels; first += unit) // a run
       for (int64_t c = first; c < first + unit; ++c) {
         int32_t bits = ordered[first * block + t * unit + c - first] + middle;
+        int32_t offset = 0x8000 + dither(turned + (isKey(cache) ? phase(c) : 0));
         double value = isFixed(cache) ? (bits - roundedUp - offset) * scaleOf(exponents[isKey(cache) ? c : t]) / 0x1p15
                                       : Storage::toFloat(uint16_t(bits));
         out[t * channels + c] = Element::fromFloat(float(std::clamp(value, -largest, largest)));

@@ -11,8 +11,8 @@ namespace aligned {
 
 constexpr int64_t kBlockTokens = 64;
 
-/// dither(t) of S1, from the token's index.
-int64_t ditherOf(int64_t token);
+/// The dither of S1, from the places of the token and, for keys, of the channel; values are all dithered like channel 0.
+int64_t ditherOf(int64_t token, int64_t channel = 0);
 
 /// S1: 16-bit integers relative to 2^E * 16/15.
 struct FixedSplit {

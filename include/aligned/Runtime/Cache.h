@@ -13,15 +13,16 @@
  *   value  plane[p] = uint8  [rows][capacity][w/4][head_dim/2]
  *          byte j holds channel j in its low nibble and channel j + head_dim/2 in its high nibble.
  *
- * fixed (S1): the 16 bits are n + 2^15 where n = clamp(rint(x / scale * 2^15) + dither(t)), scale = 2^E * 16/15 and E is the exponent
+ * fixed (S1): the 16 bits are n + 2^15 where n = clamp(rint(x / scale * 2^15) + dither), scale = 2^E * 16/15 and E is the exponent
  * just above the largest finite |x| that shares it: the 64 tokens of one channel for keys, the head_dim channels of one token for values.
  * `exponent` stores E + 112, which is the exponent field of the float 2^(E-15), one unit of n but for the 16/15.
- * dither(t) = t * 2531 mod 4096 - 2048, from the token's index t, is taken off by the reader.
+ * dither = (t * 2531 + (c mod 4) * 1092) mod 4096 - 2048 for token t and channel c of keys, that of c = 0 for all values; the reader takes
+ * it off.
  *
  * float (S2): the 16 bits are those of bfloat16 for bf16 caches, else of the IEEE half, to which f32 values are rounded (to nearest even;
  * one that overflows is listed in `escape` with its own value).
  *
- * Worked example, fixed<4,4,4,4>, key, E = 2 (scale = 64/15), token t = 0 (dither -2048), x = 1.5:
+ * Worked example, fixed<4,4,4,4>, key, E = 2 (scale = 64/15), token 0, channel 0 (dither -2048), x = 1.5:
  *   n = rint(1.5 * 15/64 * 32768) - 2048 = 11520 - 2048 = 9472;  n + 32768 = 42240 = 0xA500: planes A 5 0 0.
  *   Reading 4 bits gives 0xA000 + 2047.5 - 0x8000 + 2048 = 12287.5 -> 12287.5 / 32768 * 64/15 = 1.5999, within scale * 2^-4 = 0.27 of x:
  *   the 12 missing bits stand for the mean of what they may hold, (2^12 - 1) / 2.

@@ -12,7 +12,7 @@
 // Weights, not values, are made integers at the wanted precision, so that nibbles go into integer dot products as they lie in
 // memory; see IntegerDot.h. With scale15 = scale / 2^15, the value of one unit of the stored integer n,
 //
-//   value = scale15 * (top bits + offset(layers) - dither(t)),   offset(L) = (2^(16 - 4L) - 1) / 2 - 2^15
+//   value = scale15 * (top bits + offset(layers) - dither),   offset(L) = (2^(16 - 4L) - 1) / 2 - 2^15
 //
 // where the offset holds the mean of what the missing bits may be and the sign's 2^15.
 // All precisions of V are relative to the loudest row's scale, so that nothing overflows or underflows.
@@ -136,6 +136,13 @@ Val FixedKernel::layersFor(Val steps, double unread, const CacheRow &cache, Spli
   return wholePlanes(layers, cache, split);
 }
 
+/// What an addend is off by at most, relative to the wanted precision, once as many layers are read as its reach of `steps` > 1 asks for:
+/// steps / 16^layers, in (1/16, 1]. It is the float whose exponent loses all but its last two bits, the power of 16 excluded.
+static Val offAfterReading(Val steps) {
+  constexpr int64_t kLowest = 0x01ffffff, kEighth = 0x3e000000; // the significand and two bits of the exponent; the float 1/8
+  return bitcast(((bitcast(steps * 2, steps.e->i32()) - 1) & kLowest) | kEighth, steps.e->f32()) * 0.5;
+}
+
 Val FixedKernel::toleranceFor(CacheRole side) {
   double share = std::sqrt(side == CacheRole::Key ? kKeyShare : 1 - kKeyShare);
   return perHead(e.f32(), [&](PolicyAttr policy) {
@@ -161,6 +168,16 @@ static Val groupMax(Val a) {
   };
   a = max(a, neighbour(1));
   return max(a, neighbour(2));
+}
+
+/// Four sums: lane i is that of lanes i, i + 4, i + 8, ...
+static Val addGroups(Val a) {
+  while (a.lanes() % 8 == 0)
+    a = slice(a, 0, a.lanes() / 2) + slice(a, a.lanes() / 2, a.lanes() / 2);
+  Val sums = slice(a, 0, 4);
+  for (int64_t first = 4; first < a.lanes(); first += 4)
+    sums = sums + slice(a, first, 4);
+  return sums;
 }
 
 //===----------------------------------------------------------------------===//
@@ -230,7 +247,9 @@ void FixedKernel::weighKeys(Val block, Val layers) {
   Val unit = unitScale(e.load(key.exponent, block * dim, dim));
   Val left = remainderOf(layers) * 32768.0;
   Val offset = offsetOf(layers), used = select(layers > 0, e.constant(unit.type(), 1), e.constant(unit.type(), 0));
-  Val tokenDither = dither(tokensFrom(block * kBlock, kBlock));
+  Vals dithers; // of the four channels of a group
+  for (int64_t place = 0; place < 4; ++place)
+    dithers.push_back(dither(tokensFrom(block * kBlock, kBlock), place));
   Vals masks = e.loop(index(0), index(shape.heads), 1, Vals(kDigits, e.constant(e.i64(), 0)), [&](Val h, Vals masks) {
     Val weight = e.load(w, h * dim, dim) * unit;
     Val excess = f32(0); // a score whose error has variance s^2 is on average e^(s^2 / 2) times too likely
@@ -256,9 +275,11 @@ void FixedKernel::weighKeys(Val block, Val layers) {
       e.store(reduceAdd(abs(weight) * most) + blockStep * (dim * 16384.0 * 1.001) + excess, scoreError, h * blockStride + block);
     }
     e.store(blockStep, step, h);
-    Val constant = e.splat(blockStep * reduceAdd(rounded * used * offset) - excess + e.load(poison, h), kBlock);
-    Val lean = e.splat(blockStep * reduceAdd(rounded * used), kBlock);
-    e.store(constant - lean * tokenDither, s, h * padded + block * kBlock);
+    Val score = e.splat(blockStep * reduceAdd(rounded * used * offset) - excess + e.load(poison, h), kBlock);
+    Val lean = addGroups(rounded * used);
+    for (auto [place, dither] : llvm::enumerate(dithers))
+      score = score - e.splat(blockStep * lane(lean, int64_t(place)), kBlock) * dither;
+    e.store(score, s, h * padded + block * kBlock);
     return masks;
   });
   for (int64_t d = 0; d < kDigits; ++d)
@@ -455,18 +476,18 @@ void FixedKernel::refineBlock(Val block) {
 }
 
 void FixedKernel::planValues() {
-  Val zero = e.constant(VectorType::get(kBlock, e.f32()), 0), one = e.constant(zero.type(), 1);
+  Val zero = e.constant(VectorType::get(kBlock, e.f32()), 0);
   forHeads([&](Val h) {
     Val inverse = e.splat(f32(1) / e.load(rowSum, h), kBlock), aim = e.load(size, h) * toleranceFor(CacheRole::Value);
     Val precision = coarsest(e, aim * aim * (1 - kKeyShare), [&](Val precision) {
-      Val threshold = e.splat(precision, kBlock);
+      Val threshold = e.splat(precision, kBlock), finer = e.splat(f32(1) / precision, kBlock);
       Vals sums = e.loop(index(0), fullTokens, kBlock, {zero, zero, zero}, [&](Val t, Vals sum) -> Vals {
         Val reach = e.load(p, h * padded + t, kBlock) * e.load(reachScale, t, kBlock) * inverse;
-        Val read = reach > threshold, left = select(read, zero, reach);
-        return {sum[0] + select(read, one, zero), sum[1] + left * left, sum[2] + left};
+        Val read = reach > threshold, left = select(read, zero, reach), off = select(read, offAfterReading(reach * finer), zero);
+        return {sum[0] + off * off, sum[1] + left * left, sum[2] + left};
       });
       Val common = reduceAdd(sums[2]) * kCommon;
-      return reduceAdd(sums[0]) * precision * precision * kStepVariance + reduceAdd(sums[1]) * e.load(fill, h) + common * common;
+      return reduceAdd(sums[0]) * precision * precision * (1.0 / 3) + reduceAdd(sums[1]) * e.load(fill, h) + common * common;
     });
     e.store(precision, precisionV, h);
   });
@@ -657,7 +678,7 @@ RowKernel::RowBounds FixedKernel::boundValues(Val t) {
   Val reach = scale * (1 / kRoom * (1 + 0x1p-20)), left = scale * remainderOf(layers);
   Val zero = e.constant(left.type(), 0), variance = left * left * (1.0 / 3);
   if (exact)
-    return {reach, left, variance, zero};
+    return {reach, left, variance};
   Val read = layers > 0, most = e.splat(fillMax, kBlock);
   return {reach, select(read, left, reach + e.splat(meanMax, kBlock)), select(read, variance, scale * scale * most), select(read, zero, scale)};
 }

@@ -55,8 +55,8 @@ protected:
   Val wholePlanes(Val layers, const CacheRow &cache, SplitAttr split);
   /// What `count` bytes of a layer hold from `at` on: the low nibbles, then the high ones, as i32.
   Val nibbles(Val layer, Val at, int64_t count);
-  /// dither(t) of token indices given as i32, as f32 (S1).
-  static Val dither(Val tokens);
+  /// The dither of token indices given as i32, as f32 (S1); values are all dithered like channel 0.
+  static Val dither(Val tokens, int64_t channel = 0);
   /// The indices first .. first + count - 1 as i32.
   Val tokensFrom(Val first, int64_t count) { return e.splat(convert(first, e.i32()), count) + e.iota(e.i32(), count); }
 

@@ -84,6 +84,20 @@ TEST(Split, DitherMakesErrorsIndependent) {
   }
 }
 
+/// Equal values in the four channels of a group together err hardly more than one of them may: their dithers divide each step.
+TEST(Split, DitherSpreadsOverChannelsOfKeys) {
+  for (double x : {0.3, -0.71, 0.999}) {
+    FixedSplit split = splitFixed(std::vector<double>(kBlockTokens * 4, x), kBlockTokens, 4, /*key=*/true);
+    for (int bits : {4, 8, 12})
+      for (int64_t t = 0; t < kBlockTokens; ++t) {
+        double sum = 0;
+        for (int64_t c = 0; c < 4; ++c)
+          sum += split.read(t, c, bits) - x;
+        EXPECT_LE(std::fabs(sum), split.scale(t, 0) * std::ldexp(1.5, -bits)) << bits << " bits of token " << t;
+      }
+  }
+}
+
 TEST(Split, NotFiniteValuesAreZeroAndSetNoExponent) {
   for (bool key : {true, false}) {
     std::vector<double> values = samples(kBlockTokens, 16, Storage::Half), zeroed = values;

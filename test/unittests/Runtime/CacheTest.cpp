@@ -116,7 +116,7 @@ Values randomValues(int element, int64_t batch, int64_t heads, int64_t tokens, i
   return values;
 }
 
-int ditherOf(int64_t token) { return int(token * 2531 % 4096) - 2048; }
+int ditherOf(int64_t token, int64_t channel) { return int((token * 2531 + channel % 4 * 1092) % 4096) - 2048; }
 
 /// The whole content of the split blocks of a cache.
 struct Oracle {
@@ -157,7 +157,7 @@ struct Oracle {
       if (fixed) {
         int e = std::ilogb(largest[shared(row, t, c)]) + 1;
         exponents[shared(row, t, c)] = uint8_t(e + 112);
-        double scale = std::ldexp(1, e) * 16 / 15, n = std::nearbyint(kept[i] / scale * 0x1p15) + ditherOf(t);
+        double scale = std::ldexp(1, e) * 16 / 15, n = std::nearbyint(kept[i] / scale * 0x1p15) + ditherOf(t, key ? c : 0);
         stored[i] = uint16_t(std::min(std::max(n, -32768.0), 32767.0) + 32768);
       } else {
         stored[i] = uint16_t(encode(storage, kept[i]));
@@ -240,7 +240,7 @@ void expectJoin(const aligned_cache &cache, const Values &values, const Oracle &
         if (fixed) {
           uint8_t e = oracle.exponents[key ? (row * cache.capacity / 64 + t / 64) * d + c : row * cache.capacity + t];
           double scale = std::ldexp(1, e - 112) * 16 / 15;
-          x = (n - (read < 16 ? 0.5 : 0) - 32768 - ditherOf(t)) * scale / 0x1p15;
+          x = (n - (read < 16 ? 0.5 : 0) - 32768 - ditherOf(t, key ? c : 0)) * scale / 0x1p15;
           if (double original = values.value(row, t, c); std::isfinite(original)) {
             ASSERT_LE(std::fabs(x - original), scale * std::exp2(-read) * (1 + 1e-12)) << "S1: cut and rounding";
           }
