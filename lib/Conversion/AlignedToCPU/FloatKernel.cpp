@@ -223,16 +223,22 @@ Val FloatKernel::storageError(Val largest, Type element) {
 
 void FloatKernel::boundScores(Val block) {
   int64_t dim = shape.keyDim;
-  Val largest = keyChannelMax(), least = e.constant(largest.type(), shape.key.isBF16() ? 0x1p-126 : 0x1p-14); // below it steps stay the same
-  Val error = larger(largest, least) * remainderOf(layersOf(block), shape.key) + storageError(largest, shape.key);
-  error = error + largest * ((dim + 4) * 0x1p-24); // channels are added one after another
-  forHeads([&](Val h) { e.store(reduceAdd(abs(e.load(w, h * dim, dim)) * error), scoreError, h * blockStride + block); });
+  auto bound = [&] {
+    Val largest = keyChannelMax(), least = e.constant(largest.type(), shape.key.isBF16() ? 0x1p-126 : 0x1p-14); // below it steps stay the same
+    Val error = larger(largest, least) * remainderOf(layersOf(block), shape.key) + storageError(largest, shape.key);
+    error = error + largest * ((dim + 4) * 0x1p-24); // channels are added one after another
+    forHeads([&](Val h) { e.store(reduceAdd(abs(e.load(w, h * dim, dim)) * error), scoreError, h * blockStride + block); });
+  };
+  if (isLimited(CacheRole::Key))
+    return bound();
+  e.when(block == 0, bound); // all blocks are read alike
+  e.when(block > 0, [&] { forHeads([&](Val h) { e.store(e.load(scoreError, h * blockStride), scoreError, h * blockStride + block); }); });
 }
 
 RowKernel::RowBounds FloatKernel::boundValues(Val t) {
-  Val largest = e.splat(valueMax(), kBlock), zero = e.constant(largest.type(), 0), least = e.constant(largest.type(), shape.value.isBF16() ? 0x1p-126 : 0x1p-14);
+  Val largest = e.splat(valueMax(), kBlock), least = e.constant(largest.type(), shape.value.isBF16() ? 0x1p-126 : 0x1p-14);
   Val layers = zext(e.load(valueRead, t, kBlock), e.i32());
-  return {largest, larger(largest, least) * remainderOf(layers, shape.value) + storageError(largest, shape.value), zero, zero};
+  return {largest, larger(largest, least) * remainderOf(layers, shape.value) + storageError(largest, shape.value)};
 }
 
 } // namespace

@@ -165,13 +165,21 @@ void RowKernel::certify() {
       RowBounds rows = boundValues(block * kBlock);
       for (int64_t h = 0; h < heads; ++h) {
         Val grown = e.splat(e.load(scoreError, (head + h) * blockStride + block), lanes);
+        Val *sum = &sums[kSums * h], weighed = e.constant(grown.type(), 0), reached = weighed; // the block shares g
         for (int64_t lane = 0; lane < kBlock; lane += lanes) {
           auto of = [&](Val rows) { return slice(rows, lane, lanes); };
-          Val weights = e.load(p, (head + h) * padded + block * kBlock + lane, lanes), reached = weights * of(rows.reach);
-          Val addends[kSums] = {weights * grown, reached * grown, reached, weights * of(rows.error), weights * weights * of(rows.variance), weights * of(rows.unread)};
-          for (int64_t i = 0; i < kSums; ++i)
-            sums[kSums * h + i] = sums[kSums * h + i] + addends[i];
+          Val weights = e.load(p, (head + h) * padded + block * kBlock + lane, lanes);
+          weighed = weighed + weights;
+          reached = reached + weights * of(rows.reach);
+          sum[3] = sum[3] + weights * of(rows.error);
+          if (rows.variance)
+            sum[4] = sum[4] + weights * weights * of(*rows.variance);
+          if (rows.unread)
+            sum[5] = sum[5] + weights * of(*rows.unread);
         }
+        sum[0] = sum[0] + weighed * grown;
+        sum[1] = sum[1] + reached * grown;
+        sum[2] = sum[2] + reached;
       }
       return sums;
     });

@@ -75,12 +75,12 @@ protected:
   /// What kBlock tokens from t on bring into the output, in units of valueUnit().
   struct RowBounds {
     Val reach, error; ///< the largest magnitude of a row of V, and the most that one may be off as it was read
-    Val variance;     ///< to expect of that error
-    Val unread;       ///< the reach of rows that are not read, 0 of others
+    std::optional<Val> variance = std::nullopt; ///< to expect of that error
+    std::optional<Val> unread = std::nullopt;   ///< the reach of rows that are not read, 0 of others
   };
   virtual RowBounds boundValues(Val t) {
     Val none = e.constant(mlir::VectorType::get(kBlock, e.f32()), 0);
-    return {none, none, none, none};
+    return {none, none};
   }
   virtual Val valueUnit() { return f32(1); }
   /// The most that out[h, :] is off because weights were rounded, in the same unit.
