@@ -41,18 +41,26 @@ std::string RunOptions::name() const { return budget.empty() ? policy : llvm::sy
 // Progress
 //===----------------------------------------------------------------------===//
 
+constexpr char kClearLine[] = "\33[K"; // from the cursor on
+
 Progress::Progress(std::string what) : what(std::move(what)), start(now()), terminal(isatty(STDERR_FILENO)) {}
 
 void Progress::show(int64_t done, int64_t total) {
   if (now() - start < 2 || (shown && !terminal))
     return;
-  llvm::errs() << (terminal ? "\r" : "") << what << ": " << done << " of " << total << (terminal ? "  " : " ...\n");
+  if (terminal) {
+    constexpr int64_t width = 30;
+    int64_t full = done * width / std::max<int64_t>(total, 1);
+    llvm::errs() << "\r" << what << " [" << std::string(full, '#') << std::string(width - full, ' ') << "] " << done << " of " << total << kClearLine;
+  } else {
+    llvm::errs() << what << ": " << done << " of " << total << " ...\n";
+  }
   shown = true;
 }
 
 Progress::~Progress() {
   if (shown && terminal)
-    llvm::errs() << "\r" << std::string(what.size() + 32, ' ') << "\r";
+    llvm::errs() << "\r" << kClearLine;
 }
 
 //===----------------------------------------------------------------------===//

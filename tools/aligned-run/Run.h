@@ -89,7 +89,7 @@ llvm::json::Value jsonNumber(double x);
 /// Prints the error and returns nothing, for `return refuse(...)`.
 std::nullopt_t refuse(const std::string &why);
 
-/// A progress line on standard error: only on a terminal, or once when a run takes over two seconds.
+/// A progress bar on standard error, on a terminal; elsewhere one line when a run takes over two seconds.
 class Progress {
 public:
   explicit Progress(std::string what);
