@@ -74,6 +74,40 @@ def test_certificates_come_behind_the_results(rng, format):
         assert (bound < 2e-3).all() and (estimate == 0).all()
 
 
+def test_a_budget_says_how_closely_heads_are_read(rng, tmp_path):
+    file = tmp_path / "a budget.yaml"
+    file.write_text("layers: {0: {heads: {1: {policy: exact}}}}\n")
+    q, k, v = half(rng, 1, 6, 1, 32), half(rng, 1, 3, 512, 32), half(rng, 1, 3, 512, 32)
+    loose, exact, budget = (
+        alignedkv.compile(STEP, policy=policy, budget=path) for policy, path in [("fast", None), ("exact", None), ("fast", file)]
+    )
+    outs = []
+    for step in (loose, exact, budget):
+        keys, values = step.new_cache(3), step.new_cache(4)
+        keys.append(k[:, :, :-1])
+        values.append(v[:, :, :-1])
+        outs.append(step(q, k[:, :, -1:], v[:, :, -1:], keys, values)[0])
+    own = [2, 3]  # the query heads of kv head 1
+    others = [0, 1, 4, 5]
+    loose, exact, budget = (out.astype(np.float64) for out in outs)
+    assert relative_error(budget[:, own], exact[:, own]) <= 1e-3 <= relative_error(loose[:, own], exact[:, own])
+    assert np.array_equal(budget[:, others], loose[:, others])
+
+
+def test_impossible_budgets(tmp_path):
+    file = tmp_path / "budget.yaml"
+    file.write_text("default:\n  tolerence: 2^-8\n")
+    with pytest.raises(alignedkv.Error, match="budget.yaml, line 2, column 3: unknown key 'tolerence'"):
+        alignedkv.compile(STEP, budget=file)
+    file.write_text("layers: {7: {policy: exact}}\n")
+    with pytest.raises(alignedkv.Error, match="budget.yaml, line 1, column 14: expected a layer below 1, got 7"):
+        alignedkv.compile(STEP, budget=file)
+    with pytest.raises(alignedkv.Error, match="missing.yaml"):
+        alignedkv.compile(STEP, budget=tmp_path / "missing.yaml")
+    with pytest.raises(alignedkv.Error, match="without quotes"):
+        alignedkv.compile(STEP, budget="it's.yaml")
+
+
 def test_what_cannot_be_certified_is_remarked():
     private = STEP.replace("func.func @step", "func.func private @step") + """
         func.func @f(%q: tensor<1x6x1x32xf16>, %k: tensor<1x3x1x32xf16>, %keys: tensor<1x3x?x32xf16>, %values: tensor<1x3x?x32xf16>) -> tensor<1x6x1x32xf16> {
