@@ -92,6 +92,19 @@ def test_p2_caches_made_to_mislead(kind, policy):
 
 
 @pytest.mark.parametrize("policy", TOLERANCES)
+def test_p2_millions_of_equal_tokens(policy):
+    """Sums in floats and 32-bit integers would overflow or stall, and weights be rounded alike."""
+    tokens, dim = 2_300_000, 16
+    v = np.linspace(-1, 1, dim, dtype=np.float16)
+    cache = alignedkv.KVCache(1, dim)
+    cache.append(np.zeros((1, 1, tokens, dim), np.float16), np.broadcast_to(v, (1, 1, tokens, dim)))
+    for name, tolerance in [("exact", 1e-4), (policy, TOLERANCES[policy])]:
+        out, bound, _ = cache.attend(np.ones((1, 1, 1, dim), np.float16), policy=name, certify=True)
+        assert np.linalg.norm(out[0, 0, 0] - v) <= tolerance * np.linalg.norm(v.astype(np.float64))
+        assert np.abs(out[0, 0, 0] - v).max() <= bound[0, 0, 0]
+
+
+@pytest.mark.parametrize("policy", TOLERANCES)
 def test_p2_a_captured_cache(policy):
     q, k, v = (np.load(SLICE / f"{name}.npy") for name in "qkv")
     scale = json.loads((SLICE / "meta.json").read_text())["scale"]

@@ -117,7 +117,7 @@ void FixedKernel::allocate() {
   scratch(size, e.f32(), heads);
   scratch(fill, e.f32(), heads);
   scratch(weightScale, e.f32(), heads);
-  scratch(valueConstant, e.f32(), heads);
+  scratch(valueConstant, e.types.getF64Type(), heads);
   scratch(unread, e.f32(), heads * kBlock);
   scratch(reachScale, e.f32(), padded);
   scratch(loudRows, e.i32(), padded);
@@ -536,7 +536,7 @@ void FixedKernel::listValues() {
     Val limit = f32(kWeightLimit) / (reduceMax(top) / e.load(rowSum, h));
     Val wanted = exact ? limit : min(f32(kWeightGuard) / e.load(precisionV, h), limit);
     e.store(isLimited(CacheRole::Value) ? select(wantsMoreValues(), limit, wanted) : wanted, weightScale, h);
-    e.store(f32(0), valueConstant, h);
+    e.store(e.constant(valueConstant.element, 0), valueConstant, h);
     e.store(zero, unread, h * kBlock);
   });
 
@@ -560,16 +560,19 @@ void FixedKernel::listValues() {
     e.store(convert(layers, e.i8()), valueRead, t);
     Val first = maskBits(layers > 0);
     e.when(first != 0, [&] {
-      Val offset = offsetOf(layers) - dither(tokensFrom(t, kBlock));
+      Val turn = dither(tokensFrom(t, kBlock)), offset = offsetOf(layers) - turn;
+      Val spread = exact ? zero : turn * (1.0 / 4096); // so that equal weights are not all rounded alike
       Vals masks = e.loop(index(0), index(shape.heads), 1, Vals(kDigits, e.constant(e.i64(), 0)), [&](Val h, Vals masks) {
-        Val whole = toWeight(reachOf(h) * e.splat(e.load(weightScale, h), kBlock));
+        Val whole = toWeight(reachOf(h) * e.splat(e.load(weightScale, h), kBlock) + spread);
         whole = select(layers > 0, whole, e.constant(whole.type(), 0));
         for (int64_t d = 0; d < kDigits; ++d) {
           Val digits = digit(whole, d);
           e.store(digits, blockDigits, (h + d * shape.heads) * kBlock);
           masks[d] = masks[d] | maskBits(digits != 0);
         }
-        e.store(e.load(valueConstant, h) + reduceAdd(convert(whole, e.f32()) * offset), valueConstant, h);
+        // In double: what equal blocks add, floats would round alike.
+        Val addend = reduceAdd(convert(whole, e.f32()) * offset);
+        e.store(e.load(valueConstant, h) + convert(addend, valueConstant.element), valueConstant, h);
         return masks;
       });
       for (int64_t d = 0; d < kDigits; ++d)
@@ -617,39 +620,41 @@ void FixedKernel::addListed() {
       for (int64_t column = 0; column < half; column += columnWords)
         forHeadGroups(2 * columnWords / vector, [&](Val head, int64_t heads) {
           DotColumn dots{shape.isa, vector, columnWords, heads};
-          Vals sums = e.loop(index(0), count, 4, dots.zero(e), [&](Val i, Vals sums) {
-            Vals starts;
-            for (int64_t k = 0; k < 4; ++k) {
-              Val t = convert(e.load(list, number * listStride + i + k), e.types.getIndexType());
-              starts.push_back((t * place.planeLayers + place.index) * half + column);
-            }
-            return dots.add(
-                e, sums,
-                [&](int64_t v) {
-                  Val word = zext(e.load(rows, starts[0] + v * vector, vector), e.i32());
-                  for (int64_t k = 1; k < 4; ++k)
-                    word = word | (zext(e.load(rows, starts[k] + v * vector, vector), e.i32()) << (8 * k));
-                  return word;
-                },
-                [&](int64_t h) {
-                  // Lists start at any byte: a four-byte load, not an aligned word.
-                  Val digits = e.load(listDigits, (number * shape.heads + head + h) * listStride + i, 4);
-                  return lane(bitcast(digits, e.i32()), 0);
-                });
-          });
-          for (int64_t h = 0; h < heads; ++h) {
-            Val factor = e.splat(placeValue * e.load(rowSum, head + h) / e.load(weightScale, head + h), vector);
-            for (bool high : {false, true})
-              for (int64_t v = 0; v < columnWords / vector; ++v) {
-                Val at = (head + h) * dim + (high * half + column + v * vector);
-                e.store(e.load(out, at, vector) + convert(sums[dots.at(h, high, v)], e.f32()) * factor, out, at);
+          e.loop(index(0), count, kDotItems, [&](Val first) {
+            Vals sums = e.loop(first, min(count, first + kDotItems), 4, dots.zero(e), [&](Val i, Vals sums) {
+              Vals starts;
+              for (int64_t k = 0; k < 4; ++k) {
+                Val t = convert(e.load(list, number * listStride + i + k), e.types.getIndexType());
+                starts.push_back((t * place.planeLayers + place.index) * half + column);
               }
-          }
+              return dots.add(
+                  e, sums,
+                  [&](int64_t v) {
+                    Val word = zext(e.load(rows, starts[0] + v * vector, vector), e.i32());
+                    for (int64_t k = 1; k < 4; ++k)
+                      word = word | (zext(e.load(rows, starts[k] + v * vector, vector), e.i32()) << (8 * k));
+                    return word;
+                  },
+                  [&](int64_t h) {
+                    // Lists start at any byte: a four-byte load, not an aligned word.
+                    Val digits = e.load(listDigits, (number * shape.heads + head + h) * listStride + i, 4);
+                    return lane(bitcast(digits, e.i32()), 0);
+                  });
+            });
+            for (int64_t h = 0; h < heads; ++h) {
+              Val factor = e.splat(placeValue * e.load(rowSum, head + h) / e.load(weightScale, head + h), vector);
+              for (bool high : {false, true})
+                for (int64_t v = 0; v < columnWords / vector; ++v) {
+                  Val at = (head + h) * dim + (high * half + column + v * vector);
+                  e.store(e.load(out, at, vector) + convert(sums[dots.at(h, high, v)], e.f32()) * factor, out, at);
+                }
+            }
+          });
         });
     });
   }
   forHeads([&](Val h) {
-    Val constant = e.load(valueConstant, h) * loudestScale * e.load(rowSum, h) / e.load(weightScale, h);
+    Val constant = convert(e.load(valueConstant, h), e.f32()) * loudestScale * e.load(rowSum, h) / e.load(weightScale, h);
     Val at = h * dim, sum = e.load(out, at, dim) + e.splat(constant, dim);
     if (!exact) // rows that are not read stand for their mean
       sum = sum + e.splat(reduceAdd(e.load(unread, h * kBlock, kBlock)), dim) * e.load(value.channelMean, index(0), dim);
@@ -688,7 +693,7 @@ Val FixedKernel::weightError(Val h) {
   Val read = reduceAdd(e.loop(index(0), fullTokens, kBlock, {zero}, [&](Val t, Vals count) -> Vals {
     return {count[0] + select(e.load(valueRead, t, kBlock) != 0, one, zero)};
   })[0]);
-  return select(key.blocks > 0, read * 0.5 * e.load(rowSum, h) / e.load(weightScale, h), f32(0));
+  return select(key.blocks > 0, read * (exact ? 0.5 : 1) * e.load(rowSum, h) / e.load(weightScale, h), f32(0));
 }
 
 } // namespace

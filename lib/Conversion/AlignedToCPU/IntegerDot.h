@@ -17,6 +17,9 @@ constexpr double kWeightLimit = 4194304.0;
 /// Weights are kept this much finer than the precision that the values are read to: 64 costs no digit more than 16, and 16 already shows in the plans.
 constexpr double kWeightGuard = 64.0;
 
+/// Addends of which a sum of 32 bits holds any: 15 * 128 * 2^20 < 2^31.
+constexpr int64_t kDotItems = 1 << 20;
+
 /// acc[i] + sum over the four bytes j of nibbles[i].j * weights[i].j; nibbles are 0 .. 15, weights signed bytes.
 Val dot4(Isa isa, Val acc, Val nibbles, Val weights);
 
