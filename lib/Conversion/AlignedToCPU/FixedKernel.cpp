@@ -26,19 +26,6 @@ using namespace aligned;
 
 namespace {
 
-constexpr double kCoarse = 0.5;            // absolute precision of each addend of a coarse score, in logits
-constexpr double kUnread = 0.125;          // of the wanted precision: what a key that is not read may reach, since its error is not dithered
-constexpr double kSlack = 2.0;             // of a budget, as variance, before a plan is made again
-constexpr int64_t kRounds = 3;             // plans for K, at most
-constexpr double kCommon = 0.02;           // how far rows of V that are not read may lie off their mean together, as a share of their scale
-constexpr double kLeastFill = 1.0 / 256;   // of the share of their scales that values fill, as variance
-constexpr double kRoom = 16.0 / 15.0;      // scale / 2^E: room for the dither
-constexpr double kTiny = 1e-30;
-constexpr int64_t kStartExponent = 2;      // of the coarsest precision that a plan considers, relative to the loudest row's scale
-constexpr int64_t kQuarterOctaves = 240;   // and how much finer it may be
-// Variance of an addend read to precision 1, its need spread evenly between planes: (1 - 2^-8) / (8 ln 2) / 3.
-constexpr double kStepVariance = (1.0 - 1.0 / 256) / (8 * 0.6931471805599453) / 3;
-
 class FixedKernel : public SplitKernel {
 public:
   FixedKernel(Emitter &e, const KernelShape &shape) : SplitKernel(e, shape, /*unitChannels=*/4) {}
@@ -58,17 +45,14 @@ private:
   void values() override;
 
   // Bits.
+  /// The layers that addends need, by whole planes.
   Val layersFor(Val steps, double unread, const CacheRow &cache, SplitAttr split);
-  /// 2^-4L.
-  static Val remainderOf(Val layers) { return bitcast((layers * -4 + 127) << 23, layers.e->f32()); }
-  static Val offsetOf(Val layers) { return remainderOf(layers) * 32768.0 - 32768.5; }
   /// Whether limits want bits that no plan asks for, of a block of keys and of any value (P7). Weights are then as fine as they can be, or they would
   /// be what the error comes from.
   Val wantsMoreKeys(Val block) { return limitKeys(e.constant(e.i32(), 0), block) > 0; }
   Val wantsMoreValues();
   /// The tolerance of a policy as a whole, of which this side's is its share.
   Val toleranceFor(CacheRole side);
-  Val unitScale(Val exponents) { return bitcast(zext(exponents, e.i32()) << 23, e.f32()) * kRoom; }
 
   // Stages.
   void planCoarse();
@@ -128,19 +112,8 @@ void FixedKernel::allocate() {
   scratch(digitMask, e.i64(), index(kDigits));
 }
 
-/// Layers so that an addend whose reach is `steps` times the wanted precision is read that precisely: one for each factor of 16, none up to `unread`.
 Val FixedKernel::layersFor(Val steps, double unread, const CacheRow &cache, SplitAttr split) {
-  Val layers = zext(steps > unread, e.i32());
-  for (int64_t layer = 1; layer < kLayers; ++layer)
-    layers = layers + zext(steps > std::pow(16.0, layer), e.i32());
-  return wholePlanes(layers, cache, split);
-}
-
-/// What an addend is off by at most, relative to the wanted precision, once as many layers are read as its reach of `steps` > 1 asks for:
-/// steps / 16^layers, in (1/16, 1]. It is the float whose exponent loses all but its last two bits, the power of 16 excluded.
-static Val offAfterReading(Val steps) {
-  constexpr int64_t kLowest = 0x01ffffff, kEighth = 0x3e000000; // the significand and two bits of the exponent; the float 1/8
-  return bitcast(((bitcast(steps * 2, steps.e->i32()) - 1) & kLowest) | kEighth, steps.e->f32()) * 0.5;
+  return wholePlanes(aligned::layersFor(steps, unread), cache, split);
 }
 
 Val FixedKernel::toleranceFor(CacheRole side) {

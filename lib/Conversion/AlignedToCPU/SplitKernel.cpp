@@ -87,8 +87,6 @@ Val SplitKernel::nibbles(Val layer, Val at, int64_t count) {
   return permute(packed & 15, shrLogical(packed, e.constant(packed.type(), 4)), inOrder);
 }
 
-Val SplitKernel::dither(Val tokens, int64_t channel) { return convert(((tokens * 2531 + channel % 4 * 1092) & 4095) - 2048, tokens.e->f32()); }
-
 //===----------------------------------------------------------------------===//
 // Limits
 //===----------------------------------------------------------------------===//

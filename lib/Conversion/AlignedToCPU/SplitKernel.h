@@ -5,13 +5,12 @@
 #ifndef ALIGNED_LIB_CONVERSION_ALIGNEDTOCPU_SPLITKERNEL_H
 #define ALIGNED_LIB_CONVERSION_ALIGNEDTOCPU_SPLITKERNEL_H
 
+#include "../Common/Numerics.h"
 #include "RowKernel.h"
 
 namespace aligned {
 
-/// Nibble layers of a 16-bit value.
-constexpr int64_t kLayers = 4;
-/// Those of a cache's resident planes.
+/// Nibble layers of a cache's resident planes.
 inline int64_t residentLayers(SplitAttr split) { return split.getFirstLayer(split.getResident()); }
 /// Where a nibble layer lies: layers of its plane, and which of them it is.
 struct LayerPlace {
@@ -55,8 +54,6 @@ protected:
   Val wholePlanes(Val layers, const CacheRow &cache, SplitAttr split);
   /// What `count` bytes of a layer hold from `at` on: the low nibbles, then the high ones, as i32.
   Val nibbles(Val layer, Val at, int64_t count);
-  /// The dither of token indices given as i32, as f32 (S1); values are all dithered like channel 0.
-  static Val dither(Val tokens, int64_t channel = 0);
   /// The indices first .. first + count - 1 as i32.
   Val tokensFrom(Val first, int64_t count) { return e.splat(convert(first, e.i32()), count) + e.iota(e.i32(), count); }
 

@@ -1,0 +1,33 @@
+// See the header for the idea.
+#include "Numerics.h"
+
+#include <cmath>
+
+using namespace aligned;
+
+Val aligned::unitScale(Val exponents) {
+  Emitter &e = *exponents.e;
+  Val wide = exponents.element() == e.i32() ? exponents : zext(exponents, e.i32());
+  return bitcast(wide << 23, e.f32()) * kRoom;
+}
+
+Val aligned::remainderOf(Val layers) { return bitcast((layers * -4 + 127) << 23, layers.e->f32()); }
+
+Val aligned::offsetOf(Val layers) { return remainderOf(layers) * 32768.0 - 32768.5; }
+
+Val aligned::dither(Val tokens, int64_t channel) { return convert(((tokens * 2531 + channel % 4 * 1092) & 4095) - 2048, tokens.e->f32()); }
+
+Val aligned::layersFor(Val steps, double unread) {
+  Emitter &e = *steps.e;
+  Val layers = zext(steps > unread, e.i32());
+  for (int64_t layer = 1; layer < kLayers; ++layer)
+    layers = layers + zext(steps > std::pow(16.0, layer), e.i32());
+  return layers;
+}
+
+/// It is the float whose exponent loses all but its last two bits, powers of 16 excluded.
+Val aligned::offAfterReading(Val steps) {
+  constexpr int64_t kLowest = 0x01ffffff, kEighth = 0x3e000000; // the significand and two bits of the exponent; the float 1/8
+  Emitter &e = *steps.e;
+  return bitcast(((bitcast(steps * 2, e.i32()) - 1) & kLowest) | kEighth, e.f32()) * 0.5;
+}
