@@ -2,6 +2,7 @@
 // each dense tensor and the cache's address for each split one.
 #include "aligned/JIT/Module.h"
 
+#include "aligned/Conversion/AlignedToNVVM/Program.h"
 #include "aligned/Dialect/Aligned/IR/Aligned.h"
 #include "aligned/Pipelines/Pipelines.h"
 #include "aligned/Runtime/Error.h"
@@ -266,6 +267,23 @@ llvm::orc::SymbolMap runtimeSymbols(llvm::orc::MangleAndInterner intern) {
 }
 
 } // namespace
+
+int aligned_compile_kernels(const char *source, const char *options, char **ptx, char **sidecar) {
+  Session session;
+  OwningOpRef<ModuleOp> module = parseSourceString<ModuleOp>(source, ParserConfig(&session.context));
+  auto refuse = [&] {
+    session.fail();
+    return -1;
+  };
+  if (!module || failed(runPhases(session, *module, "target=nvptx " + std::string(options ? options : ""), nullptr)))
+    return refuse();
+  FailureOr<Program> program = programOf(*module);
+  if (failed(program))
+    return refuse();
+  *ptx = strdup(program->ptx.c_str());
+  *sidecar = strdup(program->sidecar.c_str());
+  return 0;
+}
 
 aligned_module *aligned_module_compile(const char *source, const char *options, const char *name) {
   Session session;

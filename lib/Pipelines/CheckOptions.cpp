@@ -27,7 +27,7 @@ struct AlignedCheckOptionsPass : aligned::impl::AlignedCheckOptionsBase<AlignedC
       report() << "expected " << what << " '" << llvm::join(known.drop_back(), "', '") << "' or '" << known.back() << "', got '" << given << "'";
       return false;
     };
-    bool ok = oneOf("target", target, {"cpu", "reference"});
+    bool ok = oneOf("target", target, {"cpu", "nvptx", "reference"});
     ok &= oneOf("isa", isa, {"host", "portable", "avx2", "avx512"});
     ok &= oneOf("to", to, {"raise", "split", "fuse", "lower", "llvm"});
     ok &= parsePolicy(policy, tolerance, &getContext(), report) != nullptr;

@@ -3,6 +3,7 @@
 
 #include "aligned/Analysis/Passes.h"
 #include "aligned/Conversion/AlignedToCPU/Passes.h"
+#include "aligned/Conversion/AlignedToNVVM/Passes.h"
 #include "aligned/Dialect/Aligned/IR/Aligned.h"
 #include "aligned/Pipelines/Passes.h"
 #include "aligned/Raise/Passes.h"
@@ -15,11 +16,15 @@
 #include "mlir/Dialect/Linalg/Passes.h"
 #include "mlir/Dialect/Math/Transforms/Passes.h"
 #include "mlir/Dialect/MemRef/Transforms/Passes.h"
+#include "mlir/Dialect/GPU/Transforms/Passes.h"
 #include "mlir/InitAllDialects.h"
 #include "mlir/InitAllExtensions.h"
 #include "mlir/Pass/PassRegistry.h"
+#include "mlir/Target/LLVM/NVVM/Target.h"
 #include "mlir/Target/LLVMIR/Dialect/Builtin/BuiltinToLLVMIRTranslation.h"
+#include "mlir/Target/LLVMIR/Dialect/GPU/GPUToLLVMIRTranslation.h"
 #include "mlir/Target/LLVMIR/Dialect/LLVMIR/LLVMToLLVMIRTranslation.h"
+#include "mlir/Target/LLVMIR/Dialect/NVVM/NVVMToLLVMIRTranslation.h"
 #include "mlir/Transforms/Passes.h"
 #include "llvm/ADT/StringSwitch.h"
 #include "llvm/TargetParser/Host.h"
@@ -31,6 +36,9 @@ void aligned::registerDialects(DialectRegistry &registry) {
   registerAllExtensions(registry);
   registerBuiltinDialectTranslation(registry);
   registerLLVMDialectTranslation(registry);
+  registerGPUDialectTranslation(registry);
+  registerNVVMDialectTranslation(registry);
+  NVVM::registerNVVMTargetInterfaceExternalModels(registry);
   registry.insert<AlignedDialect>();
   registerRuntimeVerification(registry);
 }
@@ -40,6 +48,7 @@ void aligned::registerPasses() {
   registerAlignedAnalysisPasses();
   registerAlignedTransformsPasses();
   registerAlignedToCPUPasses();
+  registerAlignedToNVVMPasses();
   registerAlignedPipelinesPasses();
 }
 
@@ -111,6 +120,31 @@ void lower(OpPassManager &pm, const PipelineOptions &options) {
   pm.addPass(createConvertAlignedToCPU(cpu));
   pm.addNestedPass<func::FuncOp>(createAlignedDecomposeConcat()); // after the above, which writes dense appends as concatenations
   cleanUp(pm);
+}
+
+/// Kernels in the place of the functions that decode.
+void lowerToGPU(OpPassManager &pm, const PipelineOptions &options) {
+  pm.addPass(createConvertAlignedToNVVM());
+  AlignedAttachTargetOptions target;
+  target.chip = options.chip;
+  target.ptx = options.ptx;
+  pm.addPass(createAlignedAttachTarget(target));
+  cleanUp(pm);
+}
+
+void toPTX(OpPassManager &pm) {
+  OpPassManager &kernels = pm.nest<gpu::GPUModuleOp>();
+  kernels.addPass(createSCFToControlFlowPass());
+  kernels.addPass(createConvertVectorToLLVMPass()); // first: the next leaves slices
+  ConvertGpuOpsToNVVMOpsOptions gpu;
+  gpu.hasRedux = true;
+  kernels.addPass(createConvertGpuOpsToNVVMOps(gpu));
+  kernels.addPass(createConvertNVVMToLLVMPass());
+  cleanUp(kernels);
+  kernels.addPass(createReconcileUnrealizedCastsPass());
+  GpuModuleToBinaryPassOptions binary;
+  binary.compilationTarget = "isa";
+  pm.addPass(createGpuModuleToBinaryPass(binary));
 }
 
 /// Tensors to buffers, structure to branches, everything to the LLVM dialect.
@@ -196,6 +230,15 @@ void aligned::buildPipeline(OpPassManager &pm, const PipelineOptions &options) {
       fuse(pm, options);
       verify(pm, "fuse");
     }
+  }
+  if (options.target == "nvptx") {
+    if (last >= Phase::Lower) {
+      lowerToGPU(pm, options);
+      verify(pm, "lower");
+    }
+    if (last >= Phase::LLVM)
+      toPTX(pm);
+    return;
   }
   if (last >= Phase::Lower) {
     lower(pm, options);

@@ -11,7 +11,7 @@ def AlignedCheckOptions : Pass<"aligned-check-options", "::mlir::ModuleOp"> {
     was expected of a value that it does not know. The module stays as it is.
   }];
   let options = [
-    Option<"target", "target", "std::string", "\"cpu\"", "cpu or reference">,
+    Option<"target", "target", "std::string", "\"cpu\"", "cpu, nvptx or reference">,
     Option<"policy", "policy", "std::string", "\"balanced\"", "name of a policy">,
     Option<"tolerance", "tolerance", "double", "0.0", "with policy=budget">,
     Option<"format", "format", "std::string", "\"auto\"", "auto, dense or a split format">,

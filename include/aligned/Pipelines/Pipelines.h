@@ -18,11 +18,13 @@ enum class Phase {
   Split, ///< K and V of every attention that can be decoded are split (unless format=dense)
   Fuse,  ///< no `aligned.attention` is left; every decode op has its policy
   Lower, ///< no `aligned` op or split type is left; kernels are scf, vector, memref, arith
-  LLVM,  ///< only the LLVM dialect is left
+  LLVM,  ///< only the LLVM dialect is left; with target=nvptx, only PTX
 };
 
 struct PipelineOptions : mlir::PassPipelineOptions<PipelineOptions> {
-  Option<std::string> target{*this, "target", llvm::cl::desc("cpu, or reference: unfused attention in float64"), llvm::cl::init("cpu")};
+  Option<std::string> target{*this, "target", llvm::cl::desc("cpu; nvptx: kernels alone, as PTX; or reference: unfused attention in float64"), llvm::cl::init("cpu")};
+  Option<std::string> chip{*this, "chip", llvm::cl::desc("with target=nvptx: architecture, such as sm_80, sm_90 or sm_100"), llvm::cl::init("sm_90")};
+  Option<int64_t> ptx{*this, "ptx", llvm::cl::desc("with target=nvptx: version of PTX, such as 80; 0: the first that knows the chip"), llvm::cl::init(0)};
   Option<std::string> policy{*this, "policy", llvm::cl::desc("exact, alignedkv, tight, balanced, fast, or budget with a tolerance"), llvm::cl::init("balanced")};
   Option<double> tolerance{*this, "tolerance", llvm::cl::desc("aimed relative L2 error of a head's output, with policy=budget"), llvm::cl::init(0.0)};
   Option<std::string> budget{*this, "budget", llvm::cl::desc("file that says how much error is acceptable where; over the policy"), llvm::cl::init("")};

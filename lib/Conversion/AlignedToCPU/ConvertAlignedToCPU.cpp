@@ -193,27 +193,11 @@ func::FuncOp emitKernel(ModuleOp module, Location loc, StringRef name, const Ker
   return kernel;
 }
 
-/// What a decode op asks of a kernel; a diagnostic where no kernel can do it.
 FailureOr<KernelShape> kernelShape(DecodeAttentionOp op, Isa isa) {
-  RankedTensorType query = tensorType(op.getQuery()), key = tensorType(op.getKey()), value = tensorType(op.getValue());
-  if (ShapedType::isDynamic(query.getDimSize(1)) || ShapedType::isDynamic(query.getDimSize(2)) || ShapedType::isDynamic(key.getDimSize(1)) ||
-      ShapedType::isDynamic(key.getDimSize(3)) || ShapedType::isDynamic(value.getDimSize(3)))
-    return op.emitOpError("expected static heads, queries and head_dim, got ") << query << ", " << key << " and " << value;
-  auto given = op.getPolicies().getAsRange<PolicyAttr>();
-  SmallVector<PolicyAttr> policies(given.begin(), given.end());
-  policies.resize(key.getDimSize(1), policies.front());
-  KernelShape shape{query.getDimSize(1) / key.getDimSize(1) * query.getDimSize(2), key.getDimSize(3), value.getDimSize(3), query.getElementType(),
-                    key.getElementType(), value.getElementType(), getSplit(key), getSplit(value), policies, op.getMaskedZero(), bool(op.getCertificate()),
-                    static_cast<int32_t>(op.getSite()), isa};
-  for (auto [name, dim] : {std::pair("key", shape.keyDim), std::pair("value", shape.valueDim)})
-    if (!isSupportedHeadDim(dim))
-      return op.emitOpError("expected the ") << name << "'s head_dim to be a multiple of " << kHeadDimMultiple << ", at most " << kMaxHeadDim << ", got " << dim;
-  if (shape.heads > kMaxQueryRows)
-    return op.emitOpError("expected at most ") << kMaxQueryRows << " query rows per kv head, got " << shape.heads;
-  if (shape.keySplit && shape.keySplit.getKind() != shape.valueSplit.getKind())
-    return op.emitOpError("expected key and value to have one kind of format, got ")
-           << stringifyFormatKind(shape.keySplit.getKind()) << " and " << stringifyFormatKind(shape.valueSplit.getKind());
-  return shape;
+  FailureOr<DecodeShape> shape = decodeShape(op);
+  if (failed(shape))
+    return failure();
+  return KernelShape{*shape, isa};
 }
 
 struct ConvertDecodeAttention : OpConversionPattern<DecodeAttentionOp> {

@@ -50,9 +50,6 @@ private:
   /// Whether limits want bits that no plan asks for, of a block of keys and of any value (P7). Weights are then as fine as they can be, or they would
   /// be what the error comes from.
   Val wantsMoreKeys(Val block) { return limitKeys(e.constant(e.i32(), 0), block) > 0; }
-  Val wantsMoreValues();
-  /// The tolerance of a policy as a whole, of which this side's is its share.
-  Val toleranceFor(CacheRole side);
 
   // Stages.
   void planCoarse();
@@ -114,21 +111,6 @@ void FixedKernel::allocate() {
 
 Val FixedKernel::layersFor(Val steps, double unread, const CacheRow &cache, SplitAttr split) {
   return wholePlanes(aligned::layersFor(steps, unread), cache, split);
-}
-
-Val FixedKernel::toleranceFor(CacheRole side) {
-  double share = std::sqrt(side == CacheRole::Key ? kKeyShare : 1 - kKeyShare);
-  return perHead(e.f32(), [&](PolicyAttr policy) {
-    LimitsAttr limits = policy.getLimits(side);
-    return limits && limits.getTolerance() ? limits.getTolerance().getValueAsDouble() / share : policy.getTolerance().getValueAsDouble();
-  });
-}
-
-Val FixedKernel::wantsMoreValues() {
-  return perHead(e.i32(), [&](PolicyAttr policy) {
-    LimitsAttr limits = policy.getLimits(CacheRole::Value);
-    return limits && (limits.getBits().least || limits.getNewest() || limits.getSinks());
-  }) != 0;
 }
 
 /// The largest of each four neighbouring lanes, in all four.
@@ -378,22 +360,6 @@ Val FixedKernel::readRow(Val token) {
   return number * e.splat(e.load(reachScale, token) * (1.0 / 32768), shape.valueDim);
 }
 
-/// The coarsest of the quarter octaves below the start whose predicted variance keeps within the budget. The variance falls with the precision.
-static Val coarsest(Emitter &e, Val budget, function_ref<Val(Val)> variance) {
-  auto precisionOf = [&](Val step) {
-    Val within = step & 3, power = bitcast((e.constant(e.i32(), 127 + kStartExponent) - (step >> 2)) << 23, e.f32());
-    auto root = [&](int64_t quarters) { return e.constant(e.f32(), std::exp2(-quarters / 4.0)); };
-    return power * select(within < 2, select(within == 0, root(0), root(1)), select(within == 2, root(2), root(3)));
-  };
-  Vals range = e.repeat({e.constant(e.i32(), 0), e.constant(e.i32(), kQuarterOctaves)}, [](Vals s) { return s[0] < s[1]; },
-                        [&](Vals s) -> Vals {
-                          Val middle = (s[0] + s[1]) >> 1;
-                          Val enough = variance(precisionOf(middle)) <= budget;
-                          return {select(enough, s[0], middle + 1), select(enough, middle, s[1])};
-                        });
-  return precisionOf(range[0]);
-}
-
 /// Plans the keys of the query rows whose predicted variance exceeds the budget, or in later rounds far exceeds it; whether there are any.
 Val FixedKernel::planKeys(Val round) {
   Type vector = VectorType::get(kBlockLanes, e.f32());
@@ -411,13 +377,13 @@ Val FixedKernel::planKeys(Val round) {
     Val kept = e.loop(index(0), blockStride, kBlockLanes, {zero}, [&](Val block, Vals sum) -> Vals {
       return {sum[0] + e.load(energy, base + block, kBlockLanes) * e.load(variance, base + block, kBlockLanes)};
     })[0];
-    Val aim = rowSize * toleranceFor(CacheRole::Key), budget = aim * aim * kKeyShare;
+    Val aim = rowSize * policies().tolerance(CacheRole::Key), budget = aim * aim * kKeyShare;
     Val varied = reduceAdd(kept), over = varied > budget * slack;
     e.store(varied, variedK, h);
     Val precision = e.choose(
         over,
         [&]() -> Vals {
-          return {coarsest(e, budget, [&](Val precision) {
+          return {coarsest(budget, [&](Val precision) {
             Val square = e.splat(precision * precision * (kStepVariance * shape.keyDim), kBlockLanes), threshold = e.splat(precision * (1 / kCoarse), kBlockLanes);
             Val sum = e.loop(index(0), blockStride, kBlockLanes, {zero}, [&](Val block, Vals sum) -> Vals {
               Val loud = e.load(loudest, base + block, kBlockLanes), power = e.load(energy, base + block, kBlockLanes);
@@ -451,8 +417,8 @@ void FixedKernel::refineBlock(Val block) {
 void FixedKernel::planValues() {
   Val zero = e.constant(VectorType::get(kBlock, e.f32()), 0);
   forHeads([&](Val h) {
-    Val inverse = e.splat(f32(1) / e.load(rowSum, h), kBlock), aim = e.load(size, h) * toleranceFor(CacheRole::Value);
-    Val precision = coarsest(e, aim * aim * (1 - kKeyShare), [&](Val precision) {
+    Val inverse = e.splat(f32(1) / e.load(rowSum, h), kBlock), aim = e.load(size, h) * policies().tolerance(CacheRole::Value);
+    Val precision = coarsest(aim * aim * (1 - kKeyShare), [&](Val precision) {
       Val threshold = e.splat(precision, kBlock), finer = e.splat(f32(1) / precision, kBlock);
       Vals sums = e.loop(index(0), fullTokens, kBlock, {zero, zero, zero}, [&](Val t, Vals sum) -> Vals {
         Val reach = e.load(p, h * padded + t, kBlock) * e.load(reachScale, t, kBlock) * inverse;
@@ -508,7 +474,7 @@ void FixedKernel::listValues() {
     })[0];
     Val limit = f32(kWeightLimit) / (reduceMax(top) / e.load(rowSum, h));
     Val wanted = exact ? limit : min(f32(kWeightGuard) / e.load(precisionV, h), limit);
-    e.store(isLimited(CacheRole::Value) ? select(wantsMoreValues(), limit, wanted) : wanted, weightScale, h);
+    e.store(isLimited(CacheRole::Value) ? select(policies().wantsMoreValues(), limit, wanted) : wanted, weightScale, h);
     e.store(e.constant(valueConstant.element, 0), valueConstant, h);
     e.store(zero, unread, h * kBlock);
   });

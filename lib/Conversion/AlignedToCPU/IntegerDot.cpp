@@ -29,11 +29,6 @@ Val aligned::dot4(Isa isa, Val acc, Val nibbles, Val weights) {
   return sum;
 }
 
-Val aligned::toWeight(Val x) {
-  Val bounded = select(abs(x) <= 2 * kWeightLimit - 1, x, x.e->constant(x.type(), 0));
-  return convert(roundEven(bounded), x.e->i32());
-}
-
 Val aligned::digit(Val weights, int64_t position) {
   // Balanced digits: what a digit leaves over is divisible by 256.
   Val rest = weights;

@@ -6,16 +6,10 @@
 #ifndef ALIGNED_LIB_CONVERSION_ALIGNEDTOCPU_INTEGERDOT_H
 #define ALIGNED_LIB_CONVERSION_ALIGNEDTOCPU_INTEGERDOT_H
 
+#include "../Common/Numerics.h"
 #include "RowKernel.h"
 
 namespace aligned {
-
-/// Digits that a weight is written with.
-constexpr int64_t kDigits = 3;
-/// Magnitude that a weight in units of its step may reach: 22 bits leave room for the carry into the top digit.
-constexpr double kWeightLimit = 4194304.0;
-/// Weights are kept this much finer than the precision that the values are read to: 64 costs no digit more than 16, and 16 already shows in the plans.
-constexpr double kWeightGuard = 64.0;
 
 /// Addends of which a sum of 32 bits holds any: 15 * 128 * 2^20 < 2^31.
 constexpr int64_t kDotItems = 1 << 20;
@@ -23,8 +17,6 @@ constexpr int64_t kDotItems = 1 << 20;
 /// acc[i] + sum over the four bytes j of nibbles[i].j * weights[i].j; nibbles are 0 .. 15, weights signed bytes.
 Val dot4(Isa isa, Val acc, Val nibbles, Val weights);
 
-/// The nearest integer as i32; 0 where the magnitude is above the limit or NaN.
-Val toWeight(Val x);
 /// Digit `position` of weights, as i8.
 Val digit(Val weights, int64_t position);
 

@@ -12,8 +12,8 @@
 #ifndef ALIGNED_LIB_CONVERSION_ALIGNEDTOCPU_ROWKERNEL_H
 #define ALIGNED_LIB_CONVERSION_ALIGNEDTOCPU_ROWKERNEL_H
 
+#include "../Common/DecodeShape.h"
 #include "aligned/Conversion/Common/Emitter.h"
-#include "aligned/Dialect/Aligned/IR/Aligned.h"
 
 namespace aligned {
 
@@ -22,15 +22,7 @@ enum class Isa { Portable, AVX2, AVX512 };
 std::optional<Isa> parseIsa(llvm::StringRef name);
 
 /// What a kernel is specialised for.
-struct KernelShape {
-  int64_t heads;              ///< query rows that share the kv head
-  int64_t keyDim, valueDim;
-  mlir::Type query;           ///< element types
-  mlir::Type key, value;
-  SplitAttr keySplit, valueSplit; ///< null: dense
-  llvm::SmallVector<PolicyAttr> policies; ///< of each kv head
-  bool maskedZero, certified;
-  int32_t site;
+struct KernelShape : DecodeShape {
   Isa isa;
 };
 

@@ -10,13 +10,6 @@
 using namespace mlir;
 using namespace aligned;
 
-LayerPlace aligned::placeOf(SplitAttr split, int64_t layer) {
-  int64_t plane = 0;
-  while (split.getFirstLayer(plane + 1) <= layer)
-    ++plane;
-  return {split.getWidths()[plane] / 4, layer - split.getFirstLayer(plane)};
-}
-
 //===----------------------------------------------------------------------===//
 // The caches
 //===----------------------------------------------------------------------===//
@@ -70,15 +63,6 @@ void SplitKernel::scoreOpenBlock() {
 // Bits
 //===----------------------------------------------------------------------===//
 
-Val SplitKernel::wholePlanes(Val layers, const CacheRow &cache, SplitAttr split) {
-  Val rounded = e.constant(layers.type(), 0);
-  for (int64_t plane = 0; plane < split.getResident(); ++plane) {
-    Val needed = layers > split.getFirstLayer(plane);
-    rounded = select(needed, e.constant(layers.type(), split.getFirstLayer(plane + 1)), rounded);
-  }
-  return min(rounded, e.splat(cache.layers, layers.lanes()));
-}
-
 Val SplitKernel::nibbles(Val layer, Val at, int64_t count) {
   Val packed = zext(e.load(e.buffer(layer, e.i8()), at, count), e.i32());
   SmallVector<int64_t> inOrder;
@@ -91,71 +75,19 @@ Val SplitKernel::nibbles(Val layer, Val at, int64_t count) {
 // Limits
 //===----------------------------------------------------------------------===//
 
-static LimitsAttr limitsOf(PolicyAttr policy, CacheRole side) {
-  LimitsAttr limits = policy.getLimits(side);
-  return limits ? limits : LimitsAttr::get(policy.getContext(), FloatAttr(), BitRange(), 0, 0, ArrayRef<AgeBits>());
-}
-
-Val SplitKernel::perHead(Type type, function_ref<double(PolicyAttr)> number) {
-  Val result = e.constant(type, number(shape.policies.front()));
-  for (auto [head, policy] : llvm::enumerate(shape.policies))
-    if (double own = number(policy); own != number(shape.policies.front()))
-      result = select(row % shape.policies.size() == head, e.constant(type, own), result);
-  return result;
-}
-
-bool SplitKernel::isLimited(CacheRole side) const {
-  return llvm::any_of(shape.policies, [&](PolicyAttr policy) {
-    LimitsAttr limits = limitsOf(policy, side);
-    return !(limits.getBits() == BitRange()) || limits.getNewest() || limits.getSinks() || !limits.getAges().empty();
-  });
-}
-
-Val SplitKernel::limit(Val layers, CacheRole side, Val first, Val last) {
-  const CacheRow &cache = side == CacheRole::Key ? key : value;
-  SplitAttr split = side == CacheRole::Key ? shape.keySplit : shape.valueSplit;
-  auto whole = [&](int64_t bits) { // of float formats, the first plane is always read
-    int64_t plane = split.getKind() == FormatKind::Float ? 1 : 0;
-    while (4 * split.getFirstLayer(plane) < bits)
-      ++plane;
-    return split.getFirstLayer(plane);
-  };
-  auto splat = [&](Val number) { return layers.lanes() ? e.splat(number, layers.lanes()) : number; };
-  auto tokensOf = [&](llvm::function_ref<int64_t(LimitsAttr)> number) { // caches have fewer tokens than 2^30
-    return splat(perHead(e.i32(), [&](PolicyAttr policy) { return std::min<int64_t>(number(limitsOf(policy, side)), 1 << 30); }));
-  };
-  auto layersOf = [&](llvm::function_ref<int64_t(LimitsAttr)> bits) {
-    return splat(perHead(e.i32(), [&](PolicyAttr policy) { return whole(bits(limitsOf(policy, side))); }));
-  };
-  size_t steps = 0;
-  for (PolicyAttr policy : shape.policies)
-    steps = std::max(steps, limitsOf(policy, side).getAges().size());
-
-  Val age = splat(convert(tokens, e.i32()) - 1) - last;
-  Val limited = max(layers, layersOf([](LimitsAttr limits) { return limits.getBits().least; }));
-  limited = min(limited, layersOf([](LimitsAttr limits) { return limits.getBits().most; }));
-  for (size_t step = 0; step < steps; ++step) { // a head with fewer of them repeats none: an age that no token has
-    Val from = tokensOf([&](LimitsAttr limits) { return step < limits.getAges().size() ? limits.getAges()[step].age : INT64_MAX; });
-    Val most = layersOf([&](LimitsAttr limits) { return step < limits.getAges().size() ? limits.getAges()[step].bits : 16; });
-    limited = select(age >= from, min(limited, most), limited);
-  }
-  Val resident = splat(cache.layers);
-  Val isExact = (first < tokensOf([](LimitsAttr limits) { return limits.getSinks(); })) | (age < tokensOf([](LimitsAttr limits) { return limits.getNewest(); }));
-  return select(isExact, resident, min(limited, resident));
-}
-
 Val SplitKernel::limitKeys(Val layers, Val block) {
   if (!isLimited(CacheRole::Key))
     return layers;
   Val first = convert(block * kBlock, e.i32()), last = first + (kBlock - 1);
-  return layers.lanes() ? limit(layers, CacheRole::Key, e.splat(first, layers.lanes()), e.splat(last, layers.lanes())) : limit(layers, CacheRole::Key, first, last);
+  auto splat = [&](Val token) { return layers.lanes() ? e.splat(token, layers.lanes()) : token; };
+  return policies().limit(layers, CacheRole::Key, key.layers, convert(tokens, e.i32()), splat(first), splat(last));
 }
 
 Val SplitKernel::limitValues(Val layers, Val t) {
   if (!isLimited(CacheRole::Value))
     return layers;
   Val each = tokensFrom(t, kBlock);
-  return limit(layers, CacheRole::Value, each, each);
+  return policies().limit(layers, CacheRole::Value, value.layers, convert(tokens, e.i32()), each, each);
 }
 
 //===----------------------------------------------------------------------===//

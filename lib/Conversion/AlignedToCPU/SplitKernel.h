@@ -5,18 +5,11 @@
 #ifndef ALIGNED_LIB_CONVERSION_ALIGNEDTOCPU_SPLITKERNEL_H
 #define ALIGNED_LIB_CONVERSION_ALIGNEDTOCPU_SPLITKERNEL_H
 
+#include "../Common/HeadPolicies.h"
 #include "../Common/Numerics.h"
 #include "RowKernel.h"
 
 namespace aligned {
-
-/// Nibble layers of a cache's resident planes.
-inline int64_t residentLayers(SplitAttr split) { return split.getFirstLayer(split.getResident()); }
-/// Where a nibble layer lies: layers of its plane, and which of them it is.
-struct LayerPlace {
-  int64_t planeLayers, index;
-};
-LayerPlace placeOf(SplitAttr split, int64_t layer);
 
 /// A split cache as one row of it sees it: the fields of `aligned_cache`.
 struct CacheRow {
@@ -50,20 +43,16 @@ protected:
   /// Layers that are read of the channels of a block.
   Val layersOf(Val block);
 
-  /// Layers are fetched by whole planes, and only resident ones.
-  Val wholePlanes(Val layers, const CacheRow &cache, SplitAttr split);
+  Val wholePlanes(Val layers, const CacheRow &cache, SplitAttr split) { return aligned::wholePlanes(layers, cache.layers, split); }
   /// What `count` bytes of a layer hold from `at` on: the low nibbles, then the high ones, as i32.
   Val nibbles(Val layer, Val at, int64_t count);
   /// The indices first .. first + count - 1 as i32.
   Val tokensFrom(Val first, int64_t count) { return e.splat(convert(first, e.i32()), count) + e.iota(e.i32(), count); }
 
-  /// A number that policies give, of this row's kv head.
-  Val perHead(mlir::Type type, llvm::function_ref<double(PolicyAttr)> number);
+  HeadPolicies policies() { return HeadPolicies(shape, row % index(shape.policies.size())); }
   /// Whether the policy of any kv head limits this side (P7).
-  bool isLimited(CacheRole side) const;
-  /// What limits make of `layers`, lane by lane or scalars, that are wanted of tokens first .. last, which are read alike; whole planes.
-  Val limit(Val layers, CacheRole side, Val first, Val last);
-  /// The same for a block of keys, and for the values of kBlock tokens.
+  bool isLimited(CacheRole side) const { return HeadPolicies::areLimited(shape.policies, side); }
+  /// What limits make of the layers that are wanted of a block of keys, and of the values of kBlock tokens.
   Val limitKeys(Val layers, Val block);
   Val limitValues(Val layers, Val t);
 

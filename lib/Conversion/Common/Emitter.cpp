@@ -121,7 +121,7 @@ static Vals wrapAll(Emitter &e, ValueRange values) {
 }
 
 Vals Emitter::loop(Val lower, Val upper, int64_t step, Vals initial, function_ref<Vals(Val, Vals)> body) {
-  auto op = scf::ForOp::create(b, lower.value, upper.value, index(step).value, raw(initial));
+  auto op = scf::ForOp::create(b, lower.value, upper.value, constant(lower.type(), static_cast<double>(step)).value, raw(initial));
   OpBuilder::InsertionGuard guard(b);
   b.setInsertionPointToStart(op.getBody());
   Vals next = body(wrap(op.getInductionVar()), wrapAll(*this, op.getRegionIterArgs()));
@@ -203,6 +203,7 @@ Val aligned::operator/(Val a, Val b) { return binary<arith::DivFOp, arith::DivSI
 Val aligned::operator%(Val a, Val b) { return integer<arith::RemSIOp>(a, b); }
 Val aligned::operator&(Val a, Val b) { return integer<arith::AndIOp>(a, b); }
 Val aligned::operator|(Val a, Val b) { return integer<arith::OrIOp>(a, b); }
+Val aligned::operator^(Val a, Val b) { return integer<arith::XOrIOp>(a, b); }
 Val aligned::operator<<(Val a, Val b) { return integer<arith::ShLIOp>(a, b); }
 Val aligned::operator>>(Val a, Val b) { return integer<arith::ShRSIOp>(a, b); }
 Val aligned::shrLogical(Val a, Val b) { return integer<arith::ShRUIOp>(a, b); }
@@ -229,10 +230,18 @@ Val aligned::operator!=(Val a, Val b) { return compare(a, b, arith::CmpFPredicat
 Val aligned::select(Val condition, Val yes, Val no) {
   return yes.e->wrap(arith::SelectOp::create(yes.e->b, condition.value, yes.value, no.value));
 }
-Val aligned::abs(Val a) { return a.e->wrap(math::AbsFOp::create(a.e->b, a.value)); }
-Val aligned::sqrt(Val a) { return a.e->wrap(math::SqrtOp::create(a.e->b, a.value)); }
-Val aligned::roundEven(Val a) { return a.e->wrap(math::RoundEvenOp::create(a.e->b, a.value)); }
-Val aligned::fma(Val a, Val b, Val c) { return a.e->wrap(math::FmaOp::create(a.e->b, a.value, b.value, c.value)); }
+
+/// An op of `math`, which becomes a call of a library that a GPU module lacks, or there the intrinsic behind it.
+template <typename Op> static Val function(StringRef intrinsic, Vals operands) {
+  Emitter &e = *operands.front().e;
+  if (e.machine == Machine::GPU)
+    return e.intrinsic(intrinsic, operands.front().type(), operands);
+  return e.wrap(Op::create(e.b, operands.front().type(), raw(operands)));
+}
+Val aligned::abs(Val a) { return function<math::AbsFOp>("llvm.fabs", {a}); }
+Val aligned::sqrt(Val a) { return function<math::SqrtOp>("llvm.nvvm.sqrt.rn.f", {a}); }
+Val aligned::roundEven(Val a) { return function<math::RoundEvenOp>("llvm.rint", {a}); }
+Val aligned::fma(Val a, Val b, Val c) { return function<math::FmaOp>("llvm.fma", {a, b, c}); }
 
 Val aligned::exp(Val a) {
   // e^a = 2^k e^r with k = rint(a / ln 2). Adding 1.5 * 2^23 leaves k in the low bits of the sum, so that no float is ever

@@ -11,6 +11,12 @@ Val aligned::unitScale(Val exponents) {
   return bitcast(wide << 23, e.f32()) * kRoom;
 }
 
+Val aligned::exponentOf(Val largest) {
+  Emitter &e = *largest.e;
+  Val biased = shrLogical(bitcast(largest, e.i32()), e.constant(e.i32(), 23));
+  return max(biased, 127 - 100) - 14; // all values may be zero, hence a least one
+}
+
 Val aligned::remainderOf(Val layers) { return bitcast((layers * -4 + 127) << 23, layers.e->f32()); }
 
 Val aligned::offsetOf(Val layers) { return remainderOf(layers) * 32768.0 - 32768.5; }
@@ -30,4 +36,25 @@ Val aligned::offAfterReading(Val steps) {
   constexpr int64_t kLowest = 0x01ffffff, kEighth = 0x3e000000; // the significand and two bits of the exponent; the float 1/8
   Emitter &e = *steps.e;
   return bitcast(((bitcast(steps * 2, e.i32()) - 1) & kLowest) | kEighth, e.f32()) * 0.5;
+}
+
+Val aligned::coarsest(Val budget, llvm::function_ref<Val(Val)> variance) {
+  Emitter &e = *budget.e;
+  auto precisionOf = [&](Val step) {
+    Val within = step & 3, power = bitcast((e.constant(e.i32(), 127 + kStartExponent) - (step >> 2)) << 23, e.f32());
+    auto root = [&](int64_t quarters) { return e.constant(e.f32(), std::exp2(-quarters / 4.0)); };
+    return power * select(within < 2, select(within == 0, root(0), root(1)), select(within == 2, root(2), root(3)));
+  };
+  Vals range = e.repeat({e.constant(e.i32(), 0), e.constant(e.i32(), kQuarterOctaves)}, [](Vals s) { return s[0] < s[1]; },
+                        [&](Vals s) -> Vals {
+                          Val middle = (s[0] + s[1]) >> 1;
+                          Val enough = variance(precisionOf(middle)) <= budget;
+                          return {select(enough, s[0], middle + 1), select(enough, middle, s[1])};
+                        });
+  return precisionOf(range[0]);
+}
+
+Val aligned::toWeight(Val x) {
+  Val bounded = select(abs(x) <= 2 * kWeightLimit - 1, x, x.e->constant(x.type(), 0));
+  return convert(roundEven(bounded), x.e->i32());
 }

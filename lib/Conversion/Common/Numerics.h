@@ -25,6 +25,8 @@ constexpr double kStepVariance = (1.0 - 1.0 / 256) / (8 * 0.6931471805599453) / 
 
 /// The value of one unit of the stored integer, scale / 2^15, from stored exponents (i8, or wider).
 Val unitScale(Val exponents);
+/// The stored exponent (i32) of values whose largest magnitude is this (f32).
+Val exponentOf(Val largest);
 /// What reading this many layers (i32) leaves of a value at most, relative to its scale: 16^-layers.
 Val remainderOf(Val layers);
 /// What is added to the integer that the top layers spell: the mean of the missing bits, and the sign's -2^15.
@@ -38,6 +40,19 @@ Val layersFor(Val steps, double unread);
 /// What an addend is off by at most, relative to the wanted precision, once as many layers are read as its reach of `steps` > 1 asks for:
 /// steps / 16^layers, in (1/16, 1].
 Val offAfterReading(Val steps);
+
+/// The coarsest of the quarter octaves from 2^kStartExponent down whose predicted variance keeps within the budget. The variance falls with the precision.
+Val coarsest(Val budget, llvm::function_ref<Val(Val precision)> variance);
+
+/// Digits that a weight is written with.
+constexpr int64_t kDigits = 3;
+/// Magnitude that a weight in units of its step may reach: 22 bits leave room for the carry into the top digit.
+constexpr double kWeightLimit = 4194304.0;
+/// Weights are kept this much finer than the precision that the values are read to: 64 costs no digit more than 16, and 16 already shows in the plans.
+constexpr double kWeightGuard = 64.0;
+
+/// The nearest integer as i32; 0 where the magnitude is above the limit or NaN.
+Val toWeight(Val x);
 
 } // namespace aligned
 

@@ -36,9 +36,13 @@ struct Buffer {
   Val pointer;
 };
 
+/// Whose code it is: what is one instruction or a library's function on a CPU may be a call to nowhere on a GPU.
+enum class Machine { CPU, GPU };
+
 class Emitter {
 public:
   Emitter(mlir::OpBuilder &builder, mlir::Location loc) : b(loc, builder), types(builder) {}
+  Machine machine = Machine::CPU;
   mlir::ImplicitLocOpBuilder b;
   mlir::Builder types;
 
@@ -85,6 +89,7 @@ Val operator/(Val a, Val b);
 Val operator%(Val a, Val b);
 Val operator&(Val a, Val b);
 Val operator|(Val a, Val b);
+Val operator^(Val a, Val b);
 Val operator<<(Val a, Val b);
 Val operator>>(Val a, Val b);
 Val operator<(Val a, Val b);

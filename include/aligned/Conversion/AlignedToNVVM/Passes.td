@@ -1,0 +1,31 @@
+// `aligned` ops to gpu, nvvm and llvm for NVIDIA GPUs.
+#ifndef ALIGNED_CONVERSION_ALIGNEDTONVVM_PASSES_TD
+#define ALIGNED_CONVERSION_ALIGNEDTONVVM_PASSES_TD
+
+include "mlir/Pass/PassBase.td"
+
+def ConvertAlignedToNVVM : Pass<"convert-aligned-to-nvvm", "::mlir::ModuleOp"> {
+  let summary = "write the kernels of decode attention for NVIDIA GPUs";
+  let description = [{
+    Puts a `gpu.module` with the kernels of every `aligned.decode_attention` in the place of the module's functions: one set for each, named after its
+    `site`, in gpu, nvvm, scf, arith, vector and llvm. What they take and how they are launched is in DecodeKernels.h.
+
+    Decode attention must read `fixed` caches with policy `exact`, and head dimensions must be multiples of 32.
+  }];
+  let dependentDialects = ["::mlir::gpu::GPUDialect", "::mlir::NVVM::NVVMDialect", "::mlir::LLVM::LLVMDialect", "::mlir::scf::SCFDialect",
+                           "::mlir::arith::ArithDialect", "::mlir::vector::VectorDialect"];
+}
+
+def AlignedAttachTarget : Pass<"aligned-attach-target", "::mlir::ModuleOp"> {
+  let summary = "choose the chip that kernels are compiled for";
+  let description = [{
+    Attaches an `#nvvm.target` to every `gpu.module`. Chips that the kernels can't run on, and PTX versions that a chip or this compiler does not know, are
+    reported here: the code generator behind would end the process over them.
+  }];
+  let options = [
+    Option<"chip", "chip", "std::string", "\"sm_90\"", "architecture, such as sm_80, sm_90 or sm_100">,
+    Option<"ptx", "ptx", "int64_t", "0", "version of PTX, such as 80 for 8.0; 0: the first that knows the chip, which most drivers load">];
+  let dependentDialects = ["::mlir::gpu::GPUDialect", "::mlir::NVVM::NVVMDialect"];
+}
+
+#endif // ALIGNED_CONVERSION_ALIGNEDTONVVM_PASSES_TD

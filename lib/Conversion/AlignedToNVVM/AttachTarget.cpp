@@ -1,0 +1,57 @@
+// aligned-attach-target: which chips there are, and the first PTX that knows each.
+#include "aligned/Conversion/AlignedToNVVM/Passes.h"
+
+#include "Sidecar.h"
+
+#include "mlir/Dialect/GPU/IR/GPUDialect.h"
+#include "mlir/Dialect/LLVMIR/NVVMDialect.h"
+
+namespace aligned {
+#define GEN_PASS_DEF_ALIGNEDATTACHTARGET
+#include "aligned/Conversion/AlignedToNVVM/Passes.h.inc"
+} // namespace aligned
+
+using namespace mlir;
+using namespace aligned;
+
+namespace {
+
+struct Chip {
+  StringRef name;
+  int64_t leastPTX;
+};
+
+/// The integer tensor cores' 16 x 8 x 32 products begin with sm_80.
+constexpr Chip kChips[] = {{"sm_80", 70}, {"sm_86", 71}, {"sm_87", 74}, {"sm_89", 78}, {"sm_90", 78}, {"sm_90a", 80}, {"sm_100", 86},
+                           {"sm_100a", 86}, {"sm_103", 88}, {"sm_103a", 88}, {"sm_120", 87}, {"sm_120a", 87}, {"sm_121", 88}, {"sm_121a", 88}};
+constexpr int64_t kVersions[] = {70, 71, 72, 73, 74, 75, 76, 77, 78, 80, 81, 82, 83, 84, 85, 86, 87, 88, 90}; // of PTX, that LLVM 22 writes
+
+struct AlignedAttachTargetPass : aligned::impl::AlignedAttachTargetBase<AlignedAttachTargetPass> {
+  using AlignedAttachTargetBase::AlignedAttachTargetBase;
+
+  void runOnOperation() override {
+    const Chip *found = llvm::find_if(kChips, [&](const Chip &known) { return known.name == chip; });
+    if (found == std::end(kChips)) {
+      InFlightDiagnostic diagnostic = getOperation().emitError("expected a chip of ");
+      llvm::interleaveComma(kChips, diagnostic, [&](const Chip &known) { diagnostic << known.name; });
+      diagnostic << "; got '" << chip << "'";
+      return signalPassFailure();
+    }
+    int64_t version = ptx ? ptx : found->leastPTX;
+    if (!llvm::is_contained(kVersions, version) || version < found->leastPTX) {
+      getOperation().emitError("expected a version of PTX from ") << found->leastPTX << " to " << kVersions[std::size(kVersions) - 1] << " for " << chip << ", got " << version;
+      return signalPassFailure();
+    }
+    auto target = NVVM::NVVMTargetAttr::get(&getContext(), /*optLevel=*/3, "nvptx64-nvidia-cuda", chip, "+ptx" + std::to_string(version));
+    if (auto program = getOperation()->getAttrOfType<DictionaryAttr>(kProgramName)) {
+      Builder b(&getContext());
+      NamedAttrList fields(program);
+      fields.set("chip", b.getStringAttr(chip));
+      fields.set("ptx", b.getI64IntegerAttr(version));
+      getOperation()->setAttr(kProgramName, fields.getDictionary(&getContext()));
+    }
+    getOperation().walk([&](gpu::GPUModuleOp module) { module.setTargetsAttr(ArrayAttr::get(&getContext(), target)); });
+  }
+};
+
+} // namespace

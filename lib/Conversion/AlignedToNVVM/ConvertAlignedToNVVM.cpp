@@ -1,0 +1,63 @@
+// convert-aligned-to-nvvm: kernels out of decode attention.
+#include "aligned/Conversion/AlignedToNVVM/Passes.h"
+
+#include "DecodeKernels.h"
+#include "Sidecar.h"
+
+#include "mlir/Dialect/LLVMIR/NVVMDialect.h"
+#include "mlir/Dialect/SCF/IR/SCF.h"
+#include "mlir/Dialect/Vector/IR/VectorOps.h"
+
+namespace aligned {
+#define GEN_PASS_DEF_CONVERTALIGNEDTONVVM
+#include "aligned/Conversion/AlignedToNVVM/Passes.h.inc"
+} // namespace aligned
+
+using namespace mlir;
+using namespace aligned;
+
+namespace {
+
+/// What the kernels can't do, said of the op.
+FailureOr<DecodeShape> check(DecodeAttentionOp op) {
+  FailureOr<DecodeShape> shape = decodeShape(op);
+  if (failed(shape))
+    return failure();
+  if (!shape->keySplit || shape->keySplit.getKind() != FormatKind::Fixed)
+    return op.emitOpError("expected a key stored as 'fixed' on this target, got ") << op.getKey().getType();
+  if (shape->certified)
+    return op.emitOpError("expected no certificate on this target");
+  return shape;
+}
+
+struct ConvertAlignedToNVVMPass : aligned::impl::ConvertAlignedToNVVMBase<ConvertAlignedToNVVMPass> {
+  void runOnOperation() override {
+    ModuleOp top = getOperation();
+    SmallVector<DecodeShape> shapes;
+    bool ok = true;
+    top.walk([&](DecodeAttentionOp op) {
+      FailureOr<DecodeShape> shape = check(op);
+      ok &= succeeded(shape);
+      if (succeeded(shape))
+        shapes.push_back(*shape);
+    });
+    if (!ok)
+      return signalPassFailure();
+    for (Operation &op : llvm::make_early_inc_range(*top.getBody()))
+      op.erase();
+    OpBuilder b = OpBuilder::atBlockEnd(top.getBody());
+    auto kernels = gpu::GPUModuleOp::create(b, top.getLoc(), "aligned_kernels");
+    SmallVector<Attribute> sites, list;
+    for (const DecodeShape &shape : shapes)
+      sites.push_back(emitDecode(kernels, shape));
+    Sidecar s(b);
+    kernels.walk([&](gpu::GPUFuncOp kernel) {
+      list.push_back(b.getDictionaryAttr({s.field("name", kernel.getName()), s.field("threads", kernel.getKnownBlockSizeAttr().asArrayRef()[0])}));
+    });
+    top->setAttr(gpu::GPUDialect::getContainerModuleAttrName(), b.getUnitAttr());
+    top->setAttr(kProgramName, b.getDictionaryAttr({s.field("version", 1), s.field("kernels", b.getArrayAttr(list)), s.field("decode", b.getArrayAttr(sites)),
+                                                    s.field("append", b.getArrayAttr({}))}));
+  }
+};
+
+} // namespace

@@ -1,0 +1,162 @@
+// What the kernels of decode attention on a GPU share: their arguments, caches as a row sees them, and how weights lie in tiles.
+//
+// A *tile* is the 16 x 8 result of the integer tensor cores: unsigned bytes of planes (16 rows: tokens of K or channels of V) times signed digits of weights
+// (8 columns: two query rows with four *places* each). A weight has three digits in base 256. The upper byte of a stored value is worth 256 of the lower one,
+// so its product with digit d belongs to place d + 1, where the product of the lower byte with digit d + 1 goes: four places hold everything, and both bytes
+// add to the same sums.
+#ifndef ALIGNED_LIB_CONVERSION_ALIGNEDTONVVM_DECODEKERNEL_H
+#define ALIGNED_LIB_CONVERSION_ALIGNEDTONVVM_DECODEKERNEL_H
+
+#include "GpuEmitter.h"
+
+#include "../Common/HeadPolicies.h"
+#include "../Common/Numerics.h"
+#include "aligned/Runtime/Cache.h"
+
+namespace aligned {
+
+constexpr double kLog2e = 1.4426950408889634;
+constexpr double kLowest = -3e38; ///< in the place of -infinity, so that no difference of two is NaN
+constexpr int64_t kTileRows = 16, kTileColumns = 8, kTileDepth = 32, kPlaces = 4, kTileHeads = kTileColumns / kPlaces;
+constexpr int64_t kWords = 32; ///< of 32 bits in a unit of keys
+constexpr int64_t kWarpTiles = 2; ///< that a warp takes before tiles are shared out
+
+/// Arguments, the same for every kernel of an attention. `split` numbers the blocks of threads that share a row's tokens.
+enum class Argument {
+  Query,         ///< [rows, heads, key_dim] of the query's type
+  Key, Value,    ///< `aligned_cache` in device memory
+  Scale,         ///< f32
+  Splits,        ///< i32
+  Scores,        ///< f32 [rows, heads, capacity]
+  Statistics,    ///< f32 [rows, splits, heads, 4]: see Statistic
+  Variance,      ///< f32 [rows, heads, blocks]: of the error of a block's scores
+  Wanted,        ///< f32 [rows, heads, blocks]: inverse of the precision that addends of a block's scores were weighed for
+  Loudness,      ///< f32 [rows, heads, blocks, 4]: of p^2 the largest and the sum, and the same of (p * scale)^2
+  Histogram,     ///< i32 [rows, heads, 128]: tokens by p * scale, in quarter octaves below the loudest
+  Partial,       ///< f32 [rows, splits, heads, value_dim + 4]: outputs of splits, and what the look saw
+  Plan,          ///< f32 [rows, heads, 8]: see PlanOf
+  KeyLayers,     ///< i8 [rows, blocks, units]: nibble layers that were read
+  ValueLayers,   ///< i8 [rows, capacity], or null where nobody asks
+  Acc, Max, Sum, ///< f32 [rows, heads, value_dim], [rows, heads] twice: the softmax state
+};
+constexpr int64_t kArguments = 18;
+
+/// What a split knows of its scores, and what all of a row's give together: the maximum and the sum of e^(s - maximum); the largest of log2 of p * scale, but for what
+/// all tokens share; and the largest exponent of V, both of full blocks.
+enum Statistic { kMaximum, kSum, kLoudest, kExponent, kStatistics };
+/// What a plan says of a query row: the precision of K (infinite where scores are good), that of V; the power of the output and the fill of V's rows (P2, in
+/// units of the loudest row's scale); the variance of the output by K as it was; and how many plans there were.
+enum PlanOf { kPrecisionK, kPrecisionV, kPower, kFill, kVaried, kRound, kPlanNumbers = 8 };
+/// What a look saw besides the output: p * v^2 of rows of planes and of open tokens, p, and p * scale^2 of rows of planes.
+enum Seen { kSquares, kOpenSquares, kMass, kScales, kSeen };
+constexpr int64_t kBins = 128, kLoudnessNumbers = 4;
+
+/// A cache as the threads of a row see it.
+struct CacheView {
+  Val tokens, blocks, open; ///< i32: all, full blocks, those of the open block
+  Val stride;               ///< i32: blocks that the capacity holds
+  Val layers;               ///< i32: nibble layers that may be read
+  Val plane[ALIGNED_MAX_PLANES], exponent, pages; ///< of all rows
+  Val channelMax, channelMean, openTokens;        ///< of this row
+  Val escape, escapes;
+};
+
+class DecodeKernel {
+public:
+  DecodeKernel(mlir::gpu::GPUModuleOp module, llvm::StringRef name, const DecodeShape &shape);
+
+  /// Warps of a block of threads that works on `shape`.
+  static int64_t warpsFor(const DecodeShape &shape) { return shape.heads > 16 ? 8 : 4; }
+
+protected:
+  const DecodeShape &shape;
+  const int64_t warps = warpsFor(shape), threads = warps * GpuEmitter::kWarp;
+
+  // Query rows share a tile; tiles are shared out among warps when one would need too many registers.
+  const int64_t tiles = llvm::divideCeil(shape.heads, kTileHeads);
+  const int64_t warpsPerBlock = std::min<int64_t>(warps, llvm::PowerOf2Ceil(llvm::divideCeil(tiles, kWarpTiles))); ///< that share the tokens of a block
+  const int64_t tilesPerWarp = llvm::divideCeil(tiles, warpsPerBlock);
+  const int64_t paddedHeads = warpsPerBlock * tilesPerWarp * kTileHeads;
+
+  mlir::gpu::GPUModuleOp module;
+  mlir::OpBuilder builder;
+  std::string name;
+  mlir::gpu::GPUFuncOp function;
+  GpuEmitter e;
+
+  Val thread, lane, warp, row, split, splits;
+  Val g, t;           ///< the lane's place in a tile: lane = 4 g + t
+  Val place;          ///< that of column g: g mod 4
+  Val batch, kvHead;  ///< of the row
+  CacheView key, value;
+  HeadPolicies policies{shape, {}};
+
+  Val argument(Argument which) { return e.wrap(function.getArgument(static_cast<unsigned>(which))); }
+  /// An array of f32, or of `element`, behind a pointer argument, from this row's part of `count` elements per row on.
+  Val rowOf(Argument which, Val count, mlir::Type element = {});
+  Val rowOf(Argument which, int64_t count, mlir::Type element = {}) { return rowOf(which, number(count), element); }
+  Val wide(Val number) { return convert(number, e.i64()); }
+  Val real(double x) { return e.real(x); }
+  Val number(int64_t n) { return e.number(n); }
+  Val get(Val array, Val offset) { return e.loadGlobal(array, e.f32(), offset, /*constant=*/false); }
+  /// Head h's part of an array of this row with `perHead` (i32) elements for each.
+  Val ofHead(Val array, Val h, Val perHead, mlir::Type element = {}) { return e.at(array, element ? element : e.f32(), wide(h) * wide(perHead)); }
+
+  /// Where a logical block lies: its number among all blocks of all rows.
+  Val physical(const CacheView &cache, Val block);
+  /// The bytes of a physical block that has `bytes` of them.
+  Val blockOf(Val base, Val physical, int64_t bytes) { return e.at(base, e.i8(), wide(physical) * bytes); }
+  /// Blocks of this split: first and end.
+  std::pair<Val, Val> stretch(Val blocks);
+  Val isLastSplit() { return split == splits - 1; }
+
+  Shared shared(llvm::StringRef what, mlir::Type element, int64_t count) { return e.shared(module, name + "_" + what.str(), element, count); }
+  /// Runs `body` for i = thread, thread + threads, ... below `count`.
+  void forThreads(int64_t count, llvm::function_ref<void(Val)> body) { e.loop(thread, number(count), threads, body); }
+  /// Runs `body` for the query rows h = warp, warp + warps, ...
+  void forHeadsOfWarp(int64_t heads, llvm::function_ref<void(Val)> body) { e.loop(warp, number(heads), warps, body); }
+  Val warpAdd(Val x) { return e.warpAdd(x, {16, 8, 4, 2, 1}); }
+  Val warpMax(Val x) { return e.warpMax(x, {16, 8, 4, 2, 1}); }
+  void finish() { mlir::gpu::ReturnOp::create(e.b); }
+
+  /// First query row of the warp's tile `i`.
+  Val firstHead(int64_t i) { return ((warp & (warpsPerBlock - 1)) * tilesPerWarp + i) * kTileHeads; }
+  /// Runs `body` for the blocks that this warp takes of the split's, of which there are `blocks` in the row.
+  void forBlocksOfWarp(Val blocks, llvm::function_ref<void(Val)> body);
+
+  /// Waits for the warps that share this one's blocks.
+  void meetSharers();
+
+  /// The statistics of the whole row, once all splits have theirs: [heads, kStatistics] in shared memory.
+  Shared statisticsOfRow();
+  /// e^(s - max), from a score and its row's maximum.
+  Val weightOf(Val score, Val maximum) { return e.exp2((score - max(maximum, real(kLowest))) * kLog2e); }
+
+  /// The scale of a row of V beside the loudest row's, whose exponent is `top` (f32), from its own (i32).
+  Val relativeScale(Val exponent, Val top) { return bitcast(max(exponent - convert(top, e.i32()) + 127, number(0)) << 23, e.f32()); }
+
+  /// A byte's digits as places are weighed: whole weights to bytes d0, d1, d2, 0.
+  Val digitsOf(Val whole) { return (whole + 0x808080) ^ number(0x808080); }
+  /// What the sums of columns 2 t, 2 t + 1 contribute to a query row's number; the neighbour t ^ 1 has the rest.
+  Val ofColumns(Val even, Val odd);
+  /// The upper (or lower) two layers of a word as bytes, for its low and its high nibbles.
+  std::pair<Val, Val> bytesOf(Val upper, Val lower);
+
+  /// Adds what is kept aside (S7): calls `body` with token, channel and value of each escape of this row in `cache`.
+  void forEscapes(const CacheView &cache, llvm::function_ref<void(Val token, Val channel, Val value)> body);
+
+private:
+  CacheView view(Argument cache, SplitAttr split, int64_t headDim, mlir::Type element);
+};
+
+/// The kernels, by phase; see DecodeKernels.h.
+void emitScores(mlir::gpu::GPUModuleOp module, llvm::StringRef name, const DecodeShape &shape);
+void emitLook(mlir::gpu::GPUModuleOp module, llvm::StringRef name, const DecodeShape &shape);
+void emitPlan(mlir::gpu::GPUModuleOp module, llvm::StringRef name, const DecodeShape &shape);
+void emitRefine(mlir::gpu::GPUModuleOp module, llvm::StringRef name, const DecodeShape &shape);
+void emitValues(mlir::gpu::GPUModuleOp module, llvm::StringRef name, const DecodeShape &shape);
+void emitMerge(mlir::gpu::GPUModuleOp module, llvm::StringRef name, const DecodeShape &shape);
+
+} // namespace aligned
+
+#endif // ALIGNED_LIB_CONVERSION_ALIGNEDTONVVM_DECODEKERNEL_H

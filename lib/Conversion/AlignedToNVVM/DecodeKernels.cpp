@@ -1,0 +1,62 @@
+// See the header for the idea.
+#include "DecodeKernels.h"
+
+#include "DecodeKernel.h"
+#include "Sidecar.h"
+
+using namespace mlir;
+using namespace aligned;
+
+namespace {
+
+/// The arguments in the order of `Argument`.
+ArrayAttr describeArguments(Builder &b, const DecodeShape &shape) {
+  Sidecar s(b);
+  int64_t h = shape.heads, dim = shape.valueDim;
+  return b.getArrayAttr({s.array("query", "input", shape.query, {"rows", h, shape.keyDim}), s.cache("key"), s.cache("value"), s.scalar("scale", "f32"), s.scalar("splits", "i32"),
+                         s.array("scores", "scratch", b.getF32Type(), {"rows", h, "capacity"}),
+                         s.array("statistics", "scratch", b.getF32Type(), {"rows", "splits", h, kStatistics}),
+                         s.array("variance", "scratch", b.getF32Type(), {"rows", h, "blocks"}),
+                         s.array("wanted", "scratch", b.getF32Type(), {"rows", h, "blocks"}),
+                         s.array("loudness", "scratch", b.getF32Type(), {"rows", h, "blocks", kLoudnessNumbers}),
+                         s.array("histogram", "scratch", b.getI32Type(), {"rows", h, kBins}),
+                         s.array("partial", "scratch", b.getF32Type(), {"rows", "splits", h, dim + kSeen}),
+                         s.array("plan", "scratch", b.getF32Type(), {"rows", h, kPlanNumbers}),
+                         s.array("key_layers", "scratch", b.getI8Type(), {"rows", "blocks", shape.keyDim / 4}),
+                         s.array("value_layers", "record", b.getI8Type(), {"rows", "capacity"}),
+                         s.array("acc", "output", b.getF32Type(), {"rows", h, dim}), s.array("max", "output", b.getF32Type(), {"rows", h}),
+                         s.array("sum", "output", b.getF32Type(), {"rows", h})});
+}
+
+} // namespace
+
+DictionaryAttr aligned::emitDecode(gpu::GPUModuleOp module, const DecodeShape &shape) {
+  Builder b(module.getContext());
+  Sidecar s(b);
+  SmallVector<Attribute> launches;
+  auto kernel = [&](StringRef phase, auto emit) {
+    std::string name = ("decode" + Twine(shape.site) + "_" + phase).str();
+    emit(module, name, shape);
+    return name;
+  };
+  auto launch = [&](StringRef name, bool onePerRow = false) {
+    launches.push_back(s.launch(name, {onePerRow ? Sidecar::Extent(1) : Sidecar::Extent("splits"), "rows"}));
+  };
+  launch(kernel("scores", emitScores));
+  if (!shape.exact()) {
+    std::string look = kernel("look", emitLook), plan = kernel("plan", emitPlan), refine = kernel("refine", emitRefine);
+    launch(look);
+    launch(plan, /*onePerRow=*/true);
+    for (int64_t round = 0; round < kRounds; ++round) {
+      launch(refine);
+      launch(look);
+      launch(plan, /*onePerRow=*/true);
+    }
+  }
+  launch(kernel("values", emitValues));
+  launch(kernel("merge", emitMerge), /*onePerRow=*/true);
+  return b.getDictionaryAttr({s.field("site", shape.site), s.field("kv_heads", shape.kvHeads), s.field("heads", shape.heads), s.field("key_dim", shape.keyDim),
+                              s.field("value_dim", shape.valueDim), s.field("query", Sidecar::nameOf(shape.query)), s.field("certified", int64_t(shape.certified)),
+                              s.field("key", s.format(shape.keySplit, shape.key)), s.field("value", s.format(shape.valueSplit, shape.value)),
+                              s.field("arguments", describeArguments(b, shape)), s.field("launch", b.getArrayAttr(launches))});
+}

@@ -1,0 +1,29 @@
+// Decode attention on a GPU, for one storage and number of heads.
+//
+// A block of threads works on a stretch of tokens (a *split*) of one row: a kv head of one batch entry with the query rows that share it (P3).
+// What needs all tokens of a row lies between kernels:
+//
+//   scores  s[h, t] of the full blocks' planes and of the open block, under a budget coarse ones, and each split's statistics of them
+//   look    how loud tokens and blocks are; plane 0 of the loudest rows of V: how large the output is, how full its rows are
+//   plan    the coarsest precisions of K and V whose predicted error keeps within the budget; one block of threads for each row
+//   refine  finer scores in the blocks whose error matters; then look and plan again, at most three times (P5), which costs nothing where no plan asks for it
+//   values  of each row of V what its probability makes visible; each split's share of the output
+//   merge   the softmax state of the row
+//
+// `exact` takes scores, values and merge. Grids depend on capacities and not on tokens, so that a captured step can be replayed while caches grow. Both products are
+// 4-bit planes times weights of signed bytes on the integer tensor cores; see DecodeKernel.h.
+#ifndef ALIGNED_LIB_CONVERSION_ALIGNEDTONVVM_DECODEKERNELS_H
+#define ALIGNED_LIB_CONVERSION_ALIGNEDTONVVM_DECODEKERNELS_H
+
+#include "../Common/DecodeShape.h"
+
+#include "mlir/Dialect/GPU/IR/GPUDialect.h"
+
+namespace aligned {
+
+/// Adds the kernels of an attention to `module`, and returns how they are launched, as docs/GPU.md describes it.
+mlir::DictionaryAttr emitDecode(mlir::gpu::GPUModuleOp module, const DecodeShape &shape);
+
+} // namespace aligned
+
+#endif // ALIGNED_LIB_CONVERSION_ALIGNEDTONVVM_DECODEKERNELS_H

@@ -1,0 +1,141 @@
+// See the header for the idea.
+#include "GpuEmitter.h"
+
+#include "mlir/Dialect/LLVMIR/LLVMDialect.h"
+#include "mlir/Dialect/LLVMIR/NVVMDialect.h"
+
+using namespace mlir;
+using namespace aligned;
+
+//===----------------------------------------------------------------------===//
+// Who this thread is
+//===----------------------------------------------------------------------===//
+
+Val GpuEmitter::thread() { return convert(wrap(gpu::ThreadIdOp::create(b, gpu::Dimension::x)), i32()); }
+Val GpuEmitter::lane() { return thread() & (kWarp - 1); }
+Val GpuEmitter::warp() { return shuffleFrom(shrLogical(thread(), number(5)), number(0)); }
+Val GpuEmitter::block(gpu::Dimension axis) { return convert(wrap(gpu::BlockIdOp::create(b, axis)), i32()); }
+Val GpuEmitter::blocks(gpu::Dimension axis) { return convert(wrap(gpu::GridDimOp::create(b, axis)), i32()); }
+
+//===----------------------------------------------------------------------===//
+// Memory
+//===----------------------------------------------------------------------===//
+
+static int64_t bytesOf(Type type) {
+  auto vector = dyn_cast<VectorType>(type);
+  return getElementTypeOrSelf(type).getIntOrFloatBitWidth() / 8 * (vector ? vector.getNumElements() : 1);
+}
+
+Val GpuEmitter::at(Val pointer, Type element, Val offset) {
+  return wrap(LLVM::GEPOp::create(b, pointer.type(), element, pointer.value, ValueRange{offset.value}));
+}
+
+Val GpuEmitter::loadGlobal(Val pointer, Type type, Val offset, bool constant) {
+  Val address = at(pointer, getElementTypeOrSelf(type), offset);
+  return wrap(LLVM::LoadOp::create(b, type, address.value, bytesOf(type), /*isVolatile=*/false, /*isNonTemporal=*/false, /*isInvariant=*/constant));
+}
+
+void GpuEmitter::storeGlobal(Val value, Val pointer, Val offset) {
+  LLVM::StoreOp::create(b, value.value, at(pointer, value.element(), offset).value, bytesOf(value.type()));
+}
+
+Shared GpuEmitter::shared(gpu::GPUModuleOp module, StringRef name, Type element, int64_t count) {
+  LLVM::GlobalOp global;
+  {
+    OpBuilder::InsertionGuard guard(b);
+    b.setInsertionPointToStart(module.getBody());
+    auto type = LLVM::LLVMArrayType::get(element, count);
+    global = LLVM::GlobalOp::create(b, type, /*isConstant=*/false, LLVM::Linkage::Internal, name, Attribute(), /*alignment=*/16, /*addrSpace=*/3);
+  }
+  return {wrap(LLVM::AddressOfOp::create(b, LLVM::LLVMPointerType::get(b.getContext(), 3), global.getSymName())), element};
+}
+
+Val GpuEmitter::load(Shared array, Val offset, int64_t lanes) {
+  Type type = lanes ? Type(VectorType::get(lanes, array.element)) : array.element;
+  return wrap(LLVM::LoadOp::create(b, type, at(array.base, array.element, offset).value, bytesOf(type)));
+}
+
+void GpuEmitter::store(Val value, Shared array, Val offset) {
+  LLVM::StoreOp::create(b, value.value, at(array.base, array.element, offset).value, bytesOf(value.type()));
+}
+
+//===----------------------------------------------------------------------===//
+// Together
+//===----------------------------------------------------------------------===//
+
+void GpuEmitter::barrier() { gpu::BarrierOp::create(b); }
+
+void GpuEmitter::barrier(Val which, int64_t threads) { NVVM::BarrierOp::create(b, /*res=*/Type(), which.value, number(threads).value, /*reductionOp=*/{}, /*reductionPredicate=*/Value()); }
+
+void GpuEmitter::warpBarrier() { NVVM::SyncWarpOp::create(b, number(-1).value); }
+
+static Val shuffle(Val value, Val which, gpu::ShuffleMode mode) {
+  GpuEmitter &e = static_cast<GpuEmitter &>(*value.e);
+  return e.wrap(gpu::ShuffleOp::create(e.b, value.value, which.value, e.number(GpuEmitter::kWarp).value, mode).getResult(0));
+}
+
+Val GpuEmitter::shuffleXor(Val value, int64_t distance) { return shuffle(value, number(distance), gpu::ShuffleMode::XOR); }
+Val GpuEmitter::shuffleFrom(Val value, Val lane) { return shuffle(value, lane, gpu::ShuffleMode::IDX); }
+Val GpuEmitter::ballot(Val condition) { return intrinsic("llvm.nvvm.vote.ballot.sync", i32(), {number(-1), condition}); }
+Val GpuEmitter::countBits(Val bits) { return intrinsic("llvm.ctpop.i32", i32(), {bits}); }
+
+Val GpuEmitter::warpAdd(Val value, ArrayRef<int64_t> distances) {
+  for (int64_t distance : distances)
+    value = value + shuffleXor(value, distance);
+  return value;
+}
+
+Val GpuEmitter::shuffleXorWide(Val value, int64_t distance) {
+  Val low = shuffleXor(convert(value, i32()), distance), high = shuffleXor(convert(shrLogical(value, constant(i64(), 32)), i32()), distance);
+  return zext(low, i64()) | (zext(high, i64()) << 32);
+}
+
+Val GpuEmitter::warpAddWide(Val value) {
+  for (int64_t distance : {16, 8, 4, 2, 1})
+    value = value + shuffleXorWide(value, distance);
+  return value;
+}
+
+Val GpuEmitter::warpMax(Val value, ArrayRef<int64_t> distances) {
+  for (int64_t distance : distances)
+    value = value.isFloat() ? largest(value, shuffleXor(value, distance)) : max(value, shuffleXor(value, distance));
+  return value;
+}
+
+//===----------------------------------------------------------------------===//
+// Numbers
+//===----------------------------------------------------------------------===//
+
+Val GpuEmitter::permuteBytes(Val low, Val high, std::array<int, 4> selectors) {
+  int64_t selector = selectors[0] | selectors[1] << 4 | selectors[2] << 8 | selectors[3] << 12;
+  return permuteBytes(low, high, number(selector));
+}
+
+Val GpuEmitter::permuteBytes(Val low, Val high, Val selectors) { return intrinsic("llvm.nvvm.prmt", i32(), {low, high, selectors}); }
+
+Vals GpuEmitter::multiply(ArrayRef<Val> a, ArrayRef<Val> b, ArrayRef<Val> c) {
+  Vals operands(a.begin(), a.end());
+  operands.append(b.begin(), b.end());
+  operands.append(c.begin(), c.end());
+  auto type = LLVM::LLVMStructType::getLiteral(this->b.getContext(), SmallVector<Type>(4, i32()));
+  Val product = intrinsic("llvm.nvvm.mma.m16n8k32.row.col.u8.s8", type, operands);
+  Vals results;
+  for (int64_t i = 0; i < 4; ++i)
+    results.push_back(wrap(LLVM::ExtractValueOp::create(this->b, product.value, i)));
+  return results;
+}
+
+Val GpuEmitter::dot4(Val a, Val b, Val c) { return intrinsic("llvm.nvvm.idp4a.u.u", i32(), {a, b, c}); }
+
+void GpuEmitter::atomicAdd(Val value, Shared array, Val offset) {
+  LLVM::AtomicRMWOp::create(b, LLVM::AtomicBinOp::add, at(array.base, array.element, offset).value, value.value, LLVM::AtomicOrdering::monotonic);
+}
+
+void GpuEmitter::atomicAdd(Val value, Val pointer, Val offset) {
+  LLVM::AtomicRMWOp::create(b, LLVM::AtomicBinOp::add, at(pointer, value.type(), offset).value, value.value, LLVM::AtomicOrdering::monotonic);
+}
+
+Val GpuEmitter::exp2(Val x) { return intrinsic("llvm.nvvm.ex2.approx.ftz.f", f32(), {x}); }
+
+Val GpuEmitter::largest(Val a, Val b) { return intrinsic("llvm.maxnum", f32(), {a, b}); }
+Val GpuEmitter::smallest(Val a, Val b) { return intrinsic("llvm.minnum", f32(), {a, b}); }

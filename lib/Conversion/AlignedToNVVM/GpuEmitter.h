@@ -1,0 +1,85 @@
+// What kernels on a GPU say beyond arithmetic: who a thread is, what it shares with its warp and its block, and the integer tensor cores.
+//
+// Kernels are written as one thread sees them, with scalars and, for loads, short vectors. Offsets are in bytes or elements as i32 from a base that
+// is as wide as an address.
+#ifndef ALIGNED_LIB_CONVERSION_ALIGNEDTONVVM_GPUEMITTER_H
+#define ALIGNED_LIB_CONVERSION_ALIGNEDTONVVM_GPUEMITTER_H
+
+#include "aligned/Conversion/Common/Emitter.h"
+
+#include "mlir/Dialect/GPU/IR/GPUDialect.h"
+#include "mlir/Dialect/LLVMIR/LLVMTypes.h"
+
+namespace aligned {
+
+/// Memory that the threads of a block share.
+struct Shared {
+  Val base; ///< !llvm.ptr<3>
+  mlir::Type element;
+};
+
+class GpuEmitter : public Emitter {
+public:
+  GpuEmitter(mlir::OpBuilder &builder, mlir::Location loc) : Emitter(builder, loc) { machine = Machine::GPU; }
+
+  static constexpr int64_t kWarp = 32;
+  mlir::Type globalPointer() { return mlir::LLVM::LLVMPointerType::get(b.getContext(), 1); }
+
+  Val number(int64_t n) { return constant(i32(), static_cast<double>(n)); }
+  Val real(double x) { return constant(f32(), x); }
+
+  // Who this thread is; i32.
+  Val thread();
+  Val lane();
+  Val warp(); ///< of the block, known to be the same in all lanes
+  Val block(mlir::gpu::Dimension axis);
+  Val blocks(mlir::gpu::Dimension axis);
+
+  // Global memory, at `offset` elements of `type` (a vector counts as its elements) from a pointer.
+  Val at(Val pointer, mlir::Type element, Val offset);
+  /// `constant`: nobody writes there while the kernel runs. Vectors are aligned to their size.
+  Val loadGlobal(Val pointer, mlir::Type type, Val offset, bool constant = true);
+  void storeGlobal(Val value, Val pointer, Val offset);
+
+  // Shared memory, in elements.
+  Shared shared(mlir::gpu::GPUModuleOp module, llvm::StringRef name, mlir::Type element, int64_t count);
+  Val load(Shared array, Val offset, int64_t lanes = 0);
+  void store(Val value, Shared array, Val offset);
+  using Emitter::load;
+  using Emitter::store;
+
+  void barrier();     ///< of the block; orders memory
+  void barrier(Val which, int64_t threads); ///< of some of its warps
+  void warpBarrier(); ///< of the warp; orders memory
+
+  Val shuffleXor(Val value, int64_t distance);
+  Val shuffleFrom(Val value, Val lane);
+  Val ballot(Val condition);
+  Val countBits(Val bits);
+  /// Over the lanes that differ in the bits of `distances` only.
+  Val warpAdd(Val value, llvm::ArrayRef<int64_t> distances);
+  Val shuffleXorWide(Val value, int64_t distance); ///< of i64
+  Val warpAddWide(Val value);                      ///< of i64, over all lanes
+  Val warpMax(Val value, llvm::ArrayRef<int64_t> distances);
+
+  /// Bytes of two words in the order of four selectors (0 .. 3 of low, 4 .. 7 of high), the first lowest.
+  Val permuteBytes(Val low, Val high, std::array<int, 4> selectors);
+  Val permuteBytes(Val low, Val high, Val selectors); ///< four bits each, from the lowest
+  /// c + a b for unsigned bytes a [16 rows][32] and signed bytes b [32][8 columns], spread over the warp: lane 4 g + t holds a[g], a[g + 8] at 4 t .. 4 t + 3,
+  /// then both at 16 + 4 t ..; b at the same places of column g; and c[g], c[g + 8] of columns 2 t, 2 t + 1.
+  Vals multiply(llvm::ArrayRef<Val> a, llvm::ArrayRef<Val> b, llvm::ArrayRef<Val> c);
+
+  /// c + the sum of four products of unsigned bytes.
+  Val dot4(Val a, Val b, Val c);
+  void atomicAdd(Val value, Shared array, Val offset);
+  void atomicAdd(Val value, Val pointer, Val offset);
+
+  Val exp2(Val x); ///< 2 ulp, flushes denormals
+  /// The larger of two floats, the other where one is NaN: one instruction.
+  Val largest(Val a, Val b);
+  Val smallest(Val a, Val b);
+};
+
+} // namespace aligned
+
+#endif // ALIGNED_LIB_CONVERSION_ALIGNEDTONVVM_GPUEMITTER_H

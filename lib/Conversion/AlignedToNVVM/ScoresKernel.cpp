@@ -1,0 +1,429 @@
+// Scores of full blocks, coarse or finer, and of the open block; and the statistics of each split.
+//
+// A warp takes a block of 64 tokens. Word i of a group of four channels belongs to tokens i (low nibbles) and i + 32 (high ones), so that four words
+// of a lane are rows 4 g + j and 4 g + j + 32 of four tiles, and a word is a register of the left operand but for the nibble beside it: two layers make
+// a byte. What is read of a channel ends where it need not go on, and with it the loads of the lanes that hold it. As on every machine
+//
+//   score = step * (sum of W * top bits + sum of W * offset(layers) - sum over a group's places of (sum of W there) * dither(token, place))
+//
+// where W are the weights as integers. The weight of a channel and query row is computed by one lane, and four lanes exchange bytes until each holds one digit of
+// four channels, as the right operand wants it; the sums that are the same for all tokens fall out on the way.
+#include "DecodeKernel.h"
+
+#include "mlir/Dialect/Vector/IR/VectorOps.h"
+
+using namespace mlir;
+using namespace aligned;
+
+namespace {
+
+constexpr int64_t kHalfDepth = kTileDepth / 2; // channels of a half step: four groups, one for each t
+
+class ScoresKernel : public DecodeKernel {
+public:
+  using DecodeKernel::DecodeKernel;
+  void emit();
+  void emitRefined();
+
+private:
+  /// A block as it is to be read: for each half step layers of the lane's group, and for each tile 1 / step of its weights.
+  struct Reading {
+    Vals layers;
+    Vals inverse;
+  };
+
+  Shared query, finest, groupLayers; // scale * q [heads, channels]; the largest 1 / step of weights; layers of coarse scores
+  std::vector<Vals> weights;         // of the lane's column [tile][half step]: query row firstHead + g / 4, channel 4 t + place of the half step
+  Val scores, variance, wanted, keyLayers; // of this row
+
+  int64_t halfSteps() const { return shape.keyDim / kHalfDepth; }
+  int64_t steps() const { return llvm::divideCeil(shape.keyDim, kTileDepth); }
+  int64_t groups() const { return shape.keyDim / 4; }
+  Val groupOf(int64_t halfStep) { return t + 4 * halfStep; }
+  Val columnHead(int64_t tile) { return firstHead(tile) + shrLogical(g, number(2)); }
+  Val infinite() { return real(INFINITY); }
+
+  void prepare();
+  void planCoarse();
+  Vals coarseLayers();
+  /// What limits make of the layers of a block (P7).
+  Val limited(Val layers, Val block);
+  Val digitsAcross(Val digits);
+  void scoreBlock(Val block, const Reading &reading);
+  void scoreOpen();
+  void addEscapes(Val block);
+  /// Statistics of the split's scores, once all are there.
+  void summarise();
+};
+
+/// w = scale * q, and the finest step of weights: the loudest channel must not leave the digits.
+void ScoresKernel::prepare() {
+  query = shared("query", e.f32(), paddedHeads * shape.keyDim);
+  finest = shared("finest", e.f32(), paddedHeads);
+  groupLayers = shared("layers", e.i32(), groups());
+  scores = rowOf(Argument::Scores, key.stride * (shape.heads * ALIGNED_BLOCK));
+  variance = rowOf(Argument::Variance, key.stride * shape.heads);
+  wanted = rowOf(Argument::Wanted, key.stride * shape.heads);
+  keyLayers = rowOf(Argument::KeyLayers, key.stride * groups(), e.i8());
+  Val rows = rowOf(Argument::Query, shape.heads * shape.keyDim, shape.query), scale = argument(Argument::Scale);
+  forThreads(paddedHeads * shape.keyDim, [&](Val i) {
+    Val x = e.choose(i < shape.heads * shape.keyDim, [&]() -> Vals { return {convert(e.loadGlobal(rows, shape.query, i), e.f32()) * scale}; },
+                     [&]() -> Vals { return {real(0)}; })[0];
+    e.store(x, query, i);
+  });
+  e.barrier();
+  forHeadsOfWarp(paddedHeads, [&](Val h) {
+    Val loudest = e.loop(lane, number(shape.keyDim), GpuEmitter::kWarp, {real(0)}, [&](Val c, Vals top) -> Vals {
+      return {e.largest(abs(e.load(query, h * shape.keyDim + c)) * unitScale(exponentOf(get(key.channelMax, c))), top[0])};
+    })[0];
+    loudest = warpMax(loudest);
+    e.when(lane == 0, [&] { e.store(real(kWeightLimit) / loudest, finest, h); });
+  });
+  planCoarse();
+  e.barrier();
+  for (int64_t i = 0; i < tilesPerWarp; ++i) {
+    Val head = columnHead(i) * shape.keyDim + t * 4 + place;
+    weights.emplace_back();
+    for (int64_t half = 0; half < halfSteps(); ++half)
+      weights[i].push_back(e.load(query, head + half * kHalfDepth));
+  }
+}
+
+/// Each group of channels is read so that its largest addend anywhere in the cache is known to half a logit.
+void ScoresKernel::planCoarse() {
+  forThreads(groups(), [&](Val group) {
+    Val layers = key.layers;
+    if (!shape.exact()) {
+      Val reach = real(0);
+      for (int64_t c = 0; c < 4; ++c) {
+        Val channel = group * 4 + c, scale = unitScale(exponentOf(get(key.channelMax, channel))) * 32768.0;
+        Val loudest = e.loop(number(0), number(shape.heads), 1, {real(0)}, [&](Val h, Vals top) -> Vals {
+          return {e.largest(abs(e.load(query, h * shape.keyDim + channel)), top[0])};
+        })[0];
+        reach = e.largest(loudest * scale, reach);
+      }
+      layers = wholePlanes(layersFor(reach * (1 / kCoarse), kUnread), key.layers, shape.keySplit);
+    }
+    e.store(layers, groupLayers, group);
+  });
+}
+
+Vals ScoresKernel::coarseLayers() {
+  Vals layers;
+  for (int64_t half = 0; half < halfSteps(); ++half)
+    layers.push_back(e.load(groupLayers, groupOf(half)));
+  return layers;
+}
+
+Val ScoresKernel::limited(Val layers, Val block) {
+  if (!policies.isLimited(CacheRole::Key))
+    return layers;
+  Val first = block * ALIGNED_BLOCK;
+  return policies.limit(layers, CacheRole::Key, key.layers, key.tokens, first, first + (ALIGNED_BLOCK - 1));
+}
+
+/// From the four digits of one channel, each lane's own, to one digit of four channels: a transpose among the lanes that differ in `place`.
+Val ScoresKernel::digitsAcross(Val digits) {
+  Val oddPlace = (place & 1) == 1, upperPlace = (place & 2) == 2;
+  digits = e.permuteBytes(digits, e.shuffleXor(digits, 4), select(oddPlace, number(0x3715), number(0x6240)));
+  return e.permuteBytes(digits, e.shuffleXor(digits, 8), select(upperPlace, number(0x3276), number(0x5410)));
+}
+
+void ScoresKernel::scoreBlock(Val block, const Reading &reading) {
+  Val none = number(0), where = physical(key, block);
+  int64_t words = llvm::divideCeil(shape.keyDim, 4 * GpuEmitter::kWarp);
+  Val exponents = blockOf(key.exponent, where, shape.keyDim);
+  Vals exponentWords; // of four channels each
+  for (int64_t word = 0; word < words; ++word)
+    exponentWords.push_back(e.loadGlobal(exponents, e.i32(), min(lane + word * GpuEmitter::kWarp, number(groups() - 1))));
+  Vals scales;
+  for (int64_t half = 0; half < halfSteps(); ++half) {
+    Val four = e.shuffleFrom(exponentWords[4 * half / GpuEmitter::kWarp], groupOf(half) & (GpuEmitter::kWarp - 1));
+    scales.push_back(unitScale(shrLogical(four, place * 8) & 255));
+  }
+
+  // Weights: digits for the upper bytes of values [tile][half step], and what all tokens share.
+  struct Common {
+    Val variance, constant, lean;
+  };
+  SmallVector<Common, 4> common;
+  std::vector<Vals> digits(tilesPerWarp);
+  for (int64_t i = 0; i < tilesPerWarp; ++i) {
+    Val square = real(0), constant = real(0), lean = real(0);
+    for (int64_t half = 0; half < halfSteps(); ++half) {
+      Val layers = reading.layers[half], weight = weights[i][half] * scales[half];
+      if (!shape.exact()) {
+        Val error = weight * (remainderOf(layers) * 32768.0);
+        square = fma(error, error, square);
+      }
+      Val whole = toWeight(weight * reading.inverse[i]), rounded = select(layers > 0, convert(whole, e.f32()), real(0));
+      constant = fma(rounded, offsetOf(layers), constant);
+      lean = lean + rounded;
+      digits[i].push_back(digitsAcross(digitsOf(whole) << 8));
+    }
+    Val varied = shape.exact() ? square : e.warpAdd(square, {1, 2, 4, 8}) * (1.0 / 3);
+    common.push_back({varied, e.warpAdd(constant, {1, 2, 4, 8}), e.warpAdd(lean, {1, 2})});
+  }
+
+  Val most = none;
+  for (Val layers : reading.layers)
+    most = max(most, layers);
+  most = e.warpMax(most, {1, 2}); // lanes of all g have the same
+  Type four = VectorType::get(4, e.i32());
+  Val nothing = e.constant(four, 0);
+  auto load = [&](int64_t layer, int64_t half) {
+    if (layer >= residentLayers(shape.keySplit))
+      return nothing;
+    LayerPlace at = placeOf(shape.keySplit, layer);
+    Val plane = blockOf(key.plane[at.plane], where, shape.keyDim * 8 * shape.keySplit.getWidths()[at.plane]);
+    Val word = (groupOf(half) * at.planeLayers + at.index) * kWords + g * 4;
+    return e.choose(reading.layers[half] > layer, [&]() -> Vals { return {e.loadGlobal(plane, four, word)}; }, [&]() -> Vals { return {nothing}; })[0];
+  };
+  // Adds layers `upper` and `upper` + 1: sums [tile][j], tokens 4 g + j (registers 0, 1) and 4 g + j + 32 (2, 3).
+  auto multiply = [&](Vals sums, int64_t upper, const std::vector<Vals> &digits) {
+    for (int64_t step = 0; step < steps(); ++step) {
+      int64_t count = std::min<int64_t>(2, halfSteps() - 2 * step);
+      Vals first, second;
+      for (int64_t half = 2 * step; half < 2 * step + count; ++half) {
+        first.push_back(load(upper, half));
+        second.push_back(load(upper + 1, half));
+      }
+      for (int64_t j = 0; j < 4; ++j) {
+        Vals a(4, none);
+        for (int64_t half = 0; half < count; ++half)
+          std::tie(a[2 * half], a[2 * half + 1]) = bytesOf(aligned::lane(first[half], j), aligned::lane(second[half], j));
+        for (int64_t i = 0; i < tilesPerWarp; ++i) {
+          Val *c = &sums[(i * 4 + j) * 4];
+          Vals product = e.multiply(a, {digits[i][2 * step], count > 1 ? digits[i][2 * step + 1] : none}, {c[0], c[1], c[2], c[3]});
+          std::copy(product.begin(), product.end(), c);
+        }
+      }
+    }
+    return sums;
+  };
+  Vals sums = multiply(Vals(tilesPerWarp * 4 * 4, none), 0, digits);
+  if (residentLayers(shape.keySplit) > 2)
+    sums = e.choose(
+        most > 2,
+        [&] {
+          // For the lower bytes, a column wants the digit of its own place: that of the next column.
+          std::vector<Vals> lower(tilesPerWarp);
+          for (int64_t i = 0; i < tilesPerWarp; ++i)
+            for (Val upper : digits[i])
+              lower[i].push_back(e.shuffleFrom(upper, (lane & 19) | ((lane + 4) & 12)));
+          return multiply(sums, 2, lower);
+        },
+        [&] { return sums; });
+
+  // Lanes with odd t take the later half of the block, and give away the other.
+  Val odd = (t & 1) == 1, token = block * ALIGNED_BLOCK + g * 4 + select(odd, number(32), none);
+  Val dithers[4][4];
+  for (int64_t j = 0; j < 4; ++j)
+    for (int64_t channel = 0; channel < 4; ++channel)
+      dithers[j][channel] = dither(token + j, channel);
+  for (int64_t i = 0; i < tilesPerWarp; ++i) {
+    // Lanes 16 r + .. have what query row r of the tile needs, lean by place; this lane's columns are 2 t, 2 t + 1.
+    Val head = firstHead(i) + shrLogical(t, number(1)), source = shrLogical(t, number(1)) * 16;
+    Val step = e.shuffleFrom(real(1) / reading.inverse[i], source), constant = e.shuffleFrom(common[i].constant, source);
+    // A score whose error has variance s^2 is on average e^(s^2 / 2) times too likely.
+    Val excess = shape.exact() ? real(0) : e.shuffleFrom(common[i].variance, source) * 0.5;
+    Vals lean, scored;
+    for (int64_t channel = 0; channel < 4; ++channel)
+      lean.push_back(e.shuffleFrom(common[i].lean, source + 4 * channel));
+    for (int64_t j = 0; j < 4; ++j) {
+      Val *s = &sums[(i * 4 + j) * 4];
+      Val early = ofColumns(s[0], s[1]), late = ofColumns(s[2], s[3]);
+      Val score = select(odd, late, early) + e.shuffleXor(select(odd, early, late), 1) + constant;
+      for (int64_t channel = 0; channel < 4; ++channel)
+        score = score - lean[channel] * dithers[j][channel];
+      scored.push_back(fma(score, step, -excess));
+    }
+    auto together = vector::FromElementsOp::create(e.b, VectorType::get(4, e.f32()), ValueRange{scored[0].value, scored[1].value, scored[2].value, scored[3].value});
+    e.when(head < shape.heads, [&] { e.storeGlobal(e.wrap(together), ofHead(scores, head, key.stride * ALIGNED_BLOCK), token); });
+    Val own = columnHead(i);
+    if (!shape.exact())
+      e.when(((lane & 15) == 0) & (own < shape.heads), [&] {
+        e.storeGlobal(common[i].variance, ofHead(variance, own, key.stride), block);
+        e.storeGlobal(reading.inverse[i], ofHead(wanted, own, key.stride), block);
+      });
+  }
+  e.when((g == 0) & ((warp & (warpsPerBlock - 1)) == 0), [&] {
+    for (int64_t half = 0; half < halfSteps(); ++half)
+      e.storeGlobal(convert(reading.layers[half], e.i8()), keyLayers, block * groups() + groupOf(half));
+  });
+  addEscapes(block);
+}
+
+/// Lanes share the warp's query rows.
+void ScoresKernel::addEscapes(Val block) {
+  e.when(key.escapes > 0, [&] {
+    e.warpBarrier(); // the scores are there
+    Val head = firstHead(0) + lane;
+    e.when((lane < tilesPerWarp * kTileHeads) & (head < shape.heads), [&] {
+      Val own = ofHead(scores, head, key.stride * ALIGNED_BLOCK);
+      forEscapes(key, [&](Val token, Val channel, Val number) {
+        e.when(shrLogical(token, this->number(6)) == block, [&] {
+          e.storeGlobal(get(own, token) + e.load(query, head * shape.keyDim + channel) * number, own, token);
+        });
+      });
+    });
+  });
+}
+
+/// The last split scores the open block, a thread for each token and some of the query rows.
+void ScoresKernel::scoreOpen() {
+  Val token = thread & (ALIGNED_BLOCK - 1);
+  constexpr int64_t kAtOnce = 8;
+  e.loop(shrLogical(thread, number(6)), number(shape.heads), threads / ALIGNED_BLOCK, [&](Val h) {
+    e.when(token < key.open, [&] {
+      Val dot = e.loop(number(0), number(shape.keyDim), kAtOnce, {real(0)}, [&](Val c, Vals sum) -> Vals {
+        Val at = token * shape.keyDim + c;
+        for (int64_t part = 0; part < kAtOnce; part += 4) {
+          Val k = convert(e.loadGlobal(key.openTokens, VectorType::get(4, shape.key), at + part), e.f32());
+          for (int64_t i = 0; i < 4; ++i)
+            sum[0] = fma(aligned::lane(k, i), e.load(query, h * shape.keyDim + c + (part + i)), sum[0]);
+        }
+        return sum;
+      })[0];
+      e.storeGlobal(dot, ofHead(scores, h, key.stride * ALIGNED_BLOCK), key.blocks * ALIGNED_BLOCK + token);
+    });
+  });
+}
+
+/// A warp for each query row; a lane takes four tokens at a time.
+void ScoresKernel::summarise() {
+  e.barrier(); // the block's own scores are there
+  auto [firstBlock, endBlock] = stretch(key.blocks);
+  Val begin = firstBlock * ALIGNED_BLOCK, end = endBlock * ALIGNED_BLOCK;
+  constexpr int64_t kLaneTokens = 4, kStep = kLaneTokens * GpuEmitter::kWarp;
+  Val last = select(isLastSplit(), key.tokens, number(0));
+  forHeadsOfWarp(shape.heads, [&](Val h) {
+    Val own = ofHead(scores, h, key.stride * ALIGNED_BLOCK);
+    // A query that is not finite makes its row NaN; integers could not carry that. A score that is NaN is no maximum, but its weight and the sum are NaN.
+    Val poison = e.loop(lane, number(shape.keyDim), GpuEmitter::kWarp, {real(0)}, [&](Val c, Vals sum) -> Vals {
+      return {fma(e.load(query, h * shape.keyDim + c), real(0), sum[0])};
+    })[0];
+    poison = warpAdd(poison);
+    auto add = [&](Vals s, Vals scored, Vals exponents) -> Vals {
+      Val highest = s[0], loudest = s[2], top = s[3];
+      for (auto [score, exponent] : llvm::zip(scored, exponents)) {
+        highest = e.largest(score, highest);
+        loudest = e.largest(fma(score, real(kLog2e), exponent), loudest);
+        top = e.largest(exponent, top);
+      }
+      if (exponents.empty())
+        for (Val score : scored)
+          highest = e.largest(score, highest);
+      Val sum = s[1] * weightOf(s[0], highest);
+      for (Val score : scored)
+        sum = sum + weightOf(score, highest);
+      return {highest, sum, loudest, top};
+    };
+    Vals s{real(-INFINITY), poison, real(kLowest), real(0)};
+    s = e.loop(begin + lane * kLaneTokens, end, kStep, s, [&](Val token, Vals s) {
+      Val four = e.loadGlobal(own, VectorType::get(kLaneTokens, e.f32()), token, /*constant=*/false);
+      Val within = token & (ALIGNED_BLOCK - 1), block = shrLogical(token, number(6));
+      Val bytes = e.loadGlobal(blockOf(value.exponent, physical(value, block), ALIGNED_BLOCK), e.i32(), shrLogical(within, number(2)));
+      Vals scored, exponents;
+      for (int64_t j = 0; j < kLaneTokens; ++j) {
+        scored.push_back(aligned::lane(four, j));
+        exponents.push_back(convert(shrLogical(bytes, number(8 * j)) & 255, e.f32()));
+      }
+      return add(s, scored, exponents);
+    });
+    s = e.loop(key.blocks * ALIGNED_BLOCK + lane, last, GpuEmitter::kWarp, s, [&](Val token, Vals s) { return add(s, {get(own, token)}, {}); });
+    Val highest = warpMax(s[0]), sum = warpAdd(s[1] * weightOf(s[0], highest)), loudest = warpMax(s[2]), top = warpMax(s[3]);
+    e.when(lane == 0, [&] {
+      Val statistics = rowOf(Argument::Statistics, splits * (shape.heads * kStatistics)), at = (split * shape.heads + h) * kStatistics;
+      for (auto [which, what] : {std::pair(kMaximum, highest), std::pair(kSum, sum), std::pair(kLoudest, loudest), std::pair(kExponent, top)})
+        e.storeGlobal(what, statistics, at + which);
+    });
+  });
+}
+
+void ScoresKernel::emit() {
+  prepare();
+  if (!shape.exact())
+    e.when(split == 0, [&] {
+      Val histogram = rowOf(Argument::Histogram, shape.heads * kBins, e.i32()), plan = rowOf(Argument::Plan, shape.heads * kPlanNumbers);
+      forThreads(shape.heads * kBins, [&](Val i) { e.storeGlobal(number(0), histogram, i); });
+      forThreads(shape.heads * kPlanNumbers, [&](Val i) { e.storeGlobal(real(0), plan, i); });
+    });
+  Vals coarse = coarseLayers(), limits;
+  for (int64_t i = 0; i < tilesPerWarp; ++i)
+    limits.push_back(e.load(finest, columnHead(i)));
+  forBlocksOfWarp(key.blocks, [&](Val block) {
+    Reading reading;
+    for (Val layers : coarse)
+      reading.layers.push_back(limited(layers, block));
+    for (Val limit : limits) {
+      Val inverse = shape.exact() ? limit : min(limit, real(kWeightGuard * 32768.0 / kCoarse));
+      if (policies.isLimited(CacheRole::Key)) // bits that no plan asks for want weights as fine as they can be, or they would be what the error comes from
+        inverse = select(limited(number(0), block) > 0, limit, inverse);
+      reading.inverse.push_back(inverse);
+    }
+    scoreBlock(block, reading);
+  });
+  e.when(isLastSplit(), [&] { scoreOpen(); });
+  summarise();
+  finish();
+}
+
+/// Finer scores where the plan asks for them.
+void ScoresKernel::emitRefined() {
+  Val plan = rowOf(Argument::Plan, shape.heads * kPlanNumbers);
+  Val least = infinite();
+  for (int64_t h = 0; h < shape.heads; ++h)
+    least = min(get(plan, number(h * kPlanNumbers + kPrecisionK)), least);
+  e.when(least < infinite(), [&] {
+    prepare();
+    e.when(split == 0, [&] { // for the look to come
+      Val histogram = rowOf(Argument::Histogram, shape.heads * kBins, e.i32());
+      forThreads(shape.heads * kBins, [&](Val i) { e.storeGlobal(number(0), histogram, i); });
+    });
+    Val loudness = rowOf(Argument::Loudness, key.stride * (shape.heads * kLoudnessNumbers));
+    forBlocksOfWarp(key.blocks, [&](Val block) {
+      // Inverse of the precision wanted of addends of each query row; 0 for what is precise enough.
+      auto wantedOf = [&](Val h) {
+        Val loud = ofHead(loudness, h, key.stride * kLoudnessNumbers), at = block * kLoudnessNumbers;
+        auto of = [&](PlanOf what) { return get(plan, h * kPlanNumbers + what); };
+        Val leverage = sqrt(get(loud, at) * of(kPower) + get(loud, at + 2) * of(kFill));
+        return select(leverage * kCoarse > of(kPrecisionK), leverage / of(kPrecisionK), real(0));
+      };
+      Val exponents = blockOf(key.exponent, physical(key, block), shape.keyDim);
+      Vals reach(halfSteps(), real(0));
+      reach = e.loop(number(0), number(shape.heads), 1, reach, [&](Val h, Vals reach) {
+        Val want = wantedOf(h);
+        for (int64_t half = 0; half < halfSteps(); ++half) {
+          Val bytes = e.loadGlobal(exponents, e.i32(), groupOf(half)), four = e.load(query, h * shape.keyDim + groupOf(half) * 4, 4);
+          for (int64_t c = 0; c < 4; ++c)
+            reach[half] = e.largest(abs(aligned::lane(four, c)) * unitScale(shrLogical(bytes, number(8 * c)) & 255) * want, reach[half]);
+        }
+        return reach;
+      });
+      Reading reading;
+      Val more = number(0);
+      for (int64_t half = 0; half < halfSteps(); ++half) {
+        Val before = convert(e.loadGlobal(keyLayers, e.i8(), block * groups() + groupOf(half), /*constant=*/false), e.i32());
+        Val layers = max(limited(wholePlanes(layersFor(reach[half] * 32768.0, kUnread), key.layers, shape.keySplit), block), before);
+        more = more | (layers - before);
+        reading.layers.push_back(layers);
+      }
+      e.when(e.ballot(more > 0) != 0, [&] {
+        for (int64_t i = 0; i < tilesPerWarp; ++i) {
+          Val head = min(columnHead(i), number(shape.heads - 1)), before = get(ofHead(wanted, head, key.stride), block);
+          reading.inverse.push_back(min(e.largest(wantedOf(head) * (kWeightGuard * 32768.0), before), e.load(finest, columnHead(i))));
+        }
+        meetSharers(); // all have read what the first is about to write
+        scoreBlock(block, reading);
+      });
+    });
+    summarise();
+  });
+  finish();
+}
+
+} // namespace
+
+void aligned::emitScores(gpu::GPUModuleOp module, StringRef name, const DecodeShape &shape) { ScoresKernel(module, name, shape).emit(); }
+void aligned::emitRefine(gpu::GPUModuleOp module, StringRef name, const DecodeShape &shape) { ScoresKernel(module, name, shape).emitRefined(); }

@@ -1,0 +1,35 @@
+// See the header.
+#include "DecodeShape.h"
+
+using namespace mlir;
+using namespace aligned;
+
+FailureOr<DecodeShape> aligned::decodeShape(DecodeAttentionOp op) {
+  auto type = [](Value value) { return cast<RankedTensorType>(value.getType()); };
+  RankedTensorType query = type(op.getQuery()), key = type(op.getKey()), value = type(op.getValue());
+  if (ShapedType::isDynamic(query.getDimSize(1)) || ShapedType::isDynamic(query.getDimSize(2)) || ShapedType::isDynamic(key.getDimSize(1)) ||
+      ShapedType::isDynamic(key.getDimSize(3)) || ShapedType::isDynamic(value.getDimSize(3)))
+    return op.emitOpError("expected static heads, queries and head_dim, got ") << query << ", " << key << " and " << value;
+  auto given = op.getPolicies().getAsRange<PolicyAttr>();
+  SmallVector<PolicyAttr> policies(given.begin(), given.end());
+  policies.resize(key.getDimSize(1), policies.front());
+  DecodeShape shape{key.getDimSize(1), query.getDimSize(1) / key.getDimSize(1) * query.getDimSize(2), key.getDimSize(3), value.getDimSize(3),
+                    query.getElementType(), key.getElementType(), value.getElementType(), getSplit(key), getSplit(value), policies, op.getMaskedZero(),
+                    bool(op.getCertificate()), static_cast<int32_t>(op.getSite())};
+  for (auto [name, dim] : {std::pair("key", shape.keyDim), std::pair("value", shape.valueDim)})
+    if (!isSupportedHeadDim(dim))
+      return op.emitOpError("expected the ") << name << "'s head_dim to be a multiple of " << kHeadDimMultiple << ", at most " << kMaxHeadDim << ", got " << dim;
+  if (shape.heads > kMaxQueryRows)
+    return op.emitOpError("expected at most ") << kMaxQueryRows << " query rows per kv head, got " << shape.heads;
+  if (shape.keySplit && shape.keySplit.getKind() != shape.valueSplit.getKind())
+    return op.emitOpError("expected key and value to have one kind of format, got ")
+           << stringifyFormatKind(shape.keySplit.getKind()) << " and " << stringifyFormatKind(shape.valueSplit.getKind());
+  return shape;
+}
+
+LayerPlace aligned::placeOf(SplitAttr split, int64_t layer) {
+  int64_t plane = 0;
+  while (split.getFirstLayer(plane + 1) <= layer)
+    ++plane;
+  return {plane, split.getWidths()[plane] / 4, layer - split.getFirstLayer(plane)};
+}

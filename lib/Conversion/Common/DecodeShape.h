@@ -1,0 +1,36 @@
+// What a kernel of decode attention is specialised for, on any machine.
+#ifndef ALIGNED_LIB_CONVERSION_COMMON_DECODESHAPE_H
+#define ALIGNED_LIB_CONVERSION_COMMON_DECODESHAPE_H
+
+#include "aligned/Dialect/Aligned/IR/Aligned.h"
+
+namespace aligned {
+
+struct DecodeShape {
+  int64_t kvHeads;
+  int64_t heads; ///< query rows that share a kv head: query heads of its group times queries
+  int64_t keyDim, valueDim;
+  mlir::Type query, key, value;                ///< element types
+  SplitAttr keySplit, valueSplit;              ///< null: dense
+  llvm::SmallVector<PolicyAttr> policies;      ///< of each kv head
+  bool maskedZero, certified;
+  int32_t site;
+
+  bool exact() const { return policies.front().getKind() == PolicyKind::Exact; }
+};
+
+/// What a decode op asks of a kernel; a diagnostic where no kernel can do it.
+mlir::FailureOr<DecodeShape> decodeShape(DecodeAttentionOp op);
+
+/// Nibble layers of a cache's resident planes.
+inline int64_t residentLayers(SplitAttr split) { return split.getFirstLayer(split.getResident()); }
+
+/// Where a nibble layer lies: its plane, how many layers that plane has, and which of them it is.
+struct LayerPlace {
+  int64_t plane, planeLayers, index;
+};
+LayerPlace placeOf(SplitAttr split, int64_t layer);
+
+} // namespace aligned
+
+#endif // ALIGNED_LIB_CONVERSION_COMMON_DECODESHAPE_H
