@@ -13,13 +13,19 @@
 //
 // Nothing that a reader can see changes before an append can no longer fail: blocks are written behind the visible ones, the rest
 // when all is done.
+//
+// Batch entries may have own lengths, and their blocks may lie anywhere among physical blocks (BlockTable.h): loops over rows ask
+// `lengthOf` and `placeOf`. Caches of other locations are handed to those who registered for them.
 
 #include "aligned/Runtime/Cache.h"
 #include "aligned/Runtime/Error.h"
 
+#include "BlockTable.h"
+#include "HostCache.h"
 #include "Numbers.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
@@ -141,13 +147,23 @@ int residentPlanes(const aligned_cache &cache) {
 bool hasMeans(const aligned_cache &cache) { return isFixed(cache) && !isKey(cache); }
 int64_t exponentBlockBytes(const aligned_cache &cache) { return !isFixed(cache) ? 0 : isKey(cache) ? cache.head_dim : block; }
 
+int64_t lengthOf(const aligned_cache &cache, int64_t entry) { return cache.lengths ? cache.lengths[entry] : cache.tokens; }
+/// Where full block `index` of a row lies in planes and exponents.
+int64_t placeOf(const aligned_cache &cache, int64_t row, int64_t index) {
+  int64_t blocks = cache.capacity / block;
+  if (!cache.pages)
+    return row * blocks + index;
+  return cache.pages[row / cache.kv_heads * blocks + index] * cache.kv_heads + row % cache.kv_heads;
+}
+
 /// What grows with the tokens.
 struct Planes {
   Buffer plane[ALIGNED_MAX_PLANES], exponent;
   int64_t capacity = 0;
 
-  bool allocate(const aligned_cache &cache, int64_t tokens) {
-    int64_t blocks = product(cache.rows, tokens / block);
+  /// For `tokens` tokens of each row, or for `physical` blocks that all batch entries share.
+  bool allocate(const aligned_cache &cache, int64_t tokens, int64_t physical = -1) {
+    int64_t blocks = physical < 0 ? product(cache.rows, tokens / block) : product(cache.kv_heads, physical);
     for (int p = 0; p < residentPlanes(cache); ++p)
       if (!::allocate(plane[p], product(blocks, planeBlockBytes(cache, p))))
         return false;
@@ -155,13 +171,19 @@ struct Planes {
     return ::allocate(exponent, product(blocks, exponentBlockBytes(cache)));
   }
 
-  /// Copies the full blocks of a cache with another capacity.
+  /// Copies the full blocks of a cache with another capacity, or with the same pages.
   void copyFrom(const aligned_cache &cache) {
     auto copy = [&](void *to, const void *from, int64_t blockBytes) {
-      if (int64_t used = cache.tokens / block * blockBytes)
-        for (int64_t row = 0; row < cache.rows; ++row)
-          std::memcpy(static_cast<char *>(to) + row * (capacity / block) * blockBytes,
-                      static_cast<const char *>(from) + row * (cache.capacity / block) * blockBytes, used);
+      auto copyBlocks = [&](int64_t target, int64_t source, int64_t count) {
+        std::memcpy(static_cast<char *>(to) + target * blockBytes, static_cast<const char *>(from) + source * blockBytes, count * blockBytes);
+      };
+      for (int64_t row = 0; row < cache.rows && blockBytes; ++row) {
+        int64_t used = lengthOf(cache, row / cache.kv_heads) / block;
+        if (used && !cache.pages)
+          copyBlocks(row * (capacity / block), placeOf(cache, row, 0), used);
+        for (int64_t index = 0; index < used && cache.pages; ++index)
+          copyBlocks(placeOf(cache, row, index), placeOf(cache, row, index), 1);
+      }
     };
     for (int p = 0; p < residentPlanes(cache); ++p)
       copy(plane[p].get(), cache.plane[p], planeBlockBytes(cache, p));
@@ -199,8 +221,9 @@ struct Escapes {
 /// Owns what the public fields point to.
 struct Cache : aligned_cache {
   Planes planes;
-  Buffer maxima, means, openBlock, workspace;
+  Buffer maxima, means, openBlock, workspace, lengthList;
   Escapes escapeList;
+  BlockTable blockTable; // of a cache with pages
 
   Cache(const aligned_format &format, int64_t batch, int64_t kvHeads, int64_t headDim) : aligned_cache() {
     this->format = format;
@@ -214,8 +237,11 @@ struct Cache : aligned_cache {
   /// Floats that describe the channels of all rows.
   int64_t summaryBytes() const { return product(rows, head_dim, sizeof(float)); }
 
-  bool allocate(int64_t tokens) {
-    if (!planes.allocate(*this, tokens) || !::allocate(maxima, summaryBytes()) || !::allocate(means, hasMeans(*this) ? summaryBytes() : 0) ||
+  /// For `tokens` tokens of each batch entry; `physical`, unless negative: blocks that the entries share.
+  bool allocate(int64_t tokens, int64_t physical) {
+    if (physical >= 0 && !blockTable.allocate(batch, tokens / block, physical))
+      return fail("out of memory: expected room for %lld pages and a table", static_cast<long long>(physical)), false;
+    if (!planes.allocate(*this, tokens, physical) || !::allocate(maxima, summaryBytes()) || !::allocate(means, hasMeans(*this) ? summaryBytes() : 0) ||
         !::allocate(openBlock, product(rows, head_dim, block, elementBytes(format.element))) ||
         !::allocate(workspace, block * head_dim * (elementBytes(format.element) + 2 * sizeof(uint16_t))))
       return false;
@@ -236,6 +262,18 @@ struct Cache : aligned_cache {
     open = openBlock.get();
     escape = escapeList.begin();
     escapes = escapeList.count;
+    escape_capacity = escapeList.capacity;
+    pages = blockTable.data();
+    lengths = static_cast<int64_t *>(lengthList.get());
+  }
+
+  /// A list of the entries' lengths.
+  bool allocateLengths(Buffer &list) const {
+    if (!::allocate(list, product(batch, sizeof(int64_t))))
+      return false;
+    for (int64_t entry = 0; entry < batch; ++entry)
+      static_cast<int64_t *>(list.get())[entry] = lengthOf(*this, entry);
+    return true;
   }
 };
 
@@ -370,19 +408,31 @@ template <typename Element> class Append {
   using Bits = typename Element::Bits;
 
 public:
-  Append(Cache &cache, const void *data, int64_t count, const int64_t *strides)
-      : cache(cache), data(static_cast<const Bits *>(data)), strides(strides), total(cache.tokens + count),
-        channels(cache.head_dim) {}
+  /// counts: of each batch entry; null where all get `count`.
+  Append(Cache &cache, const void *data, const int64_t *counts, int64_t count, const int64_t *strides)
+      : cache(cache), data(static_cast<const Bits *>(data)), counts(counts), count(count), strides(strides), channels(cache.head_dim) {}
 
   int run() {
-    int64_t fullBlocks = total / block;
-    if (fullBlocks * block > cache.capacity) {
+    int64_t largestTotal = 0, newBlocks = 0;
+    for (int64_t n = 0; n < cache.batch; ++n) {
+      int64_t length = lengthOf(cache, n), longer = length + countOf(n);
+      largestTotal = std::max(largestTotal, longer);
+      newBlocks += longer / block - length / block;
+      if (cache.pages && longer > cache.capacity)
+        return fail("expected at most %lld tokens in batch entry %lld, got %lld", (long long)cache.capacity, (long long)n, (long long)longer);
+    }
+    if (cache.pages && newBlocks > cache.blockTable.freeBlocks())
+      return fail("expected %lld free pages, got %lld of %lld", (long long)newBlocks, (long long)cache.blockTable.freeBlocks(),
+                  (long long)cache.blockTable.physicalBlocks());
+    if (int64_t needed = largestTotal / block * block; needed > cache.capacity) {
       int64_t geometric = (cache.capacity + cache.capacity / 2) / block * block;
-      if (!grown.allocate(cache, std::max(fullBlocks * block, geometric)))
+      if (!grown.allocate(cache, std::max(needed, geometric)))
         return -1;
       grown.copyFrom(cache);
     }
     if (!allocate(maxima, cache.summaryBytes()) || !allocate(means, hasMeans(cache) ? cache.summaryBytes() : 0))
+      return -1;
+    if ((counts || cache.lengths) && !cache.allocateLengths(lengths))
       return -1;
     std::memcpy(maxima.get(), cache.channel_max, cache.summaryBytes());
     if (means)
@@ -390,10 +440,11 @@ public:
     bool done = vectorized([&] {
       for (int64_t r = 0; r < cache.rows; ++r) {
         enter(r);
-        for (int64_t index = cache.tokens / block; index < fullBlocks; ++index)
+        for (int64_t index = had / block; index < total / block; ++index)
           if (!split(index))
             return false;
-        load(std::max(cache.tokens, fullBlocks * block), total, Element::infinity);
+        if (total > had)
+          load(std::max(had, total / block * block), total, Element::infinity);
       }
       return true;
     });
@@ -401,7 +452,7 @@ public:
       return -1;
     if (!cache.escapeList.reserve(cache.escapeList.count + escapes.count))
       return -1;
-    commit();
+    commit(largestTotal);
     return 0;
   }
 
@@ -411,14 +462,30 @@ private:
   uint16_t *encoded() { return reinterpret_cast<uint16_t *>(loaded() + block * channels); }
   uint16_t *ordered() { return encoded() + block * channels; }
 
+  int64_t countOf(int64_t n) const { return counts ? counts[n] : count; }
+
   Token<Bits> token(int64_t index) const {
-    if (index < cache.tokens)
+    if (index < had)
       return {static_cast<const Bits *>(cache.open) + (row * block + index % block) * channels, 1};
-    return {rowData + (index - cache.tokens) * strides[2], strides[3]};
+    return {rowData + (index - had) * strides[2], strides[3]};
   }
 
+  /// Where a block that this append fills goes: pages are those that would be taken next.
+  int64_t newPlaceOf(int64_t index) const {
+    if (cache.pages)
+      return cache.blockTable.next(taken + index - had / block) * cache.kv_heads + row % cache.kv_heads;
+    return row * ((grown.capacity ? grown.capacity : cache.capacity) / block) + index;
+  }
+
+  /// Rows are entered in their order.
   void enter(int64_t nextRow) {
+    if (nextRow == 0)
+      taken = 0;
+    else if (nextRow % cache.kv_heads == 0)
+      taken += total / block - had / block;
     row = nextRow;
+    had = lengthOf(cache, row / cache.kv_heads);
+    total = had + countOf(row / cache.kv_heads);
     rowData = data + row / cache.kv_heads * strides[0] + row % cache.kv_heads * strides[1];
   }
 
@@ -439,7 +506,7 @@ private:
   }
 
   ALIGNED_LOOP bool split(int64_t index) {
-    int64_t first = index * block, place = row * (planes().capacity / block) + index;
+    int64_t first = index * block, place = newPlaceOf(index);
     Bits limit = Element::infinity;
     if constexpr (std::is_same_v<Element, Single>)
       limit = isFixed(cache) ? Single::infinity : halfOverflow;
@@ -515,11 +582,11 @@ private:
   }
 
   /// Makes all of it visible; nothing here can fail.
-  void commit() {
-    int64_t kept = total / block * block; // tokens from here on are open
+  void commit(int64_t largestTotal) {
     for (int64_t r = 0; r < cache.rows; ++r) {
       enter(r);
-      for (int64_t t = std::max(kept, cache.tokens); t < total; ++t) {
+      int64_t kept = total / block * block; // tokens from here on are open
+      for (int64_t t = std::max(kept, had); t < total; ++t) {
         Token<Bits> source = token(t);
         Bits *target = static_cast<Bits *>(cache.open) + (row * block + t % block) * channels;
         for (int64_t c = 0; c < channels; ++c)
@@ -532,18 +599,27 @@ private:
     cache.means = std::move(means);
     for (const aligned_escape &escape : escapes)
       cache.escapeList.push(escape);
-    cache.tokens = total;
+    for (int64_t n = 0; n < cache.batch && cache.pages; ++n)
+      for (int64_t index = lengthOf(cache, n) / block; index < (lengthOf(cache, n) + countOf(n)) / block; ++index)
+        cache.blockTable.take(n, index);
+    for (int64_t n = 0; n < cache.batch && lengths; ++n)
+      static_cast<int64_t *>(lengths.get())[n] += countOf(n);
+    cache.lengthList = std::move(lengths);
+    cache.tokens = largestTotal;
     cache.publish();
   }
 
   Cache &cache;
   const Bits *data;
+  const int64_t *counts;
+  int64_t count;
   const int64_t *strides;
-  int64_t total, channels;
-  int64_t row = 0; // the one at work, and its first new token
+  int64_t channels;
+  int64_t row = 0, had = 0, total = 0; // the one at work, its tokens before and after, and its first new token
   const Bits *rowData = nullptr;
-  Planes grown; // empty while the cache's own have room
-  Buffer maxima, means;
+  int64_t taken = 0; // pages for the entries before this one
+  Planes grown;      // empty while the cache's own have room
+  Buffer maxima, means, lengths;
   Escapes escapes;
   Bits largest[maxHeadDim];
 };
@@ -576,7 +652,7 @@ template <typename Element>
 ALIGNED_LOOP void joinBlock(const Cache &cache, int64_t row, int64_t index, int read, uint16_t *__restrict ordered,
                             typename Element::Bits *__restrict out) {
   using Storage = std::conditional_t<std::is_same_v<Element, BFloat>, BFloat, Half>;
-  int64_t channels = cache.head_dim, unit = unitOf(cache), place = row * (cache.capacity / block) + index;
+  int64_t channels = cache.head_dim, unit = unitOf(cache), place = placeOf(cache, row, index);
   unpackBlock(cache, place, read, ordered);
   int32_t middle = read < 16 ? 1 << (15 - read) : 0; // of what the bits that are not read may hold, rounded up
   double roundedUp = read < 16 ? 0.5 : 0;            // integers take it off again
@@ -604,15 +680,17 @@ template <typename Element> int join(const Cache &cache, int bits, void *out) {
   int read = 0;
   for (int p = 0; read < bits && p < residentPlanes(cache); ++p)
     read += cache.format.width[p];
-  int64_t channels = cache.head_dim, blocks = cache.tokens / block;
+  int64_t channels = cache.head_dim;
   Bits *values = static_cast<Bits *>(out);
   vectorized([&] {
     for (int64_t row = 0; row < cache.rows; ++row) {
       Bits *target = values + row * cache.tokens * channels;
+      int64_t length = lengthOf(cache, row / cache.kv_heads), blocks = length / block;
       for (int64_t index = 0; index < blocks; ++index)
         joinBlock<Element>(cache, row, index, read, static_cast<uint16_t *>(ordered.get()), target + index * block * channels);
-      std::copy_n(static_cast<const Bits *>(cache.open) + row * block * channels, cache.tokens % block * channels,
+      std::copy_n(static_cast<const Bits *>(cache.open) + row * block * channels, length % block * channels,
                   target + blocks * block * channels);
+      std::fill_n(target + length * channels, (cache.tokens - length) * channels, Bits(0));
     }
   });
   for (const aligned_escape &escape : cache.escapeList)
@@ -643,6 +721,70 @@ bool check(const aligned_format *format) {
   return true;
 }
 
+//===----------------------------------------------------------------------===//
+// Locations
+//===----------------------------------------------------------------------===//
+
+constexpr int locations = 2;
+std::atomic<const aligned_device_caches *> deviceCaches[locations];
+
+bool onHost(const aligned_cache *cache) { return cache->location == ALIGNED_LOCATION_HOST; }
+
+/// What serves a cache that is not on the host, or null and an error.
+const aligned_device_caches *serverOf(const aligned_cache *cache) {
+  const aligned_device_caches *functions =
+      cache->location > 0 && cache->location < locations ? deviceCaches[cache->location].load(std::memory_order_acquire) : nullptr;
+  if (!functions)
+    fail("expected a cache on the host, got one in location %d that no library serves", cache->location);
+  return functions;
+}
+
+std::unique_ptr<Cache> create(const aligned_format *format, int64_t batch, int64_t kvHeads, int64_t headDim, int64_t capacity,
+                              int64_t physical) {
+  if (!check(format))
+    return nullptr;
+  if (batch < 1 || kvHeads < 1 || product(batch, kvHeads) == tooLarge)
+    return fail("expected at least one batch and head, got %lld x %lld", (long long)batch, (long long)kvHeads), nullptr;
+  if (headDim < 16 || headDim > maxHeadDim || headDim % 16)
+    return fail("expected head_dim to be a multiple of 16 from 16 to %d, got %lld", maxHeadDim, (long long)headDim), nullptr;
+  if (capacity < 0 || capacity > std::numeric_limits<int64_t>::max() - block)
+    return fail("expected a capacity of 0 or more tokens, got %lld", (long long)capacity), nullptr;
+  std::unique_ptr<Cache> cache(new (std::nothrow) Cache(*format, batch, kvHeads, headDim));
+  if (!cache)
+    return fail("out of memory: expected %zu more bytes", sizeof(Cache)), nullptr;
+  if (!cache->allocate((capacity + block - 1) / block * block, physical))
+    return nullptr;
+  return cache;
+}
+
+int append(aligned_cache *cache, const void *data, const int64_t *counts, int64_t count, const int64_t strides[4]) {
+  bool some = false;
+  int64_t entries = counts ? cache->batch : 1;
+  for (int64_t n = 0; n < entries; ++n) {
+    int64_t each = counts ? counts[n] : count;
+    if (each < 0 || each > std::numeric_limits<int64_t>::max() - block - cache->tokens)
+      return fail("expected 0 or more tokens to append, got %lld", (long long)each);
+    some |= each > 0;
+    if (each > 0 && (!data || !strides))
+      return fail("expected %lld tokens to append, got null %s", (long long)each, data ? "strides" : "data");
+  }
+  if (!some)
+    return 0;
+  if (!onHost(cache)) {
+    const aligned_device_caches *server = serverOf(cache);
+    return server ? server->append(cache, data, counts, count, strides) : -1;
+  }
+  return withElement(cache->format.element, [&](auto element) {
+    return Append<decltype(element)>(*static_cast<Cache *>(cache), data, counts, count, strides).run();
+  });
+}
+
+bool checkEntry(const aligned_cache *cache, int64_t entry) {
+  if (entry < 0 || entry >= cache->batch)
+    return fail("expected a batch entry from 0 to %lld, got %lld", (long long)cache->batch - 1, (long long)entry), false;
+  return true;
+}
+
 } // namespace
 
 //===----------------------------------------------------------------------===//
@@ -659,35 +801,47 @@ void aligned_set_last_error(const char *message) {
   }
 }
 
-aligned_cache *aligned_cache_create(const aligned_format *format, int64_t batch, int64_t kvHeads, int64_t headDim,
-                                    int64_t capacity) {
-  if (!check(format))
-    return nullptr;
-  if (batch < 1 || kvHeads < 1 || product(batch, kvHeads) == tooLarge)
-    return fail("expected at least one batch and head, got %lld x %lld", (long long)batch, (long long)kvHeads), nullptr;
-  if (headDim < 16 || headDim > maxHeadDim || headDim % 16)
-    return fail("expected head_dim to be a multiple of 16 from 16 to %d, got %lld", maxHeadDim, (long long)headDim), nullptr;
-  if (capacity < 0 || capacity > std::numeric_limits<int64_t>::max() - block)
-    return fail("expected a capacity of 0 or more tokens, got %lld", (long long)capacity), nullptr;
-  std::unique_ptr<Cache> cache(new (std::nothrow) Cache(*format, batch, kvHeads, headDim));
-  if (!cache)
-    return fail("out of memory: expected %zu more bytes", sizeof(Cache)), nullptr;
-  return cache->allocate((capacity + block - 1) / block * block) ? cache.release() : nullptr;
+void aligned_register_device_caches(int32_t location, const aligned_device_caches *functions) {
+  if (location > 0 && location < locations)
+    deviceCaches[location].store(functions, std::memory_order_release);
 }
 
-void aligned_cache_destroy(aligned_cache *cache) { delete static_cast<Cache *>(cache); }
+aligned_cache *aligned_cache_create(const aligned_format *format, int64_t batch, int64_t kvHeads, int64_t headDim,
+                                    int64_t capacity) {
+  return create(format, batch, kvHeads, headDim, capacity, -1).release();
+}
+
+aligned_cache *aligned_cache_create_paged(const aligned_format *format, int64_t batch, int64_t kvHeads, int64_t headDim,
+                                          int64_t physicalBlocks, int64_t maxTokens) {
+  if (physicalBlocks < 0 || physicalBlocks > BlockTable::mostBlocks)
+    return fail("expected 0 to %lld pages, got %lld", (long long)BlockTable::mostBlocks, (long long)physicalBlocks), nullptr;
+  return create(format, batch, kvHeads, headDim, maxTokens, physicalBlocks).release();
+}
+
+void aligned_cache_destroy(aligned_cache *cache) {
+  if (!cache || onHost(cache))
+    delete static_cast<Cache *>(cache);
+  else if (const aligned_device_caches *server = serverOf(cache))
+    server->destroy(cache);
+}
 
 aligned_cache *aligned_cache_clone(const aligned_cache *from) {
-  aligned_cache *to = aligned_cache_create(&from->format, from->batch, from->kv_heads, from->head_dim, from->capacity);
-  if (!to)
+  if (!onHost(from)) {
+    const aligned_device_caches *server = serverOf(from);
+    return server ? server->clone(from) : nullptr;
+  }
+  const Cache &original = *static_cast<const Cache *>(from);
+  std::unique_ptr<Cache> cache =
+      create(&from->format, from->batch, from->kv_heads, from->head_dim, from->capacity, from->pages ? original.blockTable.physicalBlocks() : -1);
+  if (!cache)
     return nullptr;
-  std::unique_ptr<Cache> cache(static_cast<Cache *>(to));
-  aligned_cache_drop_planes(to, residentPlanes(*from));
-  const Escapes &escapes = static_cast<const Cache *>(from)->escapeList;
-  if (!cache->escapeList.reserve(escapes.count))
+  aligned_cache_drop_planes(cache.get(), residentPlanes(*from));
+  if (!cache->escapeList.reserve(original.escapeList.count) || (from->lengths && !original.allocateLengths(cache->lengthList)))
     return nullptr;
-  for (const aligned_escape &escape : escapes)
+  for (const aligned_escape &escape : original.escapeList)
     cache->escapeList.push(escape);
+  if (from->pages)
+    cache->blockTable.copyFrom(original.blockTable);
   cache->planes.copyFrom(*from);
   std::memcpy(cache->channel_max, from->channel_max, cache->summaryBytes());
   if (cache->channel_mean)
@@ -699,29 +853,94 @@ aligned_cache *aligned_cache_clone(const aligned_cache *from) {
 }
 
 int aligned_cache_append(aligned_cache *cache, const void *data, int64_t count, const int64_t strides[4]) {
-  if (count < 0 || count > std::numeric_limits<int64_t>::max() - block - cache->tokens)
-    return fail("expected 0 or more tokens to append, got %lld", (long long)count);
-  if (count == 0)
-    return 0;
-  if (!data || !strides)
-    return fail("expected %lld tokens to append, got null %s", (long long)count, data ? "strides" : "data");
-  return withElement(cache->format.element, [&](auto element) {
-    return Append<decltype(element)>(*static_cast<Cache *>(cache), data, count, strides).run();
-  });
+  return append(cache, data, nullptr, count, strides);
+}
+
+int aligned_cache_append_ragged(aligned_cache *cache, const void *data, const int64_t *counts, const int64_t strides[4]) {
+  if (!counts)
+    return fail("expected the number of tokens of %lld batch entries, got null", (long long)cache->batch);
+  return append(cache, data, counts, 0, strides);
+}
+
+int64_t aligned_cache_length(const aligned_cache *cache, int64_t entry) {
+  if (!checkEntry(cache, entry))
+    return -1;
+  if (onHost(cache))
+    return lengthOf(*cache, entry);
+  const aligned_device_caches *server = serverOf(cache);
+  return server ? server->length(cache, entry) : -1;
+}
+
+int aligned_cache_release(aligned_cache *cache, int64_t entry) {
+  if (!checkEntry(cache, entry))
+    return -1;
+  if (!onHost(cache)) {
+    const aligned_device_caches *server = serverOf(cache);
+    return server ? server->release(cache, entry) : -1;
+  }
+  Cache &owner = *static_cast<Cache *>(cache);
+  if (!owner.lengths && !owner.allocateLengths(owner.lengthList))
+    return -1;
+  int64_t *lengths = static_cast<int64_t *>(owner.lengthList.get());
+  lengths[entry] = 0;
+  owner.tokens = *std::max_element(lengths, lengths + owner.batch);
+  if (owner.pages)
+    owner.blockTable.give(entry, 0);
+  int64_t first = entry * owner.kv_heads, channels = owner.kv_heads * owner.head_dim;
+  std::fill_n(owner.channel_max + first * owner.head_dim, channels, 0.0f);
+  if (owner.channel_mean)
+    std::fill_n(owner.channel_mean + first * owner.head_dim, channels, 0.0f);
+  auto gone = [&](const aligned_escape &escape) { return escape.row / owner.kv_heads == entry; };
+  owner.escapeList.count = std::remove_if(owner.escapeList.begin(), owner.escapeList.end(), gone) - owner.escapeList.begin();
+  owner.publish();
+  return 0;
+}
+
+int64_t aligned_cache_free_blocks(const aligned_cache *cache) {
+  if (onHost(cache))
+    return static_cast<const Cache *>(cache)->blockTable.freeBlocks();
+  const aligned_device_caches *server = serverOf(cache);
+  return server ? server->free_blocks(cache) : -1;
+}
+
+int aligned_cache_restore(aligned_cache *cache, int64_t tokens, const int64_t *lengths, const int32_t *pages, const aligned_escape *escapes,
+                          int64_t count) {
+  Cache &owner = *static_cast<Cache *>(cache);
+  if (!owner.escapeList.reserve(count) || (lengths && !owner.allocateLengths(owner.lengthList)))
+    return -1;
+  std::copy_n(escapes, count, owner.escapeList.begin());
+  owner.escapeList.count = count;
+  if (lengths)
+    std::copy_n(lengths, owner.batch, static_cast<int64_t *>(owner.lengthList.get()));
+  if (pages)
+    owner.blockTable.restore(pages);
+  owner.tokens = tokens;
+  owner.publish();
+  return 0;
 }
 
 int aligned_cache_join(const aligned_cache *cache, int bits, void *out) {
   if (bits < 1 || bits > 16)
     return fail("expected 1 to 16 bits to read, got %d", bits);
+  if (!onHost(cache)) {
+    const aligned_device_caches *server = serverOf(cache);
+    return server ? server->join(cache, bits, out) : -1;
+  }
   return withElement(cache->format.element,
                      [&](auto element) { return join<decltype(element)>(*static_cast<const Cache *>(cache), bits, out); });
 }
 
 int aligned_cache_truncate(aligned_cache *cache, int64_t tokens) {
-  int64_t split = cache->tokens / block * block;
+  int64_t split = cache->tokens / block * block; // those of shorter entries are fewer
   if (tokens < split || tokens > cache->tokens)
     return fail("expected to keep %lld to %lld tokens, got %lld", (long long)split, (long long)cache->tokens, (long long)tokens);
+  if (!onHost(cache)) {
+    const aligned_device_caches *server = serverOf(cache);
+    return server ? server->truncate(cache, tokens) : -1;
+  }
   cache->tokens = tokens;
+  for (int64_t n = 0; n < cache->batch && cache->lengths; ++n)
+    cache->lengths[n] = std::min(cache->lengths[n], tokens);
   return 0;
 }
 
@@ -729,6 +948,10 @@ int aligned_cache_drop_planes(aligned_cache *cache, int32_t planes) {
   int resident = residentPlanes(*cache);
   if (planes < 1 || planes > resident)
     return fail("expected to keep 1 to %d planes, got %d", resident, planes);
+  if (!onHost(cache)) {
+    const aligned_device_caches *server = serverOf(cache);
+    return server ? server->drop_planes(cache, planes) : -1;
+  }
   Cache &owner = *static_cast<Cache *>(cache);
   for (int p = planes; p < resident; ++p) {
     owner.planes.plane[p].reset();
@@ -739,10 +962,17 @@ int aligned_cache_drop_planes(aligned_cache *cache, int32_t planes) {
 }
 
 int64_t aligned_cache_bytes(const aligned_cache *cache) {
+  if (!onHost(cache)) {
+    const aligned_device_caches *server = serverOf(cache);
+    return server ? server->bytes(cache) : -1;
+  }
+  const Cache &owner = *static_cast<const Cache *>(cache);
   int64_t perBlock = exponentBlockBytes(*cache);
   for (int p = 0; p < residentPlanes(*cache); ++p)
     perBlock += planeBlockBytes(*cache, p);
   int64_t summaries = cache->head_dim * int64_t(sizeof(float)) * (hasMeans(*cache) ? 2 : 1);
-  return cache->rows * (cache->capacity / block * perBlock + summaries + block * cache->head_dim * elementBytes(cache->format.element)) +
-         static_cast<const Cache *>(cache)->escapeList.capacity * int64_t(sizeof(aligned_escape));
+  int64_t blocks = cache->pages ? owner.blockTable.physicalBlocks() * cache->kv_heads : cache->rows * (cache->capacity / block);
+  return blocks * perBlock + cache->rows * (summaries + block * cache->head_dim * elementBytes(cache->format.element)) +
+         owner.escapeList.capacity * int64_t(sizeof(aligned_escape)) + (cache->pages ? owner.blockTable.bytes() : 0) +
+         (cache->lengths ? cache->batch * int64_t(sizeof(int64_t)) : 0);
 }

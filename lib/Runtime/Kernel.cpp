@@ -263,6 +263,8 @@ void aligned_rt_plan(int32_t site, int64_t row, int64_t blocks, int64_t units, c
     record.listener(record.context, site, row, blocks, units, keyLayers, valueLayers);
 }
 
+int aligned_rt_recording(void) { return (record.list ? ALIGNED_RECORD_TALLY : 0) | (record.listener ? ALIGNED_RECORD_PLAN : 0); }
+
 //===----------------------------------------------------------------------===//
 // Reference
 //===----------------------------------------------------------------------===//
@@ -278,6 +280,8 @@ template <typename Element> struct ReferenceAttention {
   int64_t queryRows, tokens, keyDim, valueDim; // queryRows: of one kv head
   double scale;
   bool maskedZero;
+  Mask mask;
+  double softcap;
 
   void kvRow(int64_t row) const {
     int64_t queries = queryRows * keyDim, keys = tokens * keyDim, values = tokens * valueDim, results = queryRows * valueDim;
@@ -287,7 +291,7 @@ template <typename Element> struct ReferenceAttention {
     widen(q + row * queries, queries, wide);
     widen(k + row * keys, keys, wideK);
     widen(v + row * values, values, wideV);
-    exactAttention(wide, queryRows, wideK, wideV, tokens, keyDim, valueDim, scale, maskedZero, wideOut);
+    exactAttention(wide, queryRows, wideK, wideV, tokens, keyDim, valueDim, scale, maskedZero, wideOut, mask, softcap);
     std::transform(wideOut, wideOut + results, out + row * results, [](double x) { return Element::fromFloat(float(x)); });
   }
 };
@@ -296,7 +300,7 @@ template <typename Element> struct ReferenceAttention {
 
 void aligned_rt_reference_attention(const void *q, const void *k, const void *v, void *out, int32_t element, int64_t batch,
                                     int64_t qHeads, int64_t kvHeads, int64_t queries, int64_t tokens, int64_t keyDim,
-                                    int64_t valueDim, float scale, int32_t maskedZero) {
+                                    int64_t valueDim, float scale, int32_t maskedZero, int32_t causal, int64_t window, int64_t sinks, double softcap) {
   withElement(element, [&](auto type) {
     using Attention = ReferenceAttention<decltype(type)>;
     using Bits = typename Attention::Bits;
@@ -309,7 +313,9 @@ void aligned_rt_reference_attention(const void *q, const void *k, const void *v,
                         keyDim,
                         valueDim,
                         scale,
-                        maskedZero != 0};
+                        maskedZero != 0,
+                        Mask{queries, causal != 0, window, sinks},
+                        softcap};
     auto rows = [](void *args, int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row)
         static_cast<Attention *>(args)->kvRow(row);

@@ -30,6 +30,13 @@
  * Open block (S4): the newest tokens mod 64 stay dense in the input type in `open`.
  * Non-finite values (S7) are stored as 0 in the planes and listed in `escape`; readers add weight * value to the sum they belong to, so that
  * IEEE arithmetic gives what dense attention gives. Tokens of the open block are never listed.
+ *
+ * Own lengths: batch entries may hold different numbers of tokens, `lengths`. Full blocks and open tokens of a row then follow from its entry's length,
+ * and `tokens` is the largest.
+ * Pages (S5): with a block table, `pages`, planes and exponents are arrays of physical blocks, [physical blocks][kv_heads] in the place of
+ * [rows][capacity/64] above, that all batch entries take from as they grow:
+ *
+ *   place of block b of (batch entry n, head h) = pages ? pages[n * capacity/64 + b] * kv_heads + h : (n * kv_heads + h) * capacity/64 + b
  */
 #ifndef ALIGNED_RUNTIME_CACHE_H
 #define ALIGNED_RUNTIME_CACHE_H
@@ -66,12 +73,16 @@ typedef struct {
   int32_t reserved;
 } aligned_escape;
 
-/* The fields that compiled code reads, in this order; compiled code never writes them. All buffers are 64-byte aligned. */
+/* Where a cache is: where its pointers point to. The struct itself is in the host's memory. */
+typedef enum { ALIGNED_LOCATION_HOST = 0, ALIGNED_LOCATION_CUDA = 1 } aligned_location;
+
+/* The fields that compiled code reads, in this order; code for the host never writes them. All buffers are 64-byte aligned. On a device a copy of this struct
+ * in its memory is what kernels read, and what those that append write. */
 typedef struct aligned_cache {
   int64_t rows;      /* batch * kv_heads */
   int64_t head_dim;
-  int64_t tokens;    /* appended so far, in every row; tokens / 64 full blocks are split, tokens % 64 are open */
-  int64_t capacity;  /* tokens that the planes have room for, a multiple of 64 */
+  int64_t tokens;    /* appended so far, in every row; tokens / 64 full blocks are split, tokens % 64 are open. With own lengths: the largest */
+  int64_t capacity;  /* tokens that the planes have room for, a multiple of 64; with pages: that the block table has room for, per batch entry */
   void *plane[ALIGNED_MAX_PLANES];
   uint8_t *exponent;  /* fixed: key [rows][capacity/64][head_dim], value [rows][capacity]; float: null */
   float *channel_max; /* [rows][head_dim], largest finite |x| of each channel over all tokens appended, forgotten ones included */
@@ -80,36 +91,82 @@ typedef struct aligned_cache {
   aligned_escape *escape;
   int64_t escapes;
   int64_t layers;     /* nibble layers (4 bits) that are resident, 4 when all are: reads are clamped to them (S6) */
+  const int32_t *pages; /* null, or [batch][capacity/64]: the physical block of each full block (S5); -1 where there is none yet */
+  int64_t *lengths;     /* null, or [batch]: tokens of each batch entry, where they may differ */
+  int64_t escape_capacity; /* room in `escape`; what a device finds beyond it is counted in `escapes`, not kept, and the next call fails */
+  int32_t location;     /* aligned_location */
+  int32_t reserved;
   /* for C callers */
   int64_t batch, kv_heads;
   aligned_format format;
 } aligned_cache;
 
-/* Functions that can fail return null or a negative number and leave a message in aligned_last_error() (per thread); nothing is changed then. */
+/* Functions that can fail return null or a negative number and leave a message in aligned_last_error() (per thread); nothing is changed then.
+ * All but those that make caches take caches of any location. */
 const char *aligned_last_error(void);
 
 /* Makes an empty cache. head_dim: a multiple of 16, 16 .. 256. capacity may be 0; it grows as tokens are appended. */
 aligned_cache *aligned_cache_create(const aligned_format *format, int64_t batch, int64_t kv_heads, int64_t head_dim, int64_t capacity);
+/* Makes an empty cache with pages (S5): `physical_blocks` blocks of 64 tokens, each for all heads, that the batch entries take as they fill them, and give
+ * back with aligned_cache_release. It does not grow: appends fail when no block is left, and beyond `max_tokens` (rounded up to 64) tokens of an entry. */
+aligned_cache *aligned_cache_create_paged(const aligned_format *format, int64_t batch, int64_t kv_heads, int64_t head_dim, int64_t physical_blocks,
+                                          int64_t max_tokens);
 void aligned_cache_destroy(aligned_cache *cache);
+/* In the same location. */
 aligned_cache *aligned_cache_clone(const aligned_cache *cache);
 
 /* Appends `count` tokens from an array [batch, kv_heads, count, head_dim] of the cache's element type with the given strides in elements.
  * Blocks that become full are split once, with their exponents and dither, and never again. Returns 0. */
 int aligned_cache_append(aligned_cache *cache, const void *data, int64_t count, const int64_t strides[4]);
 
+/* Appends counts[n] tokens to batch entry n: the first counts[n] of its part of an array [batch, kv_heads, largest count, head_dim]. From then on the cache
+ * has own lengths. Returns 0. */
+int aligned_cache_append_ragged(aligned_cache *cache, const void *data, const int64_t *counts, const int64_t strides[4]);
+
+/* Tokens of a batch entry. */
+int64_t aligned_cache_length(const aligned_cache *cache, int64_t batch_entry);
+
+/* Forgets all tokens of a batch entry, a sequence that is over, and what is known of their channels; its pages, if any, are free again. From then on the
+ * cache has own lengths. Returns 0. */
+int aligned_cache_release(aligned_cache *cache, int64_t batch_entry);
+
+/* Physical blocks that no batch entry holds; 0 without pages. */
+int64_t aligned_cache_free_blocks(const aligned_cache *cache);
+
 /* Writes all tokens to a contiguous array [batch, kv_heads, tokens, head_dim] of the element type, reading the top `bits` bits of each
- * split value: whole planes, up to the first that holds bit number `bits`; 16 reads all. Open tokens and escapes are exact. Returns 0. */
+ * split value: whole planes, up to the first that holds bit number `bits`; 16 reads all. Open tokens and escapes are exact. What is behind
+ * the tokens of a shorter batch entry is 0. Returns 0. */
 int aligned_cache_join(const aligned_cache *cache, int bits, void *out);
 
-/* Forgets the newest tokens until `tokens` are left. Only open tokens can be forgotten: tokens / 64 must equal the cache's. Returns 0. */
+/* Forgets the newest tokens until `tokens` are left, of each batch entry that has more. Only open tokens can be forgotten: tokens / 64 must equal the
+ * cache's. Returns 0. */
 int aligned_cache_truncate(aligned_cache *cache, int64_t tokens);
 
 /* Drops the planes past the first `planes` (S6), those of blocks to come included, and returns their memory. Readers take what is left; a plane that is
  * dropped can't be had back. 1 <= planes <= those resident. Returns 0. */
 int aligned_cache_drop_planes(aligned_cache *cache, int32_t planes);
 
-/* Bytes of memory that the cache holds: planes and exponents up to its capacity, open block, what is known of the channels, escapes. */
+/* Bytes of memory that the cache holds: planes and exponents up to its capacity, open block, what is known of the channels, escapes, block table and
+ * lengths. */
 int64_t aligned_cache_bytes(const aligned_cache *cache);
+
+/* What the functions above do with caches that are elsewhere: they call these, which a library that makes such caches registers. `counts` is null where all
+ * entries get `count` tokens. Arguments other than the cache are checked here as for the host, but not against its lengths. */
+typedef struct {
+  void (*destroy)(aligned_cache *cache);
+  aligned_cache *(*clone)(const aligned_cache *cache);
+  int (*append)(aligned_cache *cache, const void *data, const int64_t *counts, int64_t count, const int64_t strides[4]);
+  int64_t (*length)(const aligned_cache *cache, int64_t batch_entry);
+  int (*release)(aligned_cache *cache, int64_t batch_entry);
+  int64_t (*free_blocks)(const aligned_cache *cache);
+  int (*join)(const aligned_cache *cache, int bits, void *out);
+  int (*truncate)(aligned_cache *cache, int64_t tokens);
+  int (*drop_planes)(aligned_cache *cache, int32_t planes);
+  int64_t (*bytes)(const aligned_cache *cache);
+} aligned_device_caches;
+
+/* Registers the functions of a location; not owned, null takes them away. */
+void aligned_register_device_caches(int32_t location, const aligned_device_caches *functions);
 
 #ifdef __cplusplus
 }

@@ -42,11 +42,29 @@ void aligned_rt_plan(int32_t site, int64_t row, int64_t blocks, int64_t units, c
 /* Installs a listener for kernels started from this thread; null removes it. */
 void aligned_rt_record_plan(aligned_plan_listener *listener, void *context);
 
+/* What is installed for kernels started from this thread: the sum of ALIGNED_RECORD_*. Code whose kernels run elsewhere asks before it has them record. */
+#define ALIGNED_RECORD_TALLY 1
+#define ALIGNED_RECORD_PLAN 2
+int aligned_rt_recording(void);
+
+/* What compiled code hands to one attention: addresses of contiguous arrays in host memory, and caches; dense ones are arrays of `tokens` tokens. */
+typedef struct {
+  const void *query;  /* [batch, q_heads, queries, key_dim] */
+  void *key, *value;  /* aligned_cache, or [batch, kv_heads, tokens, ..] */
+  float *acc;         /* as query with the value's head_dim */
+  float *max, *sum;   /* [batch, q_heads, queries] */
+  float *certificate; /* [batch, q_heads, queries, 6], or null */
+  float scale;
+  int64_t tokens;
+  int64_t later;      /* tokens newer than the last query; read by kernels that are asked for it only */
+} aligned_kernel_arguments;
+
 /* Exact attention of one call in float64, for `target=reference`: q [batch, q_heads, queries, head_dim], k, v [batch, kv_heads, tokens, ..], out as q with v's
- * head_dim. Elements as given, contiguous, any order of rows. masked_zero: a row whose scores are all -inf yields 0, else NaN. */
+ * head_dim. Elements as given, contiguous, any order of rows. masked_zero: a row whose scores are all -inf yields 0, else NaN.
+ * causal, window (0: none) and sinks are those of #aligned.mask, softcap (0: none) the op's. */
 void aligned_rt_reference_attention(const void *q, const void *k, const void *v, void *out, int32_t element, int64_t batch, int64_t q_heads,
                                     int64_t kv_heads, int64_t queries, int64_t tokens, int64_t key_dim, int64_t value_dim, float scale,
-                                    int32_t masked_zero);
+                                    int32_t masked_zero, int32_t causal, int64_t window, int64_t sinks, double softcap);
 
 #ifdef __cplusplus
 }

@@ -225,7 +225,7 @@ TEST(ReferenceAttention, GroupedHeads) {
       v[(row * tokens + t) * valueDim + 1] = 1;
     }
   aligned_rt_reference_attention(q.data(), k.data(), v.data(), out.data(), ALIGNED_ELEMENT_F32, batch, qHeads, kvHeads, queries,
-                                 tokens, keyDim, valueDim, 0.5f, 0);
+                                 tokens, keyDim, valueDim, 0.5f, 0, 0, 0, 0, 0);
   for (int64_t row = 0; row < batch * qHeads * queries; ++row) {
     int64_t kvRow = row / queries / 3, chosen = row % queries; // 3 query heads share a kv head
     EXPECT_FLOAT_EQ(out[row * valueDim], 10 * kvRow + (3.0f + 2 * chosen) / 5);
@@ -238,7 +238,7 @@ TEST(ReferenceAttention, NonFinite) {
   auto attend = [](float key0, float key1, float value0, int32_t maskedZero) {
     const float q = 1, k[] = {key0, key1}, v[] = {value0, 5};
     float out = -1;
-    aligned_rt_reference_attention(&q, k, v, &out, ALIGNED_ELEMENT_F32, 1, 1, 1, 1, 2, 1, 1, 1, maskedZero);
+    aligned_rt_reference_attention(&q, k, v, &out, ALIGNED_ELEMENT_F32, 1, 1, 1, 1, 2, 1, 1, 1, maskedZero, 0, 0, 0, 0);
     return out;
   };
   EXPECT_EQ(attend(-infinity, 0, 1, 0), 5);
@@ -250,15 +250,41 @@ TEST(ReferenceAttention, NonFinite) {
   EXPECT_TRUE(std::isnan(attend(-infinity, 0, infinity, 0))); // 0 * inf, as in dense attention
 }
 
+/// Equal scores: a row is the mean of what it sees. Two kv heads of two query heads with three queries each, over five tokens of value 1, 10, 100, ...
+TEST(ReferenceAttention, Masks) {
+  const float q[12] = {}, k[10] = {}, v[10] = {1, 10, 100, 1000, 10000, 2, 20, 200, 2000, 20000};
+  auto attend = [&](int32_t causal, int64_t window, int64_t sinks) {
+    std::vector<float> out(12);
+    aligned_rt_reference_attention(q, k, v, out.data(), ALIGNED_ELEMENT_F32, 1, 4, 2, 3, 5, 1, 1, 1, 0, causal, window, sinks, 0);
+    for (int i = 0; i < 3; ++i) { // the other query head of the group, and the other kv head
+      EXPECT_EQ(out[3 + i], out[i]);
+      EXPECT_EQ(out[6 + i], 2 * out[i]);
+    }
+    return std::vector<float>(out.begin(), out.begin() + 3);
+  };
+  EXPECT_EQ(attend(0, 0, 0), std::vector<float>(3, 11111.0f / 5));
+  EXPECT_EQ(attend(1, 0, 0), (std::vector<float>{111 / 3.0f, 1111 / 4.0f, 11111 / 5.0f}));
+  EXPECT_EQ(attend(1, 2, 0), (std::vector<float>{110 / 2.0f, 1100 / 2.0f, 11000 / 2.0f}));
+  EXPECT_EQ(attend(0, 2, 0), (std::vector<float>{11110 / 4.0f, 11100 / 3.0f, 11000 / 2.0f}));
+  EXPECT_EQ(attend(1, 1, 2), (std::vector<float>{111 / 3.0f, 1011 / 3.0f, 10011 / 3.0f}));
+}
+
+TEST(ReferenceAttention, Softcap) {
+  const float q = 1, k[] = {0, 6}, v[] = {0, 1};
+  float out = -1;
+  aligned_rt_reference_attention(&q, k, v, &out, ALIGNED_ELEMENT_F32, 1, 1, 1, 1, 2, 1, 1, 0.5f, 0, 0, 0, 0, 2.0);
+  EXPECT_FLOAT_EQ(out, float(1 / (1 + std::exp(-2 * std::tanh(1.5)))));
+}
+
 /// The result is rounded to the element type once.
 TEST(ReferenceAttention, SmallElements) {
   const uint16_t one = 0x3c00, values[] = {0x3c00, 0x3c01, 0x3c01}; // 1, 1 + 2^-10 twice: the mean is nearer to the latter
   const uint16_t keys[] = {one, one, one};
   uint16_t out = 0;
-  aligned_rt_reference_attention(&one, keys, values, &out, ALIGNED_ELEMENT_F16, 1, 1, 1, 1, 3, 1, 1, 1, 0);
+  aligned_rt_reference_attention(&one, keys, values, &out, ALIGNED_ELEMENT_F16, 1, 1, 1, 1, 3, 1, 1, 1, 0, 0, 0, 0, 0);
   EXPECT_EQ(out, 0x3c01);
   const uint16_t zero = 0, brain[] = {0x3f80, 0x4000, 0x4000}; // (1 + 2 + 2) / 3 = 1.1010101 | 0101.. in binary
-  aligned_rt_reference_attention(&zero, brain, brain, &out, ALIGNED_ELEMENT_BF16, 1, 1, 1, 1, 3, 1, 1, 1, 0);
+  aligned_rt_reference_attention(&zero, brain, brain, &out, ALIGNED_ELEMENT_BF16, 1, 1, 1, 1, 3, 1, 1, 1, 0, 0, 0, 0, 0);
   EXPECT_EQ(out, 0x3fd5);
 }
 

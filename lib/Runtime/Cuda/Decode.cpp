@@ -1,0 +1,426 @@
+// One step of one site: queries in, kernels, softmax states out, and a report of what was read; or several, captured to be run
+// again.
+#include "DeviceCache.h"
+
+#include "aligned/Runtime/Cuda.h"
+#include "aligned/Runtime/Kernel.h"
+
+#include <algorithm>
+#include <cstddef>
+
+using namespace aligned::cuda;
+
+namespace {
+
+constexpr int64_t block = ALIGNED_BLOCK;
+
+/// Blocks of threads for each row: so many that all multiprocessors have work, but few with less than four blocks of tokens, and
+/// none with more than kernels have room for.
+int64_t splitsOf(const Context &context, int64_t rows, int64_t capacity) {
+  constexpr int64_t perMultiprocessor = 2, most = 64, leastBlocks = 4, mostBlocks = 2048;
+  if (rows < 1)
+    return 1;
+  int64_t blocks = capacity / block, wanted = (context.multiprocessors * perMultiprocessor + rows - 1) / rows;
+  return std::max<int64_t>(
+      {1, std::min({wanted, (blocks + leastBlocks - 1) / leastBlocks, most}), (blocks + mostBlocks - 1) / mostBlocks});
+}
+
+class Decode {
+public:
+  Decode(Program &program, const Site &site, const aligned_decode_call &call, bool recording)
+      : program(program), site(site), call(call), recording(recording), parameters(site.arguments.size()),
+        offsets(site.arguments.size(), -1) {}
+
+  bool check() {
+    key = deviceCache("keys", call.key);
+    value = key ? deviceCache("values", call.value) : nullptr;
+    if (!key || !value)
+      return false;
+    for (auto [name, cache, format, dim] :
+         {std::tuple("keys", key, &site.key, site.keyDim), std::tuple("values", value, &site.value, site.valueDim)}) {
+      std::string expected = std::string("expected ") + name + " of site " + std::to_string(site.number) + " ";
+      if (&cache->context() != &program.context)
+        return fail(expected + "on " + program.context.name + ", got a cache on " + cache->context().name), false;
+      if (!sameFormat(cache->format, *format))
+        return fail(expected + "to be a " + formatText(*format) + ", got a " + formatText(cache->format)), false;
+      if (cache->head_dim != dim)
+        return fail(expected + "to have head_dim " + std::to_string(dim) + ", got " + std::to_string(cache->head_dim)), false;
+      if (cache->kv_heads != site.kvHeads)
+        return fail(expected + "to have " + std::to_string(site.kvHeads) + " kv heads, got " + std::to_string(cache->kv_heads)),
+               false;
+      if (cache->batch != call.batch)
+        return fail(expected + "to have the call's batch of " + std::to_string(call.batch) + ", got " +
+                    std::to_string(cache->batch)),
+               false;
+      if (!cache->checkEscapes())
+        return false;
+    }
+    for (int64_t n = 0; n < call.batch; ++n)
+      if (key->length(n) != value->length(n))
+        return fail("expected as many values as keys, got " + std::to_string(key->length(n)) + " keys and " +
+                    std::to_string(value->length(n)) + " values in batch entry " + std::to_string(n)),
+               false;
+    if (!call.query)
+      return fail("expected a query, got null"), false;
+    if (call.location != ALIGNED_LOCATION_HOST && call.location != ALIGNED_LOCATION_CUDA)
+      return fail("expected location 0 (host) or 1 (device), got " + std::to_string(call.location)), false;
+    if (call.certificate && !site.certified)
+      return fail("expected no certificate to be asked for, got a site that was compiled without"), false;
+    symbols = {key->batch, key->kv_heads, key->capacity, splitsOf(program.context, key->rows, key->capacity), 1};
+    return program.checkGrids(site.launches, symbols);
+  }
+
+  /// Memory for all arguments that the caller does not bring. Negative where sizes overflow.
+  int64_t workspaceBytes() {
+    int64_t bytes = 0;
+    for (size_t i = 0; i < site.arguments.size(); ++i) {
+      const Argument &argument = site.arguments[i];
+      bool ours = argument.kind == Argument::Scratch || (argument.kind == Argument::Record && recording) ||
+                  (argument.kind == Argument::Input && onHost()) ||
+                  (argument.kind == Argument::Output && (onHost() || !output(argument)));
+      int64_t size = ours ? argument.bytes(symbols) : 0;
+      if (size < 0 || size > (int64_t(1) << 48) - bytes)
+        return -1;
+      if (!size)
+        continue;
+      offsets[i] = bytes;
+      bytes += paddedBytes(size);
+    }
+    return bytes;
+  }
+
+  bool launch(const Memory &workspace, Stream stream) {
+    for (size_t i = 0; i < site.arguments.size(); ++i) {
+      const Argument &argument = site.arguments[i];
+      Address own = offsets[i] < 0 ? 0 : workspace.address() + offsets[i];
+      switch (argument.kind) {
+      case Argument::Input:
+        if (own && !copyToDevice(own, call.query, argument.bytes(symbols), stream))
+          return false;
+        parameters.set(i, own ? own : reinterpret_cast<Address>(call.query));
+        break;
+      case Argument::Cache:
+        parameters.set(i, (argument.meaning == Argument::Key ? key : value)->structure());
+        break;
+      case Argument::Scratch:
+      case Argument::Record:
+        parameters.set(i, own);
+        break;
+      case Argument::Output:
+        parameters.set(i, own ? own : reinterpret_cast<Address>(output(argument)));
+        break;
+      case Argument::Scalar:
+        if (argument.meaning == Argument::Scale)
+          parameters.set(i, call.scale);
+        else
+          parameters.setSize(i, argument, argument.size.at(symbols));
+        break;
+      }
+    }
+    return program.launch(site.launches, symbols, parameters, stream);
+  }
+
+  /// Brings results and records to the host.
+  bool fetch(const Memory &workspace, Stream stream) {
+    for (size_t i = 0; i < site.arguments.size(); ++i) {
+      const Argument &argument = site.arguments[i];
+      void *to = nullptr;
+      if (argument.kind == Argument::Output && onHost())
+        to = output(argument);
+      if (argument.records() && recording) {
+        auto &layers = argument.meaning == Argument::KeyLayers ? keyLayers : valueLayers;
+        layers.resize(argument.bytes(symbols));
+        to = layers.data();
+      }
+      if (to && offsets[i] >= 0 && !copyToHost(to, workspace.address() + offsets[i], argument.bytes(symbols), stream))
+        return false;
+    }
+    return true;
+  }
+
+  bool waits() const { return onHost() || recording; }
+
+  /// What was read, row by row, as the CPU's kernels tell it.
+  void report() const {
+    int64_t units = site.keyDim / site.unitChannels, keyElement = 8 * key->elementBytes(),
+            valueElement = 8 * value->elementBytes();
+    int64_t capacity = symbols.capacity;
+    // Kernels that have nothing to tell read all that is resident.
+    std::vector<uint8_t> allKeys(keyLayers.empty() ? capacity / block * units : 0, static_cast<uint8_t>(key->layers));
+    std::vector<uint8_t> allValues(valueLayers.empty() ? capacity : 0, static_cast<uint8_t>(value->layers));
+    for (int64_t row = 0; row < key->rows; ++row) {
+      int64_t tokens = key->length(row / key->kv_heads), blocks = tokens / block, full = blocks * block, opened = tokens - full;
+      const uint8_t *keys = keyLayers.empty() ? allKeys.data() : keyLayers.data() + row * (capacity / block) * units;
+      const uint8_t *values = valueLayers.empty() ? allValues.data() : valueLayers.data() + row * capacity;
+      auto sum = [](const uint8_t *layers, int64_t count) {
+        int64_t sum = 0;
+        for (int64_t i = 0; i < count; ++i)
+          sum += layers[i];
+        return sum;
+      };
+      int64_t keyBits = sum(keys, blocks * units) * (4 * block * site.unitChannels) + opened * site.keyDim * keyElement;
+      int64_t valueBits = sum(values, full) * (4 * site.valueDim) + opened * site.valueDim * valueElement;
+      if (site.key.kind == ALIGNED_FORMAT_FIXED) // a byte for each exponent
+        keyBits += blocks * site.keyDim * 8;
+      if (site.value.kind == ALIGNED_FORMAT_FIXED)
+        valueBits += full * 8;
+      auto number = static_cast<int32_t>(site.number);
+      aligned_rt_tally(number, keyBits, tokens * site.keyDim, valueBits, tokens * site.valueDim);
+      aligned_rt_plan(number, row, blocks, units, keys, values);
+    }
+  }
+
+  DeviceCache *key = nullptr, *value = nullptr;
+
+private:
+  bool onHost() const { return call.location == ALIGNED_LOCATION_HOST; }
+  float *output(const Argument &argument) const {
+    switch (argument.meaning) {
+    case Argument::Acc:
+      return call.acc;
+    case Argument::Max:
+      return call.max;
+    case Argument::Sum:
+      return call.sum;
+    default:
+      return call.certificate;
+    }
+  }
+
+  Program &program;
+  const Site &site;
+  const aligned_decode_call call;
+  const bool recording;
+  Symbols symbols;
+  Parameters parameters;
+  std::vector<int64_t> offsets; ///< in the workspace, by argument; negative for what the caller brings
+  std::vector<uint8_t> keyLayers, valueLayers;
+};
+
+bool decode(Program &program, int32_t number, const aligned_decode_call &call) {
+  const Site *site = program.site(number);
+  if (!site)
+    return false;
+  Decode step(program, *site, call, aligned_rt_recording() != 0);
+  if (!step.check())
+    return false;
+  {
+    std::lock_guard<std::mutex> lock(program.mutex);
+    Scope scope(program.context);
+    Workspace &workspace = program.workspace(*site);
+    Order *orders[] = {&workspace.order, &step.key->order, &step.value->order};
+    Stream stream;
+    if (!workspace.reserve(program.context, step.workspaceBytes()) || !currentStream(program.context, stream))
+      return false;
+    for (Order *order : orders)
+      if (!order->enter(program.context, stream))
+        return false;
+    bool done = step.launch(workspace.memory, stream) && step.fetch(workspace.memory, stream);
+    for (Order *order : orders)
+      done &= order->leave(stream);
+    if (!done || (step.waits() && !wait(stream)))
+      return false;
+  }
+  // What has been waited for tells of escapes for certain.
+  if (step.waits() && (!step.key->checkEscapes() || !step.value->checkEscapes()))
+    return false;
+  if (aligned_rt_recording())
+    step.report();
+  return true;
+}
+
+//===----------------------------------------------------------------------===//
+// Captured steps
+//===----------------------------------------------------------------------===//
+
+/// A cache that a captured step appends to.
+struct Appended {
+  size_t step; ///< before which it is
+  DeviceCache *cache;
+  const void *data;
+  Memory counts;  ///< 1 for each batch entry: launches don't share the cache's own
+  Memory scratch; ///< nor the program's
+};
+
+} // namespace
+
+struct aligned_graph {
+  std::shared_ptr<Program> program;
+  std::vector<Appended> appended;
+  std::vector<std::unique_ptr<Decode>> steps;
+  std::vector<std::pair<DeviceCache *, int64_t>> capacities; ///< as captured
+  std::vector<Memory> workspaces;
+  std::vector<DeviceCache *> caches; ///< once each
+  Order order;
+  GraphExec exec = nullptr;
+
+  ~aligned_graph() {
+    if (!program)
+      return;
+    order.wait();
+    Scope scope(program->context);
+    if (exec)
+      driver().graphExecDestroy(exec);
+  }
+
+  bool prepare(const aligned_step *list, int32_t count);
+  bool capture();
+  bool launch();
+
+private:
+  bool record(Stream stream);
+};
+
+bool aligned_graph::prepare(const aligned_step *list, int32_t count) {
+  auto use = [&](DeviceCache *cache) {
+    if (std::find(caches.begin(), caches.end(), cache) == caches.end()) {
+      caches.push_back(cache);
+      capacities.push_back({cache, cache->capacity});
+    }
+  };
+  for (int32_t i = 0; i < count; ++i) {
+    const aligned_step &step = list[i];
+    const Site *site = program->site(step.site);
+    if (!site)
+      return false;
+    if (step.call.location != ALIGNED_LOCATION_CUDA)
+      return fail("expected queries and outputs of a captured step on the device, got location " +
+                  std::to_string(step.call.location)),
+             false;
+    if (!step.key_data != !step.value_data)
+      return fail("expected tokens for both keys and values, or for neither"), false;
+    auto decode = std::make_unique<Decode>(*program, *site, step.call, /*recording=*/false);
+    if (!decode->check())
+      return false;
+    Memory workspace;
+    if (!workspace.allocate(program->context, decode->workspaceBytes()))
+      return false;
+    for (auto [cache, data] : {std::pair(decode->key, step.key_data), std::pair(decode->value, step.value_data)}) {
+      use(cache);
+      if (!data)
+        continue;
+      for (const Appended &other : appended)
+        if (other.cache == cache)
+          return fail("expected each cache to be appended to once in a step, got one twice"), false;
+      Growth growth;
+      if (!cache->append)
+        return fail("expected kernels in the program that append to a " + formatText(cache->format) + ", got none"), false;
+      if (!cache->planStep(growth) || !cache->checkGrids(1))
+        return false;
+      std::vector<int32_t> ones(cache->batch, 1);
+      Appended append{steps.size(), cache, data, {}, {}};
+      if (!append.counts.allocate(program->context, cache->batch * int64_t(sizeof(int32_t))) ||
+          !append.scratch.allocate(program->context, cache->scratchBytes(1)))
+        return false;
+      Stream stream;
+      if (!ownStream(program->context, stream) ||
+          !copyToDevice(append.counts.address(), ones.data(), append.counts.bytes(), stream) || !wait(stream))
+        return false;
+      appended.push_back(std::move(append));
+    }
+    steps.push_back(std::move(decode));
+    workspaces.push_back(std::move(workspace));
+  }
+  return true;
+}
+
+bool aligned_graph::record(Stream stream) {
+  for (size_t i = 0; i < steps.size(); ++i) {
+    for (Appended &append : appended) {
+      if (append.step != i)
+        continue;
+      DeviceCache &cache = *append.cache;
+      int64_t strides[4] = {cache.kv_heads * cache.head_dim, cache.head_dim, cache.head_dim, 1};
+      if (!cache.launchAppend(reinterpret_cast<Address>(append.data), append.counts.address(), 1, strides,
+                              append.scratch.address(), stream))
+        return false;
+    }
+    if (!steps[i]->launch(workspaces[i], stream))
+      return false;
+  }
+  return true;
+}
+
+bool aligned_graph::capture() {
+  Stream stream;
+  if (!ownStream(program->context, stream)) // the caller's may be one that can't be captured
+    return false;
+  if (Result result = driver().streamBeginCapture(stream, kCaptureThreadLocal))
+    return fail("a stream that can be captured", result), false;
+  bool recorded = record(stream);
+  Graph graph = nullptr;
+  Result result = driver().streamEndCapture(stream, &graph);
+  if (recorded && result)
+    fail("a captured step", result);
+  if (!recorded || result || !graph) {
+    if (graph)
+      driver().graphDestroy(graph);
+    return false;
+  }
+  result = driver().graphInstantiate(&exec, graph, 0);
+  driver().graphDestroy(graph);
+  if (result)
+    fail("a graph of the captured step", result);
+  return result == 0;
+}
+
+bool aligned_graph::launch() {
+  for (auto [cache, capacity] : capacities)
+    if (cache->capacity != capacity)
+      return fail("expected caches as they were captured, got one that has grown from " + std::to_string(capacity) + " to " +
+                  std::to_string(cache->capacity) + " tokens"),
+             false;
+  std::vector<Growth> growths(appended.size());
+  for (size_t i = 0; i < appended.size(); ++i)
+    if (!appended[i].cache->planStep(growths[i]))
+      return false;
+  for (DeviceCache *cache : caches)
+    if (!cache->checkEscapes())
+      return false;
+  Scope scope(program->context);
+  Stream stream;
+  if (!currentStream(program->context, stream) || !order.enter(program->context, stream))
+    return false;
+  for (DeviceCache *cache : caches)
+    if (!cache->order.enter(program->context, stream))
+      return false;
+  bool done = true;
+  for (size_t i = 0; i < appended.size() && done; ++i)
+    done = appended[i].cache->preparePages(growths[i], stream);
+  if (done)
+    if (Result result = driver().graphLaunch(exec, stream))
+      done = (fail("the captured step to start", result), false);
+  for (size_t i = 0; i < appended.size() && done; ++i)
+    appended[i].cache->account(growths[i]);
+  for (DeviceCache *cache : caches)
+    done &= cache->order.leave(stream);
+  return order.leave(stream) && done;
+}
+
+//===----------------------------------------------------------------------===//
+// C interface
+//===----------------------------------------------------------------------===//
+
+int aligned_program_decode(aligned_program *program, int32_t site, const aligned_decode_call *call) {
+  return guarded(-1, [&] { return decode(*program->program, site, *call) ? 0 : -1; });
+}
+
+aligned_graph *aligned_program_capture(aligned_program *program, const aligned_step *steps, int32_t count) {
+  return guarded(static_cast<aligned_graph *>(nullptr), [&]() -> aligned_graph * {
+    if (count < 1)
+      return fail("expected at least one site in a captured step, got " + std::to_string(count)), nullptr;
+    auto graph = std::make_unique<aligned_graph>();
+    graph->program = program->program;
+    Scope scope(program->program->context);
+    std::lock_guard<std::mutex> lock(program->program->mutex);
+    if (!graph->prepare(steps, count) || !graph->capture())
+      return nullptr;
+    return graph.release();
+  });
+}
+
+int aligned_graph_launch(aligned_graph *graph) {
+  return guarded(-1, [&] { return graph->launch() ? 0 : -1; });
+}
+
+void aligned_graph_destroy(aligned_graph *graph) { delete graph; }

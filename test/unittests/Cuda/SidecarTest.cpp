@@ -1,0 +1,115 @@
+// A sidecar is read before a driver is looked for: what is wrong with it is told wherever the file is.
+
+#include "Fixture.h"
+
+using namespace aligned::test;
+
+namespace {
+
+void expectRefused(const std::string &text, const std::string &message) {
+  ProgramPtr program(aligned_program_load("", text.c_str()));
+  EXPECT_FALSE(program);
+  EXPECT_EQ(std::string(aligned_last_error()).substr(0, message.size()), message);
+}
+
+void expectRefused(const std::string &what, const std::string &by, const std::string &message) {
+  expectRefused(replaced(sidecar(), what, by), message);
+}
+
+TEST(Sidecar, NoJson) {
+  expectRefused(std::string(""), "kernels.json: expected JSON, got parse error at line 1, column 1");
+  expectRefused(std::string("{\"version\": 1,}"), "kernels.json: expected JSON, got parse error at line 1");
+  expectRefused(std::string("[1]"), "kernels.json: expected an object, got an array of 1");
+  expectRefused(std::string("{\"version\": 1, \"version\": 1}"), "kernels.json: expected each name once, got \"version\" twice");
+  expectRefused(std::string(100, '['), "kernels.json: expected at most 64 levels, got more");
+  ProgramPtr none(aligned_program_load(nullptr, "{}"));
+  EXPECT_STREQ(aligned_last_error(), "expected PTX and a sidecar, got null");
+}
+
+TEST(Sidecar, Head) {
+  expectRefused("\"version\": 1", "\"version\": 2", "kernels.json: expected an integer from 1 to 1 at version, got 2");
+  expectRefused("\"version\": 1, ", "", "kernels.json: expected a member at version, got none");
+  expectRefused("\"chip\": \"sm_70\"", "\"chip\": 70", "kernels.json: expected a string at chip, got 70");
+  expectRefused("\"ptx\": 70", "\"ptx\": 7.5", "kernels.json: expected an integer from 10 to 999 at ptx, got 7.5");
+  expectRefused("\"threads\": 32", "\"threads\": 2048",
+                "kernels.json: expected an integer from 1 to 1024 at kernels[0].threads, got 2048");
+  expectRefused("append_commit", "append_split",
+                "kernels.json: expected a name that no other kernel has at kernels[1].name, got \"append_split\"");
+}
+
+TEST(Sidecar, Site) {
+  expectRefused("\"heads\": 3", "\"heads\": 0", "kernels.json: expected an integer from 1 to 65535 at decode[0].heads, got 0");
+  expectRefused("\"key_dim\": 16", "\"key_dim\": \"16\"",
+                "kernels.json: expected an integer from 16 to 256 at decode[0].key_dim, got \"16\"");
+  expectRefused("\"query\": \"f16\"", "\"query\": \"f8\"",
+                "kernels.json: expected \"f16\", \"bf16\" or \"f32\" at decode[0].query, got \"f8\"");
+  expectRefused("\"certified\": 0", "\"certified\": 2",
+                "kernels.json: expected an integer from 0 to 1 at decode[0].certified, got 2");
+  expectRefused("\"certified\": 0", "\"certified\": true",
+                "kernels.json: expected an argument certificate at decode[0].arguments, got none");
+  expectRefused("\"role\": \"key\"", "\"role\": \"value\"",
+                "kernels.json: expected \"key\" at decode[0].key.role, got \"value\"");
+  expectRefused("\"widths\": [4, 4, 4, 4]", "\"widths\": [4, 4, 4]",
+                "kernels.json: expected up to 4 multiples of 4 that sum to 16 at decode[0].key.widths, got an array of 3");
+  expectRefused("\"widths\": [4, 4, 4, 4]", "\"widths\": [4, 5, 7]",
+                "kernels.json: expected up to 4 multiples of 4 that sum to 16 at decode[0].key.widths, got an array of 3");
+  expectRefused("\"widths\": [4, 4, 4, 4]", "\"widths\": []",
+                "kernels.json: expected an array of at least 1 at decode[0].key.widths, got an array of 0");
+}
+
+TEST(Sidecar, Arguments) {
+  expectRefused("[\"rows\", 3, \"capacity\"]", "3", "kernels.json: expected an array at decode[0].arguments[3].shape, got 3");
+  expectRefused("[\"rows\", 3, \"capacity\"]", "[\"rows\", \"tokens\"]",
+                "kernels.json: expected a number or one of rows, batch, kv_heads, capacity, blocks, splits, touched at "
+                "decode[0].arguments[3].shape[1], got \"tokens\"");
+  expectRefused("[\"rows\", 3, \"capacity\"]", "[-1]", "kernels.json: expected a number or one of rows");
+  expectRefused("[\"rows\", 3, 16]", "[\"rows\", 3, 17]",
+                "kernels.json: expected as many elements as query has at decode[0].arguments[0].shape, got an array of 3");
+  expectRefused("[\"rows\", \"blocks\", 4]", "[\"rows\", \"capacity\"]",
+                "kernels.json: expected as many elements as key_layers has at decode[0].arguments[4].shape");
+  expectRefused("\"kind\": \"scratch\"", "\"kind\": \"memory\"",
+                "kernels.json: expected \"input\", \"cache\", \"scratch\", \"record\", \"output\" or \"scalar\" at "
+                "decode[0].arguments[3].kind, got \"memory\"");
+  expectRefused("\"name\": \"scores\", \"kind\": \"scratch\", \"type\": \"f32\"",
+                "\"name\": \"scores\", \"kind\": \"scratch\", \"type\": \"f31\"",
+                "kernels.json: expected an element type, such as \"f32\" at decode[0].arguments[3].type, got \"f31\"");
+  expectRefused(
+      "\"name\": \"acc\"", "\"name\": \"out\"",
+      "kernels.json: expected one of acc, max, sum, certificate for output at decode[0].arguments[6].name, got \"out\"");
+  expectRefused("\"name\": \"max\"", "\"name\": \"acc\"", "kernels.json: expected");
+  expectRefused("\"name\": \"scores\"", "\"name\": \"query\"",
+                "kernels.json: expected a name that no other argument has at decode[0].arguments[3].name, got \"query\"");
+  expectRefused("{\"name\": \"scale\", \"kind\": \"scalar\", \"type\": \"f32\"}, ", "",
+                "kernels.json: expected an argument scale at decode[0].arguments, got none");
+  expectRefused("\"name\": \"scale\", \"kind\": \"scalar\", \"type\": \"f32\"",
+                "\"name\": \"scale\", \"kind\": \"scalar\", \"type\": \"i32\"",
+                "kernels.json: expected \"f32\" for scale at decode[0].arguments[9].type, got \"i32\"");
+  expectRefused("\"name\": \"splits\", \"kind\": \"scalar\", \"type\": \"i32\"",
+                "\"name\": \"splits\", \"kind\": \"scalar\", \"type\": \"f32\"",
+                "kernels.json: expected one of scale for scalar at decode[0].arguments[10].name, got \"splits\"");
+  expectRefused("{\"name\": \"stride3\", \"kind\": \"scalar\", \"type\": \"i64\"}",
+                "{\"name\": \"rows\", \"kind\": \"scalar\", \"type\": \"i64\"}",
+                "kernels.json: expected an argument stride3 at append[0].arguments, got none");
+  expectRefused("\"name\": \"data\", \"kind\": \"input\", \"type\": \"f16\"",
+                "\"name\": \"data\", \"kind\": \"input\", \"type\": \"f32\"",
+                "kernels.json: expected \"f16\" for data at append[0].arguments[1].type, got \"f32\"");
+}
+
+TEST(Sidecar, Launches) {
+  expectRefused("{\"kernel\": \"decode_scores\"", "{\"kernel\": \"decode_score\"",
+                "kernels.json: expected the name of one of the kernels at decode[0].launch[0].kernel, got \"decode_score\"");
+  expectRefused("\"grid\": [\"splits\", \"rows\"]", "\"grid\": [\"splits\"]",
+                "kernels.json: expected an array of 2 at decode[0].launch[0].grid, got an array of 1");
+  expectRefused("\"grid\": [\"splits\", \"rows\"]", "\"grid\": [\"splits\", 1.5]",
+                "kernels.json: expected a number or one of rows");
+  expectRefused("[{\"kernel\": \"decode_scores\", \"grid\": [\"splits\", \"rows\"]}, {\"kernel\": \"decode_values\", \"grid\": "
+                "[1, \"rows\"]}]",
+                "[]", "kernels.json: expected an array of at least 1 at decode[0].launch, got an array of 0");
+}
+
+TEST(Sidecar, Sites) {
+  std::string two = replaced(sidecar(), decodeJson(), decodeJson() + ", " + decodeJson());
+  expectRefused(two, "kernels.json: expected a number that no other site has at decode[1].site, got 4");
+}
+
+} // namespace
