@@ -5,6 +5,7 @@
 #include "aligned/Conversion/AlignedToNVVM/Program.h"
 #include "aligned/Dialect/Aligned/IR/Aligned.h"
 #include "aligned/Pipelines/Pipelines.h"
+#include "aligned/Runtime/Cuda.h"
 #include "aligned/Runtime/Error.h"
 
 #include "mlir/Dialect/Func/IR/FuncOps.h"
@@ -130,6 +131,10 @@ void aligned_text_free(char *text) { free(text); }
 // Compilation
 //===----------------------------------------------------------------------===//
 
+struct DestroyProgram {
+  void operator()(aligned_program *program) const { aligned_program_destroy(program); }
+};
+
 struct aligned_module {
   std::vector<aligned_type> arguments, results;
   int32_t attentions = 0, probes = 0;
@@ -137,6 +142,7 @@ struct aligned_module {
   std::unique_ptr<llvm::TargetMachine> machine; // the optimiser keeps a pointer to it
   std::unique_ptr<ExecutionEngine> engine;
   void (*entry)(void **) = nullptr;
+  std::unique_ptr<aligned_program, DestroyProgram> program; // with target=cuda: the kernels
 };
 
 namespace {
@@ -246,6 +252,29 @@ int takeMessage(const char *text) {
   std::abort();
 }
 
+//===-- Kernels on a GPU ---------------------------------------------------===//
+
+thread_local const aligned_module *running = nullptr; // whose code it is that calls
+
+void launch(int32_t site, int64_t batch, const aligned_kernel_arguments *arguments) {
+  aligned_decode_call call = {};
+  call.batch = batch;
+  call.key = static_cast<aligned_cache *>(arguments->key);
+  call.value = static_cast<aligned_cache *>(arguments->value);
+  call.query = arguments->query;
+  call.scale = arguments->scale;
+  call.location = ALIGNED_LOCATION_HOST;
+  call.acc = arguments->acc;
+  call.max = arguments->max;
+  call.sum = arguments->sum;
+  call.certificate = arguments->certificate;
+  aligned_program_decode(running->program.get(), site, &call); // what fails stays in aligned_last_error()
+}
+
+aligned_cache *createCache(const aligned_format *format, int64_t batch, int64_t kvHeads, int64_t headDim, int64_t capacity) {
+  return aligned_module_create_cache(running, format, batch, kvHeads, headDim, capacity);
+}
+
 llvm::orc::SymbolMap runtimeSymbols(llvm::orc::MangleAndInterner intern) {
   llvm::orc::SymbolMap symbols;
   auto add = [&](const char *name, auto *function) {
@@ -256,6 +285,8 @@ llvm::orc::SymbolMap runtimeSymbols(llvm::orc::MangleAndInterner intern) {
   add("aligned_rt_tally", &aligned_rt_tally);
   add("aligned_rt_plan", &aligned_rt_plan);
   add("aligned_rt_reference_attention", &aligned_rt_reference_attention);
+  add("aligned_rt_launch", &launch);
+  add("aligned_rt_create_cache", &createCache);
   add("aligned_cache_create", &aligned_cache_create);
   add("aligned_cache_clone", &aligned_cache_clone);
   add("aligned_cache_destroy", &aligned_cache_destroy);
@@ -275,7 +306,7 @@ int aligned_compile_kernels(const char *source, const char *options, char **ptx,
     session.fail();
     return -1;
   };
-  if (!module || failed(runPhases(session, *module, "target=nvptx " + std::string(options ? options : ""), nullptr)))
+  if (!module || failed(runPhases(session, *module, std::string(options ? options : "") + " target=nvptx", nullptr)))
     return refuse();
   FailureOr<Program> program = programOf(*module);
   if (failed(program))
@@ -283,6 +314,26 @@ int aligned_compile_kernels(const char *source, const char *options, char **ptx,
   *ptx = strdup(program->ptx.c_str());
   *sidecar = strdup(program->sidecar.c_str());
   return 0;
+}
+
+/// Compiles a copy of the module for the device at hand, or for the chip that the options name.
+static bool loadKernels(Session &session, ModuleOp module, StringRef options, aligned_module &compiled) {
+  if (!aligned_cuda_available()) {
+    session.errors += std::string(aligned_last_error()) + "\n";
+    return false;
+  }
+  // What comes later wins, and what the caller says comes later.
+  std::string text = (llvm::Twine("chip=") + chipFor(aligned_cuda_compute_capability()) + " " + options + " target=nvptx").str();
+  OwningOpRef<ModuleOp> copy = module.clone();
+  if (failed(runPhases(session, *copy, text, nullptr)))
+    return false;
+  FailureOr<Program> kernels = programOf(*copy);
+  if (failed(kernels))
+    return false;
+  compiled.program.reset(aligned_program_load(kernels->ptx.c_str(), kernels->sidecar.c_str()));
+  if (!compiled.program)
+    session.errors += std::string(aligned_last_error()) + "\n";
+  return bool(compiled.program);
 }
 
 aligned_module *aligned_module_compile(const char *source, const char *options, const char *name) {
@@ -322,6 +373,8 @@ aligned_module *aligned_module_compile(const char *source, const char *options, 
     compiled->results.push_back(*result);
   }
 
+  if (text.contains("target=cuda") && !loadKernels(session, *module, text, *compiled))
+    return session.fail();
   session.remarks.clear(); // those of the copy, which come again
   if (failed(runPhases(session, *module, text, nullptr)))
     return session.fail();
@@ -358,6 +411,12 @@ aligned_module *aligned_module_compile(const char *source, const char *options, 
 }
 
 void aligned_module_destroy(aligned_module *module) { delete module; }
+
+aligned_cache *aligned_module_create_cache(const aligned_module *module, const aligned_format *format, int64_t batch, int64_t kvHeads, int64_t headDim,
+                                           int64_t capacity) {
+  return module->program ? aligned_program_create_cache(module->program.get(), format, batch, kvHeads, headDim, capacity)
+                         : aligned_cache_create(format, batch, kvHeads, headDim, capacity);
+}
 
 int32_t aligned_module_arguments(const aligned_module *module) { return module->arguments.size(); }
 int32_t aligned_module_results(const aligned_module *module) { return module->results.size(); }
@@ -524,12 +583,16 @@ int aligned_module_call(const aligned_module *module, aligned_value *arguments, 
   aligned_set_last_error("");
   std::jmp_buf target;
   std::jmp_buf *outer = assertionTarget;
+  const aligned_module *caller = running;
   if (setjmp(target)) {
     assertionTarget = outer;
+    running = caller;
     return refuseCall("assertion failed in the model: " + llvm::Twine(assertionMessage));
   }
   assertionTarget = &target;
+  running = module;
   module->entry(packed.data());
+  running = caller;
   assertionTarget = outer;
   if (*aligned_last_error()) // a runtime call inside the module failed
     return -1;

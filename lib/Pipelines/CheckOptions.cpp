@@ -1,6 +1,7 @@
 // aligned-check-options: the pipeline's options, judged where there is somebody to tell.
 #include "aligned/Pipelines/Passes.h"
 
+#include "aligned/Conversion/AlignedToNVVM/Program.h"
 #include "aligned/Dialect/Aligned/IR/Aligned.h"
 #include "aligned/Pipelines/Pipelines.h"
 
@@ -27,11 +28,12 @@ struct AlignedCheckOptionsPass : aligned::impl::AlignedCheckOptionsBase<AlignedC
       report() << "expected " << what << " '" << llvm::join(known.drop_back(), "', '") << "' or '" << known.back() << "', got '" << given << "'";
       return false;
     };
-    bool ok = oneOf("target", target, {"cpu", "nvptx", "reference"});
+    bool ok = oneOf("target", target, {"cpu", "cuda", "nvptx", "reference"});
     ok &= oneOf("isa", isa, {"host", "portable", "avx2", "avx512"});
     ok &= oneOf("to", to, {"raise", "split", "fuse", "lower", "llvm"});
     ok &= parsePolicy(policy, tolerance, &getContext(), report) != nullptr;
     ok &= format == "auto" || format == "dense" || parseSplitFormat(format, CacheRole::Key, &getContext(), report) != nullptr;
+    ok &= target != "nvptx" || ptxVersionFor(chip, ptx, report) != 0;
     if (!ok)
       signalPassFailure();
   }

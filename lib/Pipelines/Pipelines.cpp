@@ -117,6 +117,7 @@ void lower(OpPassManager &pm, const PipelineOptions &options) {
   ConvertAlignedToCPUOptions cpu;
   cpu.isa = options.isa == "host" ? hostIsas().front() : options.isa.getValue();
   cpu.reference = options.target == "reference";
+  cpu.launch = options.target == "cuda";
   pm.addPass(createConvertAlignedToCPU(cpu));
   pm.addNestedPass<func::FuncOp>(createAlignedDecomposeConcat()); // after the above, which writes dense appends as concatenations
   cleanUp(pm);
@@ -199,6 +200,8 @@ void toLLVM(OpPassManager &pm) {
 void aligned::buildPipeline(OpPassManager &pm, const PipelineOptions &options) {
   AlignedCheckOptionsOptions given;
   given.target = options.target;
+  given.chip = options.chip;
+  given.ptx = options.ptx;
   given.policy = options.policy;
   given.tolerance = options.tolerance;
   given.format = options.format;

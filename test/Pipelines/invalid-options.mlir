@@ -11,7 +11,7 @@
 // Options are judged before anything runs, even those that no phase up to `to` would read.
 
 // TO: error: expected to 'raise', 'split', 'fuse', 'lower' or 'llvm', got 'machine'
-// TARGET: error: expected target 'cpu' or 'reference', got 'gpu'
+// TARGET: error: expected target 'cpu', 'cuda', 'nvptx' or 'reference', got 'gpu'
 // ISA: error: expected isa 'host', 'portable', 'avx2' or 'avx512', got 'sse'
 // FORMAT: error: expected plane widths that sum to 16, got 4
 // NAME: error: expected a split format such as 'fixed<4,4,4,4>' or 'float<8,4,4>', got 'sparse'

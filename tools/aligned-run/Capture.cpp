@@ -198,7 +198,7 @@ std::optional<std::vector<std::shared_ptr<Kernel>>> aligned::compileLayers(const
 
 bool Caches::create(const Capture &c, const Kernel &kernel) {
   for (int number = 0; number < 2 && kernel.split; ++number) {
-    side[number].reset(aligned_cache_create(&kernel.formats[number], 1, c.kvHeads, number ? c.valueDim : c.keyDim, c.firstPosition + c.steps));
+    side[number].reset(aligned_module_create_cache(kernel.module.get(), &kernel.formats[number], 1, c.kvHeads, number ? c.valueDim : c.keyDim, c.firstPosition + c.steps));
     if (!side[number])
       return refuse(aligned_last_error()), false;
   }

@@ -84,7 +84,7 @@ std::optional<std::vector<Dense>> call(const aligned_module *module, const std::
       return refuse(path + ": expected " + name + " to be " + typeText(type) + ", got " + aligned::name(array.dtype) + " " + shapeText(array.shape));
     aligned_value value = contiguous(array.bytes.data(), array.shape);
     if (type.is_cache) {
-      Cache cache(aligned_cache_create(&type.format, array.shape[0], array.shape[1], array.shape[3], array.shape[2]));
+      Cache cache(aligned_module_create_cache(module, &type.format, array.shape[0], array.shape[1], array.shape[3], array.shape[2]));
       if (!cache || aligned_cache_append(cache.get(), array.bytes.data(), array.shape[2], value.array.strides))
         return refuse(name + ": " + aligned_last_error());
       arguments[number].cache = cache.get();

@@ -56,6 +56,9 @@ int aligned_compile_kernels(const char *source, const char *options, char **ptx,
  * `function` may be null where the module has one public function with a body. */
 aligned_module *aligned_module_compile(const char *source, const char *options, const char *function);
 void aligned_module_destroy(aligned_module *module);
+/* As aligned_cache_create, where the module's kernels look for caches: with target=cuda in the device's memory. Destroy it before the module. */
+aligned_cache *aligned_module_create_cache(const aligned_module *module, const aligned_format *format, int64_t batch, int64_t kv_heads, int64_t head_dim,
+                                           int64_t capacity);
 
 int32_t aligned_module_arguments(const aligned_module *module);
 int32_t aligned_module_results(const aligned_module *module);

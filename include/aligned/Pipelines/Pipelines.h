@@ -22,7 +22,7 @@ enum class Phase {
 };
 
 struct PipelineOptions : mlir::PassPipelineOptions<PipelineOptions> {
-  Option<std::string> target{*this, "target", llvm::cl::desc("cpu; nvptx: kernels alone, as PTX; or reference: unfused attention in float64"), llvm::cl::init("cpu")};
+  Option<std::string> target{*this, "target", llvm::cl::desc("cpu; nvptx: kernels alone, as PTX; cuda: what runs around them; or reference: unfused attention in float64"), llvm::cl::init("cpu")};
   Option<std::string> chip{*this, "chip", llvm::cl::desc("with target=nvptx: architecture, such as sm_80, sm_90 or sm_100"), llvm::cl::init("sm_90")};
   Option<int64_t> ptx{*this, "ptx", llvm::cl::desc("with target=nvptx: version of PTX, such as 80; 0: the first that knows the chip"), llvm::cl::init(0)};
   Option<std::string> policy{*this, "policy", llvm::cl::desc("exact, alignedkv, tight, balanced, fast, or budget with a tolerance"), llvm::cl::init("balanced")};

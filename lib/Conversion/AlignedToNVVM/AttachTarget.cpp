@@ -1,5 +1,6 @@
 // aligned-attach-target: which chips there are, and the first PTX that knows each.
 #include "aligned/Conversion/AlignedToNVVM/Passes.h"
+#include "aligned/Conversion/AlignedToNVVM/Program.h"
 
 #include "Sidecar.h"
 
@@ -26,22 +27,43 @@ constexpr Chip kChips[] = {{"sm_80", 70}, {"sm_86", 71}, {"sm_87", 74}, {"sm_89"
                            {"sm_100a", 86}, {"sm_103", 88}, {"sm_103a", 88}, {"sm_120", 87}, {"sm_120a", 87}, {"sm_121", 88}, {"sm_121a", 88}};
 constexpr int64_t kVersions[] = {70, 71, 72, 73, 74, 75, 76, 77, 78, 80, 81, 82, 83, 84, 85, 86, 87, 88, 90}; // of PTX, that LLVM 22 writes
 
+} // namespace
+
+int64_t aligned::ptxVersionFor(StringRef chip, int64_t wanted, function_ref<InFlightDiagnostic()> emitError) {
+  const Chip *found = llvm::find_if(kChips, [&](const Chip &known) { return known.name == chip; });
+  if (found == std::end(kChips)) {
+    InFlightDiagnostic diagnostic = emitError() << "expected a chip of ";
+    llvm::interleaveComma(kChips, diagnostic, [&](const Chip &known) { diagnostic << known.name; });
+    diagnostic << "; got '" << chip << "'";
+    return 0;
+  }
+  int64_t version = wanted ? wanted : found->leastPTX;
+  if (!llvm::is_contained(kVersions, version) || version < found->leastPTX) {
+    emitError() << "expected a version of PTX from " << found->leastPTX << " to " << kVersions[std::size(kVersions) - 1] << " for " << chip << ", got " << version;
+    return 0;
+  }
+  return version;
+}
+
+StringRef aligned::chipFor(int64_t capability) {
+  StringRef best = kChips[0].name;
+  for (const Chip &chip : kChips) {
+    int64_t number;
+    if (!chip.name.drop_front(3).getAsInteger(10, number) && number <= capability) // not those of one architecture alone, such as sm_90a
+      best = chip.name;
+  }
+  return best;
+}
+
+namespace {
+
 struct AlignedAttachTargetPass : aligned::impl::AlignedAttachTargetBase<AlignedAttachTargetPass> {
   using AlignedAttachTargetBase::AlignedAttachTargetBase;
 
   void runOnOperation() override {
-    const Chip *found = llvm::find_if(kChips, [&](const Chip &known) { return known.name == chip; });
-    if (found == std::end(kChips)) {
-      InFlightDiagnostic diagnostic = getOperation().emitError("expected a chip of ");
-      llvm::interleaveComma(kChips, diagnostic, [&](const Chip &known) { diagnostic << known.name; });
-      diagnostic << "; got '" << chip << "'";
+    int64_t version = ptxVersionFor(chip, ptx, [&] { return getOperation().emitError(); });
+    if (!version)
       return signalPassFailure();
-    }
-    int64_t version = ptx ? ptx : found->leastPTX;
-    if (!llvm::is_contained(kVersions, version) || version < found->leastPTX) {
-      getOperation().emitError("expected a version of PTX from ") << found->leastPTX << " to " << kVersions[std::size(kVersions) - 1] << " for " << chip << ", got " << version;
-      return signalPassFailure();
-    }
     auto target = NVVM::NVVMTargetAttr::get(&getContext(), /*optLevel=*/3, "nvptx64-nvidia-cuda", chip, "+ptx" + std::to_string(version));
     if (auto program = getOperation()->getAttrOfType<DictionaryAttr>(kProgramName)) {
       Builder b(&getContext());

@@ -1,6 +1,7 @@
 // convert-aligned-to-nvvm: kernels out of decode attention.
 #include "aligned/Conversion/AlignedToNVVM/Passes.h"
 
+#include "AppendKernel.h"
 #include "DecodeKernels.h"
 #include "Sidecar.h"
 
@@ -23,10 +24,8 @@ FailureOr<DecodeShape> check(DecodeAttentionOp op) {
   FailureOr<DecodeShape> shape = decodeShape(op);
   if (failed(shape))
     return failure();
-  if (!shape->keySplit || shape->keySplit.getKind() != FormatKind::Fixed)
-    return op.emitOpError("expected a key stored as 'fixed' on this target, got ") << op.getKey().getType();
-  if (shape->certified)
-    return op.emitOpError("expected no certificate on this target");
+  if (!shape->keySplit)
+    return op.emitOpError("expected a key in planes on this target, got ") << op.getKey().getType();
   return shape;
 }
 
@@ -47,16 +46,25 @@ struct ConvertAlignedToNVVMPass : aligned::impl::ConvertAlignedToNVVMBase<Conver
       op.erase();
     OpBuilder b = OpBuilder::atBlockEnd(top.getBody());
     auto kernels = gpu::GPUModuleOp::create(b, top.getLoc(), "aligned_kernels");
-    SmallVector<Attribute> sites, list;
-    for (const DecodeShape &shape : shapes)
+    SmallVector<Attribute> sites, appends, list;
+    SmallVector<AppendShape> caches; // each kind once, whatever is resident
+    for (const DecodeShape &shape : shapes) {
       sites.push_back(emitDecode(kernels, shape));
+      for (AppendShape cache : {AppendShape{shape.keySplit, shape.key, shape.keyDim}, AppendShape{shape.valueSplit, shape.value, shape.valueDim}}) {
+        cache.split = SplitAttr::get(&getContext(), cache.split.getKind(), cache.split.getWidths(), cache.split.getRole());
+        if (llvm::none_of(caches, [&](const AppendShape &known) { return known.split == cache.split && known.element == cache.element && known.headDim == cache.headDim; }))
+          caches.push_back(cache);
+      }
+    }
+    for (auto [number, cache] : llvm::enumerate(caches))
+      appends.push_back(emitAppend(kernels, ("append" + Twine(number)).str(), cache));
     Sidecar s(b);
     kernels.walk([&](gpu::GPUFuncOp kernel) {
       list.push_back(b.getDictionaryAttr({s.field("name", kernel.getName()), s.field("threads", kernel.getKnownBlockSizeAttr().asArrayRef()[0])}));
     });
     top->setAttr(gpu::GPUDialect::getContainerModuleAttrName(), b.getUnitAttr());
     top->setAttr(kProgramName, b.getDictionaryAttr({s.field("version", 1), s.field("kernels", b.getArrayAttr(list)), s.field("decode", b.getArrayAttr(sites)),
-                                                    s.field("append", b.getArrayAttr({}))}));
+                                                    s.field("append", b.getArrayAttr(appends))}));
   }
 };
 

@@ -8,21 +8,45 @@
 using namespace mlir;
 using namespace aligned;
 
-DecodeKernel::DecodeKernel(gpu::GPUModuleOp module, StringRef name, const DecodeShape &shape)
-    : shape(shape), module(module), builder(OpBuilder::atBlockEnd(module.getBody())), name(name), function([&] {
-        Type pointer = LLVM::LLVMPointerType::get(module.getContext(), 1);
-        SmallVector<Type> arguments(kArguments, pointer);
-        arguments[static_cast<size_t>(Argument::Scale)] = builder.getF32Type();
-        arguments[static_cast<size_t>(Argument::Splits)] = builder.getI32Type();
-        return gpu::GPUFuncOp::create(builder, module.getLoc(), name, builder.getFunctionType(arguments, {}));
-      }()),
-      e(builder, module.getLoc()) {
+GpuKernel::GpuKernel(gpu::GPUModuleOp module, StringRef name, int64_t warps, ArrayRef<Type> arguments)
+    : module(module), builder(OpBuilder::atBlockEnd(module.getBody())), name(name), warps(warps), threads(warps * GpuEmitter::kWarp),
+      function(gpu::GPUFuncOp::create(builder, module.getLoc(), name, builder.getFunctionType(arguments, {}))), e(builder, module.getLoc()) {
   function->setAttr(gpu::GPUDialect::getKernelFuncAttrName(), builder.getUnitAttr());
   function.setKnownBlockSizeAttr(builder.getDenseI32ArrayAttr({int32_t(threads), 1, 1}));
   e.b.setInsertionPointToStart(&function.getBody().front());
   thread = e.thread();
   lane = thread & (GpuEmitter::kWarp - 1);
   warp = e.warp();
+}
+
+Val GpuKernel::address(Val number) { return e.wrap(LLVM::IntToPtrOp::create(e.b, e.globalPointer(), number.value)); }
+
+Val GpuKernel::tokensOf(Val cache, Val batch) {
+  Val lengths = field(cache, offsetof(aligned_cache, lengths));
+  return convert(e.choose(
+                     lengths != e.constant(e.i64(), 0), [&]() -> Vals { return {e.loadGlobal(address(lengths), e.i64(), batch)}; },
+                     [&]() -> Vals { return {field(cache, offsetof(aligned_cache, tokens))}; })[0],
+                 e.i32());
+}
+
+Val GpuKernel::physical(Val pages, Val stride, Val row, Val batch, Val kvHeads, Val kvHead, Val block) {
+  return e.choose(
+      pages != e.constant(e.i64(), 0),
+      [&]() -> Vals { return {e.loadGlobal(address(pages), e.i32(), wide(batch) * wide(stride) + wide(block)) * kvHeads + kvHead}; },
+      [&]() -> Vals { return {row * stride + block}; })[0];
+}
+
+/// Pointers, but for two.
+static SmallVector<Type> argumentTypes(MLIRContext *context, const DecodeShape &shape) {
+  Builder b(context);
+  SmallVector<Type> arguments(shape.certified ? kCertifyingArguments : kArguments, LLVM::LLVMPointerType::get(context, 1));
+  arguments[static_cast<size_t>(Argument::Scale)] = b.getF32Type();
+  arguments[static_cast<size_t>(Argument::Splits)] = b.getI32Type();
+  return arguments;
+}
+
+DecodeKernel::DecodeKernel(gpu::GPUModuleOp module, StringRef name, const DecodeShape &shape, int64_t warps)
+    : GpuKernel(module, name, warps, argumentTypes(module.getContext(), shape)), shape(shape) {
   split = e.block(gpu::Dimension::x);
   row = e.block(gpu::Dimension::y);
   splits = argument(Argument::Splits);
@@ -34,54 +58,70 @@ DecodeKernel::DecodeKernel(gpu::GPUModuleOp module, StringRef name, const Decode
   policies = HeadPolicies(shape, kvHead);
   key = view(Argument::Key, shape.keySplit, shape.keyDim, shape.key);
   value = view(Argument::Value, shape.valueSplit, shape.valueDim, shape.value);
+  seenBlocks = key.blocks;
+  if (isMasked()) {
+    visible = visibleBlocks(key.blocks, key.tokens, shape);
+    seenBlocks = visible.sinks + visible.end - visible.begin;
+  }
 }
 
 Val DecodeKernel::rowOf(Argument which, Val count, Type element) { return e.at(argument(which), element ? element : e.f32(), wide(row) * wide(count)); }
 
-CacheView DecodeKernel::view(Argument cache, SplitAttr split, int64_t headDim, Type element) {
-  auto field = [&](int64_t offset) { return e.loadGlobal(e.at(argument(cache), e.i8(), number(offset)), e.i64(), number(0)); };
-  auto pointer = [&](int64_t offset) { return e.wrap(LLVM::IntToPtrOp::create(e.b, e.globalPointer(), field(offset).value)); };
-  Val none = e.constant(e.i64(), 0);
+CacheView DecodeKernel::view(Argument which, SplitAttr split, int64_t headDim, Type element) {
+  Val cache = argument(which);
+  auto small = [&](int64_t offset) { return convert(field(cache, offset), e.i32()); };
+  auto ofRow = [&](int64_t offset, Type element, int64_t count) { return e.at(addressOf(cache, offset), element, wide(row) * count); };
   CacheView view;
-  Val lengths = field(offsetof(aligned_cache, lengths)), tokens = e.choose(
-      lengths != none, [&]() -> Vals { return {e.loadGlobal(pointer(offsetof(aligned_cache, lengths)), e.i64(), batch)}; },
-      [&]() -> Vals { return {field(offsetof(aligned_cache, tokens))}; })[0];
-  view.tokens = convert(tokens, e.i32());
+  view.tokens = tokensOf(cache, batch);
   view.blocks = shrLogical(view.tokens, number(6));
   view.open = view.tokens & (ALIGNED_BLOCK - 1);
-  view.stride = shrLogical(convert(field(offsetof(aligned_cache, capacity)), e.i32()), number(6));
-  view.layers = min(convert(field(offsetof(aligned_cache, layers)), e.i32()), number(residentLayers(split)));
+  view.stride = shrLogical(small(offsetof(aligned_cache, capacity)), number(6));
+  view.layers = min(small(offsetof(aligned_cache, layers)), number(residentLayers(split)));
   for (int64_t plane = 0; plane < split.getResident(); ++plane)
-    view.plane[plane] = pointer(offsetof(aligned_cache, plane) + plane * sizeof(void *));
-  view.exponent = pointer(offsetof(aligned_cache, exponent));
-  view.pages = field(offsetof(aligned_cache, pages));
-  view.channelMax = e.at(pointer(offsetof(aligned_cache, channel_max)), e.f32(), wide(row) * headDim);
+    view.plane[plane] = addressOf(cache, offsetof(aligned_cache, plane) + plane * sizeof(void *));
+  view.exponent = addressOf(cache, offsetof(aligned_cache, exponent));
+  view.pages = field(cache, offsetof(aligned_cache, pages));
+  view.channelMax = ofRow(offsetof(aligned_cache, channel_max), e.f32(), headDim);
   if (split.getRole() == CacheRole::Value)
-    view.channelMean = e.at(pointer(offsetof(aligned_cache, channel_mean)), e.f32(), wide(row) * headDim);
-  view.openTokens = e.at(pointer(offsetof(aligned_cache, open)), element, wide(row) * (ALIGNED_BLOCK * headDim));
-  view.escape = pointer(offsetof(aligned_cache, escape));
-  view.escapes = convert(min(field(offsetof(aligned_cache, escapes)), field(offsetof(aligned_cache, escape_capacity))), e.i32());
+    view.channelMean = ofRow(offsetof(aligned_cache, channel_mean), e.f32(), headDim);
+  view.openTokens = ofRow(offsetof(aligned_cache, open), element, ALIGNED_BLOCK * headDim);
+  view.escape = addressOf(cache, offsetof(aligned_cache, escape));
+  view.escapes = convert(min(field(cache, offsetof(aligned_cache, escapes)), field(cache, offsetof(aligned_cache, escape_capacity))), e.i32());
   return view;
 }
 
-Val DecodeKernel::physical(const CacheView &cache, Val block) {
-  return e.choose(
-      cache.pages != e.constant(e.i64(), 0),
-      [&]() -> Vals {
-        Val table = e.wrap(LLVM::IntToPtrOp::create(e.b, e.globalPointer(), cache.pages.value));
-        return {e.loadGlobal(table, e.i32(), wide(batch) * wide(cache.stride) + wide(block)) * shape.kvHeads + kvHead};
-      },
-      [&]() -> Vals { return {row * cache.stride + block}; })[0];
+Val DecodeKernel::isAsked(Argument record) {
+  return e.wrap(LLVM::PtrToIntOp::create(e.b, e.i64(), argument(record).value)) != e.constant(e.i64(), 0);
 }
 
-std::pair<Val, Val> DecodeKernel::stretch(Val blocks) {
-  Val each = (blocks + splits - 1) / splits, first = min(split * each, blocks);
-  return {first, min(first + each, blocks)};
+Val DecodeKernel::blockAt(Val index) { return isMasked() ? index + select(index < visible.sinks, number(0), visible.begin - visible.sinks) : index; }
+
+Val DecodeKernel::tokenAt(Val index) {
+  return isMasked() ? index + select(index < visible.sinks * ALIGNED_BLOCK, number(0), (visible.begin - visible.sinks) * ALIGNED_BLOCK) : index;
 }
 
-void DecodeKernel::forBlocksOfWarp(Val blocks, function_ref<void(Val)> body) {
-  auto [first, end] = stretch(blocks);
-  e.loop(first + shrLogical(warp, number(llvm::Log2_64(warpsPerBlock))), end, warps / warpsPerBlock, body);
+Val DecodeKernel::seenScore(Val score, Val h, Val token) {
+  if (shape.softcap)
+    score = softcapped(score, shape.softcap);
+  return isMasked() ? select(isSeen(h, token), score, real(-INFINITY)) : score;
+}
+
+Val DecodeKernel::meanOf(Val channel, Val top) {
+  Val mean = get(value.channelMean, channel);
+  if (!isMasked())
+    return mean;
+  Val most = unitScale(convert(top, e.i32())) * 32768.0;
+  return e.smallest(e.largest(mean, -most), most);
+}
+
+std::pair<Val, Val> DecodeKernel::stretch() {
+  Val each = (seenBlocks + splits - 1) / splits, first = min(split * each, seenBlocks);
+  return {first, min(first + each, seenBlocks)};
+}
+
+void DecodeKernel::forBlocksOfWarp(function_ref<void(Val)> body) {
+  auto [first, end] = stretch();
+  e.loop(first + shrLogical(warp, number(llvm::Log2_64(warpsPerBlock))), end, warps / warpsPerBlock, [&](Val index) { body(blockAt(index)); });
 }
 
 void DecodeKernel::meetSharers() {

@@ -10,6 +10,7 @@
 #include "GpuEmitter.h"
 
 #include "../Common/HeadPolicies.h"
+#include "../Common/Masks.h"
 #include "../Common/Numerics.h"
 #include "aligned/Runtime/Cache.h"
 
@@ -19,7 +20,7 @@ constexpr double kLog2e = 1.4426950408889634;
 constexpr double kLowest = -3e38; ///< in the place of -infinity, so that no difference of two is NaN
 constexpr int64_t kTileRows = 16, kTileColumns = 8, kTileDepth = 32, kPlaces = 4, kTileHeads = kTileColumns / kPlaces;
 constexpr int64_t kWords = 32; ///< of 32 bits in a unit of keys
-constexpr int64_t kWarpTiles = 2; ///< that a warp takes before tiles are shared out
+constexpr int64_t kWarpTiles = 2, kFloatTiles = 4; ///< that a warp takes before tiles are shared out; of float planes, which take no tensor cores
 
 /// Arguments, the same for every kernel of an attention. `split` numbers the blocks of threads that share a row's tokens.
 enum class Argument {
@@ -31,15 +32,18 @@ enum class Argument {
   Statistics,    ///< f32 [rows, splits, heads, 4]: see Statistic
   Variance,      ///< f32 [rows, heads, blocks]: of the error of a block's scores
   Wanted,        ///< f32 [rows, heads, blocks]: inverse of the precision that addends of a block's scores were weighed for
-  Loudness,      ///< f32 [rows, heads, blocks, 4]: of p^2 the largest and the sum, and the same of (p * scale)^2
+  Loudness,      ///< f32 [rows, heads, blocks, 4]: of p^2 the largest and the sum, and the same of (p * scale)^2. Float planes: [rows, heads, blocks], the largest score
   Histogram,     ///< i32 [rows, heads, 128]: tokens by p * scale, in quarter octaves below the loudest
   Partial,       ///< f32 [rows, splits, heads, value_dim + 4]: outputs of splits, and what the look saw
-  Plan,          ///< f32 [rows, heads, 8]: see PlanOf
-  KeyLayers,     ///< i8 [rows, blocks, units]: nibble layers that were read
+  Plan,          ///< f32 [rows, heads, 8]: see PlanOf. Float planes: [rows, heads], the margin of P1
+  KeyLayers,     ///< i8 [rows, blocks, units]: nibble layers that were read; of float planes null where nobody asks
   ValueLayers,   ///< i8 [rows, capacity], or null where nobody asks
   Acc, Max, Sum, ///< f32 [rows, heads, value_dim], [rows, heads] twice: the softmax state
+  // Of kernels that certify:
+  Certificates,  ///< f32 [rows, splits, heads, 8]: see Certified
+  Certificate,   ///< f32 [rows, heads, kCertificateNumbers]
 };
-constexpr int64_t kArguments = 18;
+constexpr int64_t kArguments = 18, kCertifyingArguments = 20;
 
 /// What a split knows of its scores, and what all of a row's give together: the maximum and the sum of e^(s - maximum); the largest of log2 of p * scale, but for what
 /// all tokens share; and the largest exponent of V, both of full blocks.
@@ -49,6 +53,8 @@ enum Statistic { kMaximum, kSum, kLoudest, kExponent, kStatistics };
 enum PlanOf { kPrecisionK, kPrecisionV, kPower, kFill, kVaried, kRound, kPlanNumbers = 8 };
 /// What a look saw besides the output: p * v^2 of rows of planes and of open tokens, p, and p * scale^2 of rows of planes.
 enum Seen { kSquares, kOpenSquares, kMass, kScales, kSeen };
+/// Sums over a split for the certificate: see CertificateSums; and how many rows of V are read.
+enum Certified { kGrown, kGrownReach, kReach, kError, kVariance, kUnreadReach, kLost, kReadRows, kCertified };
 constexpr int64_t kBins = 128, kLoudnessNumbers = 4;
 
 /// A cache as the threads of a row see it.
@@ -61,30 +67,60 @@ struct CacheView {
   Val escape, escapes;
 };
 
-class DecodeKernel {
+/// A kernel: what any thread of it says.
+class GpuKernel {
 public:
-  DecodeKernel(mlir::gpu::GPUModuleOp module, llvm::StringRef name, const DecodeShape &shape);
-
-  /// Warps of a block of threads that works on `shape`.
-  static int64_t warpsFor(const DecodeShape &shape) { return shape.heads > 16 ? 8 : 4; }
+  GpuKernel(mlir::gpu::GPUModuleOp module, llvm::StringRef name, int64_t warps, llvm::ArrayRef<mlir::Type> arguments);
 
 protected:
-  const DecodeShape &shape;
-  const int64_t warps = warpsFor(shape), threads = warps * GpuEmitter::kWarp;
-
-  // Query rows share a tile; tiles are shared out among warps when one would need too many registers.
-  const int64_t tiles = llvm::divideCeil(shape.heads, kTileHeads);
-  const int64_t warpsPerBlock = std::min<int64_t>(warps, llvm::PowerOf2Ceil(llvm::divideCeil(tiles, kWarpTiles))); ///< that share the tokens of a block
-  const int64_t tilesPerWarp = llvm::divideCeil(tiles, warpsPerBlock);
-  const int64_t paddedHeads = warpsPerBlock * tilesPerWarp * kTileHeads;
-
   mlir::gpu::GPUModuleOp module;
   mlir::OpBuilder builder;
   std::string name;
+  const int64_t warps, threads;
   mlir::gpu::GPUFuncOp function;
   GpuEmitter e;
+  Val thread, lane, warp;
 
-  Val thread, lane, warp, row, split, splits;
+  Val wide(Val number) { return convert(number, e.i64()); }
+  Val real(double x) { return e.real(x); }
+  Val number(int64_t n) { return e.number(n); }
+  Val get(Val array, Val offset) { return e.loadGlobal(array, e.f32(), offset, /*constant=*/false); }
+  /// A field of an `aligned_cache`; an address among them.
+  Val field(Val cache, int64_t offset) { return e.loadGlobal(e.at(cache, e.i8(), number(offset)), e.i64(), number(0)); }
+  Val address(Val number);
+  Val addressOf(Val cache, int64_t offset) { return address(field(cache, offset)); }
+  /// Tokens of a batch entry (i32).
+  Val tokensOf(Val cache, Val batch);
+  /// The bytes of a physical block that has `bytes` of them.
+  Val blockOf(Val base, Val physical, int64_t bytes) { return e.at(base, e.i8(), wide(physical) * bytes); }
+  /// Where a logical block lies: its number among all blocks of all rows. `pages` is the address of the table, i64; `stride` the blocks of the capacity.
+  Val physical(Val pages, Val stride, Val row, Val batch, Val kvHeads, Val kvHead, Val block);
+
+  Shared shared(llvm::StringRef what, mlir::Type element, int64_t count) { return e.shared(module, name + "_" + what.str(), element, count); }
+  /// Runs `body` for i = thread, thread + threads, ... below `count`.
+  void forThreads(int64_t count, llvm::function_ref<void(Val)> body) { e.loop(thread, number(count), threads, body); }
+  void finish() { mlir::gpu::ReturnOp::create(e.b); }
+};
+
+class DecodeKernel : public GpuKernel {
+public:
+  DecodeKernel(mlir::gpu::GPUModuleOp module, llvm::StringRef name, const DecodeShape &shape) : DecodeKernel(module, name, shape, warpsFor(shape)) {}
+  DecodeKernel(mlir::gpu::GPUModuleOp module, llvm::StringRef name, const DecodeShape &shape, int64_t warps);
+
+  /// Warps of a block of threads that works on `shape`.
+  static int64_t warpsFor(const DecodeShape &shape) { return shape.heads > 16 ? 8 : 4; }
+  static bool isFloat(const DecodeShape &shape) { return shape.keySplit.getKind() == FormatKind::Float; }
+
+protected:
+  const DecodeShape &shape;
+
+  // Query rows share a tile; tiles are shared out among warps when one would need too many registers.
+  const int64_t tiles = llvm::divideCeil(shape.heads, kTileHeads);
+  const int64_t warpsPerBlock = std::min<int64_t>(warps, llvm::PowerOf2Ceil(llvm::divideCeil(tiles, isFloat(shape) ? kFloatTiles : kWarpTiles))); ///< that share the tokens of a block
+  const int64_t tilesPerWarp = llvm::divideCeil(tiles, warpsPerBlock);
+  const int64_t paddedHeads = warpsPerBlock * tilesPerWarp * kTileHeads;
+
+  Val row, split, splits;
   Val g, t;           ///< the lane's place in a tile: lane = 4 g + t
   Val place;          ///< that of column g: g mod 4
   Val batch, kvHead;  ///< of the row
@@ -95,34 +131,38 @@ protected:
   /// An array of f32, or of `element`, behind a pointer argument, from this row's part of `count` elements per row on.
   Val rowOf(Argument which, Val count, mlir::Type element = {});
   Val rowOf(Argument which, int64_t count, mlir::Type element = {}) { return rowOf(which, number(count), element); }
-  Val wide(Val number) { return convert(number, e.i64()); }
-  Val real(double x) { return e.real(x); }
-  Val number(int64_t n) { return e.number(n); }
-  Val get(Val array, Val offset) { return e.loadGlobal(array, e.f32(), offset, /*constant=*/false); }
   /// Head h's part of an array of this row with `perHead` (i32) elements for each.
   Val ofHead(Val array, Val h, Val perHead, mlir::Type element = {}) { return e.at(array, element ? element : e.f32(), wide(h) * wide(perHead)); }
 
-  /// Where a logical block lies: its number among all blocks of all rows.
-  Val physical(const CacheView &cache, Val block);
-  /// The bytes of a physical block that has `bytes` of them.
-  Val blockOf(Val base, Val physical, int64_t bytes) { return e.at(base, e.i8(), wide(physical) * bytes); }
-  /// Blocks of this split: first and end.
-  std::pair<Val, Val> stretch(Val blocks);
+  using GpuKernel::physical;
+  Val physical(const CacheView &cache, Val block) { return physical(cache.pages, cache.stride, row, batch, number(shape.kvHeads), kvHead, block); }
+  // Of the full blocks only those count that some query sees (A11); they are numbered from 0 on, and lie at blockAt of their number.
+  Val seenBlocks;
+  Val blockAt(Val number);
+  /// What blockAt does to a block, done to a token.
+  Val tokenAt(Val number);
+  bool isMasked() const { return bool(shape.mask); }
+  /// Whether a query row sees a token.
+  Val isSeen(Val h, Val token) { return isVisible(token, h % shape.queries, key.tokens, shape); }
+  /// A score as the softmax takes it: capped (A12), and -inf where the query row does not see the token (A11).
+  Val seenScore(Val score, Val h, Val token);
+  /// What a row of V stands for that is not read: the channel's mean. That is one of all tokens; where a mask hides some it goes no further than visible rows reach,
+  /// the loudest of which has exponent `top` (f32).
+  Val meanOf(Val channel, Val top);
+
+  /// Seen blocks of this split: first and end.
+  std::pair<Val, Val> stretch();
   Val isLastSplit() { return split == splits - 1; }
 
-  Shared shared(llvm::StringRef what, mlir::Type element, int64_t count) { return e.shared(module, name + "_" + what.str(), element, count); }
-  /// Runs `body` for i = thread, thread + threads, ... below `count`.
-  void forThreads(int64_t count, llvm::function_ref<void(Val)> body) { e.loop(thread, number(count), threads, body); }
   /// Runs `body` for the query rows h = warp, warp + warps, ...
   void forHeadsOfWarp(int64_t heads, llvm::function_ref<void(Val)> body) { e.loop(warp, number(heads), warps, body); }
   Val warpAdd(Val x) { return e.warpAdd(x, {16, 8, 4, 2, 1}); }
   Val warpMax(Val x) { return e.warpMax(x, {16, 8, 4, 2, 1}); }
-  void finish() { mlir::gpu::ReturnOp::create(e.b); }
 
   /// First query row of the warp's tile `i`.
   Val firstHead(int64_t i) { return ((warp & (warpsPerBlock - 1)) * tilesPerWarp + i) * kTileHeads; }
-  /// Runs `body` for the blocks that this warp takes of the split's, of which there are `blocks` in the row.
-  void forBlocksOfWarp(Val blocks, llvm::function_ref<void(Val)> body);
+  /// Runs `body` for the blocks that this warp takes of the split's.
+  void forBlocksOfWarp(llvm::function_ref<void(Val)> body);
 
   /// Waits for the warps that share this one's blocks.
   void meetSharers();
@@ -142,10 +182,36 @@ protected:
   /// The upper (or lower) two layers of a word as bytes, for its low and its high nibbles.
   std::pair<Val, Val> bytesOf(Val upper, Val lower);
 
+  Val scoresOf(Val h) { return ofHead(rowOf(Argument::Scores, key.stride * (shape.heads * ALIGNED_BLOCK)), h, key.stride * ALIGNED_BLOCK); }
+  /// Whether somebody asks for what a record argument holds.
+  Val isAsked(Argument record);
+
+  //===-- stages that storage formats share (DecodeStages.cpp) ------------===//
+
+  /// scale * q of query rows, wherever a kernel keeps it.
+  using QueryAt = llvm::function_ref<Val(Val h, Val channel)>;
+  /// Scores of the open block.
+  void scoreOpen(QueryAt query);
+  /// Adds to a block's scores of `count` query rows from `firstHead` on, which this warp has written, what is kept aside of K (S7).
+  void addKeyEscapes(QueryAt query, Val block, Val firstHead, int64_t count);
+  /// Makes what the softmax takes of these scores, once all is added.
+  void finishScores(Val block, Val firstHead, int64_t count);
+  /// Says, where somebody asks, that blocks that no query sees are not read; `units` of K in a block.
+  void recordUnseen(int64_t units);
+  /// 0, or NaN for a query row that is not finite: it makes its row NaN.
+  Val poisonOf(QueryAt query, Val h);
+  /// {maximum, sum of e^(s - maximum)} with more scores. One that is NaN is no maximum, but its weight and the sum are NaN.
+  Vals addScores(Val maximum, Val sum, llvm::ArrayRef<Val> scores);
+  /// The split's statistics of a query row from those of the warp's lanes.
+  void storeStatistics(Val h, Val maximum, Val sum, Val loudest, Val exponent);
+  /// Adds the tokens of the open block, which are dense, to this split's share of the output.
+  void addOpenValues(Shared statistics);
+
   /// Adds what is kept aside (S7): calls `body` with token, channel and value of each escape of this row in `cache`.
   void forEscapes(const CacheView &cache, llvm::function_ref<void(Val token, Val channel, Val value)> body);
 
 private:
+  VisibleBlocks visible;
   CacheView view(Argument cache, SplitAttr split, int64_t headDim, mlir::Type element);
 };
 
@@ -155,7 +221,12 @@ void emitLook(mlir::gpu::GPUModuleOp module, llvm::StringRef name, const DecodeS
 void emitPlan(mlir::gpu::GPUModuleOp module, llvm::StringRef name, const DecodeShape &shape);
 void emitRefine(mlir::gpu::GPUModuleOp module, llvm::StringRef name, const DecodeShape &shape);
 void emitValues(mlir::gpu::GPUModuleOp module, llvm::StringRef name, const DecodeShape &shape);
+void emitCertify(mlir::gpu::GPUModuleOp module, llvm::StringRef name, const DecodeShape &shape);
+void emitConclude(mlir::gpu::GPUModuleOp module, llvm::StringRef name, const DecodeShape &shape);
 void emitMerge(mlir::gpu::GPUModuleOp module, llvm::StringRef name, const DecodeShape &shape);
+void emitFloatScores(mlir::gpu::GPUModuleOp module, llvm::StringRef name, const DecodeShape &shape);
+void emitProbe(mlir::gpu::GPUModuleOp module, llvm::StringRef name, const DecodeShape &shape);
+void emitFloatValues(mlir::gpu::GPUModuleOp module, llvm::StringRef name, const DecodeShape &shape);
 
 } // namespace aligned
 

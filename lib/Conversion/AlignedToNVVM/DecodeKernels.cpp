@@ -13,19 +13,28 @@ namespace {
 ArrayAttr describeArguments(Builder &b, const DecodeShape &shape) {
   Sidecar s(b);
   int64_t h = shape.heads, dim = shape.valueDim;
-  return b.getArrayAttr({s.array("query", "input", shape.query, {"rows", h, shape.keyDim}), s.cache("key"), s.cache("value"), s.scalar("scale", "f32"), s.scalar("splits", "i32"),
+  bool isFloat = DecodeKernel::isFloat(shape);
+  using Extents = SmallVector<Sidecar::Extent>;
+  // What one kind of storage has no use for is empty.
+  auto ofFixed = [&](Extents extents) { return isFloat ? Extents{int64_t(0)} : extents; };
+  SmallVector<Attribute> arguments{s.array("query", "input", shape.query, {"rows", h, shape.keyDim}), s.cache("key"), s.cache("value"), s.scalar("scale", "f32"), s.scalar("splits", "i32"),
                          s.array("scores", "scratch", b.getF32Type(), {"rows", h, "capacity"}),
                          s.array("statistics", "scratch", b.getF32Type(), {"rows", "splits", h, kStatistics}),
-                         s.array("variance", "scratch", b.getF32Type(), {"rows", h, "blocks"}),
-                         s.array("wanted", "scratch", b.getF32Type(), {"rows", h, "blocks"}),
-                         s.array("loudness", "scratch", b.getF32Type(), {"rows", h, "blocks", kLoudnessNumbers}),
-                         s.array("histogram", "scratch", b.getI32Type(), {"rows", h, kBins}),
+                         s.array("variance", "scratch", b.getF32Type(), ofFixed({"rows", h, "blocks"})),
+                         s.array("wanted", "scratch", b.getF32Type(), ofFixed({"rows", h, "blocks"})),
+                         s.array("loudness", "scratch", b.getF32Type(), isFloat ? Extents{"rows", h, "blocks"} : Extents{"rows", h, "blocks", kLoudnessNumbers}),
+                         s.array("histogram", "scratch", b.getI32Type(), ofFixed({"rows", h, kBins})),
                          s.array("partial", "scratch", b.getF32Type(), {"rows", "splits", h, dim + kSeen}),
-                         s.array("plan", "scratch", b.getF32Type(), {"rows", h, kPlanNumbers}),
-                         s.array("key_layers", "scratch", b.getI8Type(), {"rows", "blocks", shape.keyDim / 4}),
-                         s.array("value_layers", "record", b.getI8Type(), {"rows", "capacity"}),
+                         s.array("plan", "scratch", b.getF32Type(), isFloat ? Extents{"rows", h} : Extents{"rows", h, kPlanNumbers}),
+                         s.array("key_layers", isFloat && !shape.certified ? "record" : "scratch", b.getI8Type(), {"rows", "blocks", isFloat ? shape.keyDim : shape.keyDim / 4}),
+                         s.array("value_layers", shape.certified ? "scratch" : "record", b.getI8Type(), {"rows", "capacity"}),
                          s.array("acc", "output", b.getF32Type(), {"rows", h, dim}), s.array("max", "output", b.getF32Type(), {"rows", h}),
-                         s.array("sum", "output", b.getF32Type(), {"rows", h})});
+                         s.array("sum", "output", b.getF32Type(), {"rows", h})};
+  if (shape.certified) {
+    arguments.push_back(s.array("certificates", "scratch", b.getF32Type(), {"rows", "splits", h, kCertified}));
+    arguments.push_back(s.array("certificate", "output", b.getF32Type(), {"rows", h, kCertificateNumbers}));
+  }
+  return b.getArrayAttr(arguments);
 }
 
 } // namespace
@@ -42,8 +51,11 @@ DictionaryAttr aligned::emitDecode(gpu::GPUModuleOp module, const DecodeShape &s
   auto launch = [&](StringRef name, bool onePerRow = false) {
     launches.push_back(s.launch(name, {onePerRow ? Sidecar::Extent(1) : Sidecar::Extent("splits"), "rows"}));
   };
-  launch(kernel("scores", emitScores));
-  if (!shape.exact()) {
+  bool isFloat = DecodeKernel::isFloat(shape);
+  launch(kernel("scores", isFloat ? emitFloatScores : emitScores));
+  if (!shape.exact() && isFloat) {
+    launch(kernel("probe", emitProbe), /*onePerRow=*/true);
+  } else if (!shape.exact()) {
     std::string look = kernel("look", emitLook), plan = kernel("plan", emitPlan), refine = kernel("refine", emitRefine);
     launch(look);
     launch(plan, /*onePerRow=*/true);
@@ -53,8 +65,12 @@ DictionaryAttr aligned::emitDecode(gpu::GPUModuleOp module, const DecodeShape &s
       launch(plan, /*onePerRow=*/true);
     }
   }
-  launch(kernel("values", emitValues));
+  launch(kernel("values", isFloat ? emitFloatValues : emitValues));
   launch(kernel("merge", emitMerge), /*onePerRow=*/true);
+  if (shape.certified) {
+    launch(kernel("certify", emitCertify));
+    launch(kernel("conclude", emitConclude), /*onePerRow=*/true);
+  }
   return b.getDictionaryAttr({s.field("site", shape.site), s.field("kv_heads", shape.kvHeads), s.field("heads", shape.heads), s.field("key_dim", shape.keyDim),
                               s.field("value_dim", shape.valueDim), s.field("query", Sidecar::nameOf(shape.query)), s.field("certified", int64_t(shape.certified)),
                               s.field("key", s.format(shape.keySplit, shape.key)), s.field("value", s.format(shape.valueSplit, shape.value)),

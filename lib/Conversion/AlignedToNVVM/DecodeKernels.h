@@ -12,6 +12,10 @@
 //
 // `exact` takes scores, values and merge. Grids depend on capacities and not on tokens, so that a captured step can be replayed while caches grow. Both products are
 // 4-bit planes times weights of signed bytes on the integer tensor cores; see DecodeKernel.h.
+//
+// Float planes (S2) are read as f32; FloatKernel.h. The published rule (P1) takes scores, values and merge too, and between the first two
+//
+//   probe   the margin of the rule: what shows in the output of the most probable rows of V, against V's largest; one block of threads for each row
 #ifndef ALIGNED_LIB_CONVERSION_ALIGNEDTONVVM_DECODEKERNELS_H
 #define ALIGNED_LIB_CONVERSION_ALIGNEDTONVVM_DECODEKERNELS_H
 

@@ -44,7 +44,8 @@ Shared GpuEmitter::shared(gpu::GPUModuleOp module, StringRef name, Type element,
   {
     OpBuilder::InsertionGuard guard(b);
     b.setInsertionPointToStart(module.getBody());
-    auto type = LLVM::LLVMArrayType::get(element, count);
+    // Whole vectors of 16 bytes: LLVM loads what is behind the last elements along with them.
+    auto type = LLVM::LLVMArrayType::get(element, llvm::alignTo(count, std::max<int64_t>(16 / bytesOf(element), 1)));
     global = LLVM::GlobalOp::create(b, type, /*isConstant=*/false, LLVM::Linkage::Internal, name, Attribute(), /*alignment=*/16, /*addrSpace=*/3);
   }
   return {wrap(LLVM::AddressOfOp::create(b, LLVM::LLVMPointerType::get(b.getContext(), 3), global.getSymName())), element};
@@ -131,9 +132,15 @@ void GpuEmitter::atomicAdd(Val value, Shared array, Val offset) {
   LLVM::AtomicRMWOp::create(b, LLVM::AtomicBinOp::add, at(array.base, array.element, offset).value, value.value, LLVM::AtomicOrdering::monotonic);
 }
 
-void GpuEmitter::atomicAdd(Val value, Val pointer, Val offset) {
-  LLVM::AtomicRMWOp::create(b, LLVM::AtomicBinOp::add, at(pointer, value.type(), offset).value, value.value, LLVM::AtomicOrdering::monotonic);
+Val GpuEmitter::atomicAdd(Val value, Val pointer, Val offset) {
+  return wrap(LLVM::AtomicRMWOp::create(b, LLVM::AtomicBinOp::add, at(pointer, value.type(), offset).value, value.value, LLVM::AtomicOrdering::monotonic));
 }
+
+void GpuEmitter::atomicMax(Val value, Val pointer, Val offset) {
+  LLVM::AtomicRMWOp::create(b, LLVM::AtomicBinOp::max, at(pointer, value.type(), offset).value, value.value, LLVM::AtomicOrdering::monotonic);
+}
+
+Val GpuEmitter::roundEvenDouble(Val x) { return intrinsic("llvm.rint", x.type(), {x}); }
 
 Val GpuEmitter::exp2(Val x) { return intrinsic("llvm.nvvm.ex2.approx.ftz.f", f32(), {x}); }
 

@@ -72,7 +72,9 @@ public:
   /// c + the sum of four products of unsigned bytes.
   Val dot4(Val a, Val b, Val c);
   void atomicAdd(Val value, Shared array, Val offset);
-  void atomicAdd(Val value, Val pointer, Val offset);
+  Val atomicAdd(Val value, Val pointer, Val offset); ///< what was there
+  void atomicMax(Val value, Val pointer, Val offset);
+  Val roundEvenDouble(Val x);                        ///< of f64
 
   Val exp2(Val x); ///< 2 ulp, flushes denormals
   /// The larger of two floats, the other where one is NaN: one instruction.

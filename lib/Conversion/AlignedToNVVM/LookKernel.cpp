@@ -182,7 +182,7 @@ void LookKernel::emit() {
   Val plan = rowOf(Argument::Plan, shape.heads * kPlanNumbers), waited = real(INFINITY);
   for (int64_t h = 0; h < shape.heads; ++h)
     waited = min(get(plan, number(h * kPlanNumbers + kPrecisionK)), waited);
-  e.when((waited < INFINITY) & (key.blocks > 0), [&] { // at first no plan was made: precision 0
+  e.when((waited < INFINITY) & (seenBlocks > 0), [&] { // at first no plan was made: precision 0
     statistics = statisticsOfRow();
     histogram = shared("histogram", e.i32(), shape.heads * kBins);
     listed = shared("listed", e.i32(), warps * ALIGNED_BLOCK);
@@ -193,8 +193,9 @@ void LookKernel::emit() {
     forThreads(shape.heads * kBins, [&](Val i) { e.store(number(0), histogram, i); });
     e.barrier();
     e.loop(number(0), number(shape.heads), groupHeads, [&](Val firstHead) {
-      auto [first, end] = stretch(key.blocks);
-      Vals sums = e.loop(first + warp, end, warps, Vals(groupHeads * perHead, real(0)), [&](Val block, Vals sums) {
+      auto [first, end] = stretch();
+      Vals sums = e.loop(first + warp, end, warps, Vals(groupHeads * perHead, real(0)), [&](Val index, Vals sums) {
+        Val block = blockAt(index);
         Val count = lookAtBlock(block, firstHead);
         e.warpBarrier(); // the list is there
         sums = readBlock(sums, block, count, firstHead);

@@ -30,14 +30,17 @@ void MergeKernel::emit() {
       return e.loop(this->number(0), splits, 1, {real(0)}, [&](Val s, Vals sum) -> Vals { return {sum[0] + get(partial, (s * shape.heads + h) * width + number)}; })[0];
     };
     Val out = total(channel);
-    if (!shape.exact()) // rows that are not read stand for their mean
-      out = e.choose(key.blocks > 0, [&]() -> Vals { return {fma(total(number(dim)), get(value.channelMean, channel), out)}; }, [&]() -> Vals { return {out}; })[0];
+    if (!shape.exact() && !isFloat(shape)) // rows that are not read stand for their mean
+      out = e.choose(key.blocks > 0, [&]() -> Vals { return {fma(total(number(dim)), meanOf(channel, e.load(statistics, h * kStatistics + kExponent)), out)}; }, [&]() -> Vals { return {out}; })[0];
     Val slot = rowOf(Argument::Acc, shape.heads * dim);
     e.storeGlobal(out, slot, i);
     e.when(value.escapes > 0, [&] {
       Val scores = ofHead(rowOf(Argument::Scores, key.stride * (shape.heads * ALIGNED_BLOCK)), h, key.stride * ALIGNED_BLOCK);
       forEscapes(value, [&](Val token, Val escaped, Val number) {
-        e.when(escaped == channel, [&] {
+        Val counts = escaped == channel;
+        if (isMasked())
+          counts = counts & isSeen(h, token);
+        e.when(counts, [&] {
           e.storeGlobal(fma(weightOf(get(scores, token), e.load(statistics, h * kStatistics + kMaximum)), number, get(slot, i)), slot, i);
         });
       });

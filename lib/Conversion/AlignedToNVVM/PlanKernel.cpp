@@ -38,11 +38,11 @@ PlanKernel::Size PlanKernel::sizeOf(Val h) {
   Val top = convert(e.load(statistics, h * kStatistics + kExponent), e.i32()), toRelative = real(1) / (unitScale(top) * 32768.0);
   Val unseen = max(real(1) - seen(kMass), real(0));
   Val square = e.loop(lane, number(dim), GpuEmitter::kWarp, {real(0)}, [&](Val c, Vals square) -> Vals {
-    Val output = fma(unseen, get(value.channelMean, c) * toRelative, sum(c));
+    Val output = fma(unseen, meanOf(c, e.load(statistics, h * kStatistics + kExponent)) * toRelative, sum(c));
     return {fma(output, output, square[0])};
   })[0];
   Val size = sqrt(warpAdd(square) * (1.0 / dim));
-  Val least = sqrt((seen(kSquares) + seen(kOpenSquares)) * (1.0 / dim) / seen(kMass) / convert(key.tokens, e.f32()));
+  Val least = sqrt((seen(kSquares) + seen(kOpenSquares)) * (1.0 / dim) / seen(kMass) / convert(visibleTokens(h % shape.queries, key.tokens, key.tokens, shape), e.f32()));
   return {max(size, least) + kTiny, e.largest(seen(kSquares) * (1.0 / dim) / seen(kScales), real(kLeastFill))};
 }
 
@@ -52,7 +52,8 @@ Val PlanKernel::planKeys(Val h, const Size &size, Val round, Val plan) {
   Val variance = ofHead(rowOf(Argument::Variance, key.stride * shape.heads), h, key.stride);
   Val power = size.size * size.size;
   auto overBlocks = [&](function_ref<Val(Val energy, Val loudest, Val variance)> of) {
-    Val sum = e.loop(lane, key.blocks, GpuEmitter::kWarp, {real(0)}, [&](Val block, Vals sum) -> Vals {
+    Val sum = e.loop(lane, seenBlocks, GpuEmitter::kWarp, {real(0)}, [&](Val index, Vals sum) -> Vals {
+      Val block = blockAt(index);
       Val four = e.loadGlobal(loudness, VectorType::get(4, e.f32()), block * kLoudnessNumbers, /*constant=*/false);
       auto number = [&](int64_t i) { return aligned::lane(four, i); };
       return {sum[0] + of(fma(number(1), power, number(3) * size.fill), fma(number(0), power, number(2) * size.fill), get(variance, block))};
@@ -109,7 +110,7 @@ void PlanKernel::emit() {
   for (int64_t h = 0; h < shape.heads; ++h)
     waited = min(get(plan, at(number(h), kPrecisionK)), waited);
   e.barrier(); // all have looked at the plan before it changes
-  e.when((waited < INFINITY) & (key.blocks > 0), [&] {
+  e.when((waited < INFINITY) & (seenBlocks > 0), [&] {
     statistics = statisticsOfRow();
     forHeadsOfWarp(shape.heads, [&](Val h) {
       Size size = sizeOf(h);

@@ -39,6 +39,7 @@ private:
   int64_t halfSteps() const { return shape.keyDim / kHalfDepth; }
   int64_t steps() const { return llvm::divideCeil(shape.keyDim, kTileDepth); }
   int64_t groups() const { return shape.keyDim / 4; }
+  Val queryAt(Val h, Val channel) { return e.load(query, h * shape.keyDim + channel); }
   Val groupOf(int64_t halfStep) { return t + 4 * halfStep; }
   Val columnHead(int64_t tile) { return firstHead(tile) + shrLogical(g, number(2)); }
   Val infinite() { return real(INFINITY); }
@@ -50,8 +51,6 @@ private:
   Val limited(Val layers, Val block);
   Val digitsAcross(Val digits);
   void scoreBlock(Val block, const Reading &reading);
-  void scoreOpen();
-  void addEscapes(Val block);
   /// Statistics of the split's scores, once all are there.
   void summarise();
 };
@@ -241,9 +240,10 @@ void ScoresKernel::scoreBlock(Val block, const Reading &reading) {
     auto together = vector::FromElementsOp::create(e.b, VectorType::get(4, e.f32()), ValueRange{scored[0].value, scored[1].value, scored[2].value, scored[3].value});
     e.when(head < shape.heads, [&] { e.storeGlobal(e.wrap(together), ofHead(scores, head, key.stride * ALIGNED_BLOCK), token); });
     Val own = columnHead(i);
-    if (!shape.exact())
+    if (!shape.exact() || shape.certified)
       e.when(((lane & 15) == 0) & (own < shape.heads), [&] {
-        e.storeGlobal(common[i].variance, ofHead(variance, own, key.stride), block);
+        if (!shape.exact())
+          e.storeGlobal(common[i].variance, ofHead(variance, own, key.stride), block);
         e.storeGlobal(reading.inverse[i], ofHead(wanted, own, key.stride), block);
       });
   }
@@ -251,76 +251,32 @@ void ScoresKernel::scoreBlock(Val block, const Reading &reading) {
     for (int64_t half = 0; half < halfSteps(); ++half)
       e.storeGlobal(convert(reading.layers[half], e.i8()), keyLayers, block * groups() + groupOf(half));
   });
-  addEscapes(block);
-}
-
-/// Lanes share the warp's query rows.
-void ScoresKernel::addEscapes(Val block) {
-  e.when(key.escapes > 0, [&] {
-    e.warpBarrier(); // the scores are there
-    Val head = firstHead(0) + lane;
-    e.when((lane < tilesPerWarp * kTileHeads) & (head < shape.heads), [&] {
-      Val own = ofHead(scores, head, key.stride * ALIGNED_BLOCK);
-      forEscapes(key, [&](Val token, Val channel, Val number) {
-        e.when(shrLogical(token, this->number(6)) == block, [&] {
-          e.storeGlobal(get(own, token) + e.load(query, head * shape.keyDim + channel) * number, own, token);
-        });
-      });
-    });
-  });
-}
-
-/// The last split scores the open block, a thread for each token and some of the query rows.
-void ScoresKernel::scoreOpen() {
-  Val token = thread & (ALIGNED_BLOCK - 1);
-  constexpr int64_t kAtOnce = 8;
-  e.loop(shrLogical(thread, number(6)), number(shape.heads), threads / ALIGNED_BLOCK, [&](Val h) {
-    e.when(token < key.open, [&] {
-      Val dot = e.loop(number(0), number(shape.keyDim), kAtOnce, {real(0)}, [&](Val c, Vals sum) -> Vals {
-        Val at = token * shape.keyDim + c;
-        for (int64_t part = 0; part < kAtOnce; part += 4) {
-          Val k = convert(e.loadGlobal(key.openTokens, VectorType::get(4, shape.key), at + part), e.f32());
-          for (int64_t i = 0; i < 4; ++i)
-            sum[0] = fma(aligned::lane(k, i), e.load(query, h * shape.keyDim + c + (part + i)), sum[0]);
-        }
-        return sum;
-      })[0];
-      e.storeGlobal(dot, ofHead(scores, h, key.stride * ALIGNED_BLOCK), key.blocks * ALIGNED_BLOCK + token);
-    });
-  });
+  addKeyEscapes([&](Val h, Val channel) { return queryAt(h, channel); }, block, firstHead(0), tilesPerWarp * kTileHeads);
+  finishScores(block, firstHead(0), tilesPerWarp * kTileHeads);
 }
 
 /// A warp for each query row; a lane takes four tokens at a time.
 void ScoresKernel::summarise() {
   e.barrier(); // the block's own scores are there
-  auto [firstBlock, endBlock] = stretch(key.blocks);
+  auto [firstBlock, endBlock] = stretch();
   Val begin = firstBlock * ALIGNED_BLOCK, end = endBlock * ALIGNED_BLOCK;
   constexpr int64_t kLaneTokens = 4, kStep = kLaneTokens * GpuEmitter::kWarp;
   Val last = select(isLastSplit(), key.tokens, number(0));
   forHeadsOfWarp(shape.heads, [&](Val h) {
     Val own = ofHead(scores, h, key.stride * ALIGNED_BLOCK);
-    // A query that is not finite makes its row NaN; integers could not carry that. A score that is NaN is no maximum, but its weight and the sum are NaN.
-    Val poison = e.loop(lane, number(shape.keyDim), GpuEmitter::kWarp, {real(0)}, [&](Val c, Vals sum) -> Vals {
-      return {fma(e.load(query, h * shape.keyDim + c), real(0), sum[0])};
-    })[0];
-    poison = warpAdd(poison);
+    Val poison = poisonOf([&](Val h, Val channel) { return queryAt(h, channel); }, h); // integers could not carry it
     auto add = [&](Vals s, Vals scored, Vals exponents) -> Vals {
-      Val highest = s[0], loudest = s[2], top = s[3];
+      Val loudest = s[2], top = s[3];
       for (auto [score, exponent] : llvm::zip(scored, exponents)) {
-        highest = e.largest(score, highest);
         loudest = e.largest(fma(score, real(kLog2e), exponent), loudest);
         top = e.largest(exponent, top);
       }
-      if (exponents.empty())
-        for (Val score : scored)
-          highest = e.largest(score, highest);
-      Val sum = s[1] * weightOf(s[0], highest);
-      for (Val score : scored)
-        sum = sum + weightOf(score, highest);
-      return {highest, sum, loudest, top};
+      Vals added = addScores(s[0], s[1], scored);
+      return {added[0], added[1], loudest, top};
     };
     Vals s{real(-INFINITY), poison, real(kLowest), real(0)};
-    s = e.loop(begin + lane * kLaneTokens, end, kStep, s, [&](Val token, Vals s) {
+    s = e.loop(begin + lane * kLaneTokens, end, kStep, s, [&](Val index, Vals s) {
+      Val token = tokenAt(index);
       Val four = e.loadGlobal(own, VectorType::get(kLaneTokens, e.f32()), token, /*constant=*/false);
       Val within = token & (ALIGNED_BLOCK - 1), block = shrLogical(token, number(6));
       Val bytes = e.loadGlobal(blockOf(value.exponent, physical(value, block), ALIGNED_BLOCK), e.i32(), shrLogical(within, number(2)));
@@ -332,12 +288,7 @@ void ScoresKernel::summarise() {
       return add(s, scored, exponents);
     });
     s = e.loop(key.blocks * ALIGNED_BLOCK + lane, last, GpuEmitter::kWarp, s, [&](Val token, Vals s) { return add(s, {get(own, token)}, {}); });
-    Val highest = warpMax(s[0]), sum = warpAdd(s[1] * weightOf(s[0], highest)), loudest = warpMax(s[2]), top = warpMax(s[3]);
-    e.when(lane == 0, [&] {
-      Val statistics = rowOf(Argument::Statistics, splits * (shape.heads * kStatistics)), at = (split * shape.heads + h) * kStatistics;
-      for (auto [which, what] : {std::pair(kMaximum, highest), std::pair(kSum, sum), std::pair(kLoudest, loudest), std::pair(kExponent, top)})
-        e.storeGlobal(what, statistics, at + which);
-    });
+    storeStatistics(h, s[0], s[1], s[2], s[3]);
   });
 }
 
@@ -352,7 +303,7 @@ void ScoresKernel::emit() {
   Vals coarse = coarseLayers(), limits;
   for (int64_t i = 0; i < tilesPerWarp; ++i)
     limits.push_back(e.load(finest, columnHead(i)));
-  forBlocksOfWarp(key.blocks, [&](Val block) {
+  forBlocksOfWarp([&](Val block) {
     Reading reading;
     for (Val layers : coarse)
       reading.layers.push_back(limited(layers, block));
@@ -364,8 +315,9 @@ void ScoresKernel::emit() {
     }
     scoreBlock(block, reading);
   });
-  e.when(isLastSplit(), [&] { scoreOpen(); });
+  e.when(isLastSplit(), [&] { scoreOpen([&](Val h, Val channel) { return queryAt(h, channel); }); });
   summarise();
+  recordUnseen(groups());
   finish();
 }
 
@@ -382,7 +334,7 @@ void ScoresKernel::emitRefined() {
       forThreads(shape.heads * kBins, [&](Val i) { e.storeGlobal(number(0), histogram, i); });
     });
     Val loudness = rowOf(Argument::Loudness, key.stride * (shape.heads * kLoudnessNumbers));
-    forBlocksOfWarp(key.blocks, [&](Val block) {
+    forBlocksOfWarp([&](Val block) {
       // Inverse of the precision wanted of addends of each query row; 0 for what is precise enough.
       auto wantedOf = [&](Val h) {
         Val loud = ofHead(loudness, h, key.stride * kLoudnessNumbers), at = block * kLoudnessNumbers;

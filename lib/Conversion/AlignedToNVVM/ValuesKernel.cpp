@@ -37,7 +37,6 @@ private:
   Shared inverses;  // 1 / precision of V, and 1 / step, of each query row
 
   Val statistic(Val h, Statistic which) { return e.load(statistics, h * kStatistics + which); }
-  Val scoresOf(Val h) { return ofHead(rowOf(Argument::Scores, key.stride * (shape.heads * ALIGNED_BLOCK)), h, key.stride * ALIGNED_BLOCK); }
   Val ownHead(int64_t i) { return firstHead(0) + i; }
   Val clamped(Val h) { return min(h, number(shape.heads - 1)); }
 
@@ -56,7 +55,6 @@ private:
   State multiplyWaiting(State state);
   Vals multiply(Vals sums, Val head);
   void finishSums(State state);
-  void addOpen();
 };
 
 Vals ValuesKernel::State::all() const {
@@ -127,9 +125,11 @@ ValuesKernel::State ValuesKernel::listBlock(State state, Val block) {
       if (policies.isLimited(CacheRole::Value))
         layers = policies.limit(layers, CacheRole::Value, value.layers, key.tokens, token, token);
     }
-    Val recorded = argument(Argument::ValueLayers);
-    Val asked = (e.wrap(LLVM::PtrToIntOp::create(e.b, e.i64(), recorded.value)) != e.constant(e.i64(), 0)) & ((warp & (warpsPerBlock - 1)) == 0);
-    e.when(asked, [&] { e.storeGlobal(convert(layers, e.i8()), rowOf(Argument::ValueLayers, key.stride * ALIGNED_BLOCK, e.i8()), token); });
+    if (isMasked()) // whatever a policy says of rows that no query sees
+      layers = select(areVisible(token, token, key.tokens, shape), layers, number(0));
+    e.when(isAsked(Argument::ValueLayers) & ((warp & (warpsPerBlock - 1)) == 0), [&] {
+      e.storeGlobal(convert(layers, e.i8()), rowOf(Argument::ValueLayers, key.stride * ALIGNED_BLOCK, e.i8()), token);
+    });
 
     Val read = layers > 0, all = e.ballot(read), slot = (state.head + state.pending + e.countBits(all & before)) & (kRing - 1);
     Val turn = ((token * 2531) & 4095) - 2048, offset = (number(1) << (layers * -4 + 16)) - 65537 - turn * 2;
@@ -301,31 +301,12 @@ void ValuesKernel::finishSums(State state) {
   });
 }
 
-/// Tokens of the open block are dense; the last split adds them.
-void ValuesKernel::addOpen() {
-  int64_t dim = shape.valueDim, rowWidth = dim + kSeen;
-  Shared weights = shared("open", e.f32(), shape.heads * ALIGNED_BLOCK);
-  forThreads(shape.heads * ALIGNED_BLOCK, [&](Val i) {
-    Val h = shrLogical(i, number(6)), token = i & (ALIGNED_BLOCK - 1);
-    e.when(token < key.open, [&] { e.store(weightOf(get(scoresOf(h), key.blocks * ALIGNED_BLOCK + token), statistic(h, kMaximum)), weights, i); });
-  });
-  e.barrier(); // the weights are there, and what the splits' planes gave
-  Val partial = rowOf(Argument::Partial, splits * (shape.heads * rowWidth));
-  forThreads(shape.heads * dim, [&](Val i) {
-    Val h = i / dim, channel = i % dim, at = (split * shape.heads + h) * rowWidth + channel;
-    Val sum = e.loop(number(0), key.open, 1, {get(partial, at)}, [&](Val token, Vals sum) -> Vals {
-      return {fma(e.load(weights, h * ALIGNED_BLOCK + token), convert(e.loadGlobal(value.openTokens, shape.value, token * dim + channel), e.f32()), sum[0])};
-    })[0];
-    e.storeGlobal(sum, partial, at);
-  });
-}
-
 void ValuesKernel::emit() {
   prepare();
   State state{number(0), number(0), Vals(ownHeads, e.constant(e.i64(), 0)), Vals(ownHeads, real(0)), Vals(tilesPerWarp * sumsPerTile, number(0))};
-  auto [first, end] = stretch(key.blocks);
-  state = stateOf(e.loop(first + shrLogical(warp, number(llvm::Log2_64(warpsPerBlock))), end, streams, state.all(), [&](Val block, Vals all) {
-    State state = listBlock(stateOf(all), block);
+  auto [first, end] = stretch();
+  state = stateOf(e.loop(first + shrLogical(warp, number(llvm::Log2_64(warpsPerBlock))), end, streams, state.all(), [&](Val index, Vals all) {
+    State state = listBlock(stateOf(all), blockAt(index));
     e.warpBarrier(); // the ring is written
     state = multiplyWaiting(state);
     e.warpBarrier(); // and read
@@ -342,7 +323,7 @@ void ValuesKernel::emit() {
   e.warpBarrier();
   state.sums = e.choose(state.pending > 0, [&] { return multiply(state.sums, state.head); }, [&] { return state.sums; });
   finishSums(state);
-  e.when(isLastSplit() & (key.open > 0), [&] { addOpen(); });
+  e.when(isLastSplit() & (key.open > 0), [&] { addOpenValues(statistics); });
   finish();
 }
 

@@ -12,10 +12,14 @@ def ConvertAlignedToCPU : Pass<"convert-aligned-to-cpu", "::mlir::ModuleOp"> {
     calls to it. `merge` and `finish` become elementwise linalg. No `aligned` op is left.
 
     `isa` picks the 4-way integer dot product and the vector width: `portable` (any machine), `avx2`, `avx512` (with VNNI).
+    With `launch`, kernels are somebody else's: the op becomes a call of `aligned_rt_launch`, and caches are made by `aligned_rt_create_cache`, where those kernels find
+    them. That is the host's side of a model whose attention runs on a GPU.
+
     With `reference`, `aligned.attention` over dense tensors is allowed to remain unfused and runs in float64, as an oracle.
   }];
   let options = [
     Option<"isa", "isa", "std::string", "\"portable\"", "portable, avx2 or avx512">,
+    Option<"launch", "launch", "bool", "false", "call a launcher instead of kernels of this machine">,
     Option<"reference", "reference", "bool", "false", "run unfused attention exactly in float64">];
   let dependentDialects = [
     "::aligned::AlignedDialect", "::mlir::arith::ArithDialect", "::mlir::bufferization::BufferizationDialect",
