@@ -200,9 +200,12 @@ bool aligned::transferRanges(Operation *op, ArrayRef<FloatRange> operands, Mutab
       .Case([&](AttentionOp attention) {
         // A mean of rows of V, whose weights add up to 1 but for rounding, and for what a policy errs.
         auto key = cast<RankedTensorType>(attention.getKey().getType());
+        auto query = cast<RankedTensorType>(attention.getQuery().getType());
+        // Where tokens are fewer than queries, the first of these see none.
+        bool seesNothing = attention.getMask() && attention.getMask()->getCausal() && (query.isDynamicDim(2) || key.getDimSize(2) < query.getDimSize(2));
         FloatRange range = FloatRange::of(operands[2].lower, operands[2].upper).within(0x1p-6);
         range.nan |= operands[0].nan || operands[0].infinite || operands[1].nan || operands[1].infinite || operands[3].nan || operands[3].infinite ||
-                     operands[2].infinite || key.isDynamicDim(2) || key.getDimSize(2) == 0; // no tokens: 0 / 0
+                     operands[2].infinite || key.isDynamicDim(2) || key.getDimSize(2) == 0 || seesNothing; // no tokens: 0 / 0
         if (attention.getMaskedZero())
           range = range.join(FloatRange::constant(llvm::APFloat(0.0)));
         for (auto [certificate, value] : llvm::zip_equal(results.drop_front(), op->getResults().drop_front()))

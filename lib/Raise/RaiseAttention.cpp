@@ -544,8 +544,9 @@ struct FoldRounding : OpRewritePattern<linalg::GenericOp> {
     if (!attention || !attention->hasOneUse() || !rounding || rounding.getIn() != op.getBody()->getArgument(0) ||
         !(rounding.getType().isF16() || rounding.getType().isBF16()))
       return rewriter.notifyMatchFailure(op, "expected the rounding of an attention that has no other reader");
-    rewriter.replaceOpWithNewOp<AttentionOp>(op, op.getResultTypes().front(), attention.getQuery(), attention.getKey(), attention.getValue(),
-                                             attention.getScale(), attention.getMaskedZero());
+    rewriter.replaceOpWithNewOp<AttentionOp>(op, op.getResultTypes().front(), Type(), Type(), attention.getQuery(), attention.getKey(), attention.getValue(),
+                                             attention.getScale(), attention.getMaskedZero(), attention.getPoliciesAttr(), attention.getSoftcapAttr(),
+                                             attention.getMaskAttr());
     return success();
   }
 };

@@ -19,8 +19,14 @@ constexpr double kCoarse = 0.5, kUnread = 0.125, kKeyShare = 0.5, kSlack = 2, kC
 constexpr int kOctaves = 60, kRounds = 3;
 const double kStepVariance = (1 - std::ldexp(1.0, -8)) / (8 * std::log(2.0)) / 3;
 
-/// e^(s - max) / sum for each head.
-Rows softmax(Rows scores) {
+/// C tanh(s / C), where there is a C.
+double capped(double score, double softcap) { return softcap ? softcap * std::tanh(score / softcap) : score; }
+
+/// e^(s - max) / sum for each head, of capped scores of visible tokens.
+Rows softmax(const HeadInputs &in, Rows scores) {
+  for (int64_t h = 0; h < in.heads; ++h)
+    for (int64_t t = 0; t < in.tokens; ++t)
+      scores[h][t] = in.mask.sees(h, t, in.tokens) ? capped(scores[h][t], in.softcap) : -std::numeric_limits<double>::infinity();
   for (std::vector<double> &row : scores) {
     double top = -std::numeric_limits<double>::infinity(), sum = 0;
     for (double s : row)
@@ -52,7 +58,8 @@ std::vector<double> outputOf(const HeadInputs &in, const Rows &p, const Reader &
     for (int64_t c = 0; c < in.valueDim; ++c) {
       double v = value(t, c);
       for (int64_t h = 0; h < in.heads; ++h)
-        out[h * in.valueDim + c] += p[h][t] * v;
+        if (in.mask.sees(h, t, in.tokens))
+          out[h * in.valueDim + c] += p[h][t] * v;
     }
   return out;
 }
@@ -81,8 +88,27 @@ int exponentOf(double x) { return x == 0 ? -15 : std::isfinite(x) ? std::max(std
 
 } // namespace
 
+bool Mask::sees(int64_t row, int64_t token, int64_t tokens) const {
+  int64_t position = tokens - queries + row % queries;
+  return (!causal || token <= position) && (!window || position - token < window || token < sinks);
+}
+
+bool Mask::isSeen(int64_t token, int64_t tokens) const {
+  for (int64_t query = 0; query < queries; ++query)
+    if (sees(query, token, tokens))
+      return true;
+  return false;
+}
+
+bool Mask::isBlockSeen(int64_t block, int64_t tokens) const {
+  for (int64_t t = block * kBlockTokens; t < std::min((block + 1) * kBlockTokens, tokens); ++t)
+    if (isSeen(t, tokens))
+      return true;
+  return false;
+}
+
 void aligned::exactAttention(const double *q, int64_t heads, const double *k, const double *v, int64_t tokens, int64_t keyDim, int64_t valueDim, double scale,
-                             bool maskedZero, double *out) {
+                             bool maskedZero, double *out, const Mask &mask, double softcap) {
   for (int64_t h = 0; h < heads; ++h, out += valueDim) {
     std::fill_n(out, valueDim, 0.0);
     if (!tokens)
@@ -93,8 +119,8 @@ void aligned::exactAttention(const double *q, int64_t heads, const double *k, co
     for (int64_t t = 0; t < tokens; ++t) {
       double dot = 0;
       for (int64_t c = 0; c < keyDim; ++c)
-        dot += q[h * keyDim + c] * k[t * keyDim + c];
-      p[t] = dot * scale;
+        dot += q[h * keyDim + c] * k[t * keyDim + c] + (softcap ? q[h * keyDim + c] * 0 : 0); // a query that isn't finite makes its row NaN
+      p[t] = mask.sees(h, t, tokens) ? capped(dot * scale, softcap) : -std::numeric_limits<double>::infinity();
       top = std::max(top, p[t]);
       masked &= p[t] == -std::numeric_limits<double>::infinity();
     }
@@ -103,7 +129,7 @@ void aligned::exactAttention(const double *q, int64_t heads, const double *k, co
     for (double &s : p)
       sum += s = std::exp(s - top); // NaN wherever a score is NaN, or the maximum is not finite
     for (int64_t t = 0; t < tokens; ++t)
-      for (int64_t c = 0; c < valueDim; ++c)
+      for (int64_t c = 0; c < valueDim && mask.sees(h, t, tokens); ++c)
         out[c] += p[t] * v[t * valueDim + c];
     for (int64_t c = 0; c < valueDim; ++c)
       out[c] /= sum;
@@ -112,7 +138,7 @@ void aligned::exactAttention(const double *q, int64_t heads, const double *k, co
 
 std::vector<double> aligned::exactProbabilities(const HeadInputs &in) {
   std::vector<double> probabilities;
-  for (const std::vector<double> &row : softmax(scoresOf(in, [&](int64_t t, int64_t c) { return in.k[t * in.keyDim + c]; })))
+  for (const std::vector<double> &row : softmax(in, scoresOf(in, [&](int64_t t, int64_t c) { return in.k[t * in.keyDim + c]; })))
     probabilities.insert(probabilities.end(), row.begin(), row.end());
   return probabilities;
 }
@@ -178,15 +204,17 @@ PolicyResult aligned::decodeAlignedKV(const HeadInputs &in) {
   std::vector<int> keyBits; // [blocks, channels]
   for (int64_t first = 0; first < full; first += kBlockTokens)
     for (int bits : tiers)
-      keyBits.push_back(limited(in.keyLimits, bits, first, first + kBlockTokens - 1));
-  Rows p = softmax(scoresOf(in, [&](int64_t t, int64_t c) { return read(in.k, in.keyDim, t, c, t < full ? keyBits[t / kBlockTokens * in.keyDim + c] : 16); }));
+      keyBits.push_back(in.mask.isBlockSeen(first / kBlockTokens, in.tokens) ? limited(in.keyLimits, bits, first, first + kBlockTokens - 1) : 0);
+  Rows p = softmax(in, scoresOf(in, [&](int64_t t, int64_t c) { return read(in.k, in.keyDim, t, c, t < full ? keyBits[t / kBlockTokens * in.keyDim + c] : 16); }));
 
   std::vector<double> valueTop = largest(in.v, in.valueDim);
   std::vector<int> valueBits(full, 0);
   for (int64_t h = 0; h < in.heads; ++h) {
-    std::vector<int64_t> order(in.tokens);
-    std::iota(order.begin(), order.end(), 0);
-    int64_t probed = std::min<int64_t>(32, in.tokens);
+    std::vector<int64_t> order;
+    for (int64_t t = 0; t < in.tokens; ++t)
+      if (in.mask.sees(h, t, in.tokens))
+        order.push_back(t);
+    int64_t probed = std::min<int64_t>(32, order.size());
     std::partial_sort(order.begin(), order.begin() + probed, order.end(), [&](int64_t a, int64_t b) { return p[h][a] > p[h][b]; });
     double margin = std::numeric_limits<double>::infinity();
     for (int64_t c = 0; c < in.valueDim; ++c) {
@@ -199,12 +227,12 @@ PolicyResult aligned::decodeAlignedKV(const HeadInputs &in) {
       valueBits[t] = std::max(valueBits[t], tier(margin - std::log2(std::max(p[h][t], std::ldexp(1.0, -24))), 1, 2));
   }
   for (int64_t t = 0; t < full; ++t)
-    valueBits[t] = limited(in.valueLimits, valueBits[t], t, t);
+    valueBits[t] = in.mask.isSeen(t, in.tokens) ? limited(in.valueLimits, valueBits[t], t, t) : 0;
   PolicyResult result;
   result.out = outputOf(in, p, [&](int64_t t, int64_t c) { return read(in.v, in.valueDim, t, c, t < full ? valueBits[t] : 16); });
-  double open = in.tokens ? double(in.tokens - full) / in.tokens : 0;
-  result.keyBits = mean(keyBits) * (1 - open) + 16 * open;
-  result.valueBits = mean(valueBits) * (1 - open) + 16 * open;
+  double open = in.tokens ? double(in.tokens - full) / in.tokens : 0, openBits = in.mask.isBlockSeen(full / kBlockTokens, in.tokens) ? 16 : 0;
+  result.keyBits = mean(keyBits) * (1 - open) + openBits * open;
+  result.valueBits = mean(valueBits) * (1 - open) + openBits * open;
   result.keyPlan = keyBits;
   result.valuePlan = valueBits;
   return result;
@@ -228,6 +256,12 @@ public:
     for (int64_t t = 0; t < full; ++t)
       for (int64_t c = 0; c < in.valueDim; ++c)
         middle[c] += (std::isfinite(in.v[t * in.valueDim + c]) ? in.v[t * in.valueDim + c] : 0) / full;
+    for (int64_t t = 0; t < full; ++t)
+      if (in.mask.isSeen(t, in.tokens))
+        loudestScale = std::max(loudestScale, value.scale(t, 0));
+    if (masked()) // the mean is that of all tokens: it goes no further than visible ones reach
+      for (double &x : middle)
+        x = std::clamp(x, -loudestScale, loudestScale);
   }
 
   PolicyResult decode() {
@@ -245,6 +279,7 @@ private:
   double keyReach(int64_t h, int64_t block, int64_t c) const { return weight(h, c) * key.scale(block * kBlockTokens, c); }
   int limitKey(int bits, int64_t block) const { return in.keyLimits.apply(bits, block * kBlockTokens, (block + 1) * kBlockTokens - 1, in.tokens); }
   double reach(int64_t h, int64_t t) const { return p[h][t] * value.scale(t, 0); }
+  bool masked() const { return in.mask.causal || in.mask.window; }
 
   /// A score whose error has variance s^2 is on average e^(s^2 / 2) times too likely: it is read that much lower.
   Rows probabilities() const {
@@ -258,7 +293,7 @@ private:
         for (int64_t t = b * kBlockTokens; t < (b + 1) * kBlockTokens; ++t)
           scores[h][t] -= excess;
       }
-    return softmax(scores);
+    return softmax(in, scores);
   }
 
   void scoreCoarsely() {
@@ -266,10 +301,11 @@ private:
     for (int64_t c = 0; c < in.keyDim; ++c)
       for (int64_t h = 0; h < in.heads; ++h)
         for (int64_t b = 0; b < blocks; ++b)
-          bits[c] = std::max(bits[c], keyBitsFor(keyReach(h, b, c) / kCoarse));
+          if (in.mask.isBlockSeen(b, in.tokens))
+            bits[c] = std::max(bits[c], keyBitsFor(keyReach(h, b, c) / kCoarse));
     shareGroups(bits);
     for (int64_t b = 0; b < blocks; ++b)
-      for (int64_t c = 0; c < in.keyDim; ++c)
+      for (int64_t c = 0; c < in.keyDim && in.mask.isBlockSeen(b, in.tokens); ++c)
         keyBits[b][c] = limitKey(bits[c], b);
     p = probabilities();
     look();
@@ -283,13 +319,15 @@ private:
       for (int64_t t = 0; t < full; ++t)
         top = std::max(top, reach(h, t));
       for (int64_t t = 0; t < full; ++t)
-        if (reach(h, t) >= top / 64)
+        if (reach(h, t) > 0 && reach(h, t) >= top / 64)
           loud[t] = true;
     }
     for (int64_t h = 0; h < in.heads; ++h) {
       std::vector<double> out(in.valueDim, 0);
       double seen = 0, power = 0, scales = 0, planePower = 0, rest = 0;
+      int64_t visible = 0;
       for (int64_t t = 0; t < in.tokens; ++t) {
+        visible += in.mask.sees(h, t, in.tokens);
         if (t < full && !loud[t]) {
           rest += p[h][t];
           continue;
@@ -310,7 +348,7 @@ private:
       double outPower = 0;
       for (int64_t c = 0; c < in.valueDim; ++c)
         outPower += std::pow(out[c] + rest * middle[c], 2) / in.valueDim;
-      size[h] = std::max(std::sqrt(outPower), std::sqrt(power / seen / in.tokens)) + kTiny;
+      size[h] = std::max(std::sqrt(outPower), std::sqrt(power / seen / visible)) + kTiny;
       fill[h] = scales > 0 ? std::max(planePower / scales, kLeastFill) : kLeastFill;
     }
   }
@@ -332,12 +370,11 @@ private:
     bool over = false;
     for (int64_t h = 0; h < in.heads; ++h) {
       std::vector<double> loudest(blocks, 0), energy(blocks, 0), variance(blocks);
-      double now = 0, start = 0;
+      double now = 0, start = kStart * loudestScale;
       for (int64_t t = 0; t < full; ++t) {
         double l = leverage(h, t);
         loudest[t / kBlockTokens] = std::max(loudest[t / kBlockTokens], l);
         energy[t / kBlockTokens] += l * l;
-        start = std::max(start, kStart * value.scale(t, 0));
       }
       for (int64_t b = 0; b < blocks; ++b)
         now += energy[b] * (variance[b] = scoreVariance(h, b));
@@ -370,9 +407,7 @@ private:
 
   /// Of each row of V what its probability makes visible.
   void planValues() {
-    double start = 0;
-    for (int64_t t = 0; t < full; ++t)
-      start = std::max(start, kStart * value.scale(t, 0));
+    double start = kStart * loudestScale;
     for (int64_t h = 0; blocks && h < in.heads; ++h) {
       double precision = coarsest(valueBudget * size[h] * size[h], start, [&](double precision) {
         double sum = 0, unread = 0;
@@ -387,7 +422,7 @@ private:
         valueBits[t] = std::max(valueBits[t], bitsFor(reach(h, t) / precision));
     }
     for (int64_t t = 0; t < full; ++t)
-      valueBits[t] = in.valueLimits.apply(valueBits[t], t, t, in.tokens);
+      valueBits[t] = in.mask.isSeen(t, in.tokens) ? in.valueLimits.apply(valueBits[t], t, t, in.tokens) : 0;
   }
 
   PolicyResult result() const {
@@ -405,11 +440,13 @@ private:
       }
       result.estimate.push_back(std::sqrt(keys + values + std::pow(kCommon * unread, 2)) / size[h]);
     }
-    double keySum = 0, open = in.tokens ? double(in.tokens - full) / in.tokens : 0;
+    double keySum = 0, open = in.tokens ? double(in.tokens - full) / in.tokens : 0, openBits = in.mask.isBlockSeen(blocks, in.tokens) ? 16 : 0, seen = 0;
     for (const std::vector<int> &bits : keyBits)
       keySum += mean(bits) / std::max<int64_t>(blocks, 1);
-    result.keyBits = (keySum + 8.0 / kBlockTokens) * (1 - open) + 16 * open;
-    result.valueBits = (mean(valueBits) + 8.0 / in.valueDim) * (1 - open) + 16 * open;
+    for (int64_t b = 0; b < blocks; ++b)
+      seen += double(in.mask.isBlockSeen(b, in.tokens)) / blocks;
+    result.keyBits = (keySum + 8.0 / kBlockTokens * seen) * (1 - open) + openBits * open;
+    result.valueBits = (mean(valueBits) + 8.0 / in.valueDim * seen) * (1 - open) + openBits * open;
     for (const std::vector<int> &bits : keyBits)
       result.keyPlan.insert(result.keyPlan.end(), bits.begin(), bits.end());
     result.valuePlan = valueBits;
@@ -437,6 +474,7 @@ private:
   const int64_t blocks, full;
   const FixedSplit key, value;
   std::vector<double> middle; ///< mean of the values of full blocks, per channel: what a row that is not read stands for
+  double loudestScale = 0;    ///< of the rows that any query sees
   std::vector<std::vector<int>> keyBits;
   std::vector<int> valueBits;
   Rows p;

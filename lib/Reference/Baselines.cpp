@@ -16,7 +16,8 @@ double sixteenBits(double value, Storage storage) { return widen(narrow(value, s
 PolicyResult attend(const HeadInputs &in, double keyBits, double valueBits) {
   PolicyResult result;
   result.out.resize(in.heads * in.valueDim);
-  exactAttention(in.q.data(), in.heads, in.k.data(), in.v.data(), in.tokens, in.keyDim, in.valueDim, in.scale, /*maskedZero=*/false, result.out.data());
+  exactAttention(in.q.data(), in.heads, in.k.data(), in.v.data(), in.tokens, in.keyDim, in.valueDim, in.scale, /*maskedZero=*/false, result.out.data(), in.mask,
+                 in.softcap);
   result.keyBits = keyBits;
   result.valueBits = valueBits;
   return result;
@@ -81,12 +82,16 @@ PolicyResult aligned::decodeFlash(const HeadInputs &in) {
       for (int64_t c = 0; c < in.keyDim; ++c)
         dot += static_cast<float>(in.q[h * in.keyDim + c]) * k[t * in.keyDim + c];
       p[t] = dot * static_cast<float>(in.scale);
+      if (in.softcap)
+        p[t] = static_cast<float>(in.softcap) * std::tanh(p[t] / static_cast<float>(in.softcap));
+      if (!in.mask.sees(h, t, in.tokens))
+        p[t] = -std::numeric_limits<float>::infinity();
       top = std::max(top, p[t]);
     }
     for (int64_t t = 0; t < in.tokens; ++t) {
       p[t] = std::exp(p[t] - top);
       sum += p[t];
-      for (int64_t c = 0; c < in.valueDim; ++c)
+      for (int64_t c = 0; c < in.valueDim && in.mask.sees(h, t, in.tokens); ++c)
         out[c] += read(p[t]) * v[t * in.valueDim + c];
     }
     for (float o : out)

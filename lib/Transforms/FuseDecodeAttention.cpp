@@ -48,8 +48,8 @@ LogicalResult checkFormat(AttentionOp attention, PolicyKind policy) {
   return success();
 }
 
-/// Attention of the queries in `query`, which a kernel can take at once: the results of `attention` for them.
-SmallVector<Value> fuse(ImplicitLocOpBuilder &b, AttentionOp attention, Value query, ArrayAttr policies, int32_t site) {
+/// Attention of the queries in `query`, which a kernel can take at once: the results of `attention` for them. `later` queries of it follow, null for none.
+SmallVector<Value> fuse(ImplicitLocOpBuilder &b, AttentionOp attention, Value query, ArrayAttr policies, int32_t site, Value later = {}) {
   SmallVector<int64_t> shape(typeOf(query).getShape());
   auto row = RankedTensorType::get(ArrayRef(shape).drop_back(), b.getF32Type());
   shape[kChannels] = typeOf(attention.getValue()).getDimSize(kChannels);
@@ -61,7 +61,7 @@ SmallVector<Value> fuse(ImplicitLocOpBuilder &b, AttentionOp attention, Value qu
     certified = row;
   }
   auto decode = DecodeAttentionOp::create(b, acc, row, row, certificate, query, attention.getKey(), attention.getValue(), attention.getScale(), policies,
-                                          attention.getMaskedZero(), site);
+                                          attention.getMaskedZero(), site, attention.getSoftcapAttr(), attention.getMaskAttr(), later);
   return FinishOp::create(b, result, certified, certified, decode.getAcc(), decode.getSum(), decode.getCertificate())->getResults();
 }
 
@@ -91,8 +91,11 @@ SmallVector<Value> fuseInStretches(ImplicitLocOpBuilder &b, AttentionOp attentio
     SmallVector<int64_t> shape(queryType.getShape());
     shape[kQueries] = step;
     Value stretch = tensor::ExtractSliceOp::create(b, queryType.clone(shape), query, offsets, sizes, strides);
+    Value later; // a mask goes by where a query stands
+    if (attention.getMask())
+      later = arith::SubIOp::create(b, arith::SubIOp::create(b, end, arith::ConstantIndexOp::create(b, step)), loop.getInductionVar());
     SmallVector<Value> filled;
-    for (auto [part, whole] : llvm::zip(fuse(b, attention, stretch, policies, site), loop.getRegionIterArgs())) {
+    for (auto [part, whole] : llvm::zip(fuse(b, attention, stretch, policies, site, later), loop.getRegionIterArgs())) {
       auto leading = [rank = typeOf(whole).getRank()](ArrayRef<OpFoldResult> all) { return all.take_front(rank); };
       filled.push_back(tensor::InsertSliceOp::create(b, part, whole, leading(offsets), sizesOf(whole), leading(strides)));
     }

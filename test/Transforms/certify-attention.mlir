@@ -9,8 +9,8 @@
 func.func @two(%q: !q, %k: !kv, %v: !kv, %scale: f32) -> !q {
   // CHECK: %[[A:.*]], %[[B0:.*]], %[[E0:.*]] = aligned.attention
   %a = aligned.attention %q, %k, %v scale %scale : !q, !kv, !kv -> !q
-  // CHECK: %[[O:.*]], %[[B1:.*]], %[[E1:.*]] = aligned.attention %[[A]]
-  %b = aligned.attention %a, %k, %v scale %scale masked_zero : !q, !kv, !kv -> !q
+  // CHECK: %[[O:.*]], %[[B1:.*]], %[[E1:.*]] = aligned.attention %[[A]], {{.*}} softcap 5.000000e+01 mask <window = 8> policy <exact> masked_zero :
+  %b = aligned.attention %a, %k, %v scale %scale softcap 50.0 mask <window = 8> policy <exact> masked_zero : !q, !kv, !kv -> !q
   // CHECK: return %[[O]], %[[B0]], %[[E0]], %[[B1]], %[[E1]]
   return %b : !q
 }

@@ -69,3 +69,24 @@ func.func @some_queries(%q: tensor<1x9x?x64xf16>, %k: !key, %v: !value, %scale: 
   %out = aligned.attention %q, %k, %v scale %scale : tensor<1x9x?x64xf16>, !key, !value -> tensor<1x9x?x48xf16>
   return %out : tensor<1x9x?x48xf16>
 }
+
+// A mask and a softcap stay what they are where one kernel takes all queries,
+// CHECK-LABEL: func.func @masked(
+// CHECK: aligned.decode_attention {{.*}} scale %{{[^ ]*}} softcap 5.000000e+01 mask <causal, window = 100> policy <budget, tolerance = 3.906250e-03> {site
+func.func @masked(%q: tensor<1x9x3x64xf16>, %k: !key, %v: !value, %scale: f32) -> tensor<1x9x3x48xf16> {
+  %out = aligned.attention %q, %k, %v scale %scale softcap 50.0 mask <causal, window = 100> : tensor<1x9x3x64xf16>, !key, !value -> tensor<1x9x3x48xf16>
+  return %out : tensor<1x9x3x48xf16>
+}
+
+// and else each stretch is told how many queries come after it.
+// CHECK-LABEL: func.func @masked_stretches(
+// CHECK-DAG: %[[ALL:.*]] = arith.constant 15 : index
+// CHECK: scf.for %[[I:[^ ]*]] = %{{[^ ]*}} to %[[ALL]] step
+// CHECK: %[[FIVE:.*]] = arith.constant 5 : index
+// CHECK: %[[LAST:.*]] = arith.subi %[[ALL]], %[[FIVE]] : index
+// CHECK: %[[LATER:.*]] = arith.subi %[[LAST]], %[[I]] : index
+// CHECK: aligned.decode_attention {{.*}} mask <causal> later %[[LATER]] policy {{.*}} : tensor<1x9x5x64xf16>
+func.func @masked_stretches(%q: tensor<1x9x15x64xf16>, %k: !key, %v: !value, %scale: f32) -> tensor<1x9x15x48xf16> {
+  %out = aligned.attention %q, %k, %v scale %scale mask <causal> : tensor<1x9x15x64xf16>, !key, !value -> tensor<1x9x15x48xf16>
+  return %out : tensor<1x9x15x48xf16>
+}

@@ -10,10 +10,22 @@
 
 namespace aligned {
 
+/// Which tokens a query row sees (A11). Rows are `queries` for each query head; these are the newest tokens.
+struct Mask {
+  int64_t queries = 1;
+  bool causal = false;
+  int64_t window = 0, sinks = 0; ///< window 0: none
+
+  bool sees(int64_t row, int64_t token, int64_t tokens) const;
+  /// Whether any query does.
+  bool isSeen(int64_t token, int64_t tokens) const;
+  bool isBlockSeen(int64_t block, int64_t tokens) const;
+};
+
 /// out [heads, valueDim] = softmax(scale q k^T) v for q [heads, keyDim], k [tokens, keyDim], v [tokens, valueDim]. No tokens give 0; a row whose
-/// scores are all -inf gives 0 with maskedZero, else NaN.
+/// scores are all -inf, or that sees no token, gives 0 with maskedZero, else NaN. softcap 0: none (A12).
 void exactAttention(const double *q, int64_t heads, const double *k, const double *v, int64_t tokens, int64_t keyDim, int64_t valueDim, double scale,
-                    bool maskedZero, double *out);
+                    bool maskedZero, double *out, const Mask &mask = {}, double softcap = 0);
 
 /// What a policy may not do on one side (P7).
 struct Limits {
@@ -33,15 +45,17 @@ struct HeadInputs {
   double scale;
   Storage storage = Storage::Half;
   Limits keyLimits = {}, valueLimits = {}; ///< of the policy
+  Mask mask = {};
+  double softcap = 0; ///< 0: none
 };
 
-/// softmax(scale q k^T), [heads, tokens].
+/// softmax(scale q k^T) of what the mask and the softcap make of the scores, [heads, tokens].
 std::vector<double> exactProbabilities(const HeadInputs &in);
 
 struct PolicyResult {
   std::vector<double> out; ///< [heads, valueDim]
-  double keyBits, valueBits; ///< mean bits read per value, exponents included; tokens of the open block count 16
-  std::vector<int> keyPlan, valuePlan; ///< bits of planes read in full blocks: [blocks, keyDim] and [64 blocks]
+  double keyBits, valueBits; ///< mean bits read per value, exponents included; tokens of the open block count 16. Of blocks that no query sees nothing is read
+  std::vector<int> keyPlan, valuePlan; ///< bits of planes read in full blocks: [blocks, keyDim] and [64 blocks]; 0 where no query sees
   std::vector<double> estimate; ///< predicted relative L2 error of each head's output; of P2
 };
 

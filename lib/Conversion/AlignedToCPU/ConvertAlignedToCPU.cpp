@@ -40,7 +40,7 @@ namespace {
 /// Declares what converted code calls, once per module; unused ones go away with the next symbol-dce.
 void declareRuntime(ModuleOp module) {
   OpBuilder b = OpBuilder::atBlockBegin(module.getBody());
-  Type pointer = LLVM::LLVMPointerType::get(b.getContext()), i32 = b.getI32Type(), i64 = b.getI64Type(), f32 = b.getF32Type();
+  Type pointer = LLVM::LLVMPointerType::get(b.getContext()), i32 = b.getI32Type(), i64 = b.getI64Type(), f32 = b.getF32Type(), f64 = b.getF64Type();
   Type body = b.getFunctionType({pointer, i64, i64}, {});
   auto declare = [&](StringRef name, TypeRange arguments, TypeRange results) {
     if (!module.lookupSymbol(name))
@@ -50,7 +50,9 @@ void declareRuntime(ModuleOp module) {
   declare("aligned_rt_scratch", {i64}, {pointer});
   declare("aligned_rt_tally", {i32, i64, i64, i64, i64}, {});
   declare("aligned_rt_plan", {i32, i64, i64, i64, pointer, pointer}, {});
-  declare("aligned_rt_reference_attention", {pointer, pointer, pointer, pointer, i32, i64, i64, i64, i64, i64, i64, i64, f32, i32}, {});
+  declare("aligned_rt_reference_attention", {pointer, pointer, pointer, pointer, i32, i64, i64, i64, i64, i64, i64, i64, f32, i32, i32, i64, i64, f64}, {});
+  declare("aligned_rt_launch", {i32, i64, pointer}, {});
+  declare("aligned_rt_create_cache", {pointer, i64, i64, i64, i64}, {pointer});
   declare("aligned_cache_create", {pointer, i64, i64, i64, i64}, {pointer});
   declare("aligned_cache_clone", {pointer}, {pointer});
   declare("aligned_cache_destroy", {pointer}, {});
@@ -193,19 +195,19 @@ func::FuncOp emitKernel(ModuleOp module, Location loc, StringRef name, const Ker
   return kernel;
 }
 
-FailureOr<KernelShape> kernelShape(DecodeAttentionOp op, Isa isa) {
-  FailureOr<DecodeShape> shape = decodeShape(op);
+FailureOr<KernelShape> kernelShape(DecodeAttentionOp op, Isa isa, bool launch) {
+  FailureOr<DecodeShape> shape = decodeShape(op, /*takesLater=*/!launch);
   if (failed(shape))
     return failure();
   return KernelShape{*shape, isa};
 }
 
 struct ConvertDecodeAttention : OpConversionPattern<DecodeAttentionOp> {
-  ConvertDecodeAttention(const TypeConverter &types, MLIRContext *context, SymbolTable &symbols, Isa isa)
-      : OpConversionPattern(types, context), symbols(symbols), isa(isa) {}
+  ConvertDecodeAttention(const TypeConverter &types, MLIRContext *context, SymbolTable &symbols, Isa isa, bool launch)
+      : OpConversionPattern(types, context), symbols(symbols), isa(isa), launch(launch) {}
 
   LogicalResult matchAndRewrite(DecodeAttentionOp op, OpAdaptor adaptor, ConversionPatternRewriter &rewriter) const override {
-    FailureOr<KernelShape> shape = kernelShape(op, isa); // checked before the conversion began
+    FailureOr<KernelShape> shape = kernelShape(op, isa, launch); // checked before the conversion began
     if (failed(shape))
       return failure();
     Surroundings around(rewriter, op.getLoc());
@@ -213,7 +215,7 @@ struct ConvertDecodeAttention : OpConversionPattern<DecodeAttentionOp> {
     RankedTensorType key = tensorType(op.getKey());
 
     func::FuncOp kernel;
-    {
+    if (!launch) {
       OpBuilder::InsertionGuard guard(rewriter);
       auto module = op->getParentOfType<ModuleOp>();
       std::string name = ("aligned_decode_" + Twine(op.getSite())).str();
@@ -235,6 +237,8 @@ struct ConvertDecodeAttention : OpConversionPattern<DecodeAttentionOp> {
       pass(Slot::Tokens, around.asI64(tensor::DimOp::create(b, adaptor.getKey(), 2)));
     }
     pass(Slot::Scale, adaptor.getScale());
+    if (adaptor.getLater())
+      pass(Slot::Later, around.asI64(adaptor.getLater()));
     SmallVector<Value> results;
     constexpr Slot slotOf[] = {Slot::Acc, Slot::Max, Slot::Sum, Slot::Certificate};
     for (auto [slot, result] : llvm::zip(slotOf, op->getResults())) {
@@ -247,9 +251,15 @@ struct ConvertDecodeAttention : OpConversionPattern<DecodeAttentionOp> {
       pass(slot, around.address(results.back()));
     }
     Value batch = around.asI64(tensor::DimOp::create(b, adaptor.getQuery(), 0));
-    Value rows = arith::MulIOp::create(b, batch, around.number(key.getDimSize(1)));
-    Value body = func::ConstantOp::create(b, kernel.getFunctionType(), SymbolRefAttr::get(kernel));
-    around.call("aligned_rt_parallel", {}, {rows, body, slots});
+    if (launch) {
+      if (!op.getCertificate())
+        pass(Slot::Certificate, around.number(0));
+      around.call("aligned_rt_launch", {}, {around.code(shape->site), batch, slots});
+    } else {
+      Value rows = arith::MulIOp::create(b, batch, around.number(key.getDimSize(1)));
+      Value body = func::ConstantOp::create(b, kernel.getFunctionType(), SymbolRefAttr::get(kernel));
+      around.call("aligned_rt_parallel", {}, {rows, body, slots});
+    }
     for (Value &result : results)
       result = around.tensorOf(result);
     rewriter.replaceOp(op, results);
@@ -258,6 +268,7 @@ struct ConvertDecodeAttention : OpConversionPattern<DecodeAttentionOp> {
 
   SymbolTable &symbols;
   Isa isa;
+  bool launch;
 };
 
 //===----------------------------------------------------------------------===//
@@ -333,10 +344,13 @@ struct ConvertAttention : OpConversionPattern<AttentionOp> {
     auto extent = [&](Value tensor, int64_t dim) { return around.asI64(tensor::DimOp::create(b, tensor, dim)); };
     auto type = RankedTensorType::get(tensorType(op.getResult()).getShape(), b.getF32Type());
     Value result = around.allocate(type, dynamicSizes(b, type, query));
+    MaskAttr mask = op.getMaskAttr();
+    Value softcap = arith::ConstantOp::create(b, b.getF64FloatAttr(op.getSoftcap() ? op.getSoftcap()->convertToDouble() : 0));
     around.call("aligned_rt_reference_attention", {},
                 {around.addressOf(query), around.addressOf(key), around.addressOf(value), around.address(result),
                  around.code(ALIGNED_ELEMENT_F32), extent(query, 0), extent(query, 1), extent(key, 1), extent(query, 2), extent(key, 2), extent(key, 3),
-                 extent(value, 3), adaptor.getScale(), around.code(op.getMaskedZero())});
+                 extent(value, 3), adaptor.getScale(), around.code(op.getMaskedZero()), around.code(mask && mask.getCausal()),
+                 around.number(mask ? mask.getWindow() : 0), around.number(mask ? mask.getSinks() : 0), softcap});
     SmallVector<Value> results{elementwise(b, around.tensorOf(result), tensorType(op.getResult()).getElementType())};
     if (op.getBound()) { // what is computed in float64 errs by its rounding
       auto filled = [&](RankedTensorType type, float number) {
@@ -472,7 +486,7 @@ void append(Surroundings &around, Value cache, Value tokens) {
 }
 
 struct ConvertSplit : OpConversionPattern<SplitOp> {
-  using OpConversionPattern::OpConversionPattern;
+  ConvertSplit(const TypeConverter &types, MLIRContext *context, bool launch) : OpConversionPattern(types, context), launch(launch) {}
 
   LogicalResult matchAndRewrite(SplitOp op, OpAdaptor adaptor, ConversionPatternRewriter &rewriter) const override {
     Surroundings around(rewriter, op.getLoc());
@@ -488,7 +502,7 @@ struct ConvertSplit : OpConversionPattern<SplitOp> {
     for (int64_t plane = 0; plane < ALIGNED_MAX_PLANES; ++plane)
       set(offsetof(aligned_format, width) + plane * sizeof(int32_t), plane < split.getNumPlanes() ? split.getWidths()[plane] : 0);
     Value count = around.asI64(tensor::DimOp::create(b, adaptor.getSource(), 2));
-    Value cache = around.call("aligned_cache_create", around.pointer(),
+    Value cache = around.call(launch ? "aligned_rt_create_cache" : "aligned_cache_create", around.pointer(),
                               {format, around.number(type.getDimSize(0)), around.number(type.getDimSize(1)), around.number(type.getDimSize(3)), count});
     append(around, cache, adaptor.getSource());
     if (!escapes(op.getResult())) {
@@ -508,6 +522,8 @@ struct ConvertSplit : OpConversionPattern<SplitOp> {
       return user->getBlock() != cache.getParentBlock() || !isa<DecodeAttentionOp, JoinOp, tensor::DimOp>(user);
     });
   }
+
+  bool launch;
 };
 
 struct ConvertAppend : OpConversionPattern<AppendOp> {
@@ -616,8 +632,9 @@ struct ConvertAlignedToCPUPass : aligned::impl::ConvertAlignedToCPUBase<ConvertA
       return std::nullopt;
     });
     RewritePatternSet patterns(context);
-    patterns.add<ConvertDecodeAttention>(types, context, symbols, *target);
-    patterns.add<ConvertMerge, ConvertFinish, ConvertSplit, ConvertJoin, ConvertDim>(types, context);
+    patterns.add<ConvertDecodeAttention>(types, context, symbols, *target, launch);
+    patterns.add<ConvertSplit>(types, context, launch);
+    patterns.add<ConvertMerge, ConvertFinish, ConvertJoin, ConvertDim>(types, context);
     patterns.add<ConvertAppend, ConvertCall>(types, context, copied);
     if (reference)
       patterns.add<ConvertAttention>(types, context);
@@ -637,7 +654,7 @@ struct ConvertAlignedToCPUPass : aligned::impl::ConvertAlignedToCPUBase<ConvertA
   /// Reports what no pattern could convert, before anything changes.
   bool isConvertible(ModuleOp module, Isa target) {
     bool ok = true;
-    module.walk([&](DecodeAttentionOp op) { ok &= succeeded(kernelShape(op, target)); });
+    module.walk([&](DecodeAttentionOp op) { ok &= succeeded(kernelShape(op, target, launch)); });
     module.walk([&](AttentionOp op) {
       if (!reference) {
         op.emitOpError("expected fused attention here: run aligned-fuse-decode-attention first");

@@ -63,6 +63,7 @@ private:
   void listValues();
   void addListed();
   Val readRow(Val token);
+  Val middle();
 
   // The certificate.
   Val meanMax, fillMax; // of V's channel means, in units of valueUnit(), and of all query rows' fill
@@ -71,7 +72,7 @@ private:
   Val valueUnit() override { return select(key.blocks > 0, unitScale(loudestExponent) * 32768.0, f32(1)); }
   Val weightError(Val h) override;
   Val additions() override { return key.blocks; }
-  Val scoreVariance(Val h) override { return exact ? f32(0) : e.load(variedK, h); }
+  Val scoreVariance(Val h) override { return exact ? f32(0) : select(key.blocks > 0, e.load(variedK, h), f32(0)); } // no block, no plan
   double commonShare() override { return exact ? 0 : kCommon; }
 };
 
@@ -145,11 +146,12 @@ void FixedKernel::scores() {
     Val q = e.load(w, h * shape.keyDim, shape.keyDim);
     e.store(reduceAdd(q * 0.0), poison, h);
   });
+  readNothing();
   scoreOpenBlock();
   scaleRows();
   planCoarse();
   Val coarse = e.load(layersA, index(0), shape.keyDim);
-  e.loop(index(0), key.blocks, 1, [&](Val block) {
+  forBlocks(index(0), key.blocks, [&](Val block) {
     if (isLimited(CacheRole::Key))
       e.when(wantsMoreKeys(block), [&] { forHeads([&](Val h) { e.store(f32(INFINITY), want, h * blockStride + block); }); });
     scoreBlock(block, limitKeys(coarse, block));
@@ -169,7 +171,7 @@ void FixedKernel::scores() {
             },
             [&]() -> Vals { return {e.constant(flag, 0)}; })[0];
         more = more & (state[0] < kRounds);
-        e.when(more, [&] { e.loop(index(0), key.blocks, 1, [&](Val block) { refineBlock(block); }); });
+        e.when(more, [&] { forBlocks(index(0), key.blocks, [&](Val block) { refineBlock(block); }); });
         return {state[0] + 1, more};
       });
 }
@@ -177,7 +179,7 @@ void FixedKernel::scores() {
 /// Phase A reads each group of channels so that its largest addend anywhere in the cache is known to half a logit.
 void FixedKernel::planCoarse() {
   int64_t dim = shape.keyDim;
-  Val exponents = e.loop(index(0), key.blocks, 1, {e.constant(VectorType::get(dim, e.i32()), 0)}, [&](Val block, Vals top) -> Vals {
+  Val exponents = forBlocks(index(0), key.blocks, {e.constant(VectorType::get(dim, e.i32()), 0)}, [&](Val block, Vals top) -> Vals {
     return {max(top[0], zext(e.load(key.exponent, block * dim, dim), e.i32()))};
   })[0];
   Val unit = bitcast(exponents << 23, e.f32()) * kRoom;
@@ -283,6 +285,7 @@ void FixedKernel::scoreBlock(Val block, Val layers) {
     });
   }
   addKeyEscapes(block);
+  finishScores(block);
 }
 
 //===----------------------------------------------------------------------===//
@@ -295,12 +298,12 @@ void FixedKernel::look() {
   int64_t dim = shape.valueDim;
   Val zero = e.constant(VectorType::get(kBlock, e.f32()), 0);
   forHeads([&](Val h) {
-    Val top = e.loop(index(0), fullTokens, kBlock, {zero}, [&](Val t, Vals top) -> Vals {
+    Val top = forTokens(index(0), fullTokens, {zero}, [&](Val t, Vals top) -> Vals {
       return {larger(e.load(p, h * padded + t, kBlock) * e.load(reachScale, t, kBlock), top[0])};
     })[0];
     e.store(max(reduceMax(top) * (1.0 / 64), kTiny), weightScale, h);
   });
-  Val count = e.loop(index(0), fullTokens, kBlock, {index(0)}, [&](Val t, Vals count) -> Vals {
+  Val count = forTokens(index(0), fullTokens, {index(0)}, [&](Val t, Vals count) -> Vals {
     Val loud = e.loop(index(0), index(shape.heads), 1, {e.constant(e.i64(), 0)}, [&](Val h, Vals mask) -> Vals {
       Val reach = e.load(p, h * padded + t, kBlock) * e.load(reachScale, t, kBlock);
       return {mask[0] | maskBits(reach >= e.splat(e.load(weightScale, h), kBlock))};
@@ -332,17 +335,18 @@ void FixedKernel::look() {
       Val t = convert(e.load(loudRows, i), e.types.getIndexType());
       return add(sums, t, readRow(t), e.load(reachScale, t));
     });
-    sums = e.loop(index(0), value.open, 1, loud, [&](Val i, Vals sums) {
+    sums = e.loop(index(0), openSeen, 1, loud, [&](Val i, Vals sums) {
       Val row = convert(e.load(value.openTokens, i * dim, dim), e.f32()) * e.splat(toRelative, dim);
       row = select(abs(row) < INFINITY, row, e.constant(row.type(), 0)); // what is not finite must not blind the plan
       return add(sums, fullTokens + i, row, f32(0));
     });
-    Val middle = e.load(value.channelMean, index(0), dim) * e.splat(toRelative, dim);
+    Val mean = middle() * e.splat(toRelative, dim);
     for (int64_t h = 0; h < heads; ++h) {
       Val total = e.load(rowSum, head + h), seen = sums[2 * heads + h];
-      Val output = sums[h] + e.splat(max(total - seen, 0), dim) * middle;
+      Val output = sums[h] + e.splat(max(total - seen, 0), dim) * mean;
       Val rowSize = sqrt(reduceAdd(output * output) * (1.0 / dim)) / total;
-      Val least = sqrt(reduceAdd(sums[heads + h]) * (1.0 / dim) / seen / convert(convert(tokens, e.i64()), e.f32()));
+      Val inSight = shape.mask ? visibleTokens((head + h) % index(shape.queries), newest, tokens, shape) : tokens;
+      Val least = sqrt(reduceAdd(sums[heads + h]) * (1.0 / dim) / seen / convert(convert(inSight, e.i64()), e.f32()));
       e.store(max(rowSize, least) + kTiny, size, head + h);
       e.store(larger(reduceAdd(loud[heads + h]) * (1.0 / dim) / loud[3 * heads + h], f32(kLeastFill)), fill, head + h);
     }
@@ -360,6 +364,15 @@ Val FixedKernel::readRow(Val token) {
   return number * e.splat(e.load(reachScale, token) * (1.0 / 32768), shape.valueDim);
 }
 
+/// What a row of V stands for that is not read. The cache's mean is that of all its tokens; where a mask hides some it goes no further than visible rows reach.
+Val FixedKernel::middle() {
+  Val mean = e.load(value.channelMean, index(0), shape.valueDim);
+  if (!shape.mask)
+    return mean;
+  Val most = e.splat(unitScale(loudestExponent) * 32768.0, shape.valueDim);
+  return min(max(mean, -most), most);
+}
+
 /// Plans the keys of the query rows whose predicted variance exceeds the budget, or in later rounds far exceeds it; whether there are any.
 Val FixedKernel::planKeys(Val round) {
   Type vector = VectorType::get(kBlockLanes, e.f32());
@@ -368,7 +381,7 @@ Val FixedKernel::planKeys(Val round) {
     // The leverage of a token, what an error of its score moves the output by: p * sqrt(fill * scale^2 + size^2).
     Val base = h * blockStride, inverse = f32(1) / e.load(rowSum, h), rowSize = e.load(size, h);
     Val rowFill = e.splat(e.load(fill, h), kBlock), outPower = e.splat(rowSize * rowSize, kBlock);
-    e.loop(index(0), key.blocks, 1, [&](Val block) {
+    forBlocks(index(0), key.blocks, [&](Val block) {
       Val weights = e.load(p, h * padded + block * kBlock, kBlock) * e.splat(inverse, kBlock), scale = e.load(reachScale, block * kBlock, kBlock);
       Val square = weights * weights * (rowFill * scale * scale + outPower);
       e.store(sqrt(reduceMax(square)), loudest, base + block);
@@ -420,7 +433,7 @@ void FixedKernel::planValues() {
     Val inverse = e.splat(f32(1) / e.load(rowSum, h), kBlock), aim = e.load(size, h) * policies().tolerance(CacheRole::Value);
     Val precision = coarsest(aim * aim * (1 - kKeyShare), [&](Val precision) {
       Val threshold = e.splat(precision, kBlock), finer = e.splat(f32(1) / precision, kBlock);
-      Vals sums = e.loop(index(0), fullTokens, kBlock, {zero, zero, zero}, [&](Val t, Vals sum) -> Vals {
+      Vals sums = forTokens(index(0), fullTokens, {zero, zero, zero}, [&](Val t, Vals sum) -> Vals {
         Val reach = e.load(p, h * padded + t, kBlock) * e.load(reachScale, t, kBlock) * inverse;
         Val read = reach > threshold, left = select(read, zero, reach), off = select(read, offAfterReading(reach * finer), zero);
         return {sum[0] + off * off, sum[1] + left * left, sum[2] + left};
@@ -436,17 +449,21 @@ void FixedKernel::planValues() {
 // Values
 //===----------------------------------------------------------------------===//
 
-/// reachScale[t] = 2^(E_t - E of the loudest row), 0 where that is below the floats.
+/// reachScale[t] = 2^(E_t - E of the loudest row that any query sees), 0 where that is below the floats or no query sees the row.
 void FixedKernel::scaleRows() {
   Val zero = e.constant(VectorType::get(kBlock, e.i32()), 0);
-  Val exponents = e.loop(index(0), fullTokens, kBlock, {zero}, [&](Val t, Vals top) -> Vals {
-    return {max(top[0], zext(e.load(value.exponent, t, kBlock), e.i32()))};
-  })[0];
+  auto exponentsOf = [&](Val t) {
+    Val exponents = zext(e.load(value.exponent, t, kBlock), e.i32());
+    return shape.mask ? select(areSeen(t), exponents, zero) : exponents;
+  };
+  Val exponents = forTokens(index(0), fullTokens, {zero}, [&](Val t, Vals top) -> Vals { return {max(top[0], exponentsOf(t))}; })[0];
   Val top = reduceMax(exponents);
+  if (shape.mask) // a query may see none of these rows
+    top = select(top == 0, e.constant(e.i32(), 127), top);
   loudestExponent = convert(top, e.i8());
   Val base = e.splat(top - 127, kBlock);
-  e.loop(index(0), fullTokens, kBlock, [&](Val t) {
-    Val relative = zext(e.load(value.exponent, t, kBlock), e.i32()) - base;
+  forTokens(index(0), fullTokens, [&](Val t) {
+    Val relative = exponentsOf(t) - base;
     e.store(bitcast(max(relative, 0) << 23, e.f32()), reachScale, t);
   });
 }
@@ -469,7 +486,7 @@ void FixedKernel::listValues() {
   Val zero = e.constant(VectorType::get(kBlock, e.f32()), 0);
   // weightScale[h] = 1 / step of the weights p * reachScale / sum
   forHeads([&](Val h) {
-    Val top = e.loop(index(0), fullTokens, kBlock, {zero}, [&](Val t, Vals top) -> Vals {
+    Val top = forTokens(index(0), fullTokens, {zero}, [&](Val t, Vals top) -> Vals {
       return {larger(e.load(p, h * padded + t, kBlock) * e.load(reachScale, t, kBlock), top[0])};
     })[0];
     Val limit = f32(kWeightLimit) / (reduceMax(top) / e.load(rowSum, h));
@@ -479,7 +496,7 @@ void FixedKernel::listValues() {
     e.store(zero, unread, h * kBlock);
   });
 
-  e.loop(index(0), fullTokens, kBlock, [&](Val t) {
+  forTokens(index(0), fullTokens, [&](Val t) {
     auto reachOf = [&](Val h) {
       return e.load(p, h * padded + t, kBlock) * e.load(reachScale, t, kBlock) * e.splat(f32(1) / e.load(rowSum, h), kBlock);
     };
@@ -496,6 +513,8 @@ void FixedKernel::listValues() {
         e.store(e.load(unread, h * kBlock, kBlock) + left, unread, h * kBlock);
       });
     }
+    if (shape.mask)
+      layers = select(areSeen(t), layers, e.constant(layers.type(), 0));
     e.store(convert(layers, e.i8()), valueRead, t);
     Val first = maskBits(layers > 0);
     e.when(first != 0, [&] {
@@ -596,7 +615,7 @@ void FixedKernel::addListed() {
     Val constant = convert(e.load(valueConstant, h), e.f32()) * loudestScale * e.load(rowSum, h) / e.load(weightScale, h);
     Val at = h * dim, sum = e.load(out, at, dim) + e.splat(constant, dim);
     if (!exact) // rows that are not read stand for their mean
-      sum = sum + e.splat(reduceAdd(e.load(unread, h * kBlock, kBlock)), dim) * e.load(value.channelMean, index(0), dim);
+      sum = sum + e.splat(reduceAdd(e.load(unread, h * kBlock, kBlock)), dim) * middle();
     e.store(sum, out, at);
   });
 }
@@ -606,7 +625,7 @@ void FixedKernel::addListed() {
 //===----------------------------------------------------------------------===//
 
 void FixedKernel::prepareCertificate() {
-  meanMax = reduceMax(abs(e.load(value.channelMean, index(0), shape.valueDim))) / valueUnit();
+  meanMax = reduceMax(abs(middle())) / valueUnit();
   if (!exact)
     fillMax = e.choose(
         key.blocks > 0,
@@ -629,7 +648,7 @@ RowKernel::RowBounds FixedKernel::boundValues(Val t) {
 
 Val FixedKernel::weightError(Val h) {
   Val one = e.constant(VectorType::get(kBlock, e.f32()), 1), zero = e.constant(one.type(), 0);
-  Val read = reduceAdd(e.loop(index(0), fullTokens, kBlock, {zero}, [&](Val t, Vals count) -> Vals {
+  Val read = reduceAdd(forTokens(index(0), fullTokens, {zero}, [&](Val t, Vals count) -> Vals {
     return {count[0] + select(e.load(valueRead, t, kBlock) != 0, one, zero)};
   })[0]);
   return select(key.blocks > 0, read * (exact ? 0.5 : 1) * e.load(rowSum, h) / e.load(weightScale, h), f32(0));

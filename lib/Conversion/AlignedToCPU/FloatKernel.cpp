@@ -107,13 +107,14 @@ void FloatKernel::planKeys() {
       return {max(layers[0], wholePlanes(tier(lag >= 8, lag >= 4), key, shape.keySplit))};
     })[0];
   }
-  e.loop(index(0), key.blocks, 1, [&](Val block) { e.store(convert(limitKeys(layers, block), e.i8()), keyRead, block * dim); });
+  forBlocks(index(0), key.blocks, [&](Val block) { e.store(convert(limitKeys(layers, block), e.i8()), keyRead, block * dim); });
 }
 
 void FloatKernel::scores() {
+  readNothing();
   scoreOpenBlock();
   planKeys();
-  e.loop(index(0), key.blocks, 1, [&](Val block) { scoreBlock(block); });
+  forBlocks(index(0), key.blocks, [&](Val block) { scoreBlock(block); });
   softmax();
 }
 
@@ -134,6 +135,7 @@ void FloatKernel::scoreBlock(Val block) {
       e.store(sums[h], s, (head + h) * padded + block * kBlock);
   });
   addKeyEscapes(block);
+  finishScores(block);
 }
 
 //===----------------------------------------------------------------------===//
@@ -151,14 +153,17 @@ Val FloatKernel::readRow(Val token, Val layers) {
 void FloatKernel::planValues() {
   int64_t dim = shape.valueDim;
   Val least = e.splat(exact ? convert(value.layers, e.i8()) : e.constant(e.i8(), 0), kBlock);
-  e.loop(index(0), fullTokens, kBlock, [&](Val t) { e.store(least, valueRead, t); });
+  auto seen = [&](Val layers, Val t) { return shape.mask ? select(areSeen(t), layers, e.constant(layers.type(), 0)) : layers; };
+  forTokens(index(0), fullTokens, [&](Val t) { e.store(seen(least, t), valueRead, t); });
   if (exact)
     return;
   Val largest = exponentOf(e.load(value.channelMax, index(0), dim));
   forHeads([&](Val h) {
     // The loudest rows, one after another: the loudest of each block is remembered, so that only one block is searched again.
     Val inverse = f32(1) / e.load(rowSum, h);
-    e.loop(index(0), padded, kBlock, [&](Val t) {
+    if (shape.mask) // blocks that no query sees are none's loudest
+      e.loop(index(0), padded / kBlock, 1, [&](Val block) { e.store(f32(-1), blockTop, block); });
+    forTokens(index(0), padded, [&](Val t) {
       Val weights = e.load(p, h * padded + t, kBlock) * e.splat(inverse, kBlock);
       e.store(weights, probeWeights, t);
       e.store(reduceMax(weights), blockTop, t / kBlock);
@@ -171,8 +176,10 @@ void FloatKernel::planValues() {
       });
       Val start = best[1] * kBlock;
       Val weights = e.load(probeWeights, start, kBlock);
-      Val hits = maskBits(weights == e.splat(best[0], kBlock));
-      e.when(hits != 0, [&] {
+      Val hits = maskBits(weights == e.splat(best[0], kBlock)), found = hits != 0;
+      if (shape.mask) // the rows that it hides weigh nothing, and hold anything
+        found = found & (best[0] > 0);
+      e.when(found, [&] {
         Val bit = convert(e.wrap(math::CountTrailingZerosOp::create(e.b, hits.value)), e.types.getIndexType());
         Val t = start + bit;
         e.store(f32(-1), probeWeights, t);
@@ -186,15 +193,15 @@ void FloatKernel::planValues() {
     // A row lies margin - log2(p) powers of two below: compare p with powers of two instead of taking logarithms.
     auto power = [&](int64_t below) { return e.splat(bitcast((margin + (127 - below)) << 23, e.f32()), kBlock); };
     Val most = power(2), full = power(1);
-    e.loop(index(0), fullTokens, kBlock, [&](Val t) {
+    forTokens(index(0), fullTokens, [&](Val t) {
       Val weights = max(e.load(p, h * padded + t, kBlock) * e.splat(inverse, kBlock), std::ldexp(1.0, -24));
       Val layers = wholePlanes(tier(weights <= most, weights <= full), value, shape.valueSplit);
-      e.store(max(e.load(valueRead, t, kBlock), convert(layers, e.i8())), valueRead, t);
+      e.store(seen(max(e.load(valueRead, t, kBlock), convert(layers, e.i8())), t), valueRead, t);
     });
   });
   if (isLimited(CacheRole::Value))
-    e.loop(index(0), fullTokens, kBlock, [&](Val t) {
-      e.store(convert(limitValues(zext(e.load(valueRead, t, kBlock), e.i32()), t), e.i8()), valueRead, t);
+    forTokens(index(0), fullTokens, [&](Val t) {
+      e.store(seen(convert(limitValues(zext(e.load(valueRead, t, kBlock), e.i32()), t), e.i8()), t), valueRead, t);
     });
 }
 
@@ -229,7 +236,7 @@ void FloatKernel::boundScores(Val block) {
     error = error + largest * ((dim + 4) * 0x1p-24); // channels are added one after another
     forHeads([&](Val h) { e.store(reduceAdd(abs(e.load(w, h * dim, dim)) * error), scoreError, h * blockStride + block); });
   };
-  if (isLimited(CacheRole::Key))
+  if (isLimited(CacheRole::Key) || shape.mask) // which may hide the first block
     return bound();
   e.when(block == 0, bound); // all blocks are read alike
   e.when(block > 0, [&] { forHeads([&](Val h) { e.store(e.load(scoreError, h * blockStride), scoreError, h * blockStride + block); }); });

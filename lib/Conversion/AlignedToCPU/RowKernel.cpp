@@ -1,6 +1,8 @@
 // The stages that every storage format shares; see the header.
 #include "RowKernel.h"
 
+#include "../Common/Certificate.h"
+
 #include "aligned/Runtime/Kernel.h"
 
 #include "mlir/Dialect/Func/IR/FuncOps.h"
@@ -28,6 +30,9 @@ void RowKernel::emit(Val argumentsPointer, Val rowIndex) {
   row = rowIndex;
   tokens = tokenCount();
   padded = (tokens + (kBlock - 1)) / kBlock * kBlock;
+  newest = shape.later ? tokens - e.field(arguments, int64_t(Slot::Later) * kSlotBytes, e.types.getIndexType()) : tokens;
+  if (shape.mask)
+    visible = visibleBlocks(padded / kBlock, newest, shape);
   Val heads = index(shape.heads);
   scratch(w, e.f32(), heads * shape.keyDim);
   scratch(s, e.f32(), heads * padded);
@@ -45,6 +50,8 @@ void RowKernel::emit(Val argumentsPointer, Val rowIndex) {
   resolveScratch();
 
   loadQueries();
+  if (shape.certified && shape.mask) // blocks that no query sees have no errors
+    e.loop(index(0), blockStride * shape.heads, kBlockLanes, [&](Val i) { e.store(e.constant(VectorType::get(kBlockLanes, e.f32()), 0), scoreError, i); });
   scores();
   forHeads([&](Val h) { e.store(e.constant(VectorType::get(shape.valueDim, e.f32()), 0), out, h * shape.valueDim); });
   values();
@@ -81,7 +88,72 @@ void RowKernel::loadQueries() {
   Val first = row * (shape.heads * shape.keyDim);
   forHeads([&](Val h) {
     Val offset = h * shape.keyDim;
-    e.store(convert(e.load(query, first + offset, shape.keyDim), e.f32()) * scale, w, offset);
+    Val weights = convert(e.load(query, first + offset, shape.keyDim), e.f32()) * scale;
+    if (shape.softcap) // which would make infinite scores finite
+      weights = weights + weights * 0;
+    e.store(weights, w, offset);
+  });
+}
+
+//===----------------------------------------------------------------------===//
+// Masks and softcap
+//===----------------------------------------------------------------------===//
+
+RowKernel::Stretches RowKernel::stretchesOf(Val begin, Val end) {
+  Val last = max(min(end, visible.end), begin), sinks = min(max(visible.sinks, begin), last);
+  return {begin, sinks, min(max(visible.begin, sinks), last), last};
+}
+
+Vals RowKernel::forBlocks(Val begin, Val end, Vals initial, function_ref<Vals(Val, Vals)> body) {
+  if (!shape.mask)
+    return e.loop(begin, end, 1, initial, body);
+  Stretches seen = stretchesOf(begin, end);
+  Val gap = seen.window - seen.sinks, none = index(0);
+  return e.loop(begin, seen.end - gap, 1, initial, [&](Val block, Vals state) { return body(block + select(block < seen.sinks, none, gap), state); });
+}
+
+void RowKernel::forBlocks(Val begin, Val end, function_ref<void(Val)> body) {
+  forBlocks(begin, end, {}, [&](Val block, Vals) -> Vals {
+    body(block);
+    return {};
+  });
+}
+
+Vals RowKernel::forTokens(Val begin, Val end, Vals initial, function_ref<Vals(Val, Vals)> body) {
+  if (!shape.mask)
+    return e.loop(begin, end, kBlock, initial, body);
+  return forBlocks(begin / kBlock, (end + (kBlock - 1)) / kBlock, initial, [&](Val block, Vals state) { return body(block * kBlock, state); });
+}
+
+void RowKernel::forTokens(Val begin, Val end, function_ref<void(Val)> body) {
+  forTokens(begin, end, {}, [&](Val t, Vals) -> Vals {
+    body(t);
+    return {};
+  });
+}
+
+Val RowKernel::countBlocks(Val end) {
+  if (!shape.mask)
+    return end;
+  Stretches seen = stretchesOf(index(0), end);
+  return seen.sinks + seen.end - seen.window;
+}
+
+Val RowKernel::areSeen(Val t) {
+  Val each = e.splat(convert(t, e.i32()), kBlock) + e.iota(e.i32(), kBlock);
+  return areVisible(each, each, newest, shape);
+}
+
+void RowKernel::finishScores(Val block) {
+  if (!shape.mask && !shape.softcap)
+    return;
+  Val each = e.splat(convert(block * kBlock, e.i32()), kBlock) + e.iota(e.i32(), kBlock), there = each < e.splat(convert(tokens, e.i32()), kBlock);
+  forHeads([&](Val h) {
+    Val at = h * padded + block * kBlock, score = e.load(s, at, kBlock);
+    if (shape.softcap)
+      score = softcapped(score, shape.softcap);
+    Val seen = shape.mask ? there & sees(h, each) : there;
+    e.store(select(seen, score, e.constant(score.type(), -INFINITY)), s, at);
   });
 }
 
@@ -91,13 +163,13 @@ void RowKernel::softmax() {
   forHeads([&](Val h) {
     // A score that is NaN is no maximum, but its weight and with it the sum are NaN.
     Val base = h * padded;
-    Val top = e.loop(index(0), padded, kBlock, {e.constant(vector, -INFINITY)}, [&](Val t, Vals m) -> Vals {
+    Val top = forTokens(index(0), padded, {e.constant(vector, -INFINITY)}, [&](Val t, Vals m) -> Vals {
       return {larger(e.load(s, base + t, kBlock), m[0])};
     })[0];
     Val m = reduceMax(top);
     // A row of -inf must not turn into -inf - -inf.
     Val shift = e.splat(max(m, kLowest), kBlock);
-    Val sums = e.loop(index(0), padded, kBlock, {e.constant(vector, 0)}, [&](Val t, Vals sum) -> Vals {
+    Val sums = forTokens(index(0), padded, {e.constant(vector, 0)}, [&](Val t, Vals sum) -> Vals {
       Val weight = exp(e.load(s, base + t, kBlock) - shift);
       e.store(weight, p, base + t);
       return {sum[0] + weight};
@@ -130,28 +202,20 @@ void RowKernel::storeState() {
 // The certificate
 //===----------------------------------------------------------------------===//
 
-/// At least e^x - 1 for x >= 0. Infinite from 40 on, so that what a float can't tell from 0, here or where states merge, does not matter before.
-static Val growth(Val x) {
-  Emitter &e = *x.e;
-  Val power = exp(x), small = (x + x * x * power * 0.5) * (1 + 0x1p-20); // by Taylor's remainder
-  return select(x < 1, small, select(x < 40, power * (1 + 0x1p-20), e.constant(x.type(), INFINITY)));
-}
-
 void RowKernel::certify() {
   // e^x of the softmax is off by less than 2^-21, and x = s - max by its rounding, at most 88 * 2^-24 where e^x is not 0.
   constexpr double kSoftmaxRounding = 0x1p-21 + 88 * 0x1p-24;
-  // Weights below the floats are 0 here; what they are instead stays below this.
-  constexpr double kLeastWeight = 1e-37;
+  const double rounding = kSoftmaxRounding + kSoftcapRounding * shape.softcap; // a cap brings scores closer, and itself rounds
   Val zero = e.constant(VectorType::get(kBlock, e.f32()), 0), zeroBlocks = e.constant(VectorType::get(kBlockLanes, e.f32()), 0);
   Val keyMax = keyChannelMax(), largest = valueMax(), unit = valueUnit(), blocks = inexactBlocks();
   auto asFloat = [&](Val count) { return convert(convert(count, e.i64()), e.f32()); };
   Val valueRounding = (asFloat(additions() + padded / kBlock) + 160) * 0x1p-24; // of out and of the sum of weights
   Val inflation = asFloat(padded / lanes + 512) * 0x1p-24 + 1;                  // of the sums below, a lane at a time
   prepareCertificate();
-  e.loop(index(0), blocks, 1, [&](Val block) { boundScores(block); });
+  forBlocks(index(0), blocks, [&](Val block) { boundScores(block); });
   forHeads([&](Val h) {
     Val lost = e.loop(index(0), blocks, kBlockLanes, {zeroBlocks}, [&](Val block, Vals lost) -> Vals {
-      Val at = h * blockStride + block, grown = growth(e.load(scoreError, at, kBlockLanes) + kSoftmaxRounding);
+      Val at = h * blockStride + block, grown = growth(e.load(scoreError, at, kBlockLanes) + rounding);
       e.store(grown, scoreError, at);
       Val number = e.splat(convert(block, e.i32()), kBlockLanes) + e.iota(e.i32(), kBlockLanes), there = number < e.splat(convert(blocks, e.i32()), kBlockLanes);
       return {lost[0] + select(there, grown, zeroBlocks) * (kBlock * kLeastWeight)};
@@ -161,7 +225,7 @@ void RowKernel::certify() {
   constexpr int64_t kSums = 6;
   forHeadGroups(kSums, [&](Val head, int64_t heads) {
     // Per query row the sums of w g, w g m, w m, w r, w^2 v and of w m of the rows that are not read.
-    Vals sums = e.loop(index(0), blocks, 1, Vals(kSums * heads, e.constant(VectorType::get(lanes, e.f32()), 0)), [&](Val block, Vals sums) {
+    Vals sums = forBlocks(index(0), blocks, Vals(kSums * heads, e.constant(VectorType::get(lanes, e.f32()), 0)), [&](Val block, Vals sums) {
       RowBounds rows = boundValues(block * kBlock);
       for (int64_t h = 0; h < heads; ++h) {
         Val grown = e.splat(e.load(scoreError, (head + h) * blockStride + block), lanes);
@@ -190,19 +254,13 @@ void RowKernel::certify() {
       // Dense tokens: products and sums of f32.
       Val row = head + h;
       Val scoreRounding = reduceAdd(abs(e.load(w, row * shape.keyDim, shape.keyDim)) * keyMax) * ((shape.keyDim / 8 + 12) * 0x1p-24);
-      Val mass = reduceAdd(e.loop(blocks * kBlock, padded, kBlock, {zero}, [&](Val t, Vals sum) -> Vals {
+      Val mass = reduceAdd(forTokens(blocks * kBlock, padded, {zero}, [&](Val t, Vals sum) -> Vals {
         return {sum[0] + e.load(p, row * padded + t, kBlock)};
-      })[0]) + asFloat(tokens) * kLeastWeight;
-      Val exact = growth(scoreRounding + kSoftmaxRounding) * mass + e.load(growthSum, row), moment = total[2] * unit + mass * largest;
-      Val common = total[5] * commonShare(), sum = e.load(rowSum, row);
-      Val numbers[kCertificateNumbers] = {total[0] + exact,
-                                          total[1] * unit + exact * largest,
-                                          moment,
-                                          (total[3] + weightError(row)) * unit + valueRounding * moment,
-                                          sqrt(total[4] + common * common + scoreVariance(row) * sum * sum) * unit,
-                                          largest};
+      })[0]);
+      Vals numbers = certificateOf({total[0], total[1], total[2], total[3], total[4], total[5], e.load(growthSum, row), mass, growth(scoreRounding + rounding),
+                                    unit, largest, weightError(row), scoreVariance(row), e.load(rowSum, row), asFloat(tokens), valueRounding, inflation, commonShare()});
       for (auto [number, value] : llvm::enumerate(numbers))
-        e.store(value * inflation, certificate, row * kCertificateNumbers + number);
+        e.store(value, certificate, row * kCertificateNumbers + number);
     }
   });
 }
@@ -247,7 +305,7 @@ void RowKernel::scoreDense(Buffer keys, Val first, Val count) {
 void RowKernel::addValues(Val begin, Val end, function_ref<Val(Val)> rowAt) {
   // A tile of tokens stays in the nearest cache while each group of query rows passes over it.
   int64_t dim = shape.valueDim;
-  e.loop(begin, end, kBlock, [&](Val tile) {
+  forTokens(begin, end, [&](Val tile) {
     Val tileEnd = min(tile + kBlock, end);
     forHeadGroups(/*vectorsPerHead=*/dim / lanes, [&](Val head, int64_t heads) {
       Vals sums;
@@ -255,8 +313,12 @@ void RowKernel::addValues(Val begin, Val end, function_ref<Val(Val)> rowAt) {
         sums.push_back(e.load(out, (head + h) * dim, dim));
       sums = e.loop(tile, tileEnd, 1, sums, [&](Val t, Vals sums) {
         Val row = rowAt(t);
-        for (int64_t h = 0; h < heads; ++h)
-          sums[h] = sums[h] + e.splat(e.load(p, (head + h) * padded + t), dim) * row;
+        for (int64_t h = 0; h < heads; ++h) {
+          Val addend = e.splat(e.load(p, (head + h) * padded + t), dim) * row;
+          if (shape.mask) // where it hides a value that is not finite, 0 times that is not 0
+            addend = select(sees(head + h, t), addend, e.constant(addend.type(), 0));
+          sums[h] = sums[h] + addend;
+        }
         return sums;
       });
       for (int64_t h = 0; h < heads; ++h)
@@ -303,6 +365,15 @@ private:
   }
 
   void scores() override {
+    if (shape.mask || shape.softcap) {
+      Buffer keys = rowOf(Slot::Key, shape.keyDim, shape.key);
+      forTokens(index(0), padded, [&](Val t) {
+        Val bytes = t * (shape.keyDim * shape.key.getIntOrFloatBitWidth() / 8);
+        scoreDense(e.buffer(e.advance(keys.pointer, bytes), shape.key), t, min(tokens - t, index(kBlock)));
+        finishScores(t / kBlock);
+      });
+      return softmax();
+    }
     // The last block's tail first, then every real token.
     e.when(tokens > 0, [&] {
       forHeads([&](Val h) { e.store(e.constant(VectorType::get(kBlock, e.f32()), -INFINITY), s, h * padded + padded - kBlock); });
@@ -313,9 +384,11 @@ private:
 
   Val channelMax(Slot slot, int64_t dim, Type element) {
     Buffer rows = rowOf(slot, dim, element);
-    return e.loop(index(0), tokens, 1, {e.constant(VectorType::get(dim, e.f32()), 0)}, [&](Val t, Vals top) -> Vals {
-      Val magnitude = abs(convert(e.load(rows, t * dim, dim), e.f32()));
-      return {select((magnitude > top[0]) & (magnitude < INFINITY), magnitude, top[0])};
+    return forTokens(index(0), tokens, {e.constant(VectorType::get(dim, e.f32()), 0)}, [&](Val tile, Vals top) -> Vals {
+      return e.loop(tile, min(tile + kBlock, tokens), 1, top, [&](Val t, Vals top) -> Vals {
+        Val magnitude = abs(convert(e.load(rows, t * dim, dim), e.f32()));
+        return {select((magnitude > top[0]) & (magnitude < INFINITY), magnitude, top[0])};
+      });
     })[0];
   }
   Val keyChannelMax() override { return channelMax(Slot::Key, shape.keyDim, shape.key); }
@@ -324,7 +397,10 @@ private:
   void values() override { addDenseValues(rowOf(Slot::Value, shape.valueDim, shape.value), index(0), tokens); }
 
   void reportReading() override {
-    tally(tokens * (shape.keyDim * shape.key.getIntOrFloatBitWidth()), tokens * (shape.valueDim * shape.value.getIntOrFloatBitWidth()));
+    Val read = tokens;
+    if (shape.mask)
+      read = forTokens(index(0), tokens, {index(0)}, [&](Val t, Vals sum) -> Vals { return {sum[0] + min(tokens - t, index(kBlock))}; })[0];
+    tally(read * (shape.keyDim * shape.key.getIntOrFloatBitWidth()), read * (shape.valueDim * shape.value.getIntOrFloatBitWidth()));
   }
 };
 } // namespace

@@ -3,16 +3,18 @@
 // A kernel works on one row, a kv head of one batch entry with the query rows that share it (P3), in stages:
 //
 //   queries  w[h, c] = scale * q[h, c] as f32
-//   scores   s[h, t], from planes or dense tokens; -inf past the last token
+//   scores   s[h, t], from planes or dense tokens, capped (A12); -inf past the last token and where a mask (A11) hides it
 //   softmax  p[h, t] = e^(s - max), max[h], sum[h]
 //   values   out[h, c] = sum_t p[h, t] v[t, c], from planes or dense tokens
 //   certify  where asked for: what scores and values may be off (P4), from what was read of them
 //
 // Formats differ in how scores and values are read. Tokens of the open block are dense in every format, so the dense readers live here.
+//
+// Blocks in which no query sees a token are left out of every loop (forBlocks, forTokens): s and p hold nothing there.
 #ifndef ALIGNED_LIB_CONVERSION_ALIGNEDTOCPU_ROWKERNEL_H
 #define ALIGNED_LIB_CONVERSION_ALIGNEDTOCPU_ROWKERNEL_H
 
-#include "../Common/DecodeShape.h"
+#include "../Common/Masks.h"
 #include "aligned/Conversion/Common/Emitter.h"
 
 namespace aligned {
@@ -29,9 +31,9 @@ struct KernelShape : DecodeShape {
 /// Blocks that are looked at together.
 constexpr int64_t kBlockLanes = 16;
 
-/// The arguments of a kernel, laid out in memory by the caller, one 8-byte slot each.
-enum class Slot { Query, Key, Value, Acc, Max, Sum, Certificate, Scale, Tokens };
-constexpr int64_t kSlots = 9, kSlotBytes = 8;
+/// The arguments of a kernel, `aligned_kernel_arguments`: one 8-byte slot each.
+enum class Slot { Query, Key, Value, Acc, Max, Sum, Certificate, Scale, Tokens, Later };
+constexpr int64_t kSlots = 10, kSlotBytes = 8;
 
 class RowKernel {
 public:
@@ -85,6 +87,19 @@ protected:
 
   //===-- shared stages --------------------------------------------------===//
 
+  /// All blocks begin .. end - 1 that any query sees, and the first of each kBlock tokens in begin .. end - 1, where begin starts a block.
+  Vals forBlocks(Val begin, Val end, Vals initial, llvm::function_ref<Vals(Val block, Vals)> body);
+  void forBlocks(Val begin, Val end, llvm::function_ref<void(Val block)> body);
+  Vals forTokens(Val begin, Val end, Vals initial, llvm::function_ref<Vals(Val t, Vals)> body);
+  void forTokens(Val begin, Val end, llvm::function_ref<void(Val t)> body);
+  /// How many of the blocks 0 .. end - 1 any query sees.
+  Val countBlocks(Val end);
+  /// Whether query row h sees token t, of any integer type; and lane by lane, whether any row sees the kBlock tokens from t on. Only where there is a mask.
+  Val sees(Val h, Val t) { return isVisible(t, h % index(shape.queries), newest, shape); }
+  Val areSeen(Val t);
+  /// Caps and masks the scores of a block; every reader of scores ends with it.
+  void finishScores(Val block);
+
   void softmax();
   /// s[h, first .. first + count) = w . k for the dense tokens of `keys`.
   void scoreDense(Buffer keys, Val first, Val count);
@@ -109,11 +124,19 @@ protected:
   const int64_t lanes; ///< of a 32-bit vector register
 
   Val arguments, row, tokens, padded; ///< padded: tokens rounded up to whole blocks, the stride of s and p
+  Val newest;                         ///< tokens up to the newest query
   Buffer w, s, p, rowMax, rowSum, out;
   Val blockStride; ///< blocks, padded to whole vectors of kBlockLanes
   Buffer scoreError, growthSum, certificate;
 
 private:
+  /// Blocks begin .. sinks - 1 and window .. end - 1.
+  struct Stretches {
+    Val begin, sinks, window, end;
+  };
+  Stretches stretchesOf(Val begin, Val end);
+  VisibleBlocks visible; ///< where there is a mask
+
   void resolveScratch();
   void loadQueries();
   void certify();

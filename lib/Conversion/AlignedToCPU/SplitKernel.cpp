@@ -53,9 +53,10 @@ CacheRow SplitKernel::cacheRow(Slot slot, SplitAttr split, int64_t headDim, Type
 }
 
 void SplitKernel::scoreOpenBlock() {
-  e.when(key.open > 0, [&] {
+  e.when(openSeen > 0, [&] {
     forHeads([&](Val h) { e.store(e.constant(VectorType::get(kBlock, e.f32()), -INFINITY), s, h * padded + fullTokens); });
     scoreDense(key.openTokens, fullTokens, key.open);
+    finishScores(key.blocks);
   });
 }
 
@@ -95,8 +96,18 @@ Val SplitKernel::limitValues(Val layers, Val t) {
 //===----------------------------------------------------------------------===//
 
 void SplitKernel::allocate() {
+  openSeen = key.open;
+  if (shape.mask)
+    openSeen = select(isBlockVisible(key.blocks, newest, shape), key.open, index(0));
   scratch(keyRead, e.i8(), key.blocks * units);
   scratch(valueRead, e.i8(), padded);
+}
+
+void SplitKernel::readNothing() {
+  if (!shape.mask)
+    return;
+  e.loop(index(0), key.blocks * units, units, [&](Val i) { e.store(e.constant(VectorType::get(units, e.i8()), 0), keyRead, i); });
+  e.loop(index(0), fullTokens, kBlock, [&](Val t) { e.store(e.constant(VectorType::get(kBlock, e.i8()), 0), valueRead, t); });
 }
 
 Val SplitKernel::layersOf(Val block) {
@@ -114,12 +125,12 @@ void SplitKernel::reportReading() {
     })[0];
     return convert(convert(reduceAdd(sums), e.i64()), e.types.getIndexType());
   };
-  Val keyBits = sum(keyRead, key.blocks * units, units) * (4 * kBlock * unitChannels) + key.open * (shape.keyDim * shape.key.getIntOrFloatBitWidth());
-  Val valueBits = sum(valueRead, fullTokens, kBlock) * (4 * shape.valueDim) + value.open * (shape.valueDim * shape.value.getIntOrFloatBitWidth());
+  Val keyBits = sum(keyRead, key.blocks * units, units) * (4 * kBlock * unitChannels) + openSeen * (shape.keyDim * shape.key.getIntOrFloatBitWidth());
+  Val valueBits = sum(valueRead, fullTokens, kBlock) * (4 * shape.valueDim) + openSeen * (shape.valueDim * shape.value.getIntOrFloatBitWidth());
   if (shape.keySplit.getKind() == FormatKind::Fixed) // a byte for each exponent
-    keyBits = keyBits + key.blocks * (shape.keyDim * 8);
+    keyBits = keyBits + countBlocks(key.blocks) * (shape.keyDim * 8);
   if (shape.valueSplit.getKind() == FormatKind::Fixed)
-    valueBits = valueBits + fullTokens * 8;
+    valueBits = valueBits + countBlocks(key.blocks) * (kBlock * 8);
   tally(keyBits, valueBits);
   auto asI64 = [&](Val number) { return convert(number, e.i64()).value; };
   func::CallOp::create(e.b, "aligned_rt_plan", TypeRange(),
@@ -159,7 +170,10 @@ void SplitKernel::addValueEscapes() {
   forEscapes(value, [&](Val t, Val channel, Val number) {
     forHeads([&](Val h) {
       Val at = h * shape.valueDim + channel;
-      e.store(e.load(out, at) + e.load(p, h * padded + t) * number, out, at);
+      auto add = [&] { e.store(e.load(out, at) + e.load(p, h * padded + t) * number, out, at); };
+      if (shape.mask)
+        return e.when(sees(h, t), add);
+      add();
     });
   });
 }

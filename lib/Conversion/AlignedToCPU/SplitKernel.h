@@ -31,6 +31,7 @@ protected:
 
   CacheRow key, value;
   Val fullTokens;            ///< tokens of full blocks
+  Val openSeen;              ///< tokens of the open block, 0 where no query sees one
   Buffer keyRead, valueRead; ///< nibble layers, i8: [blocks, units] and [full tokens]
 
   Val tokenCount() final;
@@ -40,6 +41,8 @@ protected:
   Val keyChannelMax() final { return e.load(key.channelMax, index(0), shape.keyDim); }
   Val valueMax() final { return reduceMax(e.load(value.channelMax, index(0), shape.valueDim)); }
   Val inexactBlocks() final { return key.blocks; }
+  /// Writes down that nothing is read, which is so of what no query sees.
+  void readNothing();
   /// Layers that are read of the channels of a block.
   Val layersOf(Val block);
 
@@ -57,7 +60,7 @@ protected:
   Val limitValues(Val layers, Val t);
 
   void scoreOpenBlock();
-  void addOpenValues() { addDenseValues(value.openTokens, fullTokens, value.open); }
+  void addOpenValues() { addDenseValues(value.openTokens, fullTokens, openSeen); }
   /// s[h, t] += w[h, c] * x, or out[h, c] += p[h, t] * x, for values that are kept aside (S7). Keys are those of one block.
   void addKeyEscapes(Val block);
   void addValueEscapes();

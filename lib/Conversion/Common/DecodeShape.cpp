@@ -4,7 +4,7 @@
 using namespace mlir;
 using namespace aligned;
 
-FailureOr<DecodeShape> aligned::decodeShape(DecodeAttentionOp op) {
+FailureOr<DecodeShape> aligned::decodeShape(DecodeAttentionOp op, bool takesLater) {
   auto type = [](Value value) { return cast<RankedTensorType>(value.getType()); };
   RankedTensorType query = type(op.getQuery()), key = type(op.getKey()), value = type(op.getValue());
   if (ShapedType::isDynamic(query.getDimSize(1)) || ShapedType::isDynamic(query.getDimSize(2)) || ShapedType::isDynamic(key.getDimSize(1)) ||
@@ -15,12 +15,15 @@ FailureOr<DecodeShape> aligned::decodeShape(DecodeAttentionOp op) {
   policies.resize(key.getDimSize(1), policies.front());
   DecodeShape shape{key.getDimSize(1), query.getDimSize(1) / key.getDimSize(1) * query.getDimSize(2), key.getDimSize(3), value.getDimSize(3),
                     query.getElementType(), key.getElementType(), value.getElementType(), getSplit(key), getSplit(value), policies, op.getMaskedZero(),
-                    bool(op.getCertificate()), static_cast<int32_t>(op.getSite())};
+                    bool(op.getCertificate()), static_cast<int32_t>(op.getSite()),
+                    query.getDimSize(2), op.getMaskAttr(), op.getSoftcap() ? op.getSoftcap()->convertToDouble() : 0.0, bool(op.getLater())};
   for (auto [name, dim] : {std::pair("key", shape.keyDim), std::pair("value", shape.valueDim)})
     if (!isSupportedHeadDim(dim))
       return op.emitOpError("expected the ") << name << "'s head_dim to be a multiple of " << kHeadDimMultiple << ", at most " << kMaxHeadDim << ", got " << dim;
   if (shape.heads > kMaxQueryRows)
     return op.emitOpError("expected at most ") << kMaxQueryRows << " query rows per kv head, got " << shape.heads;
+  if (shape.later && !takesLater)
+    return op.emitOpError("expected at most ") << kMaxQueryRows << " query rows per kv head where attention is masked and the target is not the CPU, got more";
   if (shape.keySplit && shape.keySplit.getKind() != shape.valueSplit.getKind())
     return op.emitOpError("expected key and value to have one kind of format, got ")
            << stringifyFormatKind(shape.keySplit.getKind()) << " and " << stringifyFormatKind(shape.valueSplit.getKind());

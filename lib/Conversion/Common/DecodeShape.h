@@ -15,12 +15,16 @@ struct DecodeShape {
   llvm::SmallVector<PolicyAttr> policies;      ///< of each kv head
   bool maskedZero, certified;
   int32_t site;
+  int64_t queries = 1; ///< of each query head: row h of a kv head is query h mod queries
+  MaskAttr mask = {};  ///< null: all tokens are visible
+  double softcap = 0;  ///< 0: none
+  bool later = false;  ///< whether tokens newer than the last query may follow, given when the kernel runs
 
   bool exact() const { return policies.front().getKind() == PolicyKind::Exact; }
 };
 
-/// What a decode op asks of a kernel; a diagnostic where no kernel can do it.
-mlir::FailureOr<DecodeShape> decodeShape(DecodeAttentionOp op);
+/// What a decode op asks of a kernel; a diagnostic where no kernel can do it, or none that takes no `later` tokens.
+mlir::FailureOr<DecodeShape> decodeShape(DecodeAttentionOp op, bool takesLater = false);
 
 /// Nibble layers of a cache's resident planes.
 inline int64_t residentLayers(SplitAttr split) { return split.getFirstLayer(split.getResident()); }

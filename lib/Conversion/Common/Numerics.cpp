@@ -54,6 +54,19 @@ Val aligned::coarsest(Val budget, llvm::function_ref<Val(Val)> variance) {
   return precisionOf(range[0]);
 }
 
+Val aligned::halfExponent(Val x) {
+  Val biased = (bitcast(abs(x), x.e->i32()) >> 23) - 127;
+  return select(x == 0, x.e->constant(biased.type(), -15), max(biased, -14));
+}
+
+Val aligned::tierLayers(Val isLeast, Val isMiddle) {
+  mlir::Type type = isLeast.e->i32();
+  if (isLeast.lanes())
+    type = mlir::VectorType::get(isLeast.lanes(), type);
+  auto bits = [&](int64_t count) { return isLeast.e->constant(type, count / 4); };
+  return select(isLeast, bits(8), select(isMiddle, bits(12), bits(16)));
+}
+
 Val aligned::toWeight(Val x) {
   Val bounded = select(abs(x) <= 2 * kWeightLimit - 1, x, x.e->constant(x.type(), 0));
   return convert(roundEven(bounded), x.e->i32());

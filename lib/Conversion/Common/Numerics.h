@@ -1,4 +1,4 @@
-// S1 and P2 as code that every machine shares: what stored bits stand for, how many of them an addend needs, and what is left when they are read.
+// S1, P1 and P2 as code that every machine shares: what stored bits stand for, how many of them an addend needs, and what is left when they are read.
 // Numbers are scalars or vectors alike.
 #ifndef ALIGNED_LIB_CONVERSION_COMMON_NUMERICS_H
 #define ALIGNED_LIB_CONVERSION_COMMON_NUMERICS_H
@@ -43,6 +43,12 @@ Val offAfterReading(Val steps);
 
 /// The coarsest of the quarter octaves from 2^kStartExponent down whose predicted variance keeps within the budget. The variance falls with the precision.
 Val coarsest(Val budget, llvm::function_ref<Val(Val precision)> variance);
+
+/// P1: floor(log2 |x|) of an f32, at least -14, and -15 for zero: the exponent of a half.
+Val halfExponent(Val x);
+/// P1: layers of the three tiers, the least, the middle, or all.
+Val tierLayers(Val isLeast, Val isMiddle);
+constexpr int64_t kProbed = 32; ///< P1: rows that judge the size of the output
 
 /// Digits that a weight is written with.
 constexpr int64_t kDigits = 3;

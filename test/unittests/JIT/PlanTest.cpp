@@ -64,17 +64,21 @@ struct Said {
   double tolerance[kHeads];
   Limits key[kHeads] = {}, value[kHeads] = {};
   double difference = 0; ///< allowed, of outputs that were read alike
+  Mask mask = {};        ///< and softcap: what `policies` begins with
+  double softcap = 0;
 };
 
 class PlanOfKernels : public testing::TestWithParam<std::tuple<Said, const char *>> {};
 
 TEST_P(PlanOfKernels, IsThatOfTheReference) {
   const auto &[said, isa] = GetParam();
-  std::unique_ptr<aligned_module, decltype(&aligned_module_destroy)> module(aligned_module_compile((R"(
-func.func @step(%q: tensor<1x6x1x32xf16>, %k: tensor<1x2x?x32xf16>, %v: tensor<1x2x?x48xf16>) -> tensor<1x6x1x48xf32> {
+  const int64_t queries = said.mask.queries;
+  std::string rows = std::to_string(kHeads * kGroup / queries) + "x" + std::to_string(queries); // of which each kv head has kGroup
+  std::unique_ptr<aligned_module, decltype(&aligned_module_destroy)> module(aligned_module_compile((
+"func.func @step(%q: tensor<1x" + rows + "x32xf16>, %k: tensor<1x2x?x32xf16>, %v: tensor<1x2x?x48xf16>) -> tensor<1x" + rows + R"(x48xf32> {
   %scale = arith.constant 0.25 : f32
-  %out = aligned.attention %q, %k, %v scale %scale )" + std::string(said.policies) + R"( : tensor<1x6x1x32xf16>, tensor<1x2x?x32xf16>, tensor<1x2x?x48xf16> -> tensor<1x6x1x48xf32>
-  return %out : tensor<1x6x1x48xf32>
+  %out = aligned.attention %q, %k, %v scale %scale )" + said.policies + " : tensor<1x" + rows + "x32xf16>, tensor<1x2x?x32xf16>, tensor<1x2x?x48xf16> -> tensor<1x" + rows + R"(x48xf32>
+  return %out : tensor<1x)" + rows + R"(x48xf32>
 })").c_str(), (std::string("isa=") + isa).c_str(), nullptr), aligned_module_destroy);
   if (!module && std::string(aligned_last_error()).find("an instruction set of this machine") != std::string::npos)
     GTEST_SKIP() << aligned_last_error();
@@ -83,27 +87,29 @@ func.func @step(%q: tensor<1x6x1x32xf16>, %k: tensor<1x2x?x32xf16>, %v: tensor<1
   for (int64_t tokens : {1, 63, 64, 97, 1000}) {
     SCOPED_TRACE(std::to_string(tokens) + " tokens");
     std::vector<HeadInputs> heads;
-    std::vector<uint16_t> rows[3]; // q, k, v of all heads
+    std::vector<uint16_t> data[3]; // q, k, v of all heads
     for (int64_t head = 0; head < kHeads; ++head) {
       heads.push_back(structuredHead(tokens, 7 + head));
       heads.back().keyLimits = said.key[head];
       heads.back().valueLimits = said.value[head];
+      heads.back().mask = said.mask;
+      heads.back().softcap = said.softcap;
       int side = 0;
       for (const std::vector<double> *values : {&heads.back().q, &heads.back().k, &heads.back().v}) {
         for (double x : *values)
-          rows[side].push_back(narrow(x, Storage::Half));
+          data[side].push_back(narrow(x, Storage::Half));
         ++side;
       }
     }
     aligned_value arguments[3] = {}, result = {};
-    arguments[0].array = {rows[0].data(), {1, kHeads * kGroup, 1, kKeyDim}, {kHeads * kGroup * kKeyDim, kKeyDim, kKeyDim, 1}, nullptr};
+    arguments[0].array = {data[0].data(), {1, kHeads * kGroup / queries, queries, kKeyDim}, {kHeads * kGroup * kKeyDim, queries * kKeyDim, kKeyDim, 1}, nullptr};
     std::vector<std::unique_ptr<aligned_cache, decltype(&aligned_cache_destroy)>> caches;
     for (int side = 1; side < 3; ++side) {
       aligned_type type;
       ASSERT_EQ(aligned_module_argument(module.get(), side, &type), 0);
       int64_t dim = side == 1 ? kKeyDim : kValueDim, strides[] = {kHeads * tokens * dim, tokens * dim, dim, 1};
       caches.emplace_back(aligned_cache_create(&type.format, 1, kHeads, dim, tokens), aligned_cache_destroy);
-      ASSERT_EQ(aligned_cache_append(caches.back().get(), rows[side].data(), tokens, strides), 0) << aligned_last_error();
+      ASSERT_EQ(aligned_cache_append(caches.back().get(), data[side].data(), tokens, strides), 0) << aligned_last_error();
       arguments[side].cache = caches.back().get();
     }
     Plan plans[kHeads];
@@ -116,6 +122,8 @@ func.func @step(%q: tensor<1x6x1x32xf16>, %k: tensor<1x2x?x32xf16>, %v: tensor<1
     aligned_array_free(&result.array);
 
     for (int64_t head = 0; head < kHeads; ++head) {
+      if (tokens < queries) // rows that see nothing are NaN
+        continue;
       SCOPED_TRACE("head " + std::to_string(head));
       double tolerance = said.tolerance[head];
       PolicyResult want = tolerance ? decodeBudget(heads[head], tolerance) : decodeAlignedKV(heads[head]);
@@ -162,7 +170,17 @@ INSTANTIATE_TEST_SUITE_P(
                  {0x1p-6, 0x1p-6}, {kExact, kOwn}, {kExact, kOwn}, 1e-3},
             Said{"nothing", "policy <budget, tolerance = 0.015625, value = <bits = 0 to 0>>", {0x1p-6, 0x1p-6}, {}, {kNothing, kNothing}, 1.6e-2},
             Said{"rule", "policies [<alignedkv, key = <bits = 0 to 8, newest = 3, sinks = 1>>, <alignedkv, value = <bits = 0 to 8, newest = 3, sinks = 1>>]", {0, 0},
-                 {kRule, {}}, {{}, kRule}, 2e-2}),
+                 {kRule, {}}, {{}, kRule}, 2e-2},
+            Said{"causal", "mask <causal> policy <budget, tolerance = 0.00390625>", {0x1p-8, 0x1p-8}, {}, {}, 4e-3, {3, true}},
+            Said{"window", "mask <causal, window = 150, sinks = 70> policy <budget, tolerance = 0.00390625>", {0x1p-8, 0x1p-8}, {}, {}, 4e-3, {1, true, 150, 70}},
+            Said{"windows", "softcap 4.0 mask <window = 200, sinks = 4> policy <budget, tolerance = 0.00390625>", {0x1p-8, 0x1p-8}, {}, {}, 4e-3, {3, false, 200, 4}, 4},
+            Said{"softcap", "softcap 3.0 policy <budget, tolerance = 0.015625>", {0x1p-6, 0x1p-6}, {}, {}, 1.6e-2, {}, 3},
+            Said{"masked_limits",
+                 "mask <causal, window = 300, sinks = 1> policies [<budget, tolerance = 0.015625, key = <bits = 4 to 12, sinks = 65, ages = [100: 8, 500: 4]>,"
+                 " value = <newest = 130, ages = [1: 12]>>,"
+                 " <budget, tolerance = 0.015625, key = <newest = 130, ages = [1: 12]>, value = <bits = 4 to 12, sinks = 65, ages = [100: 8, 500: 4]>>]",
+                 {0x1p-6, 0x1p-6}, {kSinksAndAges, kNewest}, {kNewest, kSinksAndAges}, 1.6e-2, {1, true, 300, 1}},
+            Said{"masked_rule", "softcap 4.0 mask <causal, window = 100, sinks = 2> policy <alignedkv>", {0, 0}, {}, {}, 2e-2, {3, true, 100, 2}, 4}),
         testing::Values("host")),
     nameOf);
 

@@ -84,6 +84,47 @@ TEST(ExactAttention, NaNStaysInItsRow) {
     EXPECT_TRUE(i / 16 == 1 ? std::isnan(out[i]) : out[i] == before[i]) << i;
 }
 
+/// Rows one by one, over copies of the tokens that each sees.
+TEST(ExactAttention, MasksLeaveTokensOut) {
+  for (int64_t tokens : {1, 2, 63, 65, 130})
+    for (const Mask &mask : {Mask{3, true}, Mask{1, true, 5}, Mask{3, false, 5}, Mask{3, true, 64, 2}, Mask{6, false, 1, 66}, Mask{2, true, 1000, 1}}) {
+      HeadInputs in = randomHead(tokens, 6, 16, 8);
+      in.mask = mask;
+      in.softcap = mask.sinks ? 1.5 : 0;
+      std::vector<double> out = exact(in);
+      for (int64_t row = 0; row < in.heads; ++row) {
+        int64_t position = tokens - mask.queries + row % mask.queries;
+        HeadInputs seen{1, 0, 16, 8, {in.q.begin() + row * 16, in.q.begin() + (row + 1) * 16}, {}, {}, in.scale};
+        for (int64_t t = 0; t < tokens; ++t) {
+          if ((mask.causal && t > position) || (mask.window && position - t >= mask.window && t >= mask.sinks))
+            continue;
+          ++seen.tokens;
+          seen.k.insert(seen.k.end(), in.k.begin() + t * 16, in.k.begin() + (t + 1) * 16);
+          seen.v.insert(seen.v.end(), in.v.begin() + t * 8, in.v.begin() + (t + 1) * 8);
+        }
+        seen.softcap = in.softcap;
+        std::vector<double> want = exact(seen);
+        for (int64_t c = 0; c < 8; ++c)
+          if (seen.tokens)
+            EXPECT_NEAR(out[row * 8 + c], want[c], 1e-14);
+          else
+            EXPECT_TRUE(std::isnan(out[row * 8 + c]));
+      }
+      std::vector<double> zeroed = exact(in, /*maskedZero=*/true);
+      for (size_t i = 0; i < out.size(); ++i)
+        EXPECT_EQ(zeroed[i], std::isnan(out[i]) ? 0 : out[i]);
+    }
+}
+
+TEST(ExactAttention, SoftcapBoundsScores) {
+  HeadInputs in{1, 3, 1, 1, {1}, {-8, 1, 1e6}, {1, 0, 0}, 0.5};
+  in.softcap = 3;
+  double weights[] = {std::exp(3 * std::tanh(-4 / 3.0)), std::exp(3 * std::tanh(0.5 / 3)), std::exp(3)};
+  EXPECT_NEAR(exact(in)[0], weights[0] / (weights[0] + weights[1] + weights[2]), 1e-15);
+  in.q[0] = INFINITY; // infinite scores would be finite ones
+  EXPECT_TRUE(std::isnan(exact(in)[0]));
+}
+
 TEST(RelativeErrors, ByHand) {
   EXPECT_EQ(relativeErrors({3, 4, 1, 1}, {3, 0, 1, 1}, 2), (std::vector<double>{4.0 / 3, 0}));
   EXPECT_EQ(relativeErrors({0}, {0}, 1), std::vector<double>{0});
@@ -97,6 +138,27 @@ TEST(Policies, FiguresOfTheSlice) {
   compareFigures("expected.json", "alignedkv", decodeAlignedKV);
   for (auto [name, tolerance] : {std::pair("tight", 0x1p-11), {"balanced", 0x1p-8}, {"fast", 0x1p-6}})
     compareFigures("expected.json", name, [tolerance = tolerance](const HeadInputs &in) { return decodeBudget(in, tolerance); });
+}
+
+/// What no query sees is not read, costs nothing, and changes nothing but the mean of rows that are not read.
+TEST(Policies, ReadWhatAMaskShows) {
+  for (const Mask &mask : {Mask{3, true, 40, 2}, Mask{1, false, 100}, Mask{3, true, 7}}) {
+    HeadInputs in = randomHead(450, 3, 32, 16);
+    for (PolicyResult (*decode)(const HeadInputs &) : {+[](const HeadInputs &head) { return decodeAlignedKV(head); }, +[](const HeadInputs &head) { return decodeBudget(head, 0x1p-8); }}) {
+      in.mask = {};
+      PolicyResult all = decode(in);
+      in.mask = mask;
+      PolicyResult result = decode(in);
+      EXPECT_LE(worstError(in, result), 0.05);
+      EXPECT_LT(result.keyBits, all.keyBits / 2);
+      EXPECT_LT(result.valueBits, all.valueBits / 2);
+      for (size_t i = 0; i < result.keyPlan.size(); ++i)
+        EXPECT_EQ(result.keyPlan[i] > 0, mask.isBlockSeen(int64_t(i) / 32, 450)) << i;
+      for (size_t t = 0; t < result.valuePlan.size(); ++t)
+        if (!mask.isSeen(int64_t(t), 450))
+          EXPECT_EQ(result.valuePlan[t], 0) << t;
+    }
+  }
 }
 
 TEST(Policies, OpenTokensAreExact) {

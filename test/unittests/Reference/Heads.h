@@ -29,7 +29,8 @@ inline HeadInputs randomHead(int64_t tokens, int64_t heads, int64_t keyDim, int6
 
 inline std::vector<double> exact(const HeadInputs &in, bool maskedZero = false) {
   std::vector<double> out(in.heads * in.valueDim);
-  exactAttention(in.q.data(), in.heads, in.k.data(), in.v.data(), in.tokens, in.keyDim, in.valueDim, in.scale, maskedZero, out.data());
+  exactAttention(in.q.data(), in.heads, in.k.data(), in.v.data(), in.tokens, in.keyDim, in.valueDim, in.scale, maskedZero, out.data(), in.mask,
+                 in.softcap);
   return out;
 }
 

@@ -1,4 +1,4 @@
-// Split encodings and policies: text forms, verification, presets.
+// Split encodings, policies and masks: text forms, verification, presets.
 #include "aligned/Dialect/Aligned/IR/Aligned.h"
 
 #include "mlir/IR/Diagnostics.h"
@@ -16,7 +16,7 @@ using namespace mlir;
 using namespace aligned;
 
 static constexpr int64_t kStorageBits = 16, kMaxPlanes = 4;
-static constexpr int64_t kMaxExactTokens = int64_t(1) << 40; // far above any cache, and far below where sums of it overflow
+static constexpr int64_t kMaxTokens = int64_t(1) << 40; // far above any cache, and far below where sums of it overflow
 
 //===----------------------------------------------------------------------===//
 // Text forms
@@ -276,8 +276,8 @@ LogicalResult LimitsAttr::verify(function_ref<InFlightDiagnostic()> emitError, F
   if (bits.least > bits.most)
     return emitError() << "expected the least bits not to exceed the most, got " << bits.least << " to " << bits.most;
   for (auto [name, count] : {std::pair("newest", newest), std::pair("sinks", sinks)})
-    if (count < 0 || count > kMaxExactTokens)
-      return emitError() << "expected 0 to " << kMaxExactTokens << " " << name << " tokens, got " << count;
+    if (count < 0 || count > kMaxTokens)
+      return emitError() << "expected 0 to " << kMaxTokens << " " << name << " tokens, got " << count;
   for (size_t i = 0; i < ages.size(); ++i) {
     if (failed(verifyBits(emitError, ages[i].bits)))
       return failure();
@@ -329,4 +329,65 @@ PolicyAttr aligned::parsePolicy(StringRef name, double tolerance, MLIRContext *c
   if (*kind == PolicyKind::Budget || tolerance != 0.0)
     value = FloatAttr::get(Float64Type::get(context), preset ? preset : tolerance);
   return PolicyAttr::getChecked(emitError, context, *kind, value, LimitsAttr(), LimitsAttr());
+}
+
+//===----------------------------------------------------------------------===//
+// Masks
+//===----------------------------------------------------------------------===//
+
+LogicalResult MaskAttr::verify(function_ref<InFlightDiagnostic()> emitError, bool causal, int64_t window, int64_t sinks) { // A11
+  if (!causal && !window && !sinks)
+    return emitError() << "expected a mask that is causal or has a window, got neither";
+  if (window < 0 || window > kMaxTokens)
+    return emitError() << "expected a window of 1 to " << kMaxTokens << " tokens, got " << window;
+  if (sinks < 0 || sinks > kMaxTokens)
+    return emitError() << "expected 0 to " << kMaxTokens << " sinks, got " << sinks;
+  if (sinks && !window)
+    return emitError() << "expected sinks only with a window, got " << sinks << " sinks and no window";
+  return success();
+}
+
+Attribute MaskAttr::parse(AsmParser &parser, Type) {
+  bool causal = false;
+  std::optional<int64_t> window, sinks;
+  SMLoc place = parser.getCurrentLocation();
+  auto parsePart = [&]() -> ParseResult {
+    SMLoc loc = parser.getCurrentLocation();
+    StringRef name;
+    if (parser.parseKeyword(&name))
+      return failure();
+    auto count = [&](std::optional<int64_t> &number) -> ParseResult {
+      if (number)
+        return parser.emitError(loc) << "expected each part of a mask once, got '" << name << "' again";
+      return failure(parser.parseEqual() || parser.parseInteger(number.emplace()));
+    };
+    if (name == "window")
+      return count(window);
+    if (name == "sinks")
+      return count(sinks);
+    if (name != "causal")
+      return parser.emitError(loc) << "expected 'causal', 'window = ...' or 'sinks = ...', got '" << name << "'";
+    if (causal)
+      return parser.emitError(loc) << "expected each part of a mask once, got '" << name << "' again";
+    causal = true;
+    return success();
+  };
+  if (parser.parseCommaSeparatedList(AsmParser::Delimiter::LessGreater, parsePart))
+    return {};
+  if (window == 0) { // which the attribute keeps for none
+    parser.emitError(place) << "expected a window of 1 to " << kMaxTokens << " tokens, got 0";
+    return {};
+  }
+  return getChecked([&] { return parser.emitError(place); }, parser.getContext(), causal, window.value_or(0), sinks.value_or(0));
+}
+
+void MaskAttr::print(AsmPrinter &printer) const {
+  SmallVector<std::string> parts;
+  if (getCausal())
+    parts.push_back("causal");
+  if (getWindow())
+    parts.push_back("window = " + std::to_string(getWindow()));
+  if (getSinks())
+    parts.push_back("sinks = " + std::to_string(getSinks()));
+  printer << "<" << llvm::interleaved(parts) << ">";
 }

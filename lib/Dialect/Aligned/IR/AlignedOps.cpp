@@ -144,6 +144,14 @@ static LogicalResult verifyPolicies(Operation *op, ArrayAttr policies, RankedTen
   return success();
 }
 
+/// A12.
+static LogicalResult verifySoftcap(Operation *op, std::optional<APFloat> softcap) {
+  constexpr double least = 1e-30, most = 1e30; // of what f32 holds the inverse, too
+  if (double cap = softcap ? softcap->convertToDouble() : 1; !(cap >= least && cap <= most)) // also refuses NaN
+    return op->emitOpError() << "expected a softcap from " << decimal(least) << " to " << decimal(most) << ", got " << decimal(cap);
+  return success();
+}
+
 LogicalResult AttentionOp::verify() {
   RankedTensorType query = typeOf(getQuery()), value = typeOf(getValue());
   if (failed(verifyOperands(*this, query, typeOf(getKey()), value)))
@@ -151,6 +159,8 @@ LogicalResult AttentionOp::verify() {
   if (failed(verifyResult(*this, "result", typeOf(getResult()), query, value.getDimSize(kChannels))))
     return failure();
   if (getPolicies() && failed(verifyPolicies(*this, *getPolicies(), typeOf(getKey()))))
+    return failure();
+  if (failed(verifySoftcap(*this, getSoftcap())))
     return failure();
   return verifyCertified(*this, getBound(), getEstimate(), query);
 }
@@ -165,8 +175,10 @@ LogicalResult DecodeAttentionOp::verify() {
     return failure();
   if (getCertificate() && failed(verifyResult(*this, "certificate", typeOf(getCertificate()), query, kCertificateNumbers)))
     return failure();
-  if (failed(verifyPolicies(*this, getPolicies(), key)))
+  if (failed(verifyPolicies(*this, getPolicies(), key)) || failed(verifySoftcap(*this, getSoftcap())))
     return failure();
+  if (getLater() && !getMask()) // A11
+    return emitOpError() << "expected 'later' only with a mask, got no mask";
   PolicyKind policy = getPolicyKind();
   for (auto [name, type] : {std::pair("key", key), std::pair("value", value)}) {
     SplitAttr split = getSplit(type);

@@ -1,4 +1,4 @@
-// Split encodings of cache tensors (labels S1, S2, S6 of docs/Numerics.md) and alignment policies (P1, P2, P7).
+// Split encodings of cache tensors (labels S1, S2, S6 of docs/Numerics.md), alignment policies (P1, P2, P7) and masks (A11).
 #ifndef ALIGNED_ATTRS_TD
 #define ALIGNED_ATTRS_TD
 
@@ -165,6 +165,30 @@ def Aligned_PolicyAttr : Aligned_Attr<"Policy", "policy"> {
     /// Null where there are none.
     LimitsAttr getLimits(CacheRole side) const { return side == CacheRole::Key ? getKey() : getValue(); }
   }];
+}
+
+def Aligned_MaskAttr : Aligned_Attr<"Mask", "mask"> {
+  let summary = "which tokens a query sees";
+  let description = [{
+    (A11) Queries are the newest tokens: of Q queries over `tokens` tokens, query i stands at position `p_i = tokens - Q + i`. It sees token t if
+
+    - not `causal`, or `t <= p_i`: no token newer than the query, and
+    - there is no `window`, or `p_i - t < window`: the newest `window` tokens up to the query itself, or `t < sinks`: the first tokens of all.
+
+    What a query doesn't see takes no part in its softmax, whatever it holds. A position may be negative, where there are fewer tokens than queries: a
+    causal query there sees nothing.
+
+    ```mlir
+    #aligned.mask<causal>
+    #aligned.mask<causal, window = 1024, sinks = 4>
+    ```
+
+    Constraints:
+    - (A11) at least one part; a window of 1 token or more; sinks only with a window
+  }];
+  let parameters = (ins "bool":$causal, "int64_t":$window, "int64_t":$sinks);
+  let hasCustomAssemblyFormat = 1;
+  let genVerifyDecl = 1;
 }
 
 def Aligned_PolicyArrayAttr : TypedArrayAttrBase<Aligned_PolicyAttr, "policies, one for all kv heads or one for each">;

@@ -30,11 +30,16 @@ def Aligned_AttentionOp : Aligned_Op<"attention", [Pure, AttrSizedResultSegments
 
     A row whose scores are all -inf gives NaN, as the formula says, or zero with `masked_zero` (front ends guard it so).
 
+    With `softcap C` a score s becomes `C tanh(s / C)`. With `mask`, scores of tokens that the query doesn't see are -inf after that, and their values
+    take no part, not even as 0 * inf; the queries are the newest tokens of `key`.
+
     Constraints:
     - (A1) key and value agree in batch, kv_heads and tokens; query and key in batch and head_dim
     - (A2) q_heads is a multiple of kv_heads
     - (A3) the result is [batch, q_heads, queries, value_dim]
     - (A4) a split key has role `key`, a split value has role `value`
+    - (A11) what `#aligned.mask` asks of a mask
+    - (A12) C is from 1e-30 to 1e+30
 
     Either both of key and value are split or neither is.
 
@@ -49,18 +54,23 @@ def Aligned_AttentionOp : Aligned_Op<"attention", [Pure, AttrSizedResultSegments
     ```mlir
     %out = aligned.attention %q, %k, %v scale %scale masked_zero
         : tensor<2x8x1x32xf16>, tensor<2x2x?x32xf16>, tensor<2x2x?x32xf16> -> tensor<2x8x1x32xf16>
+    %out = aligned.attention %q, %k, %v scale %scale softcap 50.0 mask <causal, window = 1024, sinks = 4>
+        : tensor<2x8x3x32xf16>, tensor<2x2x?x32xf16>, tensor<2x2x?x32xf16> -> tensor<2x8x3x32xf16>
     ```
   }];
   let arguments = (ins Aligned_HeadsTensor:$query, Aligned_HeadsTensor:$key, Aligned_HeadsTensor:$value,
-                       F32:$scale, UnitAttr:$masked_zero, OptionalAttr<Aligned_PolicyArrayAttr>:$policies);
+                       F32:$scale, UnitAttr:$masked_zero, OptionalAttr<Aligned_PolicyArrayAttr>:$policies,
+                       OptionalAttr<F64Attr>:$softcap, OptionalAttr<Aligned_MaskAttr>:$mask);
   let results = (outs Aligned_HeadsTensor:$result, Optional<Aligned_RowTensor>:$bound, Optional<Aligned_RowTensor>:$estimate);
   let assemblyFormat = [{
-    $query `,` $key `,` $value `scale` $scale (custom<OptionalPolicies>($policies)^)? (`masked_zero` $masked_zero^)? attr-dict
+    $query `,` $key `,` $value `scale` $scale (`softcap` $softcap^)? (`mask` $mask^)? (custom<OptionalPolicies>($policies)^)?
+    (`masked_zero` $masked_zero^)? attr-dict
     `:` type($query) `,` type($key) `,` type($value) `->` type($result) (`certified` type($bound)^ `,` type($estimate))?
   }];
   let builders = [OpBuilder<(ins "::mlir::Type":$result, "::mlir::Value":$query, "::mlir::Value":$key, "::mlir::Value":$value,
                                  "::mlir::Value":$scale, "bool":$maskedZero), [{
-    build($_builder, $_state, result, ::mlir::Type(), ::mlir::Type(), query, key, value, scale, maskedZero, ::mlir::ArrayAttr());
+    build($_builder, $_state, result, ::mlir::Type(), ::mlir::Type(), query, key, value, scale, maskedZero, ::mlir::ArrayAttr(),
+          ::mlir::FloatAttr(), MaskAttr());
   }]>];
   let hasVerifier = 1;
 }
@@ -141,6 +151,10 @@ def Aligned_DecodeAttentionOp : Aligned_Op<"decode_attention", [Pure]> {
     change the result within its error, nothing else. All query rows that share a kv head read the same bits (P3). There is one `policy` for all
     kv heads, or `policies [<...>, <...>]`, one for each; a head that is to be exact under `budget` has limits of `bits = 16 to 16`.
 
+    `softcap` and `mask` are those of `aligned.attention`. Blocks of 64 tokens that no query sees are not read. Where an attention has more queries than a
+    kernel takes, ops that share its key take some each, and `later` says how many tokens, those of queries to come, are newer than an op's last query:
+    query i stands at `tokens - later - Q + i`. It does not say where a stretch of tokens begins: masks hold over all tokens or none.
+
     `site` numbers the attention within its module, so that what it read can be told apart.
 
     The optional fourth result is the state of the certificate (P4): [batch, q_heads, queries, 6]. With w_t = e^(score[t] - max) as computed, B_t
@@ -149,9 +163,10 @@ def Aligned_DecodeAttentionOp : Aligned_Op<"decode_attention", [Pure]> {
         0  sum_t w_t (e^B_t - 1)      1  sum_t w_t (e^B_t - 1) m_t      2  sum_t w_t m_t      3  sum_t w_t r_t, and what rounding adds
         4  sum times the error to expect of a channel, as rms          5  max_t m_t
 
-    Constraints: A1, A2, A4 of `aligned.attention`, and
+    Constraints: A1, A2, A4, A11, A12 of `aligned.attention`, and
     - (A7) max and sum are [batch, q_heads, queries], acc adds value_dim, the certificate adds 6
     - (A10) there is one policy or one per kv head, all of one kind
+    - (A11) `later` only with a mask
     - (P1) `alignedkv` reads `float` formats; (P2) `budget` reads `fixed` formats; dense caches take `exact`
 
     ```mlir
@@ -163,10 +178,12 @@ def Aligned_DecodeAttentionOp : Aligned_Op<"decode_attention", [Pure]> {
   }];
   let arguments = (ins Aligned_HeadsTensor:$query, Aligned_HeadsTensor:$key, Aligned_HeadsTensor:$value,
                        F32:$scale, Aligned_PolicyArrayAttr:$policies, UnitAttr:$masked_zero,
-                       DefaultValuedAttr<I32Attr, "0">:$site);
+                       DefaultValuedAttr<I32Attr, "0">:$site, OptionalAttr<F64Attr>:$softcap, OptionalAttr<Aligned_MaskAttr>:$mask,
+                       Optional<Index>:$later);
   let results = (outs Aligned_StateTensor:$acc, Aligned_RowTensor:$max, Aligned_RowTensor:$sum, Optional<Aligned_StateTensor>:$certificate);
   let assemblyFormat = [{
-    $query `,` $key `,` $value `scale` $scale custom<Policies>($policies) (`masked_zero` $masked_zero^)? attr-dict
+    $query `,` $key `,` $value `scale` $scale (`softcap` $softcap^)? (`mask` $mask^)? (`later` $later^)? custom<Policies>($policies)
+    (`masked_zero` $masked_zero^)? attr-dict
     `:` type($query) `,` type($key) `,` type($value) `->` type($acc) `,` type($max) `,` type($sum) (`certified` type($certificate)^)?
   }];
   let hasVerifier = 1;
