@@ -158,7 +158,7 @@ void AppendKernel::splitKeys() {
       e.store(convert(encode(x, unit, first + i, channel), e.i16()), encoded, i * dim + channel);
     });
   });
-  e.barrier(); // all channels are there
+  e.barrier(); // all channels are there, and open tokens may be overwritten
   // A word: fixed, a token and the one 32 further on of four channels; float, four such pairs of one channel.
   int64_t channels = isFixed ? 4 : 1, words = isFixed ? kWords : kWords / 4;
   forThreads(dim / channels * words, [&](Val i) {
@@ -226,6 +226,7 @@ void AppendKernel::splitValues() {
     if (isFixed)
       e.storeGlobal(all[1], sums, channel);
   });
+  e.barrier(); // open tokens have been read, and may be overwritten
 }
 
 /// Tokens of the block that stays open; those that were open already are in place unless their block is full now.
@@ -251,10 +252,7 @@ void AppendKernel::emitSplit() {
                      batch, kvHeads, kvHead, block);
     isKey ? splitKeys() : splitValues();
   });
-  e.when(number == 0, [&] {
-    e.barrier(); // open tokens that went into a full block have been read
-    keepOpen();
-  });
+  e.when(number == 0, [&] { keepOpen(); });
   finish();
 }
 

@@ -2,6 +2,7 @@
 #include "DecodeKernel.h"
 
 #include "mlir/Dialect/LLVMIR/LLVMDialect.h"
+#include "mlir/Dialect/LLVMIR/NVVMDialect.h"
 
 #include <cstddef>
 
@@ -13,6 +14,8 @@ GpuKernel::GpuKernel(gpu::GPUModuleOp module, StringRef name, int64_t warps, Arr
       function(gpu::GPUFuncOp::create(builder, module.getLoc(), name, builder.getFunctionType(arguments, {}))), e(builder, module.getLoc()) {
   function->setAttr(gpu::GPUDialect::getKernelFuncAttrName(), builder.getUnitAttr());
   function.setKnownBlockSizeAttr(builder.getDenseI32ArrayAttr({int32_t(threads), 1, 1}));
+  // As many blocks as there will be for each multiprocessor, where they fit: ptxas would save registers for more of them, and with them loads that are under way.
+  function->setAttr(NVVM::NVVMDialect::getMinctasmAttrName(), builder.getI32IntegerAttr(warps > 4 ? 1 : 2));
   e.b.setInsertionPointToStart(&function.getBody().front());
   thread = e.thread();
   lane = thread & (GpuEmitter::kWarp - 1);
@@ -125,11 +128,13 @@ void DecodeKernel::forBlocksOfWarp(function_ref<void(Val)> body) {
 }
 
 void DecodeKernel::meetSharers() {
-  if (warpsPerBlock > 1) // barrier 0 is that of all threads
+  if (warpsPerBlock == 1)
+    e.warpBarrier();
+  else // barrier 0 is that of all threads
     e.barrier(shrLogical(warp, number(llvm::Log2_64(warpsPerBlock))) + 1, warpsPerBlock * GpuEmitter::kWarp);
 }
 
-Shared DecodeKernel::statisticsOfRow() {
+Shared DecodeKernel::statisticsOfRow(Readers readers) {
   Shared all = shared("statistics", e.f32(), shape.heads * kStatistics);
   Val statistics = rowOf(Argument::Statistics, splits * (shape.heads * kStatistics));
   forHeadsOfWarp(shape.heads, [&](Val h) {
@@ -150,7 +155,10 @@ Shared DecodeKernel::statisticsOfRow() {
         e.store(what, all, h * kStatistics + which);
     });
   });
-  e.barrier();
+  if (readers == Readers::All)
+    e.barrier();
+  else if (readers == Readers::SameWarp)
+    e.warpBarrier();
   return all;
 }
 

@@ -108,7 +108,9 @@ public:
   DecodeKernel(mlir::gpu::GPUModuleOp module, llvm::StringRef name, const DecodeShape &shape, int64_t warps);
 
   /// Warps of a block of threads that works on `shape`.
-  static int64_t warpsFor(const DecodeShape &shape) { return shape.heads > 16 ? 8 : 4; }
+  static int64_t warpsFor(const DecodeShape &shape) { return shape.heads > (isWide(shape) ? 8 : 16) ? 8 : 4; }
+  /// Whether one tile's sums are all that a warp has registers for.
+  static bool isWide(const DecodeShape &shape) { return std::max(shape.keyDim, shape.valueDim) > 128; }
   static bool isFloat(const DecodeShape &shape) { return shape.keySplit.getKind() == FormatKind::Float; }
 
 protected:
@@ -116,7 +118,7 @@ protected:
 
   // Query rows share a tile; tiles are shared out among warps when one would need too many registers.
   const int64_t tiles = llvm::divideCeil(shape.heads, kTileHeads);
-  const int64_t warpsPerBlock = std::min<int64_t>(warps, llvm::PowerOf2Ceil(llvm::divideCeil(tiles, isFloat(shape) ? kFloatTiles : kWarpTiles))); ///< that share the tokens of a block
+  const int64_t warpsPerBlock = std::min<int64_t>(warps, llvm::PowerOf2Ceil(llvm::divideCeil(tiles, isFloat(shape) ? kFloatTiles : isWide(shape) ? 1 : kWarpTiles))); ///< that share the tokens of a block
   const int64_t tilesPerWarp = llvm::divideCeil(tiles, warpsPerBlock);
   const int64_t paddedHeads = warpsPerBlock * tilesPerWarp * kTileHeads;
 
@@ -164,11 +166,13 @@ protected:
   /// Runs `body` for the blocks that this warp takes of the split's.
   void forBlocksOfWarp(llvm::function_ref<void(Val)> body);
 
-  /// Waits for the warps that share this one's blocks.
+  /// Waits for the warps that share this one's blocks, and for all lanes.
   void meetSharers();
 
+  /// Who reads what a warp has computed for its query rows: all threads, the same warp that works on the same query rows, or all after a barrier of their own.
+  enum class Readers { All, SameWarp, AfterBarrier };
   /// The statistics of the whole row, once all splits have theirs: [heads, kStatistics] in shared memory.
-  Shared statisticsOfRow();
+  Shared statisticsOfRow(Readers readers = Readers::All);
   /// e^(s - max), from a score and its row's maximum.
   Val weightOf(Val score, Val maximum) { return e.exp2((score - max(maximum, real(kLowest))) * kLog2e); }
 

@@ -2,16 +2,10 @@
 #include "FloatKernel.h"
 
 #include "mlir/Dialect/LLVMIR/LLVMDialect.h"
-#include "mlir/Dialect/LLVMIR/NVVMDialect.h"
 #include "mlir/Dialect/Vector/IR/VectorOps.h"
 
 using namespace mlir;
 using namespace aligned;
-
-FloatKernel::FloatKernel(gpu::GPUModuleOp module, StringRef name, const DecodeShape &shape, int64_t warps) : DecodeKernel(module, name, shape, warps) {
-  // As many blocks as there will be for each multiprocessor, where they fit: ptxas would save registers for more of them, and with them loads that are under way.
-  function->setAttr(NVVM::NVVMDialect::getMinctasmAttrName(), builder.getI32IntegerAttr(warps > 4 ? 1 : 2));
-}
 
 Vals FloatKernel::wordsOf(Val layers, SplitAttr split, function_ref<Val(const LayerPlace &)> load) {
   Vals words;

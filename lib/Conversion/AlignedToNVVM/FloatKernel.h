@@ -14,8 +14,7 @@ constexpr int64_t kWordValues = 8;
 
 class FloatKernel : public DecodeKernel {
 public:
-  FloatKernel(mlir::gpu::GPUModuleOp module, llvm::StringRef name, const DecodeShape &shape) : FloatKernel(module, name, shape, warpsFor(shape)) {}
-  FloatKernel(mlir::gpu::GPUModuleOp module, llvm::StringRef name, const DecodeShape &shape, int64_t warps);
+  using DecodeKernel::DecodeKernel;
 
 protected:
   const int64_t streams = warps / warpsPerBlock;                            ///< blocks of tokens that are worked on at the same time

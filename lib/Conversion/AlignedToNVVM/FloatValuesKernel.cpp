@@ -41,7 +41,7 @@ void FloatValuesKernel::prepare() {
   forThreads(padded, [&](Val at) {
     Val h = clamped(at);
     // A row lies margin - log2(p) powers of two below: compare p with powers of two instead of taking logarithms.
-    Val margin = e.choose(key.blocks > 0, [&]() -> Vals { return {convert(get(rowOf(Argument::Plan, shape.heads), h), e.i32())}; }, [&]() -> Vals { return {number(0)}; })[0];
+    Val margin = e.choose(seenBlocks > 0, [&]() -> Vals { return {convert(get(rowOf(Argument::Plan, shape.heads), h), e.i32())}; }, [&]() -> Vals { return {number(0)}; })[0];
     auto power = [&](int64_t below) { return bitcast((margin + (127 - below)) << 23, e.f32()); };
     e.store(real(1) / e.load(statistics, h * kStatistics + kSum), rule, at * kRule + kInverse);
     e.store(power(2), rule, at * kRule + kLeast);
@@ -85,7 +85,7 @@ Val FloatValuesKernel::layersOf(Val within, Val parity) {
 Vals FloatValuesKernel::addBlock(Vals sums, Val index) {
   Val block = blockAt(index), parity = shrLogical(index, number(llvm::Log2_64(streams))) & 1; // what others may still read of the last block stays
   listBlock(block, parity);
-  warpsPerBlock > 1 ? meetSharers() : e.warpBarrier();
+  meetSharers();
   e.when(isAsked(Argument::ValueLayers) & (sharer() == 0), [&] {
     Val record = rowOf(Argument::ValueLayers, key.stride * ALIGNED_BLOCK, e.i8());
     for (int64_t half : {0, 1}) {

@@ -1,8 +1,11 @@
-// The look: how loud tokens and blocks are, and from plane 0 of the loudest rows of V and the open block, what the output will be like (P2).
+// The look: how loud tokens and blocks are, and from the top bits of the loudest rows of V and the open block, what the output will be like (P2).
 //
 // A warp takes a block of 64 tokens. First its halves take a query row each and a lane four tokens: weights, their squares, the histogram, and which tokens are
-// within a factor of 64 of the loudest. Then the rows of these are read, a word of eight channels for each lane: several rows at once where they are short.
+// within a factor of 64 of the loudest. These go into a ring with their weights, and as soon as 32 are there, their top nibbles are weighed as in ValuesKernel.cpp, by
+// one signed byte each: how large the output is need not be known more closely. Their squares are integer dot products; there the dither stays in, which makes
+// a nibble's square larger by 1/12 on average.
 #include "DecodeKernel.h"
+#include "NibbleRows.h"
 
 #include "mlir/Dialect/Vector/IR/VectorOps.h"
 
@@ -11,8 +14,10 @@ using namespace aligned;
 
 namespace {
 
-constexpr int64_t kHeadsAtOnce = 8, kMeetingBytes = 24 << 10;
+constexpr int64_t kHeadsAtOnce = kTileColumns, kMeetingBytes = 20 << 10;
+constexpr int64_t kRing = 128;     // at most 31 that wait, and 64 more
 constexpr double kLoudOctaves = 6; // rows within a factor of 64 of the loudest are read
+constexpr double kDigitLimit = 127;
 
 class LookKernel : public DecodeKernel {
 public:
@@ -22,24 +27,54 @@ public:
 private:
   const int64_t headsAtOnce = std::clamp<int64_t>(kMeetingBytes / (warps * (shape.valueDim + kSeen) * 4), 1, kHeadsAtOnce);
   const int64_t headGroups = llvm::divideCeil(shape.heads, headsAtOnce), groupHeads = llvm::divideCeil(shape.heads, headGroups);
-  // A nibble row of V is `words` words of eight channels, 4 w .. 4 w + 3 and half a row further.
-  const int64_t words = shape.valueDim / 8, lanesPerRow = llvm::PowerOf2Ceil(words), rowsAtOnce = GpuEmitter::kWarp / lanesPerRow;
-  static constexpr int64_t kChannels = 8;
-  const int64_t perHead = kChannels + kSeen;
+  const NibbleRows rows{shape.valueDim};
 
-  Shared statistics, histogram, listed, meeting;
-  Val word, rowOfLane, isWord; // which word of which of the rows this lane reads, and whether there is one
+  Shared statistics, histogram, ring, weights, digits, meeting; // of warps: rows of V; f32 [head][kRing]; bytes [column][kRing]
 
-  Val scoresOf(Val h) { return ofHead(rowOf(Argument::Scores, key.stride * (shape.heads * ALIGNED_BLOCK)), h, key.stride * ALIGNED_BLOCK); }
+  /// What a warp carries from block to block, for each query row of the group but for `sums`, which are [chunk][word][byte][4].
+  struct State {
+    Val head, pending;
+    Vals constants, squares, mass, scales;
+    Vals sums;
+    Vals all() const;
+  };
+  State stateOf(Vals all);
+
   Val statistic(Val h, Statistic which) { return e.load(statistics, h * kStatistics + which); }
+  Val clamped(Val h) { return min(h, number(shape.heads - 1)); }
+  /// The loudest p * scale of a query row, in units of the loudest row's scale.
+  Val loudestReach(Val h);
   Val lookAtBlock(Val block, Val firstHead);
-  void add(Vals &sums, Val token, Val firstHead, Val there, Vals row, Val scale, bool open);
-  Vals readBlock(Vals sums, Val block, Val count, Val firstHead);
-  Vals readOpen(Vals sums, Val firstHead);
-  void store(Vals sums, Val firstHead);
+  State listBlock(State state, Val block, Val loud, Val firstHead);
+  Vals multiply(const State &state);
+  State multiplyWaiting(State state);
+  void store(State state, Val firstHead);
+  void addOpen(Val firstHead);
 };
 
-/// Fills the loudness of the block, counts its tokens, and lists the loud ones; how many there are.
+Vals LookKernel::State::all() const {
+  Vals all{head, pending};
+  for (const Vals *part : {&constants, &squares, &mass, &scales, &sums})
+    all.append(*part);
+  return all;
+}
+
+LookKernel::State LookKernel::stateOf(Vals all) {
+  State state{all[0], all[1], {}, {}, {}, {}, {}};
+  auto from = all.begin() + 2;
+  for (auto [part, count] : {std::pair(&state.constants, groupHeads), std::pair(&state.squares, groupHeads), std::pair(&state.mass, groupHeads),
+                             std::pair(&state.scales, groupHeads), std::pair(&state.sums, rows.sums())}) {
+    part->append(from, from + count);
+    from += count;
+  }
+  return state;
+}
+
+Val LookKernel::loudestReach(Val h) {
+  return e.exp2(statistic(h, kLoudest) - max(statistic(h, kMaximum), real(kLowest)) * kLog2e - statistic(h, kExponent)) / statistic(h, kSum);
+}
+
+/// Fills the loudness of the block and counts its tokens; which of the lane's four are loud.
 Val LookKernel::lookAtBlock(Val block, Val firstHead) {
   constexpr int64_t kLaneTokens = 4;
   Val half = shrLogical(lane, number(4)), quad = lane & 15;
@@ -49,7 +84,7 @@ Val LookKernel::lookAtBlock(Val block, Val firstHead) {
     exponents.push_back(shrLogical(bytes, number(8 * j)) & 255);
   Val loudness = rowOf(Argument::Loudness, key.stride * (shape.heads * kLoudnessNumbers));
   Val loud = e.loop(number(0), number(groupHeads), 2, {number(0)}, [&](Val pair, Vals loud) -> Vals {
-    Val head = firstHead + pair + half, there = (pair + half < groupHeads) & (head < shape.heads), h = min(head, number(shape.heads - 1));
+    Val head = firstHead + pair + half, there = (pair + half < groupHeads) & (head < shape.heads), h = clamped(head);
     Val maximum = statistic(h, kMaximum), inverse = real(1) / statistic(h, kSum), loudest = statistic(h, kLoudest), top = statistic(h, kExponent);
     Val four = e.loadGlobal(scoresOf(h), VectorType::get(kLaneTokens, e.f32()), block * ALIGNED_BLOCK + quad * kLaneTokens, /*constant=*/false);
     Val bits = number(0);
@@ -74,99 +109,134 @@ Val LookKernel::lookAtBlock(Val block, Val firstHead) {
     e.when((quad == 0) & there, [&] { e.storeGlobal(e.wrap(together), ofHead(loudness, h, key.stride * kLoudnessNumbers), block * kLoudnessNumbers); });
     return {loud[0] | select(there, bits, number(0))};
   })[0];
-  loud = loud | e.shuffleXor(loud, 16);
+  return loud | e.shuffleXor(loud, 16);
+}
 
-  // In the order of bits, which is not that of tokens.
-  Val count = number(0), before = (number(1) << lane) - 1;
+/// Puts the loud tokens behind what waits in the ring, in the order of bits, which is not that of tokens.
+LookKernel::State LookKernel::listBlock(State state, Val block, Val loud, Val firstHead) {
+  constexpr int64_t kLaneTokens = 4;
+  Val where = physical(value, block), quad = lane & 15, before = (number(1) << lane) - 1, count = number(0);
+  auto slotOf = [&](Val index) { return (state.head + state.pending + index) & (kRing - 1); };
   for (int64_t j = 0; j < kLaneTokens; ++j) {
     Val mine = ((loud & (1 << j)) != 0) & (lane < 16), all = e.ballot(mine);
-    Val place = count + e.countBits(all & before);
-    e.when(mine, [&] { e.store(block * ALIGNED_BLOCK + quad * kLaneTokens + j, listed, warp * ALIGNED_BLOCK + place); });
+    e.when(mine, [&] { e.store(where * ALIGNED_BLOCK + quad * kLaneTokens + j, ring, warp * kRing + slotOf(count + e.countBits(all & before))); });
     count = count + e.countBits(all);
   }
-  return count;
-}
-
-/// Adds a token's channels `row`, in units of the loudest row's scale, of which `scale` is the row's own.
-void LookKernel::add(Vals &sums, Val token, Val firstHead, Val there, Vals row, Val scale, bool open) {
-  Val square = real(0);
-  for (Val x : row)
-    square = fma(x, x, square);
-  for (int64_t i = 0; i < groupHeads; ++i) {
-    Val h = min(firstHead + i, number(shape.heads - 1));
-    Val p = select(there, weightOf(get(scoresOf(h), token), statistic(h, kMaximum)) / statistic(h, kSum), real(0));
-    Val *sum = &sums[i * perHead], *seen = sum + kChannels;
-    for (int64_t c = 0; c < kChannels; ++c)
-      sum[c] = fma(p, row[c], sum[c]);
-    seen[open ? kOpenSquares : kSquares] = fma(p, square, seen[open ? kOpenSquares : kSquares]);
-    Val once = select(word == 0, p, real(0));
-    seen[kMass] = seen[kMass] + once;
-    if (!open)
-      seen[kScales] = fma(once, scale * scale, seen[kScales]);
-  }
-}
-
-Vals LookKernel::readBlock(Vals sums, Val block, Val count, Val firstHead) {
-  int64_t planeLayers = shape.valueSplit.getWidths()[0] / 4;
-  double offset = (0x10000 >> (4 * planeLayers)) / 2.0 - 0.5 - 0x8000;
-  Val where = physical(value, block), top = statistic(number(0), kExponent);
-  Val plane = blockOf(value.plane[0], where, shape.valueDim * 32 * planeLayers), exponents = blockOf(value.exponent, where, ALIGNED_BLOCK);
-  return e.loop(number(0), count, rowsAtOnce, sums, [&](Val i, Vals sums) {
-    Val index = i + rowOfLane, there = (index < count) & isWord, token = e.load(listed, warp * ALIGNED_BLOCK + min(index, count - 1));
-    Val within = token & (ALIGNED_BLOCK - 1);
-    Val scale = relativeScale(zext(e.loadGlobal(exponents, e.i8(), within), e.i32()), top);
-    Vals numbers(kChannels, number(0));
-    for (int64_t layer = 0; layer < planeLayers; ++layer) {
-      Val bytes = e.loadGlobal(plane, e.i32(), (within * planeLayers + layer) * words + min(word, number(words - 1)));
-      for (int64_t c = 0; c < kChannels; ++c)
-        numbers[c] = (numbers[c] << 4) | (shrLogical(bytes, number(c < 4 ? 8 * c : 8 * (c - 4) + 4)) & 15);
+  e.warpBarrier(); // the list is there
+  Val exponents = blockOf(value.exponent, where, ALIGNED_BLOCK), top = statistic(number(0), kExponent);
+  for (int64_t half : {0, 1}) {
+    Val index = lane + half * GpuEmitter::kWarp, there = index < count, slot = slotOf(index);
+    Val within = select(there, e.load(ring, warp * kRing + slot) & (ALIGNED_BLOCK - 1), number(0)), token = block * ALIGNED_BLOCK + within;
+    Val scale = relativeScale(zext(e.loadGlobal(exponents, e.i8(), within), e.i32()), top), turn = dither(token);
+    for (int64_t i = 0; i < groupHeads; ++i) {
+      Val h = clamped(firstHead + i), p = select(there, weightOf(get(scoresOf(h), token), statistic(h, kMaximum)) / statistic(h, kSum), real(0));
+      Val digit = roundEven(e.smallest(p * scale * (real(kDigitLimit) / loudestReach(h)), real(kDigitLimit)));
+      state.constants[i] = fma(digit, real(0.5 * 4096 - 0.5 - 32768) - turn, state.constants[i]);
+      state.mass[i] = state.mass[i] + p;
+      state.scales[i] = fma(p, scale * scale, state.scales[i]);
+      e.when(there, [&] {
+        e.store(p * scale * scale, weights, (warp * groupHeads + i) * kRing + slot);
+        e.store(convert(convert(digit, e.i32()), e.i8()), digits, (warp * kTileColumns + i) * kRing + slot);
+      });
     }
-    Vals row;
-    Val turn = dither(token);
-    for (Val n : numbers)
-      row.push_back(select(there, (convert(n << (16 - 4 * planeLayers), e.f32()) + offset - turn) * scale * (1.0 / 32768), real(0)));
-    add(sums, token, firstHead, there, row, scale, /*open=*/false);
-    return sums;
-  });
+  }
+  state.pending = state.pending + count;
+  return state;
 }
 
-Vals LookKernel::readOpen(Vals sums, Val firstHead) {
-  Val toRelative = real(1) / (unitScale(convert(statistic(number(0), kExponent), e.i32())) * 32768.0);
-  Val last = select(isLastSplit(), value.open, number(0));
-  return e.loop(warp * rowsAtOnce, last, warps * rowsAtOnce, sums, [&](Val i, Vals sums) {
-    Val index = min(i + rowOfLane, last - 1), there = (i + rowOfLane < last) & isWord;
-    Vals row;
-    for (int64_t half : {0, 1}) {
-      Val at = index * shape.valueDim + min(word, number(words - 1)) * 4 + half * shape.valueDim / 2;
-      Val four = convert(e.loadGlobal(value.openTokens, VectorType::get(4, shape.value), at), e.f32());
-      for (int64_t c = 0; c < 4; ++c) {
-        Val x = aligned::lane(four, c) * toRelative;
-        row.push_back(select(there & (abs(x) < INFINITY), x, real(0))); // what is not finite must not blind the plan
+/// Adds the 32 rows from the oldest on: sums and squares.
+Vals LookKernel::multiply(const State &state) {
+  Vals squares = state.squares, sums = state.sums, entries;
+  for (int64_t quad : {0, 1}) {
+    Val four = e.load(ring, warp * kRing + state.head + t * 4 + quad * 16, 4);
+    for (int64_t k = 0; k < 4; ++k)
+      entries.push_back(aligned::lane(four, k));
+  }
+  Shared words{digits.base, e.i32()};
+  Vals b;
+  for (int64_t quad : {0, 1})
+    b.push_back(e.load(words, shrLogical((warp * kTileColumns + g) * kRing + state.head + t * 4 + quad * 16, number(2))));
+  LayerPlace at = placeOf(shape.valueSplit, 0);
+  Vals powers(8, number(0)); // of rows: sum of n^2 - 15 n over the lane's channels
+  constexpr int64_t kOnes = 0x01010101;
+  for (int64_t chunk = 0; chunk < rows.chunks; ++chunk) {
+    std::vector<Vals> loaded;
+    for (Val entry : entries)
+      loaded.push_back(rows.load(e, value.plane[at.plane], entry, at, g, chunk, number(1) == 1));
+    for (int64_t v = 0; v < rows.width; ++v) {
+      Vals quads[2];
+      for (int64_t k = 0; k < 8; ++k)
+        for (Val nibbles : {loaded[k][v] & 0x0f0f0f0f, shrLogical(loaded[k][v], number(4)) & 0x0f0f0f0f})
+          powers[k] = e.dot4(nibbles, nibbles, powers[k] - e.dot4(nibbles, number(kOnes), number(0)) * 15);
+      for (int64_t quad : {0, 1})
+        quads[quad] = rows.transpose(e, loaded, 4 * quad, v);
+      for (int64_t byte = 0; byte < 4; ++byte) {
+        Vals a;
+        for (int64_t quad : {0, 1})
+          a.append({quads[quad][byte] & 0x0f0f0f0f, shrLogical(quads[quad][byte], number(4)) & 0x0f0f0f0f});
+        Val *c = &sums[((chunk * rows.width + v) * 4 + byte) * 4];
+        Vals product = e.multiply(a, b, {c[0], c[1], c[2], c[3]});
+        std::copy(product.begin(), product.end(), c);
       }
     }
-    add(sums, key.blocks * ALIGNED_BLOCK + index, firstHead, there, row, real(0), /*open=*/true);
-    return sums;
-  });
+  }
+  Vals reals;
+  for (Val power : powers)
+    reals.push_back(convert(power, e.f32()));
+  for (int64_t i = 0; i < groupHeads; ++i)
+    for (int64_t quad : {0, 1}) {
+      Val four = e.load(weights, (warp * groupHeads + i) * kRing + state.head + t * 4 + quad * 16, 4);
+      for (int64_t k = 0; k < 4; ++k)
+        squares[i] = fma(aligned::lane(four, k), reals[4 * quad + k], squares[i]);
+    }
+  squares.append(sums);
+  return squares;
 }
 
-/// Adds up what the warp's lanes and the block's warps have, head by head.
-void LookKernel::store(Vals sums, Val firstHead) {
-  int64_t width = shape.valueDim + kSeen;
+LookKernel::State LookKernel::multiplyWaiting(State state) {
+  Vals done = e.repeat(state.all(), [&](Vals s) { return s[1] >= kTileDepth; },
+                       [&](Vals s) {
+                         State now = stateOf(s);
+                         Vals added = multiply(now);
+                         now.squares = Vals(ArrayRef<Val>(added).take_front(groupHeads));
+                         now.sums = Vals(llvm::drop_begin(added, groupHeads));
+                         now.head = (now.head + kTileDepth) & (kRing - 1);
+                         now.pending = now.pending - kTileDepth;
+                         return now.all();
+                       });
+  return stateOf(done);
+}
+
+/// Adds up what the block's warps have, query row by query row.
+void LookKernel::store(State state, Val firstHead) {
+  int64_t dim = shape.valueDim, width = dim + kSeen;
+  Val first = real(0), second = real(0); // of query rows 2 t and 2 t + 1 of the group, whose columns this lane has
+  Vals steps(2, real(0));
   for (int64_t i = 0; i < groupHeads; ++i) {
-    Val *sum = &sums[i * perHead];
-    for (int64_t distance = GpuEmitter::kWarp / 2; distance >= 1; distance /= 2)
-      for (int64_t n = distance >= lanesPerRow ? 0 : kChannels; n < perHead; ++n) // what belongs to channels differs between the lanes of a row
-        sum[n] = sum[n] + e.shuffleXor(sum[n], distance);
-    Val base = (warp * groupHeads + i) * width;
-    e.when((rowOfLane == 0) & isWord, [&] {
-      for (int64_t c = 0; c < kChannels; ++c)
-        e.store(sum[c], meeting, base + word * 4 + (c < 4 ? c : c - 4 + shape.valueDim / 2));
-    });
+    Val h = clamped(firstHead + i), constant = warpAdd(state.constants[i]);
+    Val &mine = i % 2 ? second : first;
+    mine = select(t == i / 2, constant, mine);
+    steps[i % 2] = select(t == i / 2, loudestReach(h) * (1.0 / kDigitLimit / 32768), steps[i % 2]);
+    // (n + 1/2 - 8)^2, in units of an eighth of the scale, less what the dither adds.
+    Val mass = warpAdd(state.mass[i]), scales = warpAdd(state.scales[i]);
+    Val squares = (warpAdd(state.squares[i]) + scales * (dim * (56.25 - 1.0 / 12))) * (1.0 / 64);
+    Val base = (warp * groupHeads + i) * width + dim;
     e.when(lane == 0, [&] {
-      for (int64_t n = 0; n < kSeen; ++n)
-        e.store(sum[kChannels + n], meeting, base + shape.valueDim + n);
+      for (auto [which, what] : {std::pair(kSquares, squares), std::pair(kOpenSquares, real(0)), std::pair(kMass, mass), std::pair(kScales, scales)})
+        e.store(what, meeting, base + which);
     });
   }
+  for (int64_t chunk = 0; chunk < rows.chunks; ++chunk)
+    for (int64_t v = 0; v < rows.width; ++v)
+      for (int64_t byte = 0; byte < 4; ++byte) {
+        Val *c = &state.sums[((chunk * rows.width + v) * 4 + byte) * 4], word = (g + 8 * chunk) * rows.width + v;
+        for (int64_t n = 0; n < 4; ++n) {
+          Val head = t * 2 + n % 2, sum = fma(convert(c[n], e.f32()), real(4096), n % 2 ? second : first) * steps[n % 2];
+          e.when((word < rows.words) & (head < groupHeads), [&] {
+            e.store(sum, meeting, (warp * groupHeads + head) * width + word * 4 + (byte + n / 2 * dim / 2));
+          });
+        }
+      }
   e.barrier();
   Val partial = rowOf(Argument::Partial, splits * (shape.heads * width));
   forThreads(groupHeads * width, [&](Val i) {
@@ -178,31 +248,82 @@ void LookKernel::store(Vals sums, Val firstHead) {
   e.barrier(); // before the next group of heads meets here
 }
 
+/// The last split has the open block too: a warp for each query row, whose lanes share the channels.
+void LookKernel::addOpen(Val firstHead) {
+  int64_t dim = shape.valueDim, width = dim + kSeen;
+  Val toRelative = real(1) / (unitScale(convert(statistic(number(0), kExponent), e.i32())) * 32768.0);
+  Val partial = rowOf(Argument::Partial, splits * (shape.heads * width)), end = min(firstHead + groupHeads, number(shape.heads));
+  e.loop(firstHead + warp, end, warps, [&](Val h) {
+    Val own = e.at(partial, e.f32(), wide((split * shape.heads + h) * width)), full = key.blocks * ALIGNED_BLOCK;
+    auto weight = [&](Val token) { return weightOf(get(scoresOf(h), full + token), statistic(h, kMaximum)) / statistic(h, kSum); };
+    Val squares = e.loop(lane, number(dim), GpuEmitter::kWarp, {real(0)}, [&](Val c, Vals squares) -> Vals {
+      Vals sums = e.loop(number(0), value.open, 1, {get(own, c), squares[0]}, [&](Val token, Vals sums) -> Vals {
+        Val x = convert(e.loadGlobal(value.openTokens, shape.value, token * dim + c), e.f32()) * toRelative, p = weight(token);
+        x = select(abs(x) < INFINITY, x, real(0)); // what is not finite must not blind the plan
+        return {fma(p, x, sums[0]), fma(p * x, x, sums[1])};
+      });
+      e.storeGlobal(sums[0], own, c);
+      return {sums[1]};
+    })[0];
+    Val mass = e.loop(lane, value.open, GpuEmitter::kWarp, {real(0)}, [&](Val token, Vals mass) -> Vals { return {mass[0] + weight(token)}; })[0];
+    squares = warpAdd(squares);
+    mass = warpAdd(mass);
+    e.when(lane == 0, [&] {
+      e.storeGlobal(squares, own, number(dim + kOpenSquares));
+      e.storeGlobal(get(own, number(dim + kMass)) + mass, own, number(dim + kMass));
+    });
+  });
+}
+
 void LookKernel::emit() {
   Val plan = rowOf(Argument::Plan, shape.heads * kPlanNumbers), waited = real(INFINITY);
   for (int64_t h = 0; h < shape.heads; ++h)
     waited = min(get(plan, number(h * kPlanNumbers + kPrecisionK)), waited);
   e.when((waited < INFINITY) & (seenBlocks > 0), [&] { // at first no plan was made: precision 0
-    statistics = statisticsOfRow();
+    statistics = statisticsOfRow(Readers::AfterBarrier);
     histogram = shared("histogram", e.i32(), shape.heads * kBins);
-    listed = shared("listed", e.i32(), warps * ALIGNED_BLOCK);
+    ring = shared("ring", e.i32(), warps * kRing);
+    weights = shared("weights", e.f32(), warps * groupHeads * kRing);
+    digits = shared("digits", e.i8(), warps * kTileColumns * kRing);
     meeting = shared("meeting", e.f32(), warps * groupHeads * (shape.valueDim + kSeen));
-    word = lane & (lanesPerRow - 1);
-    rowOfLane = shrLogical(lane, number(llvm::Log2_64(lanesPerRow)));
-    isWord = word < words;
+    Shared words{digits.base, e.i32()};
     forThreads(shape.heads * kBins, [&](Val i) { e.store(number(0), histogram, i); });
+    forThreads(warps * kTileColumns * kRing / 4, [&](Val i) { e.store(number(0), words, i); }); // columns of no query row
     e.barrier();
     e.loop(number(0), number(shape.heads), groupHeads, [&](Val firstHead) {
       auto [first, end] = stretch();
-      Vals sums = e.loop(first + warp, end, warps, Vals(groupHeads * perHead, real(0)), [&](Val index, Vals sums) {
-        Val block = blockAt(index);
-        Val count = lookAtBlock(block, firstHead);
-        e.warpBarrier(); // the list is there
-        sums = readBlock(sums, block, count, firstHead);
+      Val begin = first + warp, last = end;
+      Vals none(groupHeads, real(0));
+      State state{number(0), number(0), none, none, none, none, Vals(rows.sums(), number(0))};
+      // The warp's blocks, and one round more for what waits then, with rows of no weight behind it.
+      Val rounds = (max(last - begin, number(0)) + (warps - 1)) / warps;
+      state = stateOf(e.loop(number(0), rounds + 1, 1, state.all(), [&](Val round, Vals all) {
+        State state = stateOf(e.choose(
+            round < rounds,
+            [&] {
+              Val block = blockAt(begin + round * warps);
+              return listBlock(stateOf(all), block, lookAtBlock(block, firstHead), firstHead).all();
+            },
+            [&] {
+              State state = stateOf(all);
+              Val slot = (state.head + lane) & (kRing - 1);
+              e.when(lane >= state.pending, [&] {
+                e.store(number(0), ring, warp * kRing + slot);
+                for (int64_t i = 0; i < groupHeads; ++i) {
+                  e.store(real(0), weights, (warp * groupHeads + i) * kRing + slot);
+                  e.store(e.constant(e.i8(), 0), digits, (warp * kTileColumns + i) * kRing + slot);
+                }
+              });
+              state.pending = select(state.pending > 0, number(kTileDepth), number(0));
+              return state.all();
+            }));
+        e.warpBarrier(); // the ring is written
+        state = multiplyWaiting(state);
         e.warpBarrier(); // and read
-        return sums;
-      });
-      store(readOpen(sums, firstHead), firstHead);
+        return state.all();
+      }));
+      store(state, firstHead);
+      e.when(isLastSplit() & (value.open > 0), [&] { addOpen(firstHead); });
     });
     Val counted = rowOf(Argument::Histogram, shape.heads * kBins, e.i32());
     forThreads(shape.heads * kBins, [&](Val i) {

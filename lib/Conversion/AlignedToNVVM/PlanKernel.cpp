@@ -109,9 +109,8 @@ void PlanKernel::emit() {
   auto at = [&](Val h, PlanOf which) { return h * kPlanNumbers + which; };
   for (int64_t h = 0; h < shape.heads; ++h)
     waited = min(get(plan, at(number(h), kPrecisionK)), waited);
-  e.barrier(); // all have looked at the plan before it changes
   e.when((waited < INFINITY) & (seenBlocks > 0), [&] {
-    statistics = statisticsOfRow();
+    statistics = statisticsOfRow(); // whose barrier also says that all have looked at the plan before it changes
     forHeadsOfWarp(shape.heads, [&](Val h) {
       Size size = sizeOf(h);
       Val round = get(plan, at(h, kRound));

@@ -52,15 +52,15 @@ ProbeKernel::Best ProbeKernel::findBlocks(Val h) {
   constexpr int64_t kAtOnce = 4;
   Val tops = ofHead(rowOf(Argument::Loudness, key.stride * shape.heads), h, key.stride);
   Best none = nothing();
-  Vals found = e.loop(number(0), key.blocks, kAtOnce * GpuEmitter::kWarp, {none.score, none.number}, [&](Val first, Vals s) -> Vals {
+  Vals found = e.loop(number(0), seenBlocks, kAtOnce * GpuEmitter::kWarp, {none.score, none.number}, [&](Val first, Vals s) -> Vals {
     Best best{s[0], s[1]};
-    SmallVector<Best> candidates;
+    SmallVector<std::pair<Best, Val>> candidates;
     for (int64_t i = 0; i < kAtOnce; ++i) {
-      Val block = first + lane + i * GpuEmitter::kWarp;
-      candidates.push_back({get(tops, min(block, key.blocks - 1)), block});
+      Val index = first + lane + i * GpuEmitter::kWarp, block = blockAt(min(index, seenBlocks - 1));
+      candidates.push_back({{get(tops, block), block}, index < seenBlocks});
     }
-    for (const Best &candidate : candidates)
-      best = insert(best, candidate, candidate.number < key.blocks);
+    for (const auto &[candidate, there] : candidates)
+      best = insert(best, candidate, there);
     return {best.score, best.number};
   });
   return {found[0], found[1]};
@@ -70,13 +70,13 @@ ProbeKernel::Best ProbeKernel::findTokens(Val h, const Best &blocks) {
   constexpr int64_t kAtOnce = 4;
   Val own = scoresOf(h), least = e.shuffleFrom(blocks.score, number(kProbed - 1)); // as many tokens have this score or more
   Best none = nothing();
-  Vals found = e.loop(number(0), min(key.blocks, number(kProbed)), kAtOnce, {none.score, none.number}, [&](Val first, Vals s) -> Vals {
+  Vals found = e.loop(number(0), min(seenBlocks, number(kProbed)), kAtOnce, {none.score, none.number}, [&](Val first, Vals s) -> Vals {
     Best best{s[0], s[1]};
     SmallVector<std::pair<Best, Val>> candidates;
     for (int64_t i = 0; i < kAtOnce; ++i) {
       Val block = e.shuffleFrom(blocks.number, first + i), there = block < key.blocks;
       for (int64_t half : {0, 1}) {
-        Val token = min(block, key.blocks - 1) * ALIGNED_BLOCK + lane + half * GpuEmitter::kWarp;
+        Val token = select(there, block, blockAt(number(0))) * ALIGNED_BLOCK + lane + half * GpuEmitter::kWarp;
         candidates.push_back({{get(own, token), token}, there});
       }
     }
@@ -112,8 +112,11 @@ Val ProbeKernel::marginOf(Val h, const Best &tokens, Shared statistics) {
     }
     for (const Row &row : rows) {
       Vals values = valuesOf(row.words, shape.value);
+      Val isOpen = (row.token >= full) & (row.token < key.tokens);
+      if (isMasked()) // what is hidden weighs nothing, whatever it holds
+        isOpen = isOpen & (row.weight > 0);
       values = e.choose(
-          (row.token >= full) & (row.token < key.tokens),
+          isOpen,
           [&] {
             Vals open;
             for (int64_t i = 0; i < kWordValues; ++i)
@@ -136,8 +139,8 @@ Val ProbeKernel::marginOf(Val h, const Best &tokens, Shared statistics) {
 }
 
 void ProbeKernel::emit() {
-  e.when(key.blocks > 0, [&] {
-    Shared statistics = statisticsOfRow();
+  e.when(seenBlocks > 0, [&] {
+    Shared statistics = statisticsOfRow(Readers::SameWarp);
     forHeadsOfWarp(shape.heads, [&](Val h) {
       Val margin = marginOf(h, findTokens(h, findBlocks(h)), statistics);
       e.when(lane == 0, [&] { e.storeGlobal(convert(margin, e.f32()), rowOf(Argument::Plan, shape.heads), h); });

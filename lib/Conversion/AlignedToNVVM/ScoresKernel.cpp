@@ -33,7 +33,7 @@ private:
   };
 
   Shared query, finest, groupLayers; // scale * q [heads, channels]; the largest 1 / step of weights; layers of coarse scores
-  std::vector<Vals> weights;         // of the lane's column [tile][half step]: query row firstHead + g / 4, channel 4 t + place of the half step
+  std::vector<Vals> weights;         // columnWeight of [tile][half step], where there are registers for them
   Val scores, variance, wanted, keyLayers; // of this row
 
   int64_t halfSteps() const { return shape.keyDim / kHalfDepth; }
@@ -42,6 +42,8 @@ private:
   Val queryAt(Val h, Val channel) { return e.load(query, h * shape.keyDim + channel); }
   Val groupOf(int64_t halfStep) { return t + 4 * halfStep; }
   Val columnHead(int64_t tile) { return firstHead(tile) + shrLogical(g, number(2)); }
+  /// Of the lane's column: scale * q of query row firstHead + g / 4, channel 4 t + place of the half step.
+  Val columnWeight(int64_t tile, int64_t half) { return e.load(query, columnHead(tile) * shape.keyDim + t * 4 + place + half * kHalfDepth); }
   Val infinite() { return real(INFINITY); }
 
   void prepare();
@@ -80,11 +82,10 @@ void ScoresKernel::prepare() {
   });
   planCoarse();
   e.barrier();
-  for (int64_t i = 0; i < tilesPerWarp; ++i) {
-    Val head = columnHead(i) * shape.keyDim + t * 4 + place;
+  for (int64_t i = 0; i < tilesPerWarp && !isWide(shape); ++i) {
     weights.emplace_back();
     for (int64_t half = 0; half < halfSteps(); ++half)
-      weights[i].push_back(e.load(query, head + half * kHalfDepth));
+      weights[i].push_back(columnWeight(i, half));
   }
 }
 
@@ -150,7 +151,7 @@ void ScoresKernel::scoreBlock(Val block, const Reading &reading) {
   for (int64_t i = 0; i < tilesPerWarp; ++i) {
     Val square = real(0), constant = real(0), lean = real(0);
     for (int64_t half = 0; half < halfSteps(); ++half) {
-      Val layers = reading.layers[half], weight = weights[i][half] * scales[half];
+      Val layers = reading.layers[half], weight = (weights.empty() ? columnWeight(i, half) : weights[i][half]) * scales[half];
       if (!shape.exact()) {
         Val error = weight * (remainderOf(layers) * 32768.0);
         square = fma(error, error, square);
@@ -179,8 +180,8 @@ void ScoresKernel::scoreBlock(Val block, const Reading &reading) {
     return e.choose(reading.layers[half] > layer, [&]() -> Vals { return {e.loadGlobal(plane, four, word)}; }, [&]() -> Vals { return {nothing}; })[0];
   };
   // Adds layers `upper` and `upper` + 1: sums [tile][j], tokens 4 g + j (registers 0, 1) and 4 g + j + 32 (2, 3).
-  auto multiply = [&](Vals sums, int64_t upper, const std::vector<Vals> &digits) {
-    for (int64_t step = 0; step < steps(); ++step) {
+  auto multiplySteps = [&](Vals sums, int64_t upper, const std::vector<Vals> &digits, int64_t firstStep, int64_t lastStep) {
+    for (int64_t step = firstStep; step < lastStep; ++step) {
       int64_t count = std::min<int64_t>(2, halfSteps() - 2 * step);
       Vals first, second;
       for (int64_t half = 2 * step; half < 2 * step + count; ++half) {
@@ -197,6 +198,20 @@ void ScoresKernel::scoreBlock(Val block, const Reading &reading) {
           std::copy(product.begin(), product.end(), c);
         }
       }
+    }
+    return sums;
+  };
+  // So many steps at once, or none of them where none is read so far: with more, loads that are under way would take more registers than there are.
+  constexpr int64_t kSteps = 4;
+  auto multiply = [&](Vals sums, int64_t upper, const std::vector<Vals> &digits) {
+    if (steps() <= kSteps)
+      return multiplySteps(sums, upper, digits, 0, steps());
+    for (int64_t step = 0; step < steps(); step += kSteps) {
+      int64_t end = std::min(step + kSteps, steps());
+      Val reaches = none;
+      for (int64_t half = 2 * step; half < std::min(2 * end, halfSteps()); ++half)
+        reaches = max(reaches, reading.layers[half]);
+      sums = e.choose(e.warpMax(reaches, {1, 2}) > upper, [&] { return multiplySteps(sums, upper, digits, step, end); }, [&] { return sums; });
     }
     return sums;
   };
@@ -333,6 +348,7 @@ void ScoresKernel::emitRefined() {
       Val histogram = rowOf(Argument::Histogram, shape.heads * kBins, e.i32());
       forThreads(shape.heads * kBins, [&](Val i) { e.storeGlobal(number(0), histogram, i); });
     });
+    Shared wants = shared("wants", e.f32(), warps * GpuEmitter::kWarp); // of the block that a warp has
     Val loudness = rowOf(Argument::Loudness, key.stride * (shape.heads * kLoudnessNumbers));
     forBlocksOfWarp([&](Val block) {
       // Inverse of the precision wanted of addends of each query row; 0 for what is precise enough.
@@ -342,33 +358,33 @@ void ScoresKernel::emitRefined() {
         Val leverage = sqrt(get(loud, at) * of(kPower) + get(loud, at + 2) * of(kFill));
         return select(leverage * kCoarse > of(kPrecisionK), leverage / of(kPrecisionK), real(0));
       };
-      Val exponents = blockOf(key.exponent, physical(key, block), shape.keyDim);
-      Vals reach(halfSteps(), real(0));
-      reach = e.loop(number(0), number(shape.heads), 1, reach, [&](Val h, Vals reach) {
-        Val want = wantedOf(h);
-        for (int64_t half = 0; half < halfSteps(); ++half) {
-          Val bytes = e.loadGlobal(exponents, e.i32(), groupOf(half)), four = e.load(query, h * shape.keyDim + groupOf(half) * 4, 4);
-          for (int64_t c = 0; c < 4; ++c)
-            reach[half] = e.largest(abs(aligned::lane(four, c)) * unitScale(shrLogical(bytes, number(8 * c)) & 255) * want, reach[half]);
-        }
-        return reach;
-      });
+      e.when(lane < shape.heads, [&] { e.store(wantedOf(lane), wants, warp * GpuEmitter::kWarp + lane); });
+      e.warpBarrier(); // all of them are there
+      Val exponents = blockOf(key.exponent, physical(key, block), shape.keyDim), more = number(0);
       Reading reading;
-      Val more = number(0);
       for (int64_t half = 0; half < halfSteps(); ++half) {
+        Val bytes = e.loadGlobal(exponents, e.i32(), groupOf(half));
+        Val reach = e.loop(number(0), number(shape.heads), 1, {real(0)}, [&](Val h, Vals reach) -> Vals {
+          Val four = e.load(query, h * shape.keyDim + groupOf(half) * 4, 4), most = real(0);
+          for (int64_t c = 0; c < 4; ++c)
+            most = e.largest(abs(aligned::lane(four, c)) * unitScale(shrLogical(bytes, number(8 * c)) & 255), most);
+          return {e.largest(most * e.load(wants, warp * GpuEmitter::kWarp + h), reach[0])};
+        })[0];
         Val before = convert(e.loadGlobal(keyLayers, e.i8(), block * groups() + groupOf(half), /*constant=*/false), e.i32());
-        Val layers = max(limited(wholePlanes(layersFor(reach[half] * 32768.0, kUnread), key.layers, shape.keySplit), block), before);
+        Val layers = max(limited(wholePlanes(layersFor(reach * 32768.0, kUnread), key.layers, shape.keySplit), block), before);
         more = more | (layers - before);
         reading.layers.push_back(layers);
       }
       e.when(e.ballot(more > 0) != 0, [&] {
         for (int64_t i = 0; i < tilesPerWarp; ++i) {
           Val head = min(columnHead(i), number(shape.heads - 1)), before = get(ofHead(wanted, head, key.stride), block);
-          reading.inverse.push_back(min(e.largest(wantedOf(head) * (kWeightGuard * 32768.0), before), e.load(finest, columnHead(i))));
+          Val want = e.load(wants, warp * GpuEmitter::kWarp + head);
+          reading.inverse.push_back(min(e.largest(want * (kWeightGuard * 32768.0), before), e.load(finest, columnHead(i))));
         }
         meetSharers(); // all have read what the first is about to write
         scoreBlock(block, reading);
       });
+      e.warpBarrier(); // and what was wanted
     });
     summarise();
   });

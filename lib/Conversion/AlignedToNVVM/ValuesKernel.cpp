@@ -8,6 +8,7 @@
 //
 // in 64 bits at the end, where the two sums nearly cancel. A sum of 32 bits holds 32768 tokens of a warp, 2048 blocks of a split.
 #include "DecodeKernel.h"
+#include "NibbleRows.h"
 
 #include "mlir/Dialect/LLVMIR/LLVMDialect.h"
 
@@ -26,11 +27,8 @@ public:
 
 private:
   const int64_t ownHeads = tilesPerWarp * kTileHeads, streams = warps / warpsPerBlock;
-  // Words of a nibble row that a lane loads at once, and how many times; word width * (g + 8 * chunk) + v.
-  const int64_t words = shape.valueDim / 8;
-  const int64_t width = words % 4 == 0 && words > 16 ? 4 : words % 2 == 0 && words > 8 ? 2 : 1;
-  const int64_t chunks = llvm::divideCeil(words, 8 * width);
-  const int64_t sumsPerTile = chunks * width * 4 * 4;
+  const NibbleRows rows{shape.valueDim};
+  const int64_t sumsPerTile = rows.sums();
 
   Shared statistics, ring, ringDigits; // tokens: row * 8 + layers; bytes [own head][digit][kRing]
   Vals weightScale; // 1 / step, of each own head
@@ -52,6 +50,7 @@ private:
 
   void prepare();
   State listBlock(State state, Val block);
+  State pad(State state);
   State multiplyWaiting(State state);
   Vals multiply(Vals sums, Val head);
   void finishSums(State state);
@@ -156,12 +155,12 @@ ValuesKernel::State ValuesKernel::listBlock(State state, Val block) {
 /// Adds the 32 rows from `head` on.
 Vals ValuesKernel::multiply(Vals sums, Val head) {
   Val none = number(0);
-  Vals rows, layers; // of the tokens 4 t .. 4 t + 3 and 16 + 4 t ..
+  Vals entries, layers; // rows of the tokens 4 t .. 4 t + 3 and 16 + 4 t ..
   for (int64_t quad : {0, 1}) {
     Val four = e.load(ring, warp * kRing + head + t * 4 + quad * 16, 4);
     for (int64_t k = 0; k < 4; ++k) {
       Val entry = aligned::lane(four, k);
-      rows.push_back(shrLogical(entry, number(kLayerBits)));
+      entries.push_back(shrLogical(entry, number(kLayerBits)));
       layers.push_back(entry & ((1 << kLayerBits) - 1));
     }
   }
@@ -175,45 +174,26 @@ Vals ValuesKernel::multiply(Vals sums, Val head) {
     return e.load(words, shrLogical(((warp * ownHeads + h) * kPlaces + digit) * kRing + head + t * 4 + quad * 16, number(2)));
   };
   auto load = [&](int64_t layer, int64_t k, int64_t chunk) -> Vals {
-    Type type = width == 1 ? e.i32() : Type(VectorType::get(width, e.i32()));
-    Val nothing = e.constant(type, 0);
     if (layer >= residentLayers(shape.valueSplit))
-      return Vals(width, none);
+      return Vals(rows.width, none);
     LayerPlace at = placeOf(shape.valueSplit, layer);
-    Val first = (g + 8 * chunk) * width;
-    Val loaded = e.choose(
-        (layers[k] > layer) & (first < words),
-        [&]() -> Vals {
-          Val row = e.at(value.plane[at.plane], e.i8(), wide(rows[k]) * (at.planeLayers * shape.valueDim / 2));
-          return {e.loadGlobal(row, type, first + at.index * words)};
-        },
-        [&]() -> Vals { return {nothing}; })[0];
-    Vals words;
-    for (int64_t v = 0; v < width; ++v)
-      words.push_back(width == 1 ? loaded : aligned::lane(loaded, v));
-    return words;
-  };
-  auto transpose = [&](const std::vector<Vals> &rows, int64_t first, int64_t v) {
-    auto pick = [&](Val a, Val b, int64_t selectors) { return e.permuteBytes(a, b, number(selectors)); };
-    Val a = rows[first][v], b = rows[first + 1][v], c = rows[first + 2][v], d = rows[first + 3][v];
-    Val ab = pick(a, b, 0x5140), cd = pick(c, d, 0x5140), abUpper = pick(a, b, 0x7362), cdUpper = pick(c, d, 0x7362);
-    return Vals{pick(ab, cd, 0x5410), pick(ab, cd, 0x7632), pick(abUpper, cdUpper, 0x5410), pick(abUpper, cdUpper, 0x7632)};
+    return rows.load(e, value.plane[at.plane], entries[k], at, g, chunk, layers[k] > layer);
   };
   auto add = [&](Vals sums, int64_t upper) {
     Vals digitsOfTiles;
     for (int64_t i = 0; i < tilesPerWarp; ++i)
       for (int64_t quad : {0, 1})
         digitsOfTiles.push_back(digits(i, upper == 0, quad));
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    for (int64_t chunk = 0; chunk < rows.chunks; ++chunk) {
       std::vector<Vals> first, second;
       for (int64_t k = 0; k < 8; ++k) {
         first.push_back(load(upper, k, chunk));
         second.push_back(load(upper + 1, k, chunk));
       }
-      for (int64_t v = 0; v < width; ++v) {
+      for (int64_t v = 0; v < rows.width; ++v) {
         Vals a[4]; // by byte
         for (int64_t quad : {0, 1}) {
-          Vals one = transpose(first, 4 * quad, v), two = transpose(second, 4 * quad, v);
+          Vals one = rows.transpose(e, first, 4 * quad, v), two = rows.transpose(e, second, 4 * quad, v);
           for (int64_t byte = 0; byte < 4; ++byte) {
             auto [low, high] = bytesOf(one[byte], two[byte]);
             a[byte].append({low, high});
@@ -221,7 +201,7 @@ Vals ValuesKernel::multiply(Vals sums, Val head) {
         }
         for (int64_t byte = 0; byte < 4; ++byte)
           for (int64_t i = 0; i < tilesPerWarp; ++i) {
-            Val *c = &sums[i * sumsPerTile + ((chunk * width + v) * 4 + byte) * 4];
+            Val *c = &sums[i * sumsPerTile + ((chunk * rows.width + v) * 4 + byte) * 4];
             Vals product = e.multiply(a[byte], {digitsOfTiles[2 * i], digitsOfTiles[2 * i + 1]}, {c[0], c[1], c[2], c[3]});
             std::copy(product.begin(), product.end(), c);
           }
@@ -233,6 +213,19 @@ Vals ValuesKernel::multiply(Vals sums, Val head) {
   if (residentLayers(shape.valueSplit) > 2)
     sums = e.choose(most > 2, [&] { return add(sums, 2); }, [&] { return sums; });
   return sums;
+}
+
+/// Fills up what waits to a product's depth.
+ValuesKernel::State ValuesKernel::pad(State state) {
+  Val slot = (state.head + lane) & (kRing - 1);
+  e.when(lane >= state.pending, [&] {
+    e.store(number(0), ring, warp * kRing + slot);
+    for (int64_t i = 0; i < ownHeads; ++i)
+      for (int64_t d = 0; d < kDigits; ++d)
+        e.store(e.constant(e.i8(), 0), ringDigits, ((warp * ownHeads + i) * kPlaces + d) * kRing + slot);
+  });
+  state.pending = select(state.pending > 0, number(kTileDepth), number(0));
+  return state;
 }
 
 ValuesKernel::State ValuesKernel::multiplyWaiting(State state) {
@@ -271,10 +264,10 @@ void ValuesKernel::finishSums(State state) {
       constants[h] = e.warpAddWide(state.constants[i * kTileHeads + h]);
     Val constant = select(second, constants[1], constants[0]);
     Val factor = unit * statistic(clamped(head), kSum) / select(second, weightScale[i * kTileHeads + 1], weightScale[i * kTileHeads]) * 0.5;
-    for (int64_t chunk = 0; chunk < chunks; ++chunk)
-      for (int64_t v = 0; v < width; ++v)
+    for (int64_t chunk = 0; chunk < rows.chunks; ++chunk)
+      for (int64_t v = 0; v < rows.width; ++v)
         for (int64_t byte = 0; byte < 4; ++byte) {
-          Val *c = &state.sums[i * sumsPerTile + ((chunk * width + v) * 4 + byte) * 4];
+          Val *c = &state.sums[i * sumsPerTile + ((chunk * rows.width + v) * 4 + byte) * 4];
           auto columns = [&](Val first, Val second) {
             Val sum = wide(first) + (wide(second) << 8);
             return select(odd, sum << 16, sum);
@@ -282,8 +275,8 @@ void ValuesKernel::finishSums(State state) {
           Val low = columns(c[0], c[1]), high = columns(c[2], c[3]);
           // Lanes with odd t take the row's later half, and give away the other.
           Val whole = select(odd, high, low) + e.shuffleXorWide(select(odd, low, high), 1);
-          Val word = (g + 8 * chunk) * width + v, sum = convert((whole << 1) + constant, e.f32()) * factor;
-          e.when(word < words, [&] { put(head, word * 4 + byte + select(odd, number(dim / 2), number(0)), sum); });
+          Val word = (g + 8 * chunk) * rows.width + v, sum = convert((whole << 1) + constant, e.f32()) * factor;
+          e.when(word < rows.words, [&] { put(head, word * 4 + byte + select(odd, number(dim / 2), number(0)), sum); });
         }
   }
   for (int64_t i = 0; i < ownHeads; ++i) {
@@ -305,23 +298,16 @@ void ValuesKernel::emit() {
   prepare();
   State state{number(0), number(0), Vals(ownHeads, e.constant(e.i64(), 0)), Vals(ownHeads, real(0)), Vals(tilesPerWarp * sumsPerTile, number(0))};
   auto [first, end] = stretch();
-  state = stateOf(e.loop(first + shrLogical(warp, number(llvm::Log2_64(warpsPerBlock))), end, streams, state.all(), [&](Val index, Vals all) {
-    State state = listBlock(stateOf(all), blockAt(index));
+  Val begin = first + shrLogical(warp, number(llvm::Log2_64(warpsPerBlock))), last = end;
+  // The warp's blocks, and one round more for what waits then, with rows of no weight behind it.
+  Val rounds = (max(last - begin, number(0)) + (streams - 1)) / streams;
+  state = stateOf(e.loop(number(0), rounds + 1, 1, state.all(), [&](Val round, Vals all) {
+    State state = stateOf(e.choose(round < rounds, [&] { return listBlock(stateOf(all), blockAt(begin + round * streams)).all(); }, [&] { return pad(stateOf(all)).all(); }));
     e.warpBarrier(); // the ring is written
     state = multiplyWaiting(state);
     e.warpBarrier(); // and read
     return state.all();
   }));
-  // What waits still, with rows of no weight behind it.
-  Val slot = (state.head + lane) & (kRing - 1);
-  e.when(lane >= state.pending, [&] {
-    e.store(number(0), ring, warp * kRing + slot);
-    for (int64_t i = 0; i < ownHeads; ++i)
-      for (int64_t d = 0; d < kDigits; ++d)
-        e.store(e.constant(e.i8(), 0), ringDigits, ((warp * ownHeads + i) * kPlaces + d) * kRing + slot);
-  });
-  e.warpBarrier();
-  state.sums = e.choose(state.pending > 0, [&] { return multiply(state.sums, state.head); }, [&] { return state.sums; });
   finishSums(state);
   e.when(isLastSplit() & (key.open > 0), [&] { addOpenValues(statistics); });
   finish();

@@ -1,0 +1,234 @@
+// What an interpreter can prove of kernels that no numbers show: that every barrier is needed and there, and that no more of the planes is read than a policy calls for.
+#include "aligned/JIT/Module.h"
+#include "aligned/Runtime/Cuda.h"
+
+#include "llvm/ADT/StringRef.h"
+#include "llvm/Support/FileSystem.h"
+#include "llvm/Support/JSON.h"
+#include "llvm/Support/MemoryBuffer.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <dlfcn.h>
+#include <map>
+#include <memory>
+#include <random>
+#include <string>
+#include <unistd.h>
+#include <vector>
+
+namespace {
+
+constexpr int64_t kKeyDim = 64;
+
+struct Kernels {
+  std::string ptx, sidecar;
+};
+
+Kernels compile(int64_t group, int64_t valueDim, const std::string &options) {
+  auto type = [&](int64_t heads, const char *tokens, int64_t dim) { return "tensor<1x" + std::to_string(heads) + "x" + tokens + "x" + std::to_string(dim) + "xf16>"; };
+  std::string q = type(group, "1", kKeyDim), k = type(1, "?", kKeyDim), v = type(1, "?", valueDim), out = type(group, "1", valueDim);
+  std::string source = "func.func @step(%q: " + q + ", %k: " + k + ", %v: " + v + ") -> " + out + " {\n  %scale = arith.constant 0.125 : f32\n  %out = aligned.attention %q, %k, %v scale %scale : " + q + ", " + k + ", " + v +
+                       " -> " + out + "\n  return %out : " + out + "\n}\n";
+  char *ptx = nullptr, *sidecar = nullptr;
+  EXPECT_EQ(aligned_compile_kernels(source.c_str(), options.c_str(), &ptx, &sidecar), 0) << aligned_last_error();
+  Kernels kernels{ptx ? ptx : "", sidecar ? sidecar : ""};
+  aligned_text_free(ptx);
+  aligned_text_free(sidecar);
+  return kernels;
+}
+
+using Program = std::unique_ptr<aligned_program, decltype(&aligned_program_destroy)>;
+using Cache = std::unique_ptr<aligned_cache, decltype(&aligned_cache_destroy)>;
+
+class Proof : public testing::Test {
+protected:
+  static void SetUpTestSuite() {
+    setenv("ALIGNED_LIBCUDA", ALIGNED_CUDA_EMULATOR, /*overwrite=*/0);
+    setenv("ALIGNED_EMULATOR_COLLECTIVES", "0", /*overwrite=*/0); // shuffles do not order memory: barriers do
+    setenv("ALIGNED_EMULATOR_SMS", "1", /*overwrite=*/0);         // few splits, so that warps have several blocks
+    counts = testing::TempDir() + "aligned-counts-" + std::to_string(getpid());
+    setenv("ALIGNED_EMULATOR_COUNTS", counts.c_str(), /*overwrite=*/1); // read once, when the driver starts: this program's tests share it
+    driver = dlopen(ALIGNED_CUDA_EMULATOR, RTLD_NOW | RTLD_LOCAL);
+    ASSERT_TRUE(driver) << dlerror();
+  }
+  static void TearDownTestSuite() { llvm::sys::fs::remove(counts); }
+
+  template <typename Function> static Function entry(const char *name) { return reinterpret_cast<Function>(dlsym(driver, name)); }
+  static void reset() { entry<void (*)()>("aligned_emulator_reset")(); }
+  static void nameAllocation(const void *base, const std::string &name) {
+    entry<void (*)(uint64_t, const char *)>("aligned_emulator_name")(reinterpret_cast<uint64_t>(base), name.c_str());
+  }
+
+  struct Step {
+    std::vector<float> acc;
+    aligned_tally tally = {};
+    std::string error; ///< what failed, if anything did
+  };
+
+  struct Data {
+    int64_t tokens;
+    bool escapes = false; ///< whether a value of K and one of V are infinite
+    bool flat = false;    ///< if not, every second block has small keys and with them small probabilities; if so, all tokens have about the same probability, but for four of each block, which have none
+  };
+
+  /// Appends in two parts and decodes; planes get names that begin with `names`.
+  static Step step(const Program &program, const Data &data, const char *names = nullptr) {
+    int64_t tokens = data.tokens;
+    Step result;
+    std::mt19937 random(17);
+    std::normal_distribution<float> normal;
+    aligned_program_site site;
+    EXPECT_EQ(aligned_program_site_info(program.get(), 0, &site), 0);
+    auto halves = [&](int64_t rows, int64_t dim, auto scale) {
+      std::vector<uint16_t> values;
+      for (int64_t i = 0; i < rows * dim; ++i) {
+        _Float16 half = static_cast<_Float16>(normal(random) * scale(i / dim, i % dim));
+        values.emplace_back();
+        memcpy(&values.back(), &half, 2);
+      }
+      return values;
+    };
+    auto q = halves(site.heads, site.key_dim, [&](int64_t, int64_t c) { return data.flat ? 0.2f : c % 5 ? 2.0f : 0.1f; });
+    auto k = halves(tokens, site.key_dim, [](int64_t t, int64_t c) { return (c == 3 ? 8.0f : c < 8 ? 0.05f : 1.0f) * (t / 64 % 2 ? 0.02f : 1.0f); });
+    auto v = halves(tokens, site.value_dim, [](int64_t t, int64_t) { return t % 17 ? 1.0f : 6.0f; });
+    for (int64_t i = 0; data.flat && i < tokens * site.key_dim; ++i)
+      if (i / site.key_dim % 16 == 5) {
+        _Float16 opposite;
+        memcpy(&opposite, &q[i % site.key_dim], 2);
+        opposite = static_cast<_Float16>(opposite * -300);
+        memcpy(&k[i], &opposite, 2);
+      }
+    if (data.escapes)
+      k[70 * site.key_dim + 3] = v[70 * site.value_dim + 5] = 0x7c00;
+    std::vector<Cache> caches;
+    auto fail = [&] {
+      result.error = aligned_last_error();
+      return result;
+    };
+    for (bool isValue : {false, true}) {
+      caches.emplace_back(aligned_program_create_cache(program.get(), isValue ? &site.value : &site.key, 1, 1, isValue ? site.value_dim : site.key_dim, tokens), aligned_cache_destroy);
+      aligned_cache *cache = caches.back().get();
+      if (!cache)
+        return fail();
+      int64_t dim = cache->head_dim, strides[] = {tokens * dim, tokens * dim, dim, 1}, first = tokens * 2 / 3;
+      const uint16_t *values = (isValue ? v : k).data();
+      if (aligned_cache_append(cache, values, first, strides) || aligned_cache_append(cache, values + first * dim, tokens - first, strides))
+        return fail();
+      for (int plane = 0; names && plane < ALIGNED_MAX_PLANES; ++plane)
+        nameAllocation(cache->plane[plane], std::string(names) + (isValue ? "value" : "key"));
+    }
+    result.acc.resize(site.heads * site.value_dim);
+    aligned_decode_call call = {};
+    call.batch = 1;
+    call.key = caches[0].get();
+    call.value = caches[1].get();
+    call.query = q.data();
+    call.scale = 0.125f;
+    call.acc = result.acc.data();
+    aligned_rt_record(&result.tally, 1);
+    int failed = aligned_program_decode(program.get(), 0, &call);
+    aligned_rt_record(nullptr, 0);
+    return failed ? fail() : result;
+  }
+
+  static inline std::string counts;
+  static inline void *driver = nullptr;
+};
+
+Program load(const Kernels &kernels) { return Program(aligned_program_load(kernels.ptx.c_str(), kernels.sidecar.c_str()), aligned_program_destroy); }
+
+/// Without any one of them a race is found or the result is another, in some of the runs that have it.
+TEST_F(Proof, EveryBarrierIsNeeded) {
+  struct Run {
+    int64_t group, valueDim;
+    const char *options;
+    Data data;
+  };
+  std::map<std::string, bool> needed; // kernels of one kind have the same barriers in the same order
+  for (const Run &run : {Run{8, 64, "policy=tight certify", {1000, true}}, Run{3, 64, "policy=balanced", {1000, true}}, Run{1, 64, "policy=budget tolerance=1e-4", {1700, false, true}},
+                         Run{3, 128, "policy=alignedkv", {1000, true}}, Run{8, 128, "policy=alignedkv", {1000, true}}}) {
+    SCOPED_TRACE(std::string(run.options) + ", " + std::to_string(run.group) + " query heads");
+    bool isFloat = run.options == std::string("policy=alignedkv");
+    Kernels kernels = compile(run.group, run.valueDim, run.options);
+    Program program = load(kernels);
+    ASSERT_TRUE(program) << aligned_last_error();
+    Step whole = step(program, run.data);
+    ASSERT_EQ(whole.error, "");
+    std::string kernel;
+    int inKernel = 0;
+    for (size_t at = 0, end; at < kernels.ptx.size(); at = end + 1) {
+      end = std::min(kernels.ptx.find('\n', at), kernels.ptx.size());
+      llvm::StringRef line = llvm::StringRef(kernels.ptx).slice(at, end).trim();
+      if (line.consume_front(".visible .entry ")) {
+        kernel = line.take_until([](char c) { return c == '('; }).str() + (isFloat ? " of float planes" : "");
+        inKernel = 0;
+      }
+      if (!line.starts_with("bar.") && !line.starts_with("barrier."))
+        continue;
+      Kernels without = kernels;
+      without.ptx.replace(at, end - at, end - at, ' ');
+      Program mutant = load(without);
+      ASSERT_TRUE(mutant) << aligned_last_error();
+      testing::internal::CaptureStderr(); // the interpreter says what it finds
+      Step other = step(mutant, run.data);
+      testing::internal::GetCapturedStderr();
+      mutant.reset();
+      reset();
+      needed[kernel + ": number " + std::to_string(++inKernel)] |=
+          !other.error.empty() || memcmp(other.acc.data(), whole.acc.data(), whole.acc.size() * sizeof(float)) != 0;
+    }
+  }
+  EXPECT_GT(needed.size(), 30u);
+  for (const auto &[barrier, isNeeded] : needed)
+    EXPECT_TRUE(isNeeded) << barrier;
+}
+
+/// Distinct sectors that kernels touch of the planes, against the bits that the policy calls for. A row of V of 64 channels is a sector for each layer, a unit of K four.
+TEST_F(Proof, PlanesAreReadAsFarAsThePolicyCallsFor) {
+  for (const char *options : {"policy=exact", "policy=tight", "policy=balanced", "policy=fast", "policy=alignedkv"}) {
+    SCOPED_TRACE(options);
+    constexpr int64_t kGroup = 3, kTokens = 16 * 64;
+    Program program = load(compile(kGroup, 64, options));
+    ASSERT_TRUE(program) << aligned_last_error();
+    llvm::sys::fs::remove(counts);
+    Step result = step(program, {kTokens}, options);
+    ASSERT_EQ(result.error, "");
+    auto file = llvm::MemoryBuffer::getFile(counts);
+    ASSERT_TRUE(bool(file));
+    int64_t keyBytes = 0, valueBytes = 0, refinedBytes = 0;
+    llvm::StringRef rest = (*file)->getBuffer();
+    while (!rest.empty()) {
+      auto [line, after] = rest.split('\n');
+      rest = after;
+      llvm::Expected<llvm::json::Value> launch = llvm::json::parse(line);
+      ASSERT_TRUE(bool(launch));
+      std::string kernel = launch->getAsObject()->getString("kernel")->str();
+      for (const llvm::json::Value &allocation : *launch->getAsObject()->getArray("allocations")) {
+        llvm::StringRef name = *allocation.getAsObject()->getString("name");
+        int64_t bytes = 32 * *allocation.getAsObject()->getObject("read")->getInteger("distinct");
+        if (kernel == "decode0_scores" && name.ends_with("key"))
+          keyBytes += bytes;
+        if (kernel == "decode0_refine" && name.ends_with("key"))
+          refinedBytes += bytes;
+        if (kernel == "decode0_values" && name.ends_with("value"))
+          valueBytes += bytes;
+      }
+    }
+    // Of the tally, planes alone: fixed formats have exponents, a byte for 64 keys of a channel and one for a row of V.
+    bool isFixed = std::string(options) != "policy=alignedkv";
+    double keyPlanes = result.tally.key_bits / 8.0 - (isFixed ? kTokens / 64 * kKeyDim : 0), valuePlanes = result.tally.value_bits / 8.0 - (isFixed ? kTokens : 0);
+    EXPECT_NEAR(valueBytes, valuePlanes, 0.05 * valuePlanes);
+    if (refinedBytes == 0) {
+      EXPECT_NEAR(keyBytes, keyPlanes, 0.05 * keyPlanes);
+    } else { // coarse first, then again and finer where it matters
+      EXPECT_LE(keyBytes, 1.05 * keyPlanes);
+      EXPECT_GE(keyBytes + refinedBytes, 0.95 * keyPlanes);
+    }
+  }
+}
+
+} // namespace
