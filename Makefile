@@ -9,7 +9,7 @@ PYTHON := .venv/bin/python
 export CCACHE_SLOPPINESS := pch_defines,time_macros,include_file_mtime,include_file_ctime
 
 .DEFAULT_GOAL := build
-.PHONY: help setup build check demo fuzz update-phases clean
+.PHONY: help setup build check demo fuzz update-phases update-resources clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ fuzz: build ## search for caches on which an error exceeds its certified bound (
 
 update-phases: build ## write test/Pipelines/decode/{1-raise,...}.mlir again
 	@$(PYTHON) utils/phases.py $(BUILD)
+
+update-resources: build ## write test/Conversion/AlignedToNVVM/Inputs/resources.txt again
+	@$(PYTHON) utils/resources.py $(BUILD) --write
 
 clean: ## remove what was built (.venv stays)
 	rm -rf $(BUILD)

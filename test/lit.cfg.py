@@ -17,6 +17,9 @@ config.environment["FILECHECK_OPTS"] = "--allow-unused-prefixes=false"
 config.substitutions += [
     ("%python", config.python),
     ("%data", os.path.join(config.test_source_root, "data")),
+    ("%utils", os.path.join(config.aligned_source_dir, "utils")),
+    ("%build", config.aligned_build_dir),
+    ("%emulator", os.path.join(config.aligned_build_dir, "lib", "libaligned_cuda_emulator.so")),  # stands in for libcuda.so.1
 ]
 
 # Tests that run code for one kind of machine name it under REQUIRES.

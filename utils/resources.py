@@ -19,6 +19,7 @@ SHAPES = (
     ("policy=balanced", "f16", 3, 64, 64),
     ("policy=balanced certify", "f16", 4, 128, 128),
     ("policy=balanced", "bf16", 8, 96, 128),
+    ("policy=balanced", "f16", 12, 256, 96),
     ("policy=balanced", "f16", 16, 256, 256),
     ("policy=alignedkv", "f16", 4, 128, 128),
     ("policy=alignedkv", "bf16", 16, 128, 256),

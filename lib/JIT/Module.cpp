@@ -508,7 +508,7 @@ int refuseCall(const llvm::Twine &why) {
   return -1;
 }
 
-int checkArgument(int32_t number, const aligned_type &type, const aligned_value &value) {
+int checkArgument(const aligned_module &module, int32_t number, const aligned_type &type, const aligned_value &value) {
   if (type.is_cache) {
     const aligned_cache *cache = value.cache;
     if (!cache)
@@ -519,6 +519,12 @@ int checkArgument(int32_t number, const aligned_type &type, const aligned_value 
         return refuseCall("expected a cache of shape " + llvm::Twine(shapeText(4, type.shape)) + " as argument " + llvm::Twine(number) + ", got " + shapeText(4, shape));
     if (memcmp(&cache->format, &type.format, sizeof(aligned_format)))
       return refuseCall("expected a cache of the format that argument " + llvm::Twine(number) + " was compiled for");
+    if ((cache->location == ALIGNED_LOCATION_CUDA) != bool(module.program))
+      return refuseCall(llvm::Twine("expected a cache in ") + (module.program ? "device" : "host") + " memory as argument " + llvm::Twine(number) + ", got one in " +
+                        (module.program ? "host" : "device") + " memory");
+    if (!module.program && (cache->pages || cache->lengths))
+      return refuseCall(llvm::Twine("expected a cache without ") + (cache->pages ? "pages" : "lengths of its batch entries") + " as argument " + llvm::Twine(number) +
+                        ", which kernels on the CPU don't follow, got one with them");
     return 0;
   }
   for (int32_t dim = 0; dim < type.rank; ++dim)
@@ -543,7 +549,7 @@ struct Copies {
 
 int aligned_module_call(const aligned_module *module, aligned_value *arguments, aligned_value *results) {
   for (auto [number, type] : llvm::enumerate(module->arguments))
-    if (int failed = checkArgument(number, type, arguments[number]))
+    if (int failed = checkArgument(*module, number, type, arguments[number]))
       return failed;
 
   // One descriptor per dense argument, contiguous as the compiled function expects; the results' lie one behind the other.

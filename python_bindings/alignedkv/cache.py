@@ -41,6 +41,22 @@ def _number(name, value, dtype=np.float32):
     return number
 
 
+def _scoring(causal, window, sinks, softcap):
+    """What `aligned.attention` says of caps and masks, which the compiler verifies."""
+    parts = ["causal"] if causal else []
+    for name, value in [("window", window), ("sinks", sinks or None)]:
+        if value is not None:
+            try:
+                parts.append(f"{name} = {operator.index(value)}")
+            except TypeError:
+                raise Error(f"expected {name} to be an integer, got {type(value).__name__}") from None
+    text = ""
+    if softcap is not None:
+        bits = int(_number("softcap", softcap, np.float64).view(np.uint64))
+        text += f" softcap 0x{bits:016X}"
+    return text + (f" mask <{', '.join(parts)}>" if parts else "")
+
+
 def compile(text, policy="balanced", tolerance=None, format="auto", function=None, budget=None, certify=False):
     """Compiles a module's MLIR text for this machine and returns a callable `Module`.
 
@@ -117,7 +133,7 @@ class KVCache:
         self._key.append(k)
         self._value.append(v)
 
-    def attend(self, q, scale=None, policy="balanced", tolerance=None, certify=False):
+    def attend(self, q, scale=None, policy="balanced", tolerance=None, certify=False, causal=False, window=None, sinks=0, softcap=None):
         """softmax(scale * q k^T) v over all tokens: float32 [batch, q_heads, queries, value_dim].
 
         q: [batch, q_heads, queries, head_dim], float16, bfloat16 (ml_dtypes or uint16) or float32; q_heads is a multiple of kv_heads, at
@@ -130,6 +146,11 @@ class KVCache:
             estimate  the relative L2 error to expect of that row, ||out - exact|| / ||exact||: predicted, not proven. It is 0 on float formats, for
                       which nothing is predicted, and of values alone under 'exact'.
         They are for rows whose exact output is finite, and need not be numbers for others.
+        causal, window, sinks: which tokens a query sees (A11 in docs/Numerics.md). The queries are the newest tokens, the last of them the newest of all.
+            causal    no token newer than the query itself.
+            window    the newest `window` tokens up to the query, and with `sinks` the first tokens of all. Blocks that no query sees are not read.
+          A query that sees no token, as there may be where tokens are fewer than queries, gets NaN.
+        softcap: a score s becomes softcap * tanh(s / softcap).
 
         No tokens give zeros. The first call with a new shape, dtype or policy compiles. Raises Error if something does not fit.
         """
@@ -138,7 +159,7 @@ class KVCache:
             raise Error(f"expected q of float16, bfloat16 or float32 and rank 4, got {q.dtype.name} of rank {q.ndim}")
         scale = _number("scale", 1 / math.sqrt(self.head_dim) if scale is None else scale)
         options = _options(policy, tolerance, "auto", certify=certify)
-        module = _attention(self._text(q), options)
+        module = _attention(self._text(q, _scoring(causal, window, sinks, softcap)), options)
         out, (self._reads,) = module._call_with_reads(q, self._key, self._value, scale)
         return out
 
@@ -176,13 +197,13 @@ class KVCache:
         dim = self.head_dim if role == "key" else self.value_dim
         return f"tensor<{self.batch}x{self.kv_heads}x?x{dim}x{_MLIR_TYPES[self.dtype]}, #aligned.split<{self.format}, {role}>>"
 
-    def _text(self, q):
+    def _text(self, q, scoring):
         batch, heads, queries, _ = q.shape
         query = f"tensor<{'x'.join(map(str, q.shape))}x{_MLIR_TYPES[q.dtype.name]}>"
         key, value, out = self._type("key"), self._type("value"), f"tensor<{batch}x{heads}x{queries}x{self.value_dim}xf32>"
         return f"""
             func.func @attend(%q: {query}, %k: {key}, %v: {value}, %s: tensor<f32>) -> {out} {{
               %scale = tensor.extract %s[] : tensor<f32>
-              %out = aligned.attention %q, %k, %v scale %scale : {query}, {key}, {value} -> {out}
+              %out = aligned.attention %q, %k, %v scale %scale{scoring} : {query}, {key}, {value} -> {out}
               return %out : {out}
             }}"""

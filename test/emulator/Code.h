@@ -40,8 +40,8 @@ struct Code {
     Branch,      // to `target`
     BranchTable, // to lists[target + index]
     Exit,
-    Barrier,     // of a block
-    Collective   // of the lanes in `members`
+    Barrier,   // of a block
+    Collective // of the lanes in `members`
   };
   Kind kind = Plain;
   bool guardNegated = false;
@@ -64,9 +64,33 @@ constexpr uint64_t windowMask = ~((uint64_t(1) << 56) - 1);
 constexpr uint64_t sharedStart = 1024; // what is below belongs to the system, as on hardware
 
 enum class Special : uint8_t {
-  TidX, TidY, TidZ, NtidX, NtidY, NtidZ, CtaidX, CtaidY, CtaidZ, NctaidX, NctaidY, NctaidZ,
-  Laneid, Warpid, Nwarpid, LanemaskEq, LanemaskLe, LanemaskLt, LanemaskGe, LanemaskGt,
-  Smid, Nsmid, Gridid, DynamicShared, TotalShared, One, Zero
+  TidX,
+  TidY,
+  TidZ,
+  NtidX,
+  NtidY,
+  NtidZ,
+  CtaidX,
+  CtaidY,
+  CtaidZ,
+  NctaidX,
+  NctaidY,
+  NctaidZ,
+  Laneid,
+  Warpid,
+  Nwarpid,
+  LanemaskEq,
+  LanemaskLe,
+  LanemaskLt,
+  LanemaskGe,
+  LanemaskGt,
+  Smid,
+  Nsmid,
+  Gridid,
+  DynamicShared,
+  TotalShared,
+  One,
+  Zero
 };
 
 constexpr uint64_t dynamicSharedStart = 128 << 10; // above all static variables
@@ -132,8 +156,8 @@ struct Region {
   std::string name;
   uint32_t firstThread = 0;                // accesses by threads before it are of the past
   std::vector<std::array<Cell, 4>> splits; // cells of single bytes
-  Bits written; // bytes, if options.uninitialised
-  bool hidden = false; // variables of modules
+  Bits written;                            // bytes, if options.uninitialised
+  bool hidden = false;                     // variables of modules
   // Of the present launch:
   Traffic read, write;
   Bits readSectors, writtenSectors;
@@ -166,15 +190,15 @@ struct Knowledge {
 
 /// The side of a warp that tells which accesses are ordered before which.
 struct WarpOrder {
-  uint32_t counter = 1, base = 1;       // accesses of this warp below `base` are before all that its lanes do now
-  uint32_t lane[warpSize] = {};         // clock of each lane
-  std::vector<uint32_t> block;          // the same for the warps of its block
-  Knowledge foreign;                    // and for other blocks
-  Knowledge pending;                    // seen by an atomic; becomes `foreign` at a fence
+  uint32_t counter = 1, base = 1; // accesses of this warp below `base` are before all that its lanes do now
+  uint32_t lane[warpSize] = {};   // clock of each lane
+  std::vector<uint32_t> block;    // the same for the warps of its block
+  Knowledge foreign;              // and for other blocks
+  Knowledge pending;              // seen by an atomic; becomes `foreign` at a fence
   // What an atomic of this warp publishes, and of a lane's own accesses: in shared memory, in global memory.
   Knowledge fenced[2];
   uint32_t fencedLane[2][warpSize] = {};
-  std::vector<uint32_t> partial;        // [32][32], made by the first warp barrier of some lanes
+  std::vector<uint32_t> partial; // [32][32], made by the first warp barrier of some lanes
 };
 
 //===----------------------------------------------------------------------===//
@@ -203,9 +227,9 @@ struct Warp {
 };
 
 struct BarrierState {
-  uint32_t arrived = 0, expected = 0; // threads
+  uint32_t arrived = 0, expected = 0;                       // threads
   std::vector<std::pair<uint32_t, Mask>> waiting, arrivals; // warps and lanes
-  uint32_t votes = 0, voters = 0; // of bar.red
+  uint32_t votes = 0, voters = 0;                           // of bar.red
 };
 
 struct Block {
@@ -215,7 +239,7 @@ struct Block {
   Region shared;
   std::vector<uint8_t> sharedData, local;
   std::map<uint32_t, BarrierState> barriers;
-  uint32_t generation = 1; // barriers that were completed
+  uint32_t generation = 1;               // barriers that were completed
   std::unordered_set<uint64_t> observed; // where its threads have executed atomics
   uint32_t firstWarp = 0;
   uint32_t live = 0; // threads that have not exited
@@ -241,13 +265,13 @@ struct Launch {
   std::vector<Kernel::SharedVariable> shared;
   std::vector<uint8_t> parameters;
   std::vector<Counters> counters; // per code
-  std::vector<uint64_t> order; // in which the blocks start
+  std::vector<uint64_t> order;    // in which the blocks start
   uint32_t firstWarp = 0;
   std::vector<std::unique_ptr<Block>> resident;
   std::mt19937_64 random;
   uint64_t executed = 0, laneInstructions = 0;
   std::unordered_map<uint64_t, Knowledge> signals; // by the address of an atomic
-  std::vector<std::unique_ptr<Block>> spare; // to be used again
+  std::vector<std::unique_ptr<Block>> spare;       // to be used again
   bool failed = false;
   Fault fault = Fault::None;
   std::string message;

@@ -45,7 +45,8 @@ void shuffle(Warp &warp, const Step &step, Mask active) {
     }
     unsigned source = valid ? unsigned(from) & 31 : i;
     if ((active >> i & 1) && !(active >> source & 1)) {
-      failAt(warp, step.code, i, Fault::Undefined, "reads a register of lane " + std::to_string(source) + ", which takes no part");
+      failAt(warp, step.code, i, Fault::Undefined,
+             "reads a register of lane " + std::to_string(source) + ", which takes no part");
       return;
     }
     inRange |= Mask(valid) << i;
@@ -73,7 +74,11 @@ bool decodeShuffle(Decoder &d) {
   uint32_t valid = pair ? d.write(target.elements[1], Type::Predicate) : 0;
   Step &step = d.emit(shuffle, result, a, b, c);
   step.e = valid;
-  step.flags = uint16_t((mode == "up" ? Up : mode == "down" ? Down : mode == "bfly" ? Butterfly : Index) | (pair ? HasPredicate : 0));
+  step.flags = uint16_t((mode == "up"     ? Up
+                         : mode == "down" ? Down
+                         : mode == "bfly" ? Butterfly
+                                          : Index) |
+                        (pair ? HasPredicate : 0));
   return true;
 }
 
@@ -206,10 +211,18 @@ template <typename T, typename F> void reduce(Warp &warp, const Step &step, Mask
   std::fill(std::begin(result), std::end(result), sum);
   put(warp, step.d, result, active);
 }
-void reduceAdd(Warp &w, const Step &s, Mask m) { reduce<uint32_t>(w, s, m, [](uint32_t a, uint32_t b) { return a + b; }); }
-void reduceAnd(Warp &w, const Step &s, Mask m) { reduce<uint32_t>(w, s, m, [](uint32_t a, uint32_t b) { return a & b; }); }
-void reduceOr(Warp &w, const Step &s, Mask m) { reduce<uint32_t>(w, s, m, [](uint32_t a, uint32_t b) { return a | b; }); }
-void reduceXor(Warp &w, const Step &s, Mask m) { reduce<uint32_t>(w, s, m, [](uint32_t a, uint32_t b) { return a ^ b; }); }
+void reduceAdd(Warp &w, const Step &s, Mask m) {
+  reduce<uint32_t>(w, s, m, [](uint32_t a, uint32_t b) { return a + b; });
+}
+void reduceAnd(Warp &w, const Step &s, Mask m) {
+  reduce<uint32_t>(w, s, m, [](uint32_t a, uint32_t b) { return a & b; });
+}
+void reduceOr(Warp &w, const Step &s, Mask m) {
+  reduce<uint32_t>(w, s, m, [](uint32_t a, uint32_t b) { return a | b; });
+}
+void reduceXor(Warp &w, const Step &s, Mask m) {
+  reduce<uint32_t>(w, s, m, [](uint32_t a, uint32_t b) { return a ^ b; });
+}
 template <typename T> void reduceMinimum(Warp &w, const Step &s, Mask m) {
   reduce<T>(w, s, m, [](T a, T b) { return std::min(a, b); });
 }
@@ -262,7 +275,8 @@ bool decodeReduction(Decoder &d) {
 // Lane i is t = i % 4 of group g = i / 4. With n elements in a register, element e of register r is
 //   of A  in row g + 8 (r & 1), column n t + e + 4 n (r >> 1),
 //   of B  in row n t + e + 4 n r, column g,
-// and of C and D, with one element in a register, in row g + 8 (r >> 1), column 2 t + (r & 1); with two, row g + 8 r, column 2 t + e.
+// and of C and D, with one element in a register, in row g + 8 (r >> 1), column 2 t + (r & 1); with two, row g + 8 r, column 2 t
+// + e.
 
 constexpr unsigned mostDepth = 64;
 
@@ -270,13 +284,15 @@ struct Shape {
   unsigned rows, depth, registersA, registersB, registersC;
 };
 
-template <typename T, typename Get> void gatherA(const Warp &warp, const uint32_t *list, unsigned registers, unsigned n, T *a, unsigned depth, Get get) {
+template <typename T, typename Get>
+void gatherA(const Warp &warp, const uint32_t *list, unsigned registers, unsigned n, T *a, unsigned depth, Get get) {
   for (unsigned r = 0; r < registers; ++r)
     for (unsigned i = 0; i < warpSize; ++i)
       for (unsigned e = 0; e < n; ++e)
         a[(i / 4 + 8 * (r & 1)) * depth + n * (i % 4) + e + 4 * n * (r >> 1)] = get(warp, list[r], i, e);
 }
-template <typename T, typename Get> void gatherB(const Warp &warp, const uint32_t *list, unsigned registers, unsigned n, T *b, unsigned depth, Get get) {
+template <typename T, typename Get>
+void gatherB(const Warp &warp, const uint32_t *list, unsigned registers, unsigned n, T *b, unsigned depth, Get get) {
   for (unsigned r = 0; r < registers; ++r)
     for (unsigned i = 0; i < warpSize; ++i)
       for (unsigned e = 0; e < n; ++e)
@@ -299,9 +315,11 @@ int16_t integerElement(const Warp &warp, uint32_t reg, unsigned lane, unsigned e
 /// Step::number: types of A and B; flags: 1 saturates.
 void multiplyIntegers(Warp &warp, const Step &step, Mask) {
   auto typeA = Type(step.number & 255), typeB = Type(step.number >> 8 & 255);
-  auto registersA = unsigned(step.number >> 16 & 15), registersB = unsigned(step.number >> 20 & 15), registersC = unsigned(step.number >> 24 & 15);
+  auto registersA = unsigned(step.number >> 16 & 15), registersB = unsigned(step.number >> 20 & 15),
+       registersC = unsigned(step.number >> 24 & 15);
   unsigned n = 32 / bitsOf(typeA), depth = 4 * n * registersB;
-  const uint32_t *d = warp.launch->kernel->lists.data() + step.list, *a = d + registersC, *b = a + registersA, *c = b + registersB;
+  const uint32_t *d = warp.launch->kernel->lists.data() + step.list, *a = d + registersC, *b = a + registersA,
+                 *c = b + registersB;
   int16_t left[16 * mostDepth], right[8 * mostDepth];
   auto gather = [&](Type type, auto use) {
     switch (type) { // the switch outside of the loops
@@ -340,10 +358,12 @@ float tensorFloat(uint32_t bits) { return bitCast<float>(bits & 0xffffe000); } /
 /// Products are exact and summed in double, then rounded once.
 template <typename Get> void multiplyFloats(Warp &warp, const Step &step, unsigned n, Get get) {
   auto typeC = Type(step.number & 255), typeD = Type(step.number >> 8 & 255);
-  auto registersA = unsigned(step.number >> 16 & 15), registersB = unsigned(step.number >> 20 & 15), registersC = unsigned(step.number >> 24 & 15);
+  auto registersA = unsigned(step.number >> 16 & 15), registersB = unsigned(step.number >> 20 & 15),
+       registersC = unsigned(step.number >> 24 & 15);
   auto registersD = unsigned(step.number >> 28 & 15);
   unsigned depth = 4 * n * registersB;
-  const uint32_t *d = warp.launch->kernel->lists.data() + step.list, *a = d + registersD, *b = a + registersA, *c = b + registersB;
+  const uint32_t *d = warp.launch->kernel->lists.data() + step.list, *a = d + registersD, *b = a + registersA,
+                 *c = b + registersB;
   double left[16 * mostDepth], transposed[8 * mostDepth], right[mostDepth][8], sums[16][8] = {};
   gatherA(warp, a, registersA, n, left, depth, get);
   gatherB(warp, b, registersB, n, transposed, depth, get);
@@ -372,13 +392,16 @@ template <typename Get> void multiplyFloats(Warp &warp, const Step &step, unsign
   (void)registersC;
 }
 void multiplyHalves(Warp &warp, const Step &step, Mask) {
-  multiplyFloats(warp, step, 2, [](const Warp &w, uint32_t reg, unsigned i, unsigned e) { return toFloat(laneOf<Half>(w, reg, 2 * i + e)); });
+  multiplyFloats(warp, step, 2,
+                 [](const Warp &w, uint32_t reg, unsigned i, unsigned e) { return toFloat(laneOf<Half>(w, reg, 2 * i + e)); });
 }
 void multiplyBrains(Warp &warp, const Step &step, Mask) {
-  multiplyFloats(warp, step, 2, [](const Warp &w, uint32_t reg, unsigned i, unsigned e) { return toFloat(laneOf<Brain>(w, reg, 2 * i + e)); });
+  multiplyFloats(warp, step, 2,
+                 [](const Warp &w, uint32_t reg, unsigned i, unsigned e) { return toFloat(laneOf<Brain>(w, reg, 2 * i + e)); });
 }
 void multiplyTensorFloats(Warp &warp, const Step &step, Mask) {
-  multiplyFloats(warp, step, 1, [](const Warp &w, uint32_t reg, unsigned i, unsigned) { return tensorFloat(laneOf<uint32_t>(w, reg, i)); });
+  multiplyFloats(warp, step, 1,
+                 [](const Warp &w, uint32_t reg, unsigned i, unsigned) { return tensorFloat(laneOf<uint32_t>(w, reg, i)); });
 }
 void multiplyDoubles(Warp &warp, const Step &step, Mask) {
   multiplyFloats(warp, step, 1, [](const Warp &w, uint32_t reg, unsigned i, unsigned) { return laneOf<double>(w, reg, i); });
@@ -388,7 +411,8 @@ bool decodeProduct(Decoder &d) {
   Modifiers &modifiers = d.modifiers;
   if (!modifiers.take("sync") || !modifiers.take("aligned"))
     return d.unsupported();
-  std::string_view shape = modifiers.takeOneOf({"m16n8k4", "m16n8k8", "m16n8k16", "m16n8k32", "m16n8k64", "m8n8k4", "m8n8k16", "m8n8k32"});
+  std::string_view shape =
+      modifiers.takeOneOf({"m16n8k4", "m16n8k8", "m16n8k16", "m16n8k32", "m16n8k64", "m8n8k4", "m8n8k16", "m8n8k32"});
   if (shape.empty() || !modifiers.take("row") || !modifiers.take("col"))
     return d.unsupported();
   bool saturates = modifiers.take("satfinite");
@@ -404,11 +428,11 @@ bool decodeProduct(Decoder &d) {
   } else if (typeA == typeB) {
     bool narrow = typeC == Type::F16 || typeC == Type::F32, result = typeD == Type::F16 || typeD == Type::F32;
     bool single = typeC == Type::F32 && typeD == Type::F32;
-    handler = typeA == Type::F16 && narrow && result && rows == 16                                  ? multiplyHalves
-              : typeA == Type::BF16 && single && rows == 16                                         ? multiplyBrains
-              : typeA == Type::TF32 && single && rows == 16                                         ? multiplyTensorFloats
-              : typeA == Type::F64 && typeC == Type::F64 && typeD == Type::F64 && !saturates        ? multiplyDoubles
-                                                                                                    : nullptr;
+    handler = typeA == Type::F16 && narrow && result && rows == 16                           ? multiplyHalves
+              : typeA == Type::BF16 && single && rows == 16                                  ? multiplyBrains
+              : typeA == Type::TF32 && single && rows == 16                                  ? multiplyTensorFloats
+              : typeA == Type::F64 && typeC == Type::F64 && typeD == Type::F64 && !saturates ? multiplyDoubles
+                                                                                             : nullptr;
   }
   unsigned bits = bitsOf(typeA), unit = bits ? (bits == 64 ? 4 : 128 / bits) : 0; // columns that one register of all lanes makes
   if (!handler || (saturates && !integers) || depth % unit || depth / unit > (rows == 8 ? 1u : 2u))

@@ -30,9 +30,8 @@ template <typename From, typename To> void convertFloat(Warp &warp, const Step &
 
 /// Two floats to a pair: the first becomes the upper half.
 template <typename To> void packFloats(Warp &warp, const Step &step, Mask active) {
-  map<float, float, uint32_t>(warp, step, active, [](float a, float b) {
-    return uint32_t(fromFloat<To>(a).bits) << 16 | fromFloat<To>(b).bits;
-  });
+  map<float, float, uint32_t>(warp, step, active,
+                              [](float a, float b) { return uint32_t(fromFloat<To>(a).bits) << 16 | fromFloat<To>(b).bits; });
 }
 
 template <typename From> void integerToSingle(Warp &warp, const Step &step, Mask active) {
@@ -265,7 +264,8 @@ void convertPairs(Warp &warp, const Step &step, Mask active) {
       auto pair = laneOf<uint32_t>(warp, step.a, i);
       unsigned result = 0;
       for (unsigned part = 0; part < 2; ++part) {
-        float x = from == Type::F16x2 ? toFloat(Half{uint16_t(pair >> (16 * part))}) : toFloat(Brain{uint16_t(pair >> (16 * part))});
+        float x =
+            from == Type::F16x2 ? toFloat(Half{uint16_t(pair >> (16 * part))}) : toFloat(Brain{uint16_t(pair >> (16 * part))});
         result |= unsigned(toPattern(x, to == Type::E4M3x2 ? Type::E4M3 : Type::E5M2, step)) << (8 * part);
       }
       setLane(warp, step.d, i, uint16_t(result));
@@ -394,7 +394,8 @@ bool decodeConvert(Decoder &d) {
     return true;
   }
   auto scalar = [](Type type) {
-    return (type >= Type::U8 && type <= Type::S64) || type == Type::F16 || type == Type::BF16 || type == Type::F32 || type == Type::F64;
+    return (type >= Type::U8 && type <= Type::S64) || type == Type::F16 || type == Type::BF16 || type == Type::F32 ||
+           type == Type::F64;
   };
   if (!scalar(from) || !(scalar(to) || (to == Type::TF32 && from == Type::F32)))
     return d.unsupported();

@@ -57,9 +57,7 @@ template <typename From, typename To> void convertWidth(Warp &warp, const Step &
   map<From, To>(warp, step, active, [](From a) { return To(a); });
 }
 
-void invertPredicate(Warp &warp, const Step &step, Mask active) {
-  setPredicate(warp, step.d, ~predicate(warp, step.a), active);
-}
+void invertPredicate(Warp &warp, const Step &step, Mask active) { setPredicate(warp, step.d, ~predicate(warp, step.a), active); }
 
 template <typename From> Handler widenFrom(unsigned toBits) {
   switch (toBits) {
@@ -187,21 +185,47 @@ struct SpecialRow {
   Special special;
 };
 constexpr SpecialRow specialTable[] = {
-    {"%tid.x", Special::TidX},           {"%tid.y", Special::TidY},           {"%tid.z", Special::TidZ},
-    {"%ntid.x", Special::NtidX},         {"%ntid.y", Special::NtidY},         {"%ntid.z", Special::NtidZ},
-    {"%ctaid.x", Special::CtaidX},       {"%ctaid.y", Special::CtaidY},       {"%ctaid.z", Special::CtaidZ},
-    {"%nctaid.x", Special::NctaidX},     {"%nctaid.y", Special::NctaidY},     {"%nctaid.z", Special::NctaidZ},
-    {"%laneid", Special::Laneid},        {"%warpid", Special::Warpid},        {"%nwarpid", Special::Nwarpid},
-    {"%lanemask_eq", Special::LanemaskEq}, {"%lanemask_le", Special::LanemaskLe}, {"%lanemask_lt", Special::LanemaskLt},
-    {"%lanemask_ge", Special::LanemaskGe}, {"%lanemask_gt", Special::LanemaskGt}, {"%smid", Special::Smid},
-    {"%nsmid", Special::Nsmid},          {"%gridid", Special::Gridid},        {"%dynamic_smem_size", Special::DynamicShared},
-    {"%total_smem_size", Special::TotalShared}, {"%aggr_smem_size", Special::TotalShared},
+    {"%tid.x", Special::TidX},
+    {"%tid.y", Special::TidY},
+    {"%tid.z", Special::TidZ},
+    {"%ntid.x", Special::NtidX},
+    {"%ntid.y", Special::NtidY},
+    {"%ntid.z", Special::NtidZ},
+    {"%ctaid.x", Special::CtaidX},
+    {"%ctaid.y", Special::CtaidY},
+    {"%ctaid.z", Special::CtaidZ},
+    {"%nctaid.x", Special::NctaidX},
+    {"%nctaid.y", Special::NctaidY},
+    {"%nctaid.z", Special::NctaidZ},
+    {"%laneid", Special::Laneid},
+    {"%warpid", Special::Warpid},
+    {"%nwarpid", Special::Nwarpid},
+    {"%lanemask_eq", Special::LanemaskEq},
+    {"%lanemask_le", Special::LanemaskLe},
+    {"%lanemask_lt", Special::LanemaskLt},
+    {"%lanemask_ge", Special::LanemaskGe},
+    {"%lanemask_gt", Special::LanemaskGt},
+    {"%smid", Special::Smid},
+    {"%nsmid", Special::Nsmid},
+    {"%gridid", Special::Gridid},
+    {"%dynamic_smem_size", Special::DynamicShared},
+    {"%total_smem_size", Special::TotalShared},
+    {"%aggr_smem_size", Special::TotalShared},
     // A cluster is one block.
-    {"%cluster_ctaid.x", Special::Zero}, {"%cluster_ctaid.y", Special::Zero}, {"%cluster_ctaid.z", Special::Zero},
-    {"%cluster_nctaid.x", Special::One}, {"%cluster_nctaid.y", Special::One}, {"%cluster_nctaid.z", Special::One},
-    {"%cluster_ctarank", Special::Zero}, {"%cluster_nctarank", Special::One},
-    {"%clusterid.x", Special::CtaidX},   {"%clusterid.y", Special::CtaidY},   {"%clusterid.z", Special::CtaidZ},
-    {"%nclusterid.x", Special::NctaidX}, {"%nclusterid.y", Special::NctaidY}, {"%nclusterid.z", Special::NctaidZ},
+    {"%cluster_ctaid.x", Special::Zero},
+    {"%cluster_ctaid.y", Special::Zero},
+    {"%cluster_ctaid.z", Special::Zero},
+    {"%cluster_nctaid.x", Special::One},
+    {"%cluster_nctaid.y", Special::One},
+    {"%cluster_nctaid.z", Special::One},
+    {"%cluster_ctarank", Special::Zero},
+    {"%cluster_nctarank", Special::One},
+    {"%clusterid.x", Special::CtaidX},
+    {"%clusterid.y", Special::CtaidY},
+    {"%clusterid.z", Special::CtaidZ},
+    {"%nclusterid.x", Special::NctaidX},
+    {"%nclusterid.y", Special::NctaidY},
+    {"%nclusterid.z", Special::NctaidZ},
 };
 
 } // namespace
@@ -239,8 +263,8 @@ uint32_t Decoder::read(const Operand &operand, Type type) {
   case Operand::Special: {
     unsigned own = 32;
     uint32_t offset = 0;
-    if (operand.name == "%clock" || operand.name == "%clock64" || operand.name == "%clock_hi" ||
-        operand.name == "%globaltimer" || operand.name == "%globaltimer_lo" || operand.name == "%globaltimer_hi") {
+    if (operand.name == "%clock" || operand.name == "%clock64" || operand.name == "%clock_hi" || operand.name == "%globaltimer" ||
+        operand.name == "%globaltimer_lo" || operand.name == "%globaltimer_hi") {
       if (operand.name.find("_hi") != std::string::npos)
         return constant(0, bits / 8);
       offset = temporary();

@@ -57,8 +57,8 @@ public:
   /// Fails unless there are this many operands.
   bool expectOperands(size_t least, size_t most);
   bool expectOperands(size_t number) { return expectOperands(number, number); }
-  bool unsupported();  // these modifiers
-  bool finished();     // no modifier is left
+  bool unsupported(); // these modifiers
+  bool finished();    // no modifier is left
 
   /// Registers of 32 lanes of `type`. On failure, which `fail` has noted, some offset.
   uint32_t read(const Operand &operand, Type type);
@@ -66,9 +66,9 @@ public:
   uint32_t write(const Operand &operand, Type type);
   uint32_t write(size_t operand, Type type) { return write(operands()[operand], type); }
   uint32_t constant(uint64_t value, unsigned bytes);
-  uint32_t temporary();           // up to 64 bits a lane, for the present instruction
+  uint32_t temporary();             // up to 64 bits a lane, for the present instruction
   uint32_t allocate(unsigned bits); // for the kernel
-  uint32_t carry();               // the flag of add.cc
+  uint32_t carry();                 // the flag of add.cc
   /// All elements of a vector, or the one that a plain operand is.
   std::vector<uint32_t> readAll(const Operand &operand, Type type);
   std::vector<uint32_t> writeAll(const Operand &operand, Type type);
@@ -90,9 +90,9 @@ private:
     const Function *function;
     std::vector<uint32_t> registers;
     std::map<std::string, Place> places;
-    std::vector<uint32_t> starts;      // code index of every instruction, and of the end
+    std::vector<uint32_t> starts;                        // code index of every instruction, and of the end
     std::vector<std::pair<uint32_t, std::string>> jumps; // code whose target is a label
-    std::vector<uint32_t> returns;     // code that jumps behind the body
+    std::vector<uint32_t> returns;                       // code that jumps behind the body
   };
 
   bool decodeBody(const Function &function, Frame &frame);

@@ -11,6 +11,7 @@
 //   ALIGNED_EMULATOR_SHUFFLE=1        start blocks in an order drawn from the seed
 //   ALIGNED_EMULATOR_RACES=0          do not look for races
 //   ALIGNED_EMULATOR_ACQUIRE=1        ask for fences behind atomics that read signals, too
+//   ALIGNED_EMULATOR_COLLECTIVES=0    shfl.sync and the like do not order memory, only warp barriers do
 //   ALIGNED_EMULATOR_UNINITIALISED=1  report reads of what was never written
 //   ALIGNED_EMULATOR_DELETE=N         run the first module without its N-th synchronising instruction
 //   ALIGNED_EMULATOR_COUNTS=FILE      append a line of JSON per launch
@@ -181,6 +182,8 @@ public:
     options.shuffleBlocks = setting("ALIGNED_EMULATOR_SHUFFLE", 0);
     options.races = setting("ALIGNED_EMULATOR_RACES", 1);
     options.acquireNeedsFence = setting("ALIGNED_EMULATOR_ACQUIRE", 0);
+    options.collectivesOrder = setting("ALIGNED_EMULATOR_COLLECTIVES", 1);
+    options.collectivesOrder = setting("ALIGNED_EMULATOR_COLLECTIVES", 1);
     options.uninitialised = setting("ALIGNED_EMULATOR_UNINITIALISED", 0);
     version = int(setting("ALIGNED_EMULATOR_DRIVER", 13000));
     options.ptxVersion = ptxOfDriver(version);
@@ -331,7 +334,8 @@ public:
   // Kernels
   //===--------------------------------------------------------------------===//
 
-  CUresult runKernel(const CUfunc_st &function, Dim grid, Dim block, uint32_t shared, const std::vector<std::vector<uint8_t>> &arguments) {
+  CUresult runKernel(const CUfunc_st &function, Dim grid, Dim block, uint32_t shared,
+                     const std::vector<std::vector<uint8_t>> &arguments) {
     std::vector<const void *> pointers;
     for (const auto &argument : arguments)
       pointers.push_back(argument.data());
@@ -370,8 +374,8 @@ public:
     std::fprintf(file,
                  "{\"kernel\": \"%s\", \"grid\": [%u, %u, %u], \"block\": [%u, %u, %u], \"warp_instructions\": %llu, "
                  "\"lane_instructions\": %llu, ",
-                 report.kernel.c_str(), report.grid.x, report.grid.y, report.grid.z, report.block.x, report.block.y, report.block.z,
-                 number(report.warpInstructions), number(report.laneInstructions));
+                 report.kernel.c_str(), report.grid.x, report.grid.y, report.grid.z, report.block.x, report.block.y,
+                 report.block.z, number(report.warpInstructions), number(report.laneInstructions));
     traffic("read", report.read);
     std::fprintf(file, ", ");
     traffic("written", report.written);
@@ -532,11 +536,13 @@ EXPORT CUresult cuDeviceGetAttribute(int *value, int attribute, CUdevice device)
   if (!value)
     return CUDA_ERROR_INVALID_VALUE;
   int capability = int(call->machine.options.capability);
-  int sharedPerProcessor = capability == 80 || capability == 87 ? 164 << 10 : capability >= 90 && capability < 120 ? 228 << 10 : 100 << 10;
+  int sharedPerProcessor = capability == 80 || capability == 87   ? 164 << 10
+                           : capability >= 90 && capability < 120 ? 228 << 10
+                                                                  : 100 << 10;
   switch (attribute) {
-  case 1:  // MAX_THREADS_PER_BLOCK
-  case 2:  // MAX_BLOCK_DIM_X
-  case 3:  // MAX_BLOCK_DIM_Y
+  case 1: // MAX_THREADS_PER_BLOCK
+  case 2: // MAX_BLOCK_DIM_X
+  case 3: // MAX_BLOCK_DIM_Y
     *value = 1024;
     break;
   case 4: // MAX_BLOCK_DIM_Z
@@ -1000,8 +1006,9 @@ EXPORT CUresult cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, CUfunct
   return CUDA_SUCCESS;
 }
 
-EXPORT CUresult cuLaunchKernel(CUfunction function, unsigned gridX, unsigned gridY, unsigned gridZ, unsigned blockX, unsigned blockY,
-                               unsigned blockZ, unsigned shared, CUstream stream, void **parameters, void **extra) {
+EXPORT CUresult cuLaunchKernel(CUfunction function, unsigned gridX, unsigned gridY, unsigned gridZ, unsigned blockX,
+                               unsigned blockY, unsigned blockZ, unsigned shared, CUstream stream, void **parameters,
+                               void **extra) {
   Call call;
   if (!call)
     return call.state;
@@ -1023,15 +1030,16 @@ EXPORT CUresult cuLaunchKernel(CUfunction function, unsigned gridX, unsigned gri
       if (reinterpret_cast<uintptr_t>(*entry) == 1) // LAUNCH_PARAM_BUFFER_POINTER
         packed = static_cast<const uint8_t *>(entry[1]);
   for (size_t i = 0; i < arguments.size(); ++i) {
-    auto source = packed ? packed + known.parameterOffsets[i] : parameters ? static_cast<const uint8_t *>(parameters[i]) : nullptr;
+    auto source = packed       ? packed + known.parameterOffsets[i]
+                  : parameters ? static_cast<const uint8_t *>(parameters[i])
+                               : nullptr;
     if (!source)
       return CUDA_ERROR_INVALID_VALUE;
     arguments[i].assign(source, source + known.parameterBytes[i]);
   }
   CUfunc_st kept = *function;
-  return call->submit(stream, [&d = call.d, kept, grid, block, shared, arguments] {
-    return d.runKernel(kept, grid, block, shared, arguments);
-  });
+  return call->submit(
+      stream, [&d = call.d, kept, grid, block, shared, arguments] { return d.runKernel(kept, grid, block, shared, arguments); });
 }
 
 //===----------------------------------------------------------------------===//
@@ -1192,7 +1200,8 @@ EXPORT CUresult cuStreamWaitEvent(CUstream stream, CUevent event, unsigned) {
   }
   if (!event->recorded || !event->stream)
     return call->sticky;
-  return call->submit(stream, [&d = call.d, from = event->stream, position = event->position] { return d.finish(from, position); });
+  return call->submit(stream,
+                      [&d = call.d, from = event->stream, position = event->position] { return d.finish(from, position); });
 }
 
 //===----------------------------------------------------------------------===//

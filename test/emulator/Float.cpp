@@ -152,7 +152,8 @@ void fuseDouble(Warp &warp, const Step &step, Mask active) {
 }
 
 /// Numbers of 16 bits, `parts` of them in a register.
-template <typename T, unsigned parts, typename F> void mapNarrow(Warp &warp, const Step &step, Mask active, unsigned operands, F f) {
+template <typename T, unsigned parts, typename F>
+void mapNarrow(Warp &warp, const Step &step, Mask active, unsigned operands, F f) {
   uint16_t values[3][warpSize * parts], result[warpSize * parts];
   const uint32_t sources[] = {step.a, step.b, step.c};
   for (unsigned o = 0; o < operands; ++o)
@@ -188,9 +189,7 @@ template <typename T, unsigned parts> void fuseNarrow(Warp &warp, const Step &st
   mapNarrow<T, parts>(warp, step, active, 3, [](T a, T b, T c) { return fused(a, b, c); });
 }
 template <typename T, unsigned parts, bool negates> void signNarrow(Warp &warp, const Step &step, Mask active) {
-  mapNarrow<T, parts>(warp, step, active, 1, [](T a, T, T) {
-    return T{uint16_t(negates ? a.bits ^ 0x8000 : a.bits & 0x7fff)};
-  });
+  mapNarrow<T, parts>(warp, step, active, 1, [](T a, T, T) { return T{uint16_t(negates ? a.bits ^ 0x8000 : a.bits & 0x7fff)}; });
 }
 
 /// Two floats in a register of 64 bits.
@@ -208,7 +207,8 @@ template <typename F> void mapPairs(Warp &warp, const Step &step, Mask active, F
 }
 template <typename Operation> void binaryPairs(Warp &warp, const Step &step, Mask active) {
   Rounding rounding = roundingOf(step);
-  mapPairs(warp, step, active, [=](float a, float b, float) { return rounded(Operation::odd(double(a), double(b), rounding), rounding); });
+  mapPairs(warp, step, active,
+           [=](float a, float b, float) { return rounded(Operation::odd(double(a), double(b), rounding), rounding); });
 }
 void fusePairs(Warp &warp, const Step &step, Mask active) {
   Rounding rounding = roundingOf(step);
@@ -222,10 +222,11 @@ void saturateSingle(Warp &warp, const Step &step, Mask active) {
 void saturateDouble(Warp &warp, const Step &step, Mask active) {
   map<double, double>(warp, step, active, [](double a) { return saturate(a); });
 }
-/// The sign of the product of both operands' signs, for .xorsign.abs.
+/// The sign that a product of both operands would have, for .xorsign.abs.
 void signOfBoth(Warp &warp, const Step &step, Mask active) {
   map<float, float, float, float>(warp, step, active, [](float x, float a, float b) {
-    return std::signbit(a) != std::signbit(b) ? -std::fabs(x) : std::fabs(x);
+    uint32_t sign = (bitCast<uint32_t>(a) ^ bitCast<uint32_t>(b)) & 0x80000000;
+    return bitCast<float>((bitCast<uint32_t>(x) & 0x7fffffff) | sign);
   });
 }
 void absoluteSingle(Warp &warp, const Step &step, Mask active) { unarySingle<Absolute, false>(warp, step, active); }
@@ -239,13 +240,13 @@ struct Form {
 };
 
 template <typename Operation> constexpr Form arithmeticForm() {
-  return {binarySingle<Operation, false>,       binarySingle<Operation, true>,   binaryDirected<Operation>,
-          binaryDouble<Operation>,              binaryNarrow<Half, 1, Operation>, binaryNarrow<Half, 2, Operation>,
-          binaryNarrow<Brain, 1, Operation>,    binaryNarrow<Brain, 2, Operation>, binaryPairs<Operation>};
+  return {binarySingle<Operation, false>,    binarySingle<Operation, true>,     binaryDirected<Operation>,
+          binaryDouble<Operation>,           binaryNarrow<Half, 1, Operation>,  binaryNarrow<Half, 2, Operation>,
+          binaryNarrow<Brain, 1, Operation>, binaryNarrow<Brain, 2, Operation>, binaryPairs<Operation>};
 }
 template <typename Operation> constexpr Form extremumForm() {
-  return {binarySingle<Operation, false>,    binarySingle<Operation, true>,    nullptr,
-          binaryDouble<Operation>,           binaryNarrow<Half, 1, Operation>, binaryNarrow<Half, 2, Operation>,
+  return {binarySingle<Operation, false>,    binarySingle<Operation, true>,     nullptr,
+          binaryDouble<Operation>,           binaryNarrow<Half, 1, Operation>,  binaryNarrow<Half, 2, Operation>,
           binaryNarrow<Brain, 1, Operation>, binaryNarrow<Brain, 2, Operation>, nullptr};
 }
 constexpr Form fusedForm() {
@@ -253,18 +254,31 @@ constexpr Form fusedForm() {
           fuseNarrow<Half, 2>, fuseNarrow<Brain, 1>, fuseNarrow<Brain, 2>, fusePairs};
 }
 template <typename Operation> constexpr Form directedForm() { // f32 and f64
-  return {unarySingle<Operation, false>, unarySingle<Operation, true>, unaryDirected<Operation>, unaryDouble<Operation>,
-          nullptr, nullptr, nullptr, nullptr, nullptr};
+  return {unarySingle<Operation, false>,
+          unarySingle<Operation, true>,
+          unaryDirected<Operation>,
+          unaryDouble<Operation>,
+          nullptr,
+          nullptr,
+          nullptr,
+          nullptr,
+          nullptr};
 }
 template <typename Operation> constexpr Form approximateForm() {
-  return {unarySingle<Operation, false>,    unarySingle<Operation, true>,     nullptr, nullptr,
-          unaryNarrow<Half, 1, Operation>,  unaryNarrow<Half, 2, Operation>,
-          unaryNarrow<Brain, 1, Operation>, unaryNarrow<Brain, 2, Operation>, nullptr};
+  return {unarySingle<Operation, false>,
+          unarySingle<Operation, true>,
+          nullptr,
+          nullptr,
+          unaryNarrow<Half, 1, Operation>,
+          unaryNarrow<Half, 2, Operation>,
+          unaryNarrow<Brain, 1, Operation>,
+          unaryNarrow<Brain, 2, Operation>,
+          nullptr};
 }
 template <typename Operation, bool negates> constexpr Form signForm() {
-  return {unarySingle<Operation, false>, unarySingle<Operation, true>, nullptr, unaryDouble<Operation>,
-          signNarrow<Half, 1, negates>,  signNarrow<Half, 2, negates>, signNarrow<Brain, 1, negates>,
-          signNarrow<Brain, 2, negates>, nullptr};
+  return {unarySingle<Operation, false>, unarySingle<Operation, true>,  nullptr,
+          unaryDouble<Operation>,        signNarrow<Half, 1, negates>,  signNarrow<Half, 2, negates>,
+          signNarrow<Brain, 1, negates>, signNarrow<Brain, 2, negates>, nullptr};
 }
 
 /// Chooses the handler for type and modifiers and applies it to the operands behind the first.
@@ -414,9 +428,10 @@ bool decodeTest(Decoder &d) {
 
 bool decodeUnaryOpcode(Decoder &d) {
   static const std::pair<const char *, Form> forms[] = {
-      {"rcp", directedForm<Reciprocal>()},     {"sqrt", directedForm<Root>()},   {"rsqrt", approximateForm<ReciprocalRoot>()},
-      {"ex2", approximateForm<Exponential>()}, {"lg2", approximateForm<Logarithm>()},
-      {"sin", approximateForm<Sine>()},        {"cos", approximateForm<Cosine>()}, {"tanh", approximateForm<HyperbolicTangent>()}};
+      {"rcp", directedForm<Reciprocal>()},          {"sqrt", directedForm<Root>()},
+      {"rsqrt", approximateForm<ReciprocalRoot>()}, {"ex2", approximateForm<Exponential>()},
+      {"lg2", approximateForm<Logarithm>()},        {"sin", approximateForm<Sine>()},
+      {"cos", approximateForm<Cosine>()},           {"tanh", approximateForm<HyperbolicTangent>()}};
   Type type = d.modifiers.type();
   for (const auto &[name, form] : forms)
     if (d.instruction().opcode == name) {
@@ -517,13 +532,13 @@ template <typename Lane, Relation relation, bool unordered> Mask compareLanes(co
 
 template <typename Lane> Comparison byName(std::string_view name) {
   static const std::pair<std::string_view, Comparison> table[] = {
-      {"eq", compareLanes<Lane, Equal, false>},         {"ne", compareLanes<Lane, NotEqual, false>},
-      {"lt", compareLanes<Lane, Less, false>},          {"le", compareLanes<Lane, LessEqual, false>},
-      {"gt", compareLanes<Lane, Greater, false>},       {"ge", compareLanes<Lane, GreaterEqual, false>},
-      {"equ", compareLanes<Lane, Equal, true>},         {"neu", compareLanes<Lane, NotEqual, true>},
-      {"ltu", compareLanes<Lane, Less, true>},          {"leu", compareLanes<Lane, LessEqual, true>},
-      {"gtu", compareLanes<Lane, Greater, true>},       {"geu", compareLanes<Lane, GreaterEqual, true>},
-      {"num", compareLanes<Lane, Numbers, false>},      {"nan", compareLanes<Lane, Nan, false>}};
+      {"eq", compareLanes<Lane, Equal, false>},    {"ne", compareLanes<Lane, NotEqual, false>},
+      {"lt", compareLanes<Lane, Less, false>},     {"le", compareLanes<Lane, LessEqual, false>},
+      {"gt", compareLanes<Lane, Greater, false>},  {"ge", compareLanes<Lane, GreaterEqual, false>},
+      {"equ", compareLanes<Lane, Equal, true>},    {"neu", compareLanes<Lane, NotEqual, true>},
+      {"ltu", compareLanes<Lane, Less, true>},     {"leu", compareLanes<Lane, LessEqual, true>},
+      {"gtu", compareLanes<Lane, Greater, true>},  {"geu", compareLanes<Lane, GreaterEqual, true>},
+      {"num", compareLanes<Lane, Numbers, false>}, {"nan", compareLanes<Lane, Nan, false>}};
   for (const auto &[key, value] : table)
     if (key == name)
       return value;

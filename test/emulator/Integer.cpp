@@ -224,7 +224,8 @@ bool decodeCarry(Decoder &d, uint16_t flags) {
   if (!d.expectOperands(3))
     return false;
   uint32_t a = d.read(1, type), b = d.read(2, type), carry = d.carry();
-  d.emit(addWithCarry, d.write(size_t(0), type), a, b, carry).flags = uint16_t(flags | (gives ? 2 : 0) | (bitsOf(type) == 64 ? 8 : 0));
+  d.emit(addWithCarry, d.write(size_t(0), type), a, b, carry).flags =
+      uint16_t(flags | (gives ? 2 : 0) | (bitsOf(type) == 64 ? 8 : 0));
   return true;
 }
 
@@ -316,7 +317,8 @@ bool decodeMultiply(Decoder &d) {
 }
 
 bool decodeMultiplyAdd(Decoder &d) {
-  bool wide = d.modifiers.take("wide"), high = d.modifiers.take("hi"), low = d.modifiers.take("lo"), carry = d.modifiers.take("cc");
+  bool wide = d.modifiers.take("wide"), high = d.modifiers.take("hi"), low = d.modifiers.take("lo"),
+       carry = d.modifiers.take("cc");
   bool takes = d.instruction().opcode == "madc";
   Type type = d.modifiers.type();
   if (isFloat(type))
@@ -434,9 +436,7 @@ template <typename Operation> bool decodeSign(Decoder &d) {
 template <typename Operation> void predicates(Warp &warp, const Step &step, Mask active) {
   setPredicate(warp, step.d, Operation::of(predicate(warp, step.a), predicate(warp, step.b)), active);
 }
-void notPredicate(Warp &warp, const Step &step, Mask active) {
-  setPredicate(warp, step.d, ~predicate(warp, step.a), active);
-}
+void notPredicate(Warp &warp, const Step &step, Mask active) { setPredicate(warp, step.d, ~predicate(warp, step.a), active); }
 void movePredicate(Warp &warp, const Step &step, Mask active) { setPredicate(warp, step.d, predicate(warp, step.a), active); }
 
 template <typename Operation> bool decodeLogic(Decoder &d) {
@@ -457,8 +457,7 @@ bool decodeLogicalNot(Decoder &d) {
 }
 
 template <typename T> void shiftLeft(Warp &warp, const Step &step, Mask active) {
-  map<T, uint32_t, T>(warp, step, active,
-                      [](T a, uint32_t b) { return b < width<T> ? T(a << (b & (width<T> - 1))) : T(0); });
+  map<T, uint32_t, T>(warp, step, active, [](T a, uint32_t b) { return b < width<T> ? T(a << (b & (width<T> - 1))) : T(0); });
 }
 template <typename T> void shiftRight(Warp &warp, const Step &step, Mask active) {
   map<T, uint32_t, T>(warp, step, active, [](T a, uint32_t b) { return T(a >> std::min(b, width<T> - 1) >> (b >= width<T>)); });
@@ -766,8 +765,9 @@ bool decodeDot(Decoder &d) {
   if (!d.expectOperands(4))
     return false;
   bool a = isSigned(typeA), b = isSigned(typeB);
-  Handler handler = four ? (a ? (b ? dot4<int8_t, int8_t> : dot4<int8_t, uint8_t>) : (b ? dot4<uint8_t, int8_t> : dot4<uint8_t, uint8_t>))
-                         : (a ? (b ? dot2<int8_t, int8_t> : dot2<int8_t, uint8_t>) : (b ? dot2<uint8_t, int8_t> : dot2<uint8_t, uint8_t>));
+  Handler handler =
+      four ? (a ? (b ? dot4<int8_t, int8_t> : dot4<int8_t, uint8_t>) : (b ? dot4<uint8_t, int8_t> : dot4<uint8_t, uint8_t>))
+           : (a ? (b ? dot2<int8_t, int8_t> : dot2<int8_t, uint8_t>) : (b ? dot2<uint8_t, int8_t> : dot2<uint8_t, uint8_t>));
   uint32_t x = d.read(1, Type::B32), y = d.read(2, Type::B32), z = d.read(3, Type::B32);
   d.emit(handler, d.write(size_t(0), Type::B32), x, y, z).flags = high;
   return true;
@@ -850,7 +850,8 @@ bool decodeMove(Decoder &d) {
       uint32_t source = d.read(from, type);
       std::vector<uint32_t> registers = d.writeAll(to, part);
       if (parts == 2 && part != Type::B8) {
-        d.emit(part == Type::B16 ? unpack2<uint16_t, uint32_t> : unpack2<uint32_t, uint64_t>, registers[0], source).e = registers[1];
+        d.emit(part == Type::B16 ? unpack2<uint16_t, uint32_t> : unpack2<uint32_t, uint64_t>, registers[0], source).e =
+            registers[1];
         return true;
       }
       uint32_t list = d.list(registers);
@@ -979,7 +980,6 @@ void compare(Warp &warp, const Step &step, Mask active) {
     setPredicate(warp, step.e, join(~result, other, step.flags), active);
 }
 
-
 /// One predicate for each half of the operands.
 void compareHalves(Warp &warp, const Step &step, Mask active) {
   const uint32_t *tests = warp.launch->kernel->lists.data() + step.list;
@@ -1057,7 +1057,9 @@ bool decodeCompare(Decoder &d) {
     return true;
   }
   if (to == Type::F16 || to == Type::BF16 || to == Type::U16)
-    d.emit(fromPredicate<uint16_t>, d.write(size_t(0), to), first).number = to == Type::F16 ? 0x3c00 : to == Type::BF16 ? 0x3f80 : 0xffff;
+    d.emit(fromPredicate<uint16_t>, d.write(size_t(0), to), first).number = to == Type::F16    ? 0x3c00
+                                                                            : to == Type::BF16 ? 0x3f80
+                                                                                               : 0xffff;
   else if (bitsOf(to) == 32)
     d.emit(fromPredicate<uint32_t>, d.write(size_t(0), to), first).number = to == Type::F32 ? 0x3f800000 : 0xffffffff;
   else

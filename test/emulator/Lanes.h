@@ -50,8 +50,7 @@ template <typename A, typename B, typename D, typename F> void map(Warp &warp, c
   put(warp, step.d, result, active);
 }
 
-template <typename A, typename B, typename C, typename D, typename F>
-void map(Warp &warp, const Step &step, Mask active, F f) {
+template <typename A, typename B, typename C, typename D, typename F> void map(Warp &warp, const Step &step, Mask active, F f) {
   const uint8_t *a = warp.file + step.a, *b = warp.file + step.b, *c = warp.file + step.c;
   D result[warpSize];
   for (unsigned i = 0; i < warpSize; ++i)

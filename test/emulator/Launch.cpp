@@ -413,8 +413,8 @@ void Runner::arriveAtBarrier(Warp &warp, uint32_t pc, Mask active) {
   bool arrives = step && step->flags == BarrierArrive;
   if (barrier.arrived && barrier.expected != expected) {
     failAt(warp, pc, first, Fault::Undefined,
-           "waits for " + std::to_string(expected) + " threads at barrier " + std::to_string(number) + ", where others wait for " +
-               std::to_string(barrier.expected));
+           "waits for " + std::to_string(expected) + " threads at barrier " + std::to_string(number) +
+               ", where others wait for " + std::to_string(barrier.expected));
     return;
   }
   barrier.expected = expected;
@@ -524,8 +524,8 @@ void Runner::reportDeadlock(Block &block) {
   bool first = true;
   for (auto [pc, count] : waiting) {
     const Instruction *source = kernel.code[pc].source;
-    what += (first ? "" : ", ") + std::to_string(count) + " of " + std::to_string(launch.block.count()) + " threads wait at line " +
-            std::to_string(source->line) + " '" + source->text + "'";
+    what += (first ? "" : ", ") + std::to_string(count) + " of " + std::to_string(launch.block.count()) +
+            " threads wait at line " + std::to_string(source->line) + " '" + source->text + "'";
     first = false;
   }
   if (exited)

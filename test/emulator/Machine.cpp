@@ -330,8 +330,9 @@ std::unique_ptr<Program> Machine::load(std::string_view text, std::string &error
     if (!Decoder(module, places, *kernel, error).decode(function))
       return nullptr;
     if (kernel->info.sharedBytes > staticSharedLimit || kernel->sharedEnd > dynamicSharedStart) {
-      error = "line " + std::to_string(function.line) + ": '" + function.name + "' uses " + std::to_string(kernel->info.sharedBytes) +
-              " bytes of shared memory, of which there are " + std::to_string(staticSharedLimit);
+      error = "line " + std::to_string(function.line) + ": '" + function.name + "' uses " +
+              std::to_string(kernel->info.sharedBytes) + " bytes of shared memory, of which there are " +
+              std::to_string(staticSharedLimit);
       return nullptr;
     }
     kernel->shared.erase(std::remove_if(kernel->shared.begin(), kernel->shared.end(),
@@ -375,8 +376,8 @@ std::string describeThread(const Launch &launch, const Block &block, const Warp 
 std::string describeThread(const Launch &launch, uint32_t thread) {
   uint32_t warp = thread / warpSize - launch.firstWarp;
   uint64_t block = launch.order[warp / warpsPerBlock(launch)];
-  return "thread " + describe(positionOf(launch.block, warp % warpsPerBlock(launch) * warpSize + thread % warpSize)) + " of block " +
-         describe(positionOf(launch.grid, block));
+  return "thread " + describe(positionOf(launch.block, warp % warpsPerBlock(launch) * warpSize + thread % warpSize)) +
+         " of block " + describe(positionOf(launch.grid, block));
 }
 
 void failAt(Warp &warp, uint32_t code, unsigned lane, Fault fault, const std::string &what) {
@@ -386,8 +387,8 @@ void failAt(Warp &warp, uint32_t code, unsigned lane, Fault fault, const std::st
   launch.failed = true;
   launch.fault = fault;
   const Instruction *source = launch.kernel->code[code].source;
-  launch.message = launch.kernel->name + ": line " + std::to_string(source ? source->line : 0) + ": '" + (source ? source->text : "") +
-                   "': " + describeThread(launch, *warp.block, warp, lane) + ": " + what;
+  launch.message = launch.kernel->name + ": line " + std::to_string(source ? source->line : 0) + ": '" +
+                   (source ? source->text : "") + "': " + describeThread(launch, *warp.block, warp, lane) + ": " + what;
 }
 
 namespace {
@@ -416,8 +417,8 @@ std::string checkLaunch(const Launch &launch, const Kernel *kernel, std::string_
   if (!block.count() || block.x > 1024 || block.y > 1024 || block.z > 64 || block.count() > 1024)
     return kernel->name + ": expected a block of 1 to 1024 threads, got " + describe(block);
   if (block.count() > info.maxThreads || (info.exactThreads && block.count() != info.maxThreads))
-    return kernel->name + ": expected " + (info.exactThreads ? "" : "at most ") + std::to_string(info.maxThreads) + " threads, got " +
-           std::to_string(block.count());
+    return kernel->name + ": expected " + (info.exactThreads ? "" : "at most ") + std::to_string(info.maxThreads) +
+           " threads, got " + std::to_string(block.count());
   uint32_t limit = sharedLimit(launch.options->capability);
   if (uint64_t(info.sharedBytes) + launch.dynamicShared > limit)
     return kernel->name + ": expected at most " + std::to_string(limit) + " bytes of shared memory, got " +
@@ -431,9 +432,7 @@ void makeReport(const Launch &launch, Report &report) {
   report.grid = launch.grid, report.block = launch.block;
   report.warpInstructions = launch.executed;
   struct InText { // instructions of a function lie in the order of the text
-    bool operator()(const Instruction *a, const Instruction *b) const {
-      return std::tie(a->line, a) < std::tie(b->line, b);
-    }
+    bool operator()(const Instruction *a, const Instruction *b) const { return std::tie(a->line, a) < std::tie(b->line, b); }
   };
   std::map<const Instruction *, InstructionCount, InText> counts;
   for (size_t i = 0; i < launch.counters.size(); ++i) {

@@ -36,10 +36,10 @@ struct Options {
   bool uninitialised = false;      // report reads of memory that nothing has written
   bool counts = true;              // sectors and the distinct ones among them
   uint64_t instructionLimit = uint64_t(1) << 36; // warp instructions of a launch, against loops without end
-  uint32_t processors = 4;         // %nsmid
-  uint64_t memory = uint64_t(8) << 30; // bytes that can be allocated
-  uint32_t capability = 90;        // of .target: programs for later chips are refused
-  uint32_t ptxVersion = 0;         // of .version: programs of later ones are refused; 0: none are
+  uint32_t processors = 4;                       // %nsmid
+  uint64_t memory = uint64_t(8) << 30;           // bytes that can be allocated
+  uint32_t capability = 90;                      // of .target: programs for later chips are refused
+  uint32_t ptxVersion = 0;                       // of .version: programs of later ones are refused; 0: none are
 };
 
 struct Dim {

@@ -1,5 +1,5 @@
-// Loads, stores, atomics, fences and asynchronous copies. All of them first locate what their lanes address, which is where bounds,
-// alignment, order and traffic are looked at, and then move bytes.
+// Loads, stores, atomics, fences and asynchronous copies. All of them first locate what their lanes address, which is where
+// bounds, alignment, order and traffic are looked at, and then move bytes.
 
 #include "Decode.h"
 #include "Lanes.h"
@@ -57,7 +57,8 @@ struct Request {
     for (unsigned b = 0; b < bytes; ++b) {
       if (reads() && !region.written.test(offset + b))
         return fail(lane, Fault::Uninitialised,
-                    std::string("uninitialised: ") + verb() + " " + std::to_string(bytes) + " bytes at " + hexadecimal(address[lane]) +
+                    std::string("uninitialised: ") + verb() + " " + std::to_string(bytes) + " bytes at " +
+                        hexadecimal(address[lane]) +
                         (region.name.empty() ? "" : " ('" + region.name + "' + " + std::to_string(offset) + ")") +
                         ", of which byte " + std::to_string(b) + " was never written");
       if (writes())
@@ -356,10 +357,11 @@ Handler storeHandler(unsigned bits) {
 
 /// State space; what follows "::" only says which part of it.
 bool takeSpace(Modifiers &modifiers, Space &space) {
-  static const std::pair<const char *, Space> names[] = {
-      {"global", Space::Global}, {"shared", Space::Shared},         {"shared::cta", Space::Shared}, {"shared::cluster", Space::Shared},
-      {"local", Space::Local},   {"const", Space::Constant},        {"param", Space::Parameter},    {"param::entry", Space::Parameter},
-      {"param::func", Space::Parameter}};
+  static const std::pair<const char *, Space> names[] = {{"global", Space::Global},        {"shared", Space::Shared},
+                                                         {"shared::cta", Space::Shared},   {"shared::cluster", Space::Shared},
+                                                         {"local", Space::Local},          {"const", Space::Constant},
+                                                         {"param", Space::Parameter},      {"param::entry", Space::Parameter},
+                                                         {"param::func", Space::Parameter}};
   space = Space::Generic;
   for (auto [name, value] : names)
     if (modifiers.take(name)) {
@@ -371,9 +373,26 @@ bool takeSpace(Modifiers &modifiers, Space &space) {
 
 /// Hints to caches, which there are none of. Whether a policy is among the operands.
 bool takeCacheHints(Modifiers &modifiers) {
-  for (const char *name : {"ca", "cg", "cs", "cv", "lu", "wb", "wt", "nc", "L1::evict_normal", "L1::evict_unchanged",
-                           "L1::evict_first", "L1::evict_last", "L1::no_allocate", "L2::64B", "L2::128B", "L2::256B",
-                           "L2::evict_first", "L2::evict_last", "L2::evict_normal", "unified"})
+  for (const char *name : {"ca",
+                           "cg",
+                           "cs",
+                           "cv",
+                           "lu",
+                           "wb",
+                           "wt",
+                           "nc",
+                           "L1::evict_normal",
+                           "L1::evict_unchanged",
+                           "L1::evict_first",
+                           "L1::evict_last",
+                           "L1::no_allocate",
+                           "L2::64B",
+                           "L2::128B",
+                           "L2::256B",
+                           "L2::evict_first",
+                           "L2::evict_last",
+                           "L2::evict_normal",
+                           "unified"})
     modifiers.take(name);
   return modifiers.take("L2::cache_hint");
 }
@@ -489,7 +508,8 @@ template <typename T, unsigned parts> void atomic(Warp &warp, const Step &step, 
     return;
   auto operation = Atom(step.count & 255);
   bool returns = step.count >> 8;
-  unsigned start = launch.options->roundRobin ? 0 : unsigned(launch.random() % warpSize); // the order of lanes is nobody's to know
+  unsigned start =
+      launch.options->roundRobin ? 0 : unsigned(launch.random() % warpSize); // the order of lanes is nobody's to know
   for (unsigned n = 0; n < warpSize; ++n) {
     unsigned i = (start + n) % warpSize;
     if (!(active >> i & 1))
@@ -696,7 +716,8 @@ bool decodeCopy(Decoder &d) {
     d.emit(waitForCopies).number = groups;
     return true;
   }
-  if (modifiers.takeOneOf({"ca", "cg"}).empty() || modifiers.takeOneOf({"shared", "shared::cta"}).empty() || !modifiers.take("global"))
+  if (modifiers.takeOneOf({"ca", "cg"}).empty() || modifiers.takeOneOf({"shared", "shared::cta"}).empty() ||
+      !modifiers.take("global"))
     return d.unsupported();
   bool hint = takeCacheHints(modifiers);
   int64_t bytes;
@@ -724,7 +745,8 @@ bool decodeCopy(Decoder &d) {
 
 enum : uint16_t { Transposed = 1, Stores = 2 };
 
-/// ldmatrix and stmatrix: 8x8 matrices of 16 bits, whose rows are where eight lanes point to, spread over the warp as mma has them.
+/// ldmatrix and stmatrix: 8x8 matrices of 16 bits, whose rows are where eight lanes point to, spread over the warp as mma has
+/// them.
 void moveMatrices(Warp &warp, const Step &step, Mask active) {
   const uint32_t *list = warp.launch->kernel->lists.data() + step.list;
   bool stores = step.flags & Stores, transposed = step.flags & Transposed;
@@ -863,7 +885,8 @@ void addMemoryOpcodes(OpcodeTable &table) {
   table["cvta"] = decodeConvertAddress;
   table["isspacep"] = decodeIsInSpace;
   table["createpolicy"] = decodePolicy;
-  for (const char *name : {"prefetch", "prefetchu", "discard", "applypriority", "griddepcontrol", "nanosleep", "pmevent", "setmaxnreg"})
+  for (const char *name :
+       {"prefetch", "prefetchu", "discard", "applypriority", "griddepcontrol", "nanosleep", "pmevent", "setmaxnreg"})
     table[name] = decodeIgnored;
 }
 

@@ -79,7 +79,9 @@ inline double addToOdd(double a, double b, Rounding rounding = Rounding::Even) {
 }
 
 /// a * b + c of floats or of what is narrower.
-inline double fusedToOdd(double a, double b, double c, Rounding rounding = Rounding::Even) { return addToOdd(a * b, c, rounding); }
+inline double fusedToOdd(double a, double b, double c, Rounding rounding = Rounding::Even) {
+  return addToOdd(a * b, c, rounding);
+}
 
 template <typename T> T fused(T a, T b, T c) {
   return fromFloat<T>(toOdd(fusedToOdd(double(toFloat(a)), double(toFloat(b)), double(toFloat(c)))));

@@ -18,10 +18,10 @@ struct TypeRow {
 };
 // In the order of `Type`.
 constexpr TypeRow typeTable[] = {
-    {"", 0},        {"pred", 1},    {"b8", 8},       {"b16", 16},    {"b32", 32},   {"b64", 64},    {"b128", 128}, {"u8", 8},
-    {"u16", 16},    {"u32", 32},    {"u64", 64},     {"s8", 8},      {"s16", 16},   {"s32", 32},    {"s64", 64},   {"f16", 16},
-    {"f16x2", 32},  {"bf16", 16},   {"bf16x2", 32},  {"f32", 32},    {"f32x2", 64}, {"f64", 64},    {"tf32", 32},  {"u16x2", 32},
-    {"s16x2", 32},  {"e4m3", 8},    {"e5m2", 8},     {"e4m3x2", 16}, {"e5m2x2", 16}, {"u4", 4},     {"s4", 4},     {"b1", 1},
+    {"", 0},       {"pred", 1},  {"b8", 8},      {"b16", 16},    {"b32", 32},    {"b64", 64}, {"b128", 128}, {"u8", 8},
+    {"u16", 16},   {"u32", 32},  {"u64", 64},    {"s8", 8},      {"s16", 16},    {"s32", 32}, {"s64", 64},   {"f16", 16},
+    {"f16x2", 32}, {"bf16", 16}, {"bf16x2", 32}, {"f32", 32},    {"f32x2", 64},  {"f64", 64}, {"tf32", 32},  {"u16x2", 32},
+    {"s16x2", 32}, {"e4m3", 8},  {"e5m2", 8},    {"e4m3x2", 16}, {"e5m2x2", 16}, {"u4", 4},   {"s4", 4},     {"b1", 1},
 };
 
 } // namespace
@@ -35,13 +35,9 @@ Type typeNamed(std::string_view name) {
 
 unsigned bitsOf(Type type) { return typeTable[size_t(type)].bits; }
 
-bool isSigned(Type type) {
-  return (type >= Type::S8 && type <= Type::S64) || type == Type::S16x2 || type == Type::S4;
-}
+bool isSigned(Type type) { return (type >= Type::S8 && type <= Type::S64) || type == Type::S16x2 || type == Type::S4; }
 
-bool isFloat(Type type) {
-  return (type >= Type::F16 && type <= Type::TF32) || (type >= Type::E4M3 && type <= Type::E5M2x2);
-}
+bool isFloat(Type type) { return (type >= Type::F16 && type <= Type::TF32) || (type >= Type::E4M3 && type <= Type::E5M2x2); }
 
 const Function *Module::find(std::string_view name) const {
   for (const Function &function : functions)
@@ -82,7 +78,8 @@ private:
     size_t end = at;
     while (end < text.size() && text[end] != '\n' && end - at < 60)
       ++end;
-    return fail("expected " + wanted + ", got " + (at == text.size() ? "the end" : "'" + std::string(text.substr(at, end - at)) + "'"));
+    return fail("expected " + wanted + ", got " +
+                (at == text.size() ? "the end" : "'" + std::string(text.substr(at, end - at)) + "'"));
   }
 
   void skipSpace() {

@@ -14,13 +14,36 @@ namespace aligned::emulator {
 enum class Type : uint8_t {
   None,
   Predicate,
-  B8, B16, B32, B64, B128,
-  U8, U16, U32, U64,
-  S8, S16, S32, S64,
-  F16, F16x2, BF16, BF16x2, F32, F32x2, F64, TF32,
-  U16x2, S16x2,
-  E4M3, E5M2, E4M3x2, E5M2x2,
-  U4, S4, B1
+  B8,
+  B16,
+  B32,
+  B64,
+  B128,
+  U8,
+  U16,
+  U32,
+  U64,
+  S8,
+  S16,
+  S32,
+  S64,
+  F16,
+  F16x2,
+  BF16,
+  BF16x2,
+  F32,
+  F32x2,
+  F64,
+  TF32,
+  U16x2,
+  S16x2,
+  E4M3,
+  E5M2,
+  E4M3x2,
+  E5M2x2,
+  U4,
+  S4,
+  B1
 };
 
 /// `None` if `name` ("u32") is no type.
@@ -93,9 +116,9 @@ struct Function {
   std::vector<Variable> variables; // .shared, .local, .param of calls
   std::vector<Register> registers;
   std::vector<Instruction> instructions;
-  std::map<std::string, uint32_t> labels;                          // index of the instruction that follows
-  std::map<std::string, std::vector<std::string>> branchTargets;   // lists of labels
-  std::map<std::string, std::vector<uint32_t>> directives;         // "maxntid" -> {128, 1, 1}
+  std::map<std::string, uint32_t> labels;                        // index of the instruction that follows
+  std::map<std::string, std::vector<std::string>> branchTargets; // lists of labels
+  std::map<std::string, std::vector<uint32_t>> directives;       // "maxntid" -> {128, 1, 1}
 };
 
 struct Module {

@@ -1,8 +1,8 @@
 // Which accesses are ordered. Every warp has a clock that its synchronising instructions advance, and knows for every other warp
-// of its block the clock below which all is over: at a barrier the warps that take part learn what any of them knew. Within a warp
-// a warp barrier of all its lanes orders everything before it; one of some lanes orders pairs of lanes. Between blocks knowledge
-// travels through atomics: what a thread has written before a fence is published by its next atomic, and known to whoever executes
-// an atomic there afterwards.
+// of its block the clock below which all is over: at a barrier the warps that take part learn what any of them knew. Within a
+// warp a warp barrier of all its lanes orders everything before it; one of some lanes orders pairs of lanes. Between blocks
+// knowledge travels through atomics: what a thread has written before a fence is published by its next atomic, and known to
+// whoever executes an atomic there afterwards.
 //
 // For four bytes, a cell holds the last writer and the reads since then: of one thread, of several lanes of a warp, of several
 // warps of a block, or of several blocks. An access of fewer bytes splits its cell.
@@ -18,7 +18,7 @@ namespace {
 
 // In the high bits of a cell's clocks.
 constexpr uint32_t clockMask = (1u << 28) - 1;
-constexpr uint32_t weakFlag = 0, strongFlag = 1u << 28;              // of a write: an atomic; of reads: all strong
+constexpr uint32_t weakFlag = 0, strongFlag = 1u << 28; // of a write: an atomic; of reads: all strong
 constexpr uint32_t oneThread = 0, oneWarp = 1u << 29, oneBlock = 2u << 29, anyBlock = 3u << 29, readersMask = 3u << 29;
 constexpr uint32_t splitFlag = 1u << 31; // of writeClock: the four bytes' cells are at splits[reader]
 
@@ -37,9 +37,7 @@ bool ordered(const Warp &warp, unsigned lane, uint32_t thread, uint32_t clock) {
   return !order.foreign.empty() && (clock < order.foreign.at(number) || clock < order.foreign.at(thread | Knowledge::threadKey));
 }
 
-bool sameBlock(const Warp &warp, uint32_t thread) {
-  return thread / warpSize - warp.block->firstWarp < warp.block->warps.size();
-}
+bool sameBlock(const Warp &warp, uint32_t thread) { return thread / warpSize - warp.block->firstWarp < warp.block->warps.size(); }
 
 /// Whether all reads of a cell are over.
 bool readsOrdered(const Warp &warp, unsigned lane, const Cell &cell) {
@@ -78,7 +76,8 @@ public:
     if (hasWriter && cell.writer != thread && !(strong && (cell.writeClock & strongFlag)) &&
         !ordered(warp, lane, cell.writer, cell.writeClock & clockMask)) {
       // The atomic of another block is over for who has come to the same place by an atomic since.
-      bool seen = (cell.writeClock & strongFlag) && !sameBlock(warp, cell.writer) && warp.block->observed.count(region.begin + offset / 4 * 4);
+      bool seen = (cell.writeClock & strongFlag) && !sameBlock(warp, cell.writer) &&
+                  warp.block->observed.count(region.begin + offset / 4 * 4);
       if (!seen)
         return conflict(offset, reads ? "read" : "write", "write by ", cell.writer, oneThread, cell.writeCode);
     }
@@ -128,13 +127,13 @@ private:
   }
 
   bool conflict(uint64_t offset, const char *mine, std::string its, uint32_t other, uint32_t others, uint32_t otherCode) {
-    std::string where = region.begin == 0 ? "shared memory at " + hexadecimal(offset)
-                                          : "global memory at " + hexadecimal(region.begin + offset);
+    std::string where =
+        region.begin == 0 ? "shared memory at " + hexadecimal(offset) : "global memory at " + hexadecimal(region.begin + offset);
     if (!region.name.empty())
       where += " ('" + region.name + "' + " + std::to_string(offset) + ")";
-    const char *kind = !sameBlock(warp, other) || others == anyBlock                  ? "between blocks"
+    const char *kind = !sameBlock(warp, other) || others == anyBlock           ? "between blocks"
                        : other / warpSize != warp.number || others == oneBlock ? "within a block"
-                                                                                      : "within a warp";
+                                                                               : "within a warp";
     if (others != oneThread)
       its += "several threads, one of them ";
     failAt(warp, code, lane, Fault::Race,

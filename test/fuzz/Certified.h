@@ -24,11 +24,14 @@ struct Subject {
   std::string policy = "";
   bool merged = false;
   std::string result = "f32"; // f32, or the element type
+  std::string scoring = "";   // what the op says of mask and softcap
+  Mask mask = {};             // of whose queries `heads` is a multiple
+  double softcap = 0;
 
   double scale() const { return float(1 / std::sqrt(double(keyDim))); }
   std::string name() const {
     std::string shape = std::to_string(heads) + "x" + std::to_string(keyDim) + "x" + std::to_string(valueDim);
-    return element + " " + shape + " " + options + format + policy + " -> " + result;
+    return element + " " + shape + " " + options + format + policy + scoring + " -> " + result;
   }
 };
 
@@ -57,6 +60,18 @@ inline std::vector<Subject> subjects() {
   };
 }
 
+/// The same with masks (A11) and caps (A12).
+inline std::vector<Subject> maskedSubjects() {
+  return {
+      {"f16", 3, 32, 16, "policy=exact", "", "", false, "f32", " softcap 2.0", {}, 2},
+      {"f16", 3, 16, 32, "policy=fast", "", "", false, "f32", " softcap 0.5 mask <causal, window = 30>", {3, true, 30}, 0.5},
+      {"f16", 4, 32, 16, "policy=balanced", "", "", false, "f32", " mask <causal, window = 70, sinks = 2>", {2, true, 70, 2}},
+      {"f32", 2, 16, 16, "policy=tight format=fixed<16>", "", "", false, "f32", " mask <window = 3>", {2, false, 3}},
+      {"bf16", 2, 16, 32, "policy=alignedkv", "", "", false, "f32", " softcap 30.0 mask <causal, window = 66>", {1, true, 66}, 30},
+      {"f32", 3, 16, 16, "policy=exact format=dense", "", "", false, "f32", " softcap 1000.0 mask <causal>", {3, true}, 1000},
+  };
+}
+
 /// The larger number, and NaN before any.
 inline double worse(double a, double b) { return std::isnan(a) || a >= b ? a : b; }
 
@@ -78,7 +93,7 @@ public:
   Closeness closest(const HeadInputs &in, int planes) {
     int64_t split = subject.merged ? in.tokens / 2 : in.tokens;
     std::vector<char> q = encode(in.q), k = encode(in.k), v = encode(in.v);
-    std::vector<aligned_value> arguments{arrayOf(q, 0, subject.heads, 1, in.keyDim)};
+    std::vector<aligned_value> arguments{arrayOf(q, 0, subject.heads / subject.mask.queries, subject.mask.queries, in.keyDim)};
     std::vector<std::unique_ptr<aligned_cache, decltype(&aligned_cache_destroy)>> caches;
     auto pass = [&](std::vector<char> &data, int64_t first, int64_t tokens, int64_t dim) {
       aligned_value value = arrayOf(data, first * dim, 1, tokens, dim);
@@ -103,7 +118,8 @@ public:
     if (aligned_module_call(module.get(), arguments.data(), results))
       return {NAN, NAN};
     std::vector<double> exact(in.heads * in.valueDim);
-    exactAttention(in.q.data(), in.heads, in.k.data(), in.v.data(), in.tokens, in.keyDim, in.valueDim, in.scale, false, exact.data());
+    exactAttention(in.q.data(), in.heads, in.k.data(), in.v.data(), in.tokens, in.keyDim, in.valueDim, in.scale, false, exact.data(), subject.mask,
+                   subject.softcap);
     const float *bounds = static_cast<const float *>(results[1].array.data);
     bool overflows = mayOverflow(in);
     Closeness worst;
@@ -135,18 +151,19 @@ private:
   }
 
   std::string text() const {
-    auto [element, heads, keyDim, valueDim, options, format, policy, merged, result] = subject;
+    auto [element, rows, keyDim, valueDim, options, format, policy, merged, result, scoring, mask, softcap] = subject;
+    int64_t heads = rows / mask.queries;
     auto split = [&](const char *role) { return subject.merged ? ", #aligned.split<" + subject.format + ", " + role + ">" : std::string(); };
     char bits[16];
     float factor = float(subject.scale());
     uint32_t pattern;
     std::memcpy(&pattern, &factor, 4);
     std::snprintf(bits, sizeof(bits), "0x%08X", pattern);
-    std::string q = tensor(heads, "1", keyDim, element), out = tensor(heads, "1", valueDim, merged ? "f32" : result), row = "tensor<1x" + std::to_string(heads) + "x1xf32>",
+    std::string queries = std::to_string(mask.queries), q = tensor(heads, queries, keyDim, element), out = tensor(heads, queries, valueDim, merged ? "f32" : result), row = "tensor<1x" + std::to_string(heads) + "x1xf32>",
                 k = tensor(1, "?", keyDim, element, split("key")), v = tensor(1, "?", valueDim, element, split("value")), dk = tensor(1, "?", keyDim, element),
                 dv = tensor(1, "?", valueDim, element), certificate = tensor(heads, "1", 6, "f32"), scale = "  %s = arith.constant " + std::string(bits) + " : f32\n";
     if (!merged)
-      return "func.func @f(%q: " + q + ", %k: " + k + ", %v: " + v + ") -> " + out + " {\n" + scale + "  %o = aligned.attention %q, %k, %v scale %s : " + q + ", " + k +
+      return "func.func @f(%q: " + q + ", %k: " + k + ", %v: " + v + ") -> " + out + " {\n" + scale + "  %o = aligned.attention %q, %k, %v scale %s" + scoring + " : " + q + ", " + k +
              ", " + v + " -> " + out + "\n  return %o : " + out + "\n}\n";
     std::string state = out + ", " + row + ", " + row + " certified " + certificate;
     return "func.func @f(%q: " + q + ", %k: " + k + ", %v: " + v + ", %k1: " + dk + ", %v1: " + dv + ") -> (" + out + ", " + row + ", " + row + ") {\n" + scale +

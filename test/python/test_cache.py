@@ -427,3 +427,65 @@ def test_impossible_queries(rng, shape, dtype, options, message):
     cache, _, _ = filled(rng, 64, 3)
     with pytest.raises(alignedkv.Error, match=message):
         cache.attend(np.zeros(shape, dtype), **options)
+
+
+# Masks and softcap
+
+
+def scored_attention(q, k, v, causal=False, window=None, sinks=0, softcap=None):
+    """Row by row over the tokens that each query sees; NaN where there are none."""
+    q, k, v = (x.astype(np.float64) for x in (q, k, v))
+    queries, tokens = q.shape[2], k.shape[2]
+    out = np.full(q.shape[:3] + v.shape[3:], np.nan)
+    t = np.arange(tokens)
+    for i in range(queries):
+        position = tokens - queries + i
+        seen = np.ones(tokens, bool)
+        if causal:
+            seen &= t <= position
+        if window is not None:
+            seen &= (position - t < window) | (t < sinks)
+        if not seen.any():
+            continue
+        for h in range(q.shape[1]):
+            kv = h // (q.shape[1] // k.shape[1])
+            s = np.einsum("bc,btc->bt", q[:, h, i], k[:, kv, seen]) / np.sqrt(q.shape[3])
+            if softcap is not None:
+                s = softcap * np.tanh(s / softcap)
+            p = np.exp(s - s.max(-1, keepdims=True))
+            out[:, h, i] = np.einsum("bt,btc->bc", p, v[:, kv][:, seen]) / p.sum(-1, keepdims=True)
+    return out
+
+
+@pytest.mark.parametrize("tokens", [1, 65, 300])
+@pytest.mark.parametrize("scoring", [{"causal": True}, {"window": 7, "sinks": 2}, {"causal": True, "window": np.int64(100), "softcap": 1.5}, {"softcap": 2}])
+def test_masks_and_softcap(rng, tokens, scoring):
+    cache, k, v = filled(rng, tokens, 2)
+    q = 3 * half(rng, 1, 4, 3, 32)
+    want = scored_attention(q, k, v, **scoring)
+    for policy in ("exact", "balanced"):
+        out, bound, _ = cache.attend(q, policy=policy, certify=True, **scoring)
+        assert (np.isnan(out) == np.isnan(want)).all()
+        seen = ~np.isnan(want).any(-1)
+        assert relative_error(out[seen], want[seen]).max() <= 2 * POLICIES[policy]
+        assert (np.abs(out - want).max(-1)[seen] <= bound[seen]).all()
+
+
+def test_windows_read_less(rng):
+    cache, _, _ = filled(rng, 1000, 2)
+    q = half(rng, 1, 4, 1, 32)
+    cache.attend(q, policy="exact")
+    all_bits = bits_read(cache)
+    cache.attend(q, policy="exact", causal=True)
+    assert bits_read(cache) == all_bits
+    cache.attend(q, policy="exact", window=100)
+    assert bits_read(cache) < all_bits / 5
+
+
+@pytest.mark.parametrize("scoring, message", [
+    ({"window": 0}, "expected a window of 1 to"), ({"sinks": 4}, "expected sinks only with a window"), ({"window": 2.5}, "expected window to be an integer, got float"),
+    ({"softcap": 0}, "expected a softcap from"), ({"softcap": float("nan")}, "expected a softcap from"), ({"softcap": "high"}, "expected softcap to be a number, got 'high'")])
+def test_masks_that_mean_nothing(rng, scoring, message):
+    cache, _, _ = filled(rng, 65, 2)
+    with pytest.raises(alignedkv.Error, match=message):
+        cache.attend(half(rng, 1, 4, 1, 32), **scoring)

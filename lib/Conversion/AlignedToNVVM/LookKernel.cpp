@@ -14,7 +14,7 @@ using namespace aligned;
 
 namespace {
 
-constexpr int64_t kHeadsAtOnce = kTileColumns, kMeetingBytes = 20 << 10;
+constexpr int64_t kHeadsAtOnce = kTileColumns;
 constexpr int64_t kRing = 128;     // at most 31 that wait, and 64 more
 constexpr double kLoudOctaves = 6; // rows within a factor of 64 of the loudest are read
 constexpr double kDigitLimit = 127;
@@ -25,7 +25,9 @@ public:
   void emit();
 
 private:
-  const int64_t headsAtOnce = std::clamp<int64_t>(kMeetingBytes / (warps * (shape.valueDim + kSeen) * 4), 1, kHeadsAtOnce);
+  // As many query rows at once as shared memory has room for, beside what does not depend on it.
+  const int64_t room = kSharedBytes - shape.heads * (kBins + kStatistics) * 4 - warps * kRing * (4 + kTileColumns);
+  const int64_t headsAtOnce = std::clamp<int64_t>(room / (warps * (kRing + shape.valueDim + kSeen) * 4), 1, kHeadsAtOnce);
   const int64_t headGroups = llvm::divideCeil(shape.heads, headsAtOnce), groupHeads = llvm::divideCeil(shape.heads, headGroups);
   const NibbleRows rows{shape.valueDim};
 
@@ -288,6 +290,7 @@ void LookKernel::emit() {
     meeting = shared("meeting", e.f32(), warps * groupHeads * (shape.valueDim + kSeen));
     Shared words{digits.base, e.i32()};
     forThreads(shape.heads * kBins, [&](Val i) { e.store(number(0), histogram, i); });
+    forThreads(warps * kRing, [&](Val i) { e.store(number(0), ring, i); });
     forThreads(warps * kTileColumns * kRing / 4, [&](Val i) { e.store(number(0), words, i); }); // columns of no query row
     e.barrier();
     e.loop(number(0), number(shape.heads), groupHeads, [&](Val firstHead) {

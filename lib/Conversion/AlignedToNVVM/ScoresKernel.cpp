@@ -358,7 +358,7 @@ void ScoresKernel::emitRefined() {
         Val leverage = sqrt(get(loud, at) * of(kPower) + get(loud, at + 2) * of(kFill));
         return select(leverage * kCoarse > of(kPrecisionK), leverage / of(kPrecisionK), real(0));
       };
-      e.when(lane < shape.heads, [&] { e.store(wantedOf(lane), wants, warp * GpuEmitter::kWarp + lane); });
+      e.store(wantedOf(min(lane, number(shape.heads - 1))), wants, warp * GpuEmitter::kWarp + lane);
       e.warpBarrier(); // all of them are there
       Val exponents = blockOf(key.exponent, physical(key, block), shape.keyDim), more = number(0);
       Reading reading;

@@ -19,14 +19,19 @@ Lanes odd(uint32_t seed) {
 }
 
 /// What `body`, which reads %r10 to %r12 and writes %r20, does for a warp with these values.
-Lanes run(const std::string &body, const Lanes &a, const Lanes &b = Lanes(32), const Lanes &c = Lanes(32), std::string *error = nullptr, uint32_t threads = 32) {
+Lanes run(const std::string &body, const Lanes &a, const Lanes &b = Lanes(32), const Lanes &c = Lanes(32),
+          std::string *error = nullptr, uint32_t threads = 32) {
   Machine machine;
-  std::string around = "mad.wide.u32 %w0, %tid, 4, %p0;\nmad.wide.u32 %w1, %tid, 4, %p1;\nmad.wide.u32 %w2, %tid, 4, %p2;\nmad.wide.u32 %w3, %tid, 4, %p3;\n"
-                       "ld.global.u32 %r10, [%w1];\nld.global.u32 %r11, [%w2];\nld.global.u32 %r12, [%w3];\nmov.u32 %r20, 12345;\n";
+  std::string around =
+      "mad.wide.u32 %w0, %tid, 4, %p0;\nmad.wide.u32 %w1, %tid, 4, %p1;\nmad.wide.u32 %w2, %tid, 4, %p2;\nmad.wide.u32 %w3, "
+      "%tid, 4, %p3;\n"
+      "ld.global.u32 %r10, [%w1];\nld.global.u32 %r11, [%w2];\nld.global.u32 %r12, [%w3];\nmov.u32 %r20, 12345;\n";
   auto program = loaded(machine, kernel(4, around + body + "\nst.global.u32 [%w0], %r20;"));
   uint64_t out = machine.allocate(128);
-  bool success = program && machine.launch(*program, "k", {1}, {threads},
-                                           Arguments().add(out).add(upload(machine, a, "a")).add(upload(machine, b, "b")).add(upload(machine, c, "c")));
+  bool success =
+      program &&
+      machine.launch(*program, "k", {1}, {threads},
+                     Arguments().add(out).add(upload(machine, a, "a")).add(upload(machine, b, "b")).add(upload(machine, c, "c")));
   if (error)
     *error = machine.error();
   else
@@ -40,11 +45,14 @@ TEST(Collective, Shuffles) {
     // The width is in c: 32 - width above, and for `up` no limit but the segment's first lane.
     std::string c = std::to_string((32 - width) << 8 | (mode == "up" ? 0 : 31));
     for (uint32_t by : {0u, 1u, 3u, 4u, 7u, 15u, 16u, 31u}) {
-      Lanes got = run("shfl.sync." + mode + ".b32 %r20|%q0, %r10, " + std::to_string(by) + ", " + c + ", -1;\n@%q0 xor.b32 %r20, %r20, 0x55;", a);
+      Lanes got = run("shfl.sync." + mode + ".b32 %r20|%q0, %r10, " + std::to_string(by) + ", " + c +
+                          ", -1;\n@%q0 xor.b32 %r20, %r20, 0x55;",
+                      a);
       for (int lane = 0; lane < 32; ++lane) {
         int first = lane / int(width) * int(width), from = source(lane, int(by), first);
         bool inside = from >= first && from < first + int(width);
-        EXPECT_EQ(got[size_t(lane)], inside ? a[size_t(from)] ^ 0x55 : a[size_t(lane)]) << mode << " by " << by << " within " << width << ", lane " << lane;
+        EXPECT_EQ(got[size_t(lane)], inside ? a[size_t(from)] ^ 0x55 : a[size_t(lane)])
+            << mode << " by " << by << " within " << width << ", lane " << lane;
       }
     }
   };
@@ -62,13 +70,16 @@ TEST(Collective, Shuffles) {
 
 TEST(Collective, ShufflesOfSomeLanes) {
   // Halves of a warp, each on its own path.
-  Lanes a = odd(3), got = run("setp.lt.u32 %q0, %tid, 16;\n@%q0 bra LOW;\nshfl.sync.bfly.b32 %r20, %r10, 1, 31, 0xffff0000;\nbra END;\n"
-                              "LOW: shfl.sync.bfly.b32 %r20, %r10, 2, 31, 0x0000ffff;\nEND:",
-                              a);
+  Lanes a = odd(3),
+        got = run("setp.lt.u32 %q0, %tid, 16;\n@%q0 bra LOW;\nshfl.sync.bfly.b32 %r20, %r10, 1, 31, 0xffff0000;\nbra END;\n"
+                  "LOW: shfl.sync.bfly.b32 %r20, %r10, 2, 31, 0x0000ffff;\nEND:",
+                  a);
   for (size_t i = 0; i < 32; ++i)
     EXPECT_EQ(got[i], a[i ^ (i < 16 ? 2 : 1)]);
   // The same instruction with two masks.
-  got = run("mov.u32 %r1, 0xff; setp.gt.u32 %q0, %tid, 7; @%q0 mov.u32 %r1, 0xffffff00;\nshfl.sync.down.b32 %r20, %r10, 1, 0x181f, %r1;", a);
+  got = run("mov.u32 %r1, 0xff; setp.gt.u32 %q0, %tid, 7; @%q0 mov.u32 %r1, 0xffffff00;\nshfl.sync.down.b32 %r20, %r10, 1, "
+            "0x181f, %r1;",
+            a);
   for (size_t i = 0; i < 32; ++i)
     EXPECT_EQ(got[i], i % 8 == 7 ? a[i] : a[i + 1]);
   // A lane that takes no part has nothing to give.
@@ -119,14 +130,16 @@ TEST(Collective, Reductions) {
   };
   EXPECT_EQ(run("redux.sync.add.s32 %r20, %r10, -1;", a), fold([](uint32_t x, uint32_t y) { return x + y; }));
   EXPECT_EQ(run("redux.sync.min.u32 %r20, %r10, -1;", a), fold([](uint32_t x, uint32_t y) { return std::min(x, y); }));
-  EXPECT_EQ(run("redux.sync.max.s32 %r20, %r10, -1;", a), fold([](uint32_t x, uint32_t y) { return uint32_t(std::max(int32_t(x), int32_t(y))); }));
+  EXPECT_EQ(run("redux.sync.max.s32 %r20, %r10, -1;", a),
+            fold([](uint32_t x, uint32_t y) { return uint32_t(std::max(int32_t(x), int32_t(y))); }));
   EXPECT_EQ(run("redux.sync.and.b32 %r20, %r10, -1;", a), fold([](uint32_t x, uint32_t y) { return x & y; }));
   EXPECT_EQ(run("redux.sync.or.b32 %r20, %r10, -1;", a), fold([](uint32_t x, uint32_t y) { return x | y; }));
   EXPECT_EQ(run("redux.sync.xor.b32 %r20, %r10, -1;", a), fold([](uint32_t x, uint32_t y) { return x ^ y; }));
 }
 
 TEST(Collective, ActiveLanes) {
-  Lanes got = run("setp.lt.u32 %q0, %tid, 5;\n@%q0 bra LOW;\nactivemask.b32 %r20;\nbra END;\nLOW: activemask.b32 %r20;\nEND:", Lanes(32));
+  Lanes got =
+      run("setp.lt.u32 %q0, %tid, 5;\n@%q0 bra LOW;\nactivemask.b32 %r20;\nbra END;\nLOW: activemask.b32 %r20;\nEND:", Lanes(32));
   for (size_t i = 0; i < 32; ++i)
     EXPECT_EQ(got[i], i < 5 ? 31u : ~31u);
   got = run("elect.sync %r20|%q0, -1;\n@%q0 mov.u32 %r20, 99;", Lanes(32));
@@ -138,7 +151,8 @@ TEST(Collective, NeedsAllLanes) {
   std::string error;
   run("movmatrix.sync.aligned.m8n8.trans.b16 %r20, %r10;", Lanes(32), Lanes(32), Lanes(32), &error, 16);
   EXPECT_NE(error.find("needs all 32 threads of a warp, of which 16 are there"), std::string::npos) << error;
-  run("setp.lt.u32 %q0, %tid, 16;\n@%q0 movmatrix.sync.aligned.m8n8.trans.b16 %r20, %r10;", Lanes(32), Lanes(32), Lanes(32), &error);
+  run("setp.lt.u32 %q0, %tid, 16;\n@%q0 movmatrix.sync.aligned.m8n8.trans.b16 %r20, %r10;", Lanes(32), Lanes(32), Lanes(32),
+      &error);
   EXPECT_NE(error.find("deadlock: 16 of 32 threads wait at line"), std::string::npos) << error;
 }
 
@@ -168,7 +182,7 @@ uint32_t singleOf(float x) {
 
 struct Product {
   const char *instruction;
-  int depth, elementBits;                   // of A and B
+  int depth, elementBits;                        // of A and B
   std::function<uint32_t(int)> encodeA, encodeB; // of integers within the range
   int lowA, highA, lowB, highB;
   bool integers; // results
@@ -190,7 +204,8 @@ void placeB(const Product &p, int lane, int i, int &row, int &column) {
 void check(const Product &p, bool saturates = false) {
   std::mt19937 random(7);
   auto draw = [&](int low, int high) { return low + int(random() % uint32_t(high - low + 1)); };
-  std::vector<std::vector<int>> a(16, std::vector<int>(size_t(p.depth))), b(size_t(p.depth), std::vector<int>(8)), c(16, std::vector<int>(8));
+  std::vector<std::vector<int>> a(16, std::vector<int>(size_t(p.depth))), b(size_t(p.depth), std::vector<int>(8)),
+      c(16, std::vector<int>(8));
   for (auto &row : a)
     for (int &x : row)
       x = draw(p.lowA, p.highA);
@@ -200,7 +215,8 @@ void check(const Product &p, bool saturates = false) {
   for (auto &row : c)
     for (int &x : row)
       x = saturates ? 2147483647 - draw(0, 100) : draw(-1000, 1000);
-  int perRegister = 32 / p.elementBits, registersB = p.depth / (4 * perRegister), registersA = 2 * registersB, registersC = p.halves ? 2 : 4;
+  int perRegister = 32 / p.elementBits, registersB = p.depth / (4 * perRegister), registersA = 2 * registersB,
+      registersC = p.halves ? 2 : 4;
   uint32_t fragment[32][16] = {};
   for (int lane = 0; lane < 32; ++lane) {
     for (int i = 0, row, column; i < registersA * perRegister; ++i) {
@@ -228,7 +244,8 @@ void check(const Product &p, bool saturates = false) {
   std::string body = "mad.wide.u32 %w0, %tid, 64, %p0;\nmad.wide.u32 %w1, %tid, 16, %p1;\n";
   for (int i = 0; i < 10; ++i)
     body += "ld.global.u32 %r" + std::to_string(10 + i) + ", [%w0+" + std::to_string(4 * i) + "];\n";
-  body += std::string(p.instruction) + " " + list(20, registersC) + ", " + list(10, registersA) + ", " + list(14, registersB) + ", " + list(16, registersC) + ";\n";
+  body += std::string(p.instruction) + " " + list(20, registersC) + ", " + list(10, registersA) + ", " + list(14, registersB) +
+          ", " + list(16, registersC) + ";\n";
   for (int i = 0; i < registersC; ++i)
     body += "st.global.u32 [%w1+" + std::to_string(4 * i) + "], %r" + std::to_string(20 + i) + ";\n";
   Machine machine;
@@ -278,16 +295,20 @@ TEST(Collective, Products) {
 TEST(Collective, MatricesOfSharedMemory) {
   // A of 16 by 16 and B of 16 by 8, row by row in shared memory, through ldmatrix into a product.
   std::string text = kernel(3,
-                            "mad.wide.u32 %w1, %tid, 16, %p1;\nld.global.v4.u32 {%r1, %r2, %r3, %r4}, [%w1];\nmov.u32 %r0, a;\nmad.lo.u32 %r5, %tid, 16, %r0;\n"
+                            "mad.wide.u32 %w1, %tid, 16, %p1;\nld.global.v4.u32 {%r1, %r2, %r3, %r4}, [%w1];\nmov.u32 %r0, "
+                            "a;\nmad.lo.u32 %r5, %tid, 16, %r0;\n"
                             "st.shared.v4.u32 [%r5], {%r1, %r2, %r3, %r4};\n"
-                            "mad.wide.u32 %w1, %tid, 8, %p2;\nld.global.v2.u32 {%r1, %r2}, [%w1];\nmov.u32 %r0, b;\nmad.lo.u32 %r5, %tid, 8, %r0;\nst.shared.v2.u32 [%r5], {%r1, %r2};\n"
+                            "mad.wide.u32 %w1, %tid, 8, %p2;\nld.global.v2.u32 {%r1, %r2}, [%w1];\nmov.u32 %r0, b;\nmad.lo.u32 "
+                            "%r5, %tid, 8, %r0;\nst.shared.v2.u32 [%r5], {%r1, %r2};\n"
                             "bar.sync 0;\n"
                             // Lanes 0 to 7 and 8 to 15 point to the upper and lower left, the others to the right.
-                            "and.b32 %r1, %tid, 15;\nshl.b32 %r1, %r1, 5;\nshr.u32 %r2, %tid, 4;\nmad.lo.u32 %r1, %r2, 16, %r1;\nmov.u32 %r3, a;\nadd.u32 %r1, %r1, %r3;\n"
+                            "and.b32 %r1, %tid, 15;\nshl.b32 %r1, %r1, 5;\nshr.u32 %r2, %tid, 4;\nmad.lo.u32 %r1, %r2, 16, "
+                            "%r1;\nmov.u32 %r3, a;\nadd.u32 %r1, %r1, %r3;\n"
                             "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%r10, %r11, %r12, %r13}, [%r1];\n"
                             "and.b32 %r1, %tid, 15;\nshl.b32 %r1, %r1, 4;\nmov.u32 %r3, b;\nadd.u32 %r1, %r1, %r3;\n"
                             "ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%r14, %r15}, [%r1];\n"
-                            "mov.u32 %r16, 0;\nmma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%r20, %r21, %r22, %r23}, {%r10, %r11, %r12, %r13}, {%r14, %r15}, {%r16, %r16, %r16, %r16};\n"
+                            "mov.u32 %r16, 0;\nmma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%r20, %r21, %r22, %r23}, "
+                            "{%r10, %r11, %r12, %r13}, {%r14, %r15}, {%r16, %r16, %r16, %r16};\n"
                             "mad.wide.u32 %w1, %tid, 16, %p0;\nst.global.v4.b32 [%w1], {%r20, %r21, %r22, %r23};",
                             ".shared .align 16 .b8 a[512];\n.shared .align 16 .b8 b[256];\n");
   Machine machine;
@@ -299,7 +320,9 @@ TEST(Collective, MatricesOfSharedMemory) {
   for (size_t i = 0; i < 128; ++i)
     b[i] = halfOf(y[i] = int(i * 5 % 19) - 9);
   uint64_t out = machine.allocate(512, "out");
-  ASSERT_TRUE(machine.launch(*program, "k", {1}, {32}, Arguments().add(out).add(upload(machine, a, "a")).add(upload(machine, b, "b")))) << machine.error();
+  ASSERT_TRUE(
+      machine.launch(*program, "k", {1}, {32}, Arguments().add(out).add(upload(machine, a, "a")).add(upload(machine, b, "b"))))
+      << machine.error();
   auto got = download<float>(machine, out, 128);
   for (size_t lane = 0; lane < 32; ++lane)
     for (size_t i = 0; i < 4; ++i) {

@@ -30,7 +30,8 @@ template <typename... A> struct Entry<Result(A...)> {
   Result operator()(A... arguments) const { return function(arguments...); }
   Result (*function)(A...);
 };
-#define ENTRY(name, ...) const Entry<Result(__VA_ARGS__)> name{#name}
+#define ENTRY(name, ...)                                                                                                         \
+  const Entry<Result(__VA_ARGS__)> name { #name }
 
 struct Api {
   ENTRY(cuInit, unsigned);
@@ -94,14 +95,20 @@ const Api &api() {
 }
 
 /// x[i] = x[i] * factor + y, and a second kernel that writes where it is told, and one with a barrier that matters.
-const char *const text = ".version 7.8\n.target sm_80\n.address_size 64\n"
-                         ".visible .entry scale(.param .u64 p, .param .u32 factor, .param .u32 n)\n{\n.reg .b32 %r<6>; .reg .b64 %w<3>; .reg .pred %q;\n"
-                         "ld.param.u64 %w1, [p];\nld.param.u32 %r1, [factor];\nld.param.u32 %r2, [n];\nmov.u32 %r3, %tid.x;\nmov.u32 %r4, %ctaid.x;\nmad.lo.u32 %r3, %r4, 32, %r3;\nsetp.ge.u32 %q, %r3, %r2;\n@%q ret;\n"
-                         "mad.wide.u32 %w1, %r3, 4, %w1;\nld.global.u32 %r5, [%w1];\nmad.lo.u32 %r5, %r5, %r1, 1;\nst.global.u32 [%w1], %r5;\nret;\n}\n"
-                         ".visible .entry poke(.param .u64 p)\n.maxntid 64\n{\n.reg .b64 %w;\nld.param.u64 %w, [p];\nst.global.u32 [%w], 1;\nret;\n}\n"
-                         ".extern .shared .align 4 .b8 dynamic[];\n"
-                         ".visible .entry swap(.param .u64 p)\n{\n.reg .b32 %r<6>; .reg .b64 %w<3>;\nld.param.u64 %w1, [p];\nmov.u32 %r1, %tid.x;\nmad.wide.u32 %w1, %r1, 4, %w1;\nmov.u32 %r2, dynamic;\n"
-                         "mad.lo.u32 %r3, %r1, 4, %r2;\nst.shared.u32 [%r3], %r1;\nbar.sync 0;\nxor.b32 %r4, %r1, 32;\nmad.lo.u32 %r3, %r4, 4, %r2;\nld.shared.u32 %r5, [%r3];\nst.global.u32 [%w1], %r5;\nret;\n}\n";
+const char *const text =
+    ".version 7.8\n.target sm_80\n.address_size 64\n"
+    ".visible .entry scale(.param .u64 p, .param .u32 factor, .param .u32 n)\n{\n.reg .b32 %r<6>; .reg .b64 %w<3>; .reg .pred "
+    "%q;\n"
+    "ld.param.u64 %w1, [p];\nld.param.u32 %r1, [factor];\nld.param.u32 %r2, [n];\nmov.u32 %r3, %tid.x;\nmov.u32 %r4, "
+    "%ctaid.x;\nmad.lo.u32 %r3, %r4, 32, %r3;\nsetp.ge.u32 %q, %r3, %r2;\n@%q ret;\n"
+    "mad.wide.u32 %w1, %r3, 4, %w1;\nld.global.u32 %r5, [%w1];\nmad.lo.u32 %r5, %r5, %r1, 1;\nst.global.u32 [%w1], "
+    "%r5;\nret;\n}\n"
+    ".visible .entry poke(.param .u64 p)\n.maxntid 64\n{\n.reg .b64 %w;\nld.param.u64 %w, [p];\nst.global.u32 [%w], 1;\nret;\n}\n"
+    ".extern .shared .align 4 .b8 dynamic[];\n"
+    ".visible .entry swap(.param .u64 p)\n{\n.reg .b32 %r<6>; .reg .b64 %w<3>;\nld.param.u64 %w1, [p];\nmov.u32 %r1, "
+    "%tid.x;\nmad.wide.u32 %w1, %r1, 4, %w1;\nmov.u32 %r2, dynamic;\n"
+    "mad.lo.u32 %r3, %r1, 4, %r2;\nst.shared.u32 [%r3], %r1;\nbar.sync 0;\nxor.b32 %r4, %r1, 32;\nmad.lo.u32 %r3, %r4, 4, "
+    "%r2;\nld.shared.u32 %r5, [%r3];\nst.global.u32 [%w1], %r5;\nret;\n}\n";
 
 class Driver : public testing::Test {
 protected:
@@ -348,7 +355,9 @@ TEST_F(Driver, BadPtx) {
   int options[] = {5, 6};
   void *values[] = {log, reinterpret_cast<void *>(sizeof log)};
   testing::internal::CaptureStderr();
-  EXPECT_EQ(cu.cuModuleLoadDataEx(&bad, ".version 7.8\n.target sm_80\n.address_size 64\n.visible .entry k() { strange.u32 x; }\n", 2, options, values), 218);
+  EXPECT_EQ(cu.cuModuleLoadDataEx(&bad, ".version 7.8\n.target sm_80\n.address_size 64\n.visible .entry k() { strange.u32 x; }\n",
+                                  2, options, values),
+            218);
   EXPECT_NE(std::strstr(log, "line 4: 'strange.u32 x;': unknown opcode 'strange'"), nullptr) << log;
   EXPECT_EQ(cu.cuModuleLoadDataEx(&bad, ".version 7.8\n.target sm_120\n.address_size 64\n", 2, options, values), 209);
   EXPECT_NE(std::strstr(log, "target sm_120 does not run on a device of capability 9.0"), nullptr) << log;
@@ -392,22 +401,23 @@ TEST_F(Driver, Environment) {
     std::_Exit(run() == 719 && value == 7 ? 0 : 1);
   }
   EXPECT_EQ(run(), 0);
-  char path[4096], file[] = "/tmp/countsXXXXXX";
+  char path[4096];
+  std::string file = testing::TempDir() + "countsXXXXXX";
   ssize_t length = readlink("/proc/self/exe", path, sizeof path - 1);
   ASSERT_GT(length, 0);
   path[length] = '\0';
-  int descriptor = mkstemp(file);
+  int descriptor = mkstemp(&file[0]);
   ASSERT_GE(descriptor, 0);
   close(descriptor);
-  std::string command = std::string("ALIGNED_EMULATOR_SMS=7 ALIGNED_EMULATOR_DELETE=0 ALIGNED_EMULATOR_COUNTS=") + file + " '" + path +
-                        "' --gtest_filter=Driver.Environment > /dev/null 2>&1";
+  std::string command = std::string("ALIGNED_EMULATOR_SMS=7 ALIGNED_EMULATOR_DELETE=0 ALIGNED_EMULATOR_COUNTS=") + file + " '" +
+                        path + "' --gtest_filter=Driver.Environment > /dev/null 2>&1";
   EXPECT_EQ(std::system(command.c_str()), 0) << "without its barrier, the kernel has a race";
   std::ifstream counts(file);
   std::string line;
   ASSERT_TRUE(std::getline(counts, line));
   EXPECT_EQ(line.find("{\"kernel\": \"swap\", \"grid\": [1, 1, 1], \"block\": [64, 1, 1], \"warp_instructions\": "), 0u) << line;
   EXPECT_NE(line.find("\"allocations\": ["), std::string::npos);
-  std::remove(file);
+  std::remove(file.c_str());
 }
 
 } // namespace

@@ -24,8 +24,10 @@ TEST(Float, Single) {
   expectBinary<float, float, float>("mul.f32 %d, %a, %b;", [](float a, float b) { return a * b; });
   expectBinary<float, float, float>("div.rn.f32 %d, %a, %b;", [](float a, float b) { return a / b; });
   expectBinary<float, float, float>("div.full.f32 %d, %a, %b;", [](float a, float b) { return a / b; });
-  expectTernary<float, float, float, float>("fma.rn.f32 %d, %a, %b, %c;", [](float a, float b, float c) { return std::fma(a, b, c); });
-  expectTernary<float, float, float, float>("mad.rn.f32 %d, %a, %b, %c;", [](float a, float b, float c) { return std::fma(a, b, c); });
+  expectTernary<float, float, float, float>("fma.rn.f32 %d, %a, %b, %c;",
+                                            [](float a, float b, float c) { return std::fma(a, b, c); });
+  expectTernary<float, float, float, float>("mad.rn.f32 %d, %a, %b, %c;",
+                                            [](float a, float b, float c) { return std::fma(a, b, c); });
   expectUnary<float, float>("neg.f32 %d, %a;", [](float a) { return -a; });
   expectUnary<float, float>("abs.f32 %d, %a;", [](float a) { return std::fabs(a); });
   expectUnary<float, float>("rcp.rn.f32 %d, %a;", [](float a) { return 1 / a; });
@@ -42,7 +44,8 @@ TEST(Float, FusedIsRoundedOnce) {
     b.push_back(std::ldexp(float(random()), int(random() % 20) - 40));
     c.push_back(-a[i] * b[i]); // what is left is the rounding of the product
   }
-  expectTernary<float, float, float, float>("fma.rn.f32 %d, %a, %b, %c;", [](float a, float b, float c) { return std::fma(a, b, c); }, a, b, c);
+  expectTernary<float, float, float, float>(
+      "fma.rn.f32 %d, %a, %b, %c;", [](float a, float b, float c) { return std::fma(a, b, c); }, a, b, c);
 }
 
 TEST(Float, Flushing) {
@@ -58,7 +61,8 @@ TEST(Float, Flushing) {
 TEST(Float, Saturation) {
   auto saturated = [](float x) { return x > 0 ? std::min(x, 1.0f) : 0.0f; };
   expectBinary<float, float, float>("add.sat.f32 %d, %a, %b;", [=](float a, float b) { return saturated(a + b); });
-  expectTernary<float, float, float, float>("fma.rn.sat.f32 %d, %a, %b, %c;", [=](float a, float b, float c) { return saturated(std::fma(a, b, c)); });
+  expectTernary<float, float, float, float>("fma.rn.sat.f32 %d, %a, %b, %c;",
+                                            [=](float a, float b, float c) { return saturated(std::fma(a, b, c)); });
 }
 
 TEST(Float, Directions) {
@@ -76,9 +80,10 @@ TEST(Float, Directions) {
     expectBinary<float, float, float>("sub" + suffix + ";", under([](volatile float a, volatile float b) { return a - b; }));
     expectBinary<float, float, float>("mul" + suffix + ";", under([](volatile float a, volatile float b) { return a * b; }));
     expectBinary<float, float, float>("div" + suffix + ";", under([](volatile float a, volatile float b) { return a / b; }));
-    expectTernary<float, float, float, float>("fma" + suffix + ", %c;",
-                                              under([](volatile float a, volatile float b, volatile float c) { return std::fma(a, b, c); }));
-    expectUnary<float, float>("sqrt." + std::string(name) + ".f32 %d, %a;", under([](volatile float a) { return std::sqrt(float(a)); }));
+    expectTernary<float, float, float, float>(
+        "fma" + suffix + ", %c;", under([](volatile float a, volatile float b, volatile float c) { return std::fma(a, b, c); }));
+    expectUnary<float, float>("sqrt." + std::string(name) + ".f32 %d, %a;",
+                              under([](volatile float a) { return std::sqrt(float(a)); }));
   }
 }
 
@@ -87,7 +92,8 @@ TEST(Float, Double) {
   expectBinary<double, double, double>("sub.rn.f64 %d, %a, %b;", [](double a, double b) { return a - b; });
   expectBinary<double, double, double>("mul.f64 %d, %a, %b;", [](double a, double b) { return a * b; });
   expectBinary<double, double, double>("div.rn.f64 %d, %a, %b;", [](double a, double b) { return a / b; });
-  expectTernary<double, double, double, double>("fma.rn.f64 %d, %a, %b, %c;", [](double a, double b, double c) { return std::fma(a, b, c); });
+  expectTernary<double, double, double, double>("fma.rn.f64 %d, %a, %b, %c;",
+                                                [](double a, double b, double c) { return std::fma(a, b, c); });
   expectUnary<double, double>("sqrt.rn.f64 %d, %a;", [](double a) { return std::sqrt(a); });
   expectUnary<double, double>("abs.f64 %d, %a;", [](double a) { return std::fabs(a); });
   expectUnary<double, double>("neg.f64 %d, %a;", [](double a) { return -a; });
@@ -101,9 +107,12 @@ TEST(Float, Extrema) {
   expectBinary<float, float, float>("max.f32 %d, %a, %b;", greatest);
   expectBinary<double, double, double>("min.f64 %d, %a, %b;", least);
   expectBinary<double, double, double>("max.f64 %d, %a, %b;", greatest);
-  expectBinary<float, float, float>("max.NaN.f32 %d, %a, %b;", [=](float a, float b) { return a != a || b != b ? NAN : greatest(a, b); });
-  expectBinary<float, float, float>("min.NaN.f32 %d, %a, %b;", [=](float a, float b) { return a != a || b != b ? NAN : least(a, b); });
-  expectTernary<float, float, float, float>("max.f32 %d, %a, %b, %c;", [=](float a, float b, float c) { return greatest(greatest(a, b), c); });
+  expectBinary<float, float, float>("max.NaN.f32 %d, %a, %b;",
+                                    [=](float a, float b) { return a != a || b != b ? NAN : greatest(a, b); });
+  expectBinary<float, float, float>("min.NaN.f32 %d, %a, %b;",
+                                    [=](float a, float b) { return a != a || b != b ? NAN : least(a, b); });
+  expectTernary<float, float, float, float>("max.f32 %d, %a, %b, %c;",
+                                            [=](float a, float b, float c) { return greatest(greatest(a, b), c); });
   expectBinary<float, float, float>("min.xorsign.abs.f32 %d, %a, %b;", [=](float a, float b) {
     float x = least(std::fabs(a), std::fabs(b));
     return std::signbit(a) != std::signbit(b) ? -x : x;
@@ -140,7 +149,8 @@ TEST(Float, Classes) {
                          {"notanumber", [](float a) { return a != a; }},
                          {"normal", [](float a) { return bool(std::isnormal(a)); }},
                          {"subnormal", [](float a) { return std::fpclassify(a) == FP_SUBNORMAL; }}})
-    expectUnary<uint32_t, float>("testp." + std::string(name) + ".f32 %q0, %a;\nselp.u32 %d, 1, 0, %q0;", [f = f](float a) { return uint32_t(f(a)); });
+    expectUnary<uint32_t, float>("testp." + std::string(name) + ".f32 %q0, %a;\nselp.u32 %d, 1, 0, %q0;",
+                                 [f = f](float a) { return uint32_t(f(a)); });
 }
 
 TEST(Float, Functions) {
@@ -157,15 +167,24 @@ TEST(Float, Functions) {
         EXPECT_NEAR(got[i], want, std::fabs(want) * error + 0x1p-149) << name << " of " << values[i];
     }
   };
-  check("ex2.approx", [](double a) { return std::exp2(a); }, 0x1p-22);
-  check("lg2.approx", [](double a) { return std::log2(a); }, 0x1p-22);
-  check("rsqrt.approx", [](double a) { return 1 / std::sqrt(a); }, 0x1p-22);
-  check("rcp.approx", [](double a) { return 1 / a; }, 0x1p-23);
-  check("sqrt.approx", [](double a) { return std::sqrt(a); }, 0x1p-23);
-  check("sin.approx", [](double a) { return std::sin(a); }, 0x1p-20);
-  check("cos.approx", [](double a) { return std::cos(a); }, 0x1p-20);
-  check("tanh.approx", [](double a) { return std::tanh(a); }, 0x1p-11);
-  check("ex2.approx.ftz", [](double a) { return double(flushed(float(std::exp2(std::fabs(a) < 0x1p-126 ? 0 : a)))); }, 0x1p-22);
+  check(
+      "ex2.approx", [](double a) { return std::exp2(a); }, 0x1p-22);
+  check(
+      "lg2.approx", [](double a) { return std::log2(a); }, 0x1p-22);
+  check(
+      "rsqrt.approx", [](double a) { return 1 / std::sqrt(a); }, 0x1p-22);
+  check(
+      "rcp.approx", [](double a) { return 1 / a; }, 0x1p-23);
+  check(
+      "sqrt.approx", [](double a) { return std::sqrt(a); }, 0x1p-23);
+  check(
+      "sin.approx", [](double a) { return std::sin(a); }, 0x1p-20);
+  check(
+      "cos.approx", [](double a) { return std::cos(a); }, 0x1p-20);
+  check(
+      "tanh.approx", [](double a) { return std::tanh(a); }, 0x1p-11);
+  check(
+      "ex2.approx.ftz", [](double a) { return double(flushed(float(std::exp2(std::fabs(a) < 0x1p-126 ? 0 : a)))); }, 0x1p-22);
 }
 
 //===----------------------------------------------------------------------===//
@@ -186,7 +205,8 @@ double decode(const Format &format, uint16_t bits) {
   double sign = bits & 0x8000 ? -1 : 1;
   if (field == format.greatest - format.least + 2)
     return fraction ? NAN : sign * INFINITY;
-  return sign * std::ldexp(fraction + (field ? std::ldexp(1, fractionBits) : 0), format.least - fractionBits + std::max(field - 1, 0));
+  return sign *
+         std::ldexp(fraction + (field ? std::ldexp(1, fractionBits) : 0), format.least - fractionBits + std::max(field - 1, 0));
 }
 
 /// The nearest pattern, ties to even: the two neighbours of an exact number are compared with it.
@@ -211,7 +231,8 @@ uint16_t encode(const Format &format, Exact x) {
 }
 
 std::vector<uint16_t> oddPatterns() {
-  std::vector<uint16_t> values = {0, 0x8000, 1, 0x8001, 0x3c00, 0xbc00, 0x3f80, 0x7bff, 0xfbff, 0x7c00, 0xfc00, 0x7f80, 0xff80, 0x7f7f, 0x7e01, 0x7fc1, 0x0400, 0x0080, 0x03ff, 0x007f, 0x3555, 0x5640};
+  std::vector<uint16_t> values = {0,      0x8000, 1,      0x8001, 0x3c00, 0xbc00, 0x3f80, 0x7bff, 0xfbff, 0x7c00, 0xfc00,
+                                  0x7f80, 0xff80, 0x7f7f, 0x7e01, 0x7fc1, 0x0400, 0x0080, 0x03ff, 0x007f, 0x3555, 0x5640};
   std::mt19937 random(9);
   for (int i = 0; i < 40; ++i)
     values.push_back(uint16_t(random()));
@@ -233,10 +254,13 @@ template <typename F> void checkNarrow(const Format &format, const std::string &
   if (operands == 3)
     values.resize(30), bs.resize(30), cs.resize(30);
   auto got = evaluate<uint16_t>(name + suffix + arguments, values, bs, cs);
-  auto want = [&](uint16_t a, uint16_t b, uint16_t c) { return encode(format, f(Exact(decode(format, a)), Exact(decode(format, b)), Exact(decode(format, c)))); };
+  auto want = [&](uint16_t a, uint16_t b, uint16_t c) {
+    return encode(format, f(Exact(decode(format, a)), Exact(decode(format, b)), Exact(decode(format, c))));
+  };
   for (size_t i = 0; i < got.size(); ++i) {
     uint16_t a = values[i / cs.size() / bs.size()], b = bs[i / cs.size() % bs.size()], c = cs[i % cs.size()];
-    ASSERT_TRUE(sameNumber(format, got[i], want(a, b, c))) << name << suffix << std::hex << " of " << a << ", " << b << ", " << c << ": got " << got[i] << ", expected " << want(a, b, c);
+    ASSERT_TRUE(sameNumber(format, got[i], want(a, b, c))) << name << suffix << std::hex << " of " << a << ", " << b << ", " << c
+                                                           << ": got " << got[i] << ", expected " << want(a, b, c);
   }
   if (!pairs)
     return;
@@ -250,8 +274,10 @@ template <typename F> void checkNarrow(const Format &format, const std::string &
   auto both = evaluate<uint32_t>(name + suffix + "x2" + arguments, as2, bs2, cs2);
   for (size_t i = 0; i < both.size(); ++i) {
     uint32_t a = as2[i / cs2.size() / bs2.size()], b = bs2[i / cs2.size() % bs2.size()], c = cs2[i % cs2.size()];
-    ASSERT_TRUE(sameNumber(format, uint16_t(both[i]), want(uint16_t(a), uint16_t(b), uint16_t(c)))) << name << suffix << "x2, lower" << std::hex << both[i];
-    ASSERT_TRUE(sameNumber(format, uint16_t(both[i] >> 16), want(uint16_t(a >> 16), uint16_t(b >> 16), uint16_t(c >> 16)))) << name << suffix << "x2, upper " << std::hex << both[i];
+    ASSERT_TRUE(sameNumber(format, uint16_t(both[i]), want(uint16_t(a), uint16_t(b), uint16_t(c))))
+        << name << suffix << "x2, lower" << std::hex << both[i];
+    ASSERT_TRUE(sameNumber(format, uint16_t(both[i] >> 16), want(uint16_t(a >> 16), uint16_t(b >> 16), uint16_t(c >> 16))))
+        << name << suffix << "x2, upper " << std::hex << both[i];
   }
 }
 
@@ -275,10 +301,18 @@ TEST(Float, SixteenBits) {
     auto signedLess = [](Exact a, Exact b) { return a < b || (a == b && std::signbit(double(a))); };
     checkNarrow(format, "min", 2, [=](Exact a, Exact b, Exact) { return a != a ? b : b != b ? a : signedLess(a, b) ? a : b; });
     checkNarrow(format, "max", 2, [=](Exact a, Exact b, Exact) { return a != a ? b : b != b ? a : signedLess(a, b) ? b : a; });
-    checkNarrow(format, "max.NaN", 2, [=](Exact a, Exact b, Exact) { return a != a ? a : b != b ? b : signedLess(a, b) ? b : a; });
+    checkNarrow(format, "max.NaN", 2, [=](Exact a, Exact b, Exact) {
+      return a != a ? a : b != b ? b : signedLess(a, b) ? b : a;
+    });
   }
-  checkNarrow(f16, "add.sat", 2, [](Exact a, Exact b, Exact) { Exact x = a + b; return x > 0 ? (x < 1 ? x : Exact(1)) : Exact(0); });
-  checkNarrow(bf16, "fma.rn.relu", 3, [](Exact a, Exact b, Exact c) { Exact x = fusedExactly(a, b, c); return x > 0 || x != x ? x : Exact(0); });
+  checkNarrow(f16, "add.sat", 2, [](Exact a, Exact b, Exact) {
+    Exact x = a + b;
+    return x > 0 ? (x < 1 ? x : Exact(1)) : Exact(0);
+  });
+  checkNarrow(bf16, "fma.rn.relu", 3, [](Exact a, Exact b, Exact c) {
+    Exact x = fusedExactly(a, b, c);
+    return x > 0 || x != x ? x : Exact(0);
+  });
 }
 
 TEST(Float, PairsOfSingles) {
@@ -308,21 +342,27 @@ TEST(Float, PairsOfSingles) {
       return result;
     };
   };
-  expectBinary<uint64_t, uint64_t, uint64_t>("add.rn.f32x2 %d, %a, %b;", pairwise([](float a, float b) { return a + b; }), values, values);
-  expectBinary<uint64_t, uint64_t, uint64_t>("mul.rn.f32x2 %d, %a, %b;", pairwise([](float a, float b) { return a * b; }), values, values);
-  expectTernary<uint64_t, uint64_t, uint64_t, uint64_t>("fma.rn.f32x2 %d, %a, %b, %c;", pairwise([](float a, float b, float c) { return std::fma(a, b, c); }), values, values, values);
+  expectBinary<uint64_t, uint64_t, uint64_t>("add.rn.f32x2 %d, %a, %b;", pairwise([](float a, float b) { return a + b; }), values,
+                                             values);
+  expectBinary<uint64_t, uint64_t, uint64_t>("mul.rn.f32x2 %d, %a, %b;", pairwise([](float a, float b) { return a * b; }), values,
+                                             values);
+  expectTernary<uint64_t, uint64_t, uint64_t, uint64_t>("fma.rn.f32x2 %d, %a, %b, %c;",
+                                                        pairwise([](float a, float b, float c) { return std::fma(a, b, c); }),
+                                                        values, values, values);
 }
 
 TEST(Float, SixteenBitComparisons) {
   std::vector<uint16_t> values = oddPatterns();
   for (const Format &format : {f16, bf16}) {
-    auto got = evaluate<uint32_t>("setp.lt." + std::string(format.name) + " %q0, %a, %b;\nselp.u32 %d, 1, 0, %q0;", values, values, std::vector<uint32_t>{0});
+    auto got = evaluate<uint32_t>("setp.lt." + std::string(format.name) + " %q0, %a, %b;\nselp.u32 %d, 1, 0, %q0;", values,
+                                  values, std::vector<uint32_t>{0});
     for (size_t i = 0; i < got.size(); ++i)
       ASSERT_EQ(got[i], uint32_t(decode(format, values[i / values.size()]) < decode(format, values[i % values.size()])));
     // Both halves at once; the operands of the upper ones are the other way round.
-    got = evaluate<uint32_t>("mov.b32 %r1, {%a, %b}; mov.b32 %r2, {%b, %a};\nsetp.gtu." + std::string(format.name) +
-                                 "x2 %q0|%q1, %r1, %r2;\nselp.u32 %r3, 1, 0, %q0;\nselp.u32 %r4, 2, 0, %q1;\nor.b32 %d, %r3, %r4;",
-                             values, values, std::vector<uint32_t>{0});
+    got =
+        evaluate<uint32_t>("mov.b32 %r1, {%a, %b}; mov.b32 %r2, {%b, %a};\nsetp.gtu." + std::string(format.name) +
+                               "x2 %q0|%q1, %r1, %r2;\nselp.u32 %r3, 1, 0, %q0;\nselp.u32 %r4, 2, 0, %q1;\nor.b32 %d, %r3, %r4;",
+                           values, values, std::vector<uint32_t>{0});
     for (size_t i = 0; i < got.size(); ++i) {
       double a = decode(format, values[i / values.size()]), b = decode(format, values[i % values.size()]);
       ASSERT_EQ(got[i], uint32_t(!(a <= b)) + 2 * uint32_t(!(b <= a)));
@@ -345,8 +385,10 @@ template <typename T> void checkToInteger() {
                          {"rzi", [](double a) { return std::trunc(a); }},
                          {"rmi", [](double a) { return std::floor(a); }},
                          {"rpi", [](double a) { return std::ceil(a); }}}) {
-    expectUnary<T, float>("cvt." + std::string(name) + "." + typeName<T>() + ".f32 %d, %a;", [=, f = f](float a) { return limit(f(a), sizeof(T) == 8); });
-    expectUnary<T, double>("cvt." + std::string(name) + "." + typeName<T>() + ".f64 %d, %a;", [=, f = f](double a) { return limit(f(a), true); });
+    expectUnary<T, float>("cvt." + std::string(name) + "." + typeName<T>() + ".f32 %d, %a;",
+                          [=, f = f](float a) { return limit(f(a), sizeof(T) == 8); });
+    expectUnary<T, double>("cvt." + std::string(name) + "." + typeName<T>() + ".f64 %d, %a;",
+                           [=, f = f](double a) { return limit(f(a), true); });
   }
 }
 TEST(Conversion, ToIntegers) {
@@ -371,7 +413,8 @@ template <typename T> void checkFromInteger() {
       std::fesetround(FE_TONEAREST);
       return float(result);
     });
-  auto got = evaluate<uint16_t>("cvt.rn.f16." + typeName<T>() + " %d, %a;", oddValues<T>(), std::vector<uint32_t>{0}, std::vector<uint32_t>{0});
+  auto got = evaluate<uint16_t>("cvt.rn.f16." + typeName<T>() + " %d, %a;", oddValues<T>(), std::vector<uint32_t>{0},
+                                std::vector<uint32_t>{0});
   for (size_t i = 0; i < got.size(); ++i)
     EXPECT_EQ(got[i], encode(f16, Exact(oddValues<T>()[i])));
 }
@@ -389,15 +432,18 @@ TEST(Conversion, BetweenIntegers) {
   expectUnary<uint32_t, uint64_t>("cvt.u32.u64 %d, %a;", [](uint64_t a) { return uint32_t(a); });
   expectUnary<uint32_t, uint32_t>("cvt.s32.s8 %d, %a;", [](uint32_t a) { return uint32_t(int32_t(int8_t(a))); });
   expectUnary<uint32_t, uint32_t>("cvt.u32.u16 %d, %a;", [](uint32_t a) { return a & 0xffff; });
-  expectUnary<uint32_t, uint32_t>("cvt.s16.s8 %d, %a;", [](uint32_t a) { return uint32_t(int32_t(int8_t(a))); }); // sign into what is above
+  expectUnary<uint32_t, uint32_t>("cvt.s16.s8 %d, %a;",
+                                  [](uint32_t a) { return uint32_t(int32_t(int8_t(a))); }); // sign into what is above
   expectUnary<uint32_t, uint32_t>("cvt.u8.u32 %d, %a;", [](uint32_t a) { return a & 255; });
   expectUnary<uint32_t, int32_t>("cvt.sat.u8.s32 %d, %a;", [](int32_t a) { return uint32_t(std::min(std::max(a, 0), 255)); });
   expectUnary<uint32_t, int32_t>("cvt.sat.s8.s32 %d, %a;", [](int32_t a) { return uint32_t(std::min(std::max(a, -128), 127)); });
-  expectUnary<uint32_t, int64_t>("cvt.sat.u32.s64 %d, %a;", [](int64_t a) { return uint32_t(std::min<int64_t>(std::max<int64_t>(a, 0), 0xffffffff)); });
-  expectTernary<uint32_t, int32_t, int32_t, uint32_t>("cvt.pack.sat.u8.s32.b32 %d, %a, %b, %c;", [](int32_t a, int32_t b, uint32_t c) {
-    auto cut = [](int32_t x) { return uint32_t(std::min(std::max(x, 0), 255)); };
-    return c << 16 | cut(a) << 8 | cut(b);
-  });
+  expectUnary<uint32_t, int64_t>("cvt.sat.u32.s64 %d, %a;",
+                                 [](int64_t a) { return uint32_t(std::min<int64_t>(std::max<int64_t>(a, 0), 0xffffffff)); });
+  expectTernary<uint32_t, int32_t, int32_t, uint32_t>(
+      "cvt.pack.sat.u8.s32.b32 %d, %a, %b, %c;", [](int32_t a, int32_t b, uint32_t c) {
+        auto cut = [](int32_t x) { return uint32_t(std::min(std::max(x, 0), 255)); };
+        return c << 16 | cut(a) << 8 | cut(b);
+      });
   expectBinary<uint32_t, int32_t, int32_t>("cvt.pack.sat.s16.s32 %d, %a, %b;", [](int32_t a, int32_t b) {
     auto cut = [](int32_t x) { return uint32_t(uint16_t(std::min(std::max(x, -32768), 32767))); };
     return cut(a) << 16 | cut(b);
@@ -426,18 +472,24 @@ TEST(Conversion, SixteenBits) {
         singles.push_back(float(decode(format, bits) * near));
   for (const Format &format : {f16, bf16}) {
     std::string name = format.name;
-    expectUnary<float, uint16_t>("cvt.f32." + name + " %d, %a;", [&](uint16_t a) { return float(decode(format, a)); }, all);
+    expectUnary<float, uint16_t>(
+        "cvt.f32." + name + " %d, %a;", [&](uint16_t a) { return float(decode(format, a)); }, all);
     auto got = evaluate<uint16_t>("cvt.rn." + name + ".f32 %d, %a;", singles, std::vector<uint32_t>{0}, std::vector<uint32_t>{0});
-    auto down = evaluate<uint16_t>("cvt.rz." + name + ".f32 %d, %a;", singles, std::vector<uint32_t>{0}, std::vector<uint32_t>{0});
-    auto positive = evaluate<uint16_t>("cvt.rn.relu." + name + ".f32 %d, %a;", singles, std::vector<uint32_t>{0}, std::vector<uint32_t>{0});
+    auto down =
+        evaluate<uint16_t>("cvt.rz." + name + ".f32 %d, %a;", singles, std::vector<uint32_t>{0}, std::vector<uint32_t>{0});
+    auto positive =
+        evaluate<uint16_t>("cvt.rn.relu." + name + ".f32 %d, %a;", singles, std::vector<uint32_t>{0}, std::vector<uint32_t>{0});
     for (size_t i = 0; i < got.size(); ++i) {
       ASSERT_TRUE(sameNumber(format, got[i], encode(format, singles[i]))) << name << " of " << singles[i];
-      ASSERT_TRUE(sameNumber(format, positive[i], singles[i] > 0 || singles[i] != singles[i] ? encode(format, singles[i]) : 0)) << name << " of " << singles[i];
+      ASSERT_TRUE(sameNumber(format, positive[i], singles[i] > 0 || singles[i] != singles[i] ? encode(format, singles[i]) : 0))
+          << name << " of " << singles[i];
       if (singles[i] != singles[i])
         continue;
       // The greatest that is not greater in magnitude.
       double back = decode(format, down[i]), next = decode(format, uint16_t(down[i] + 1));
-      ASSERT_TRUE(std::fabs(back) <= std::fabs(double(singles[i])) && (std::fabs(next) > std::fabs(double(singles[i])) || std::isinf(back))) << name << " of " << singles[i];
+      ASSERT_TRUE(std::fabs(back) <= std::fabs(double(singles[i])) &&
+                  (std::fabs(next) > std::fabs(double(singles[i])) || std::isinf(back)))
+          << name << " of " << singles[i];
     }
     // Pairs: the first operand is the upper half.
     std::vector<float> few(singles.begin(), singles.begin() + 60);
@@ -459,7 +511,8 @@ TEST(Conversion, EightBits) {
   for (const Eight &format : {Eight{"e4m3", 3, -6, 0x7e}, Eight{"e5m2", 2, -14, 0x7b}}) {
     auto value = [&](unsigned bits) {
       unsigned fraction = bits & ((1u << format.fractionBits) - 1), field = bits >> format.fractionBits;
-      return float(std::ldexp(double(fraction + (field ? 1u << format.fractionBits : 0)), format.least - format.fractionBits + std::max(int(field) - 1, 0)));
+      return float(std::ldexp(double(fraction + (field ? 1u << format.fractionBits : 0)),
+                              format.least - format.fractionBits + std::max(int(field) - 1, 0)));
     };
     std::vector<uint16_t> patterns;
     std::vector<float> exact, between;
@@ -468,9 +521,12 @@ TEST(Conversion, EightBits) {
       exact.push_back(value(i));
       between.push_back((value(i) * 7 + value(i + 1)) / 8);
     }
-    auto halves = evaluate<uint32_t>("cvt.rn.f16x2." + std::string(format.name) + "x2 %d, %a;", patterns, std::vector<uint32_t>{0}, std::vector<uint32_t>{0});
-    auto back = evaluate<uint16_t>("cvt.rn.satfinite." + std::string(format.name) + "x2.f32 %d, %a, %b;", exact, std::vector<float>{-1e9f}, std::vector<uint32_t>{0});
-    auto near = evaluate<uint16_t>("cvt.rn.satfinite." + std::string(format.name) + "x2.f32 %d, %a, %b;", between, std::vector<float>{0}, std::vector<uint32_t>{0});
+    auto halves = evaluate<uint32_t>("cvt.rn.f16x2." + std::string(format.name) + "x2 %d, %a;", patterns,
+                                     std::vector<uint32_t>{0}, std::vector<uint32_t>{0});
+    auto back = evaluate<uint16_t>("cvt.rn.satfinite." + std::string(format.name) + "x2.f32 %d, %a, %b;", exact,
+                                   std::vector<float>{-1e9f}, std::vector<uint32_t>{0});
+    auto near = evaluate<uint16_t>("cvt.rn.satfinite." + std::string(format.name) + "x2.f32 %d, %a, %b;", between,
+                                   std::vector<float>{0}, std::vector<uint32_t>{0});
     for (unsigned i = 0; i <= format.greatest; ++i) {
       EXPECT_EQ(decode(f16, uint16_t(halves[i])), value(i));
       EXPECT_EQ(decode(f16, uint16_t(halves[i] >> 16)), -value(i));
@@ -481,7 +537,9 @@ TEST(Conversion, EightBits) {
 }
 
 TEST(Conversion, TensorFloats) {
-  auto got = evaluate<uint32_t>("cvt.rna.tf32.f32 %d, %a;", std::vector<float>{1.0f, 1 + 0x1p-11f, 1 + 0x1p-12f, -1 - 3 * 0x1p-11f, 0.1f}, std::vector<uint32_t>{0}, std::vector<uint32_t>{0});
+  auto got = evaluate<uint32_t>("cvt.rna.tf32.f32 %d, %a;",
+                                std::vector<float>{1.0f, 1 + 0x1p-11f, 1 + 0x1p-12f, -1 - 3 * 0x1p-11f, 0.1f},
+                                std::vector<uint32_t>{0}, std::vector<uint32_t>{0});
   std::vector<uint32_t> want = {0x3f800000, 0x3f802000, 0x3f800000, 0xbf804000, 0x3dccc000};
   EXPECT_EQ(got, want); // a tie goes away from zero
 }

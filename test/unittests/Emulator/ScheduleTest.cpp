@@ -52,14 +52,18 @@ Options seeded(uint64_t seed) {
 const char *const place = "mov.u32 %r0, s;\nmad.lo.u32 %r1, %tid, 4, %r0;\nmad.wide.u32 %w0, %tid, 4, %p0;\n";
 
 /// The sum of 256 numbers per block, by a tree: its barriers, then within the last warp.
-const char *const reduction = "mov.u32 %r0, s;\nmad.lo.u32 %r1, %tid, 4, %r0;\nmov.u32 %r9, %ctaid.x;\nmad.lo.u32 %r2, %r9, 256, %tid;\nmad.wide.u32 %w1, %r2, 4, %p1;\n"
-                              "ld.global.u32 %r3, [%w1];\nst.shared.u32 [%r1], %r3;\nbar.sync 0;\nmov.u32 %r4, 128;\n"
-                              "LOOP: setp.ge.u32 %q0, %tid, %r4;\n@%q0 bra SKIP;\nmad.lo.u32 %r5, %r4, 4, %r1;\nld.shared.u32 %r6, [%r5];\nld.shared.u32 %r7, [%r1];\nadd.u32 %r7, %r7, %r6;\n"
-                              "st.shared.u32 [%r1], %r7;\nSKIP: bar.sync 0;\nshr.u32 %r4, %r4, 1;\nsetp.gt.u32 %q1, %r4, 16;\n@%q1 bra LOOP;\n"
-                              "setp.gt.u32 %q2, %tid, 31;\n@%q2 bra END;\n"
-                              "STEP: mad.lo.u32 %r5, %r4, 4, %r1;\nsetp.lt.u32 %q3, %tid, %r4;\n@%q3 ld.shared.u32 %r6, [%r5];\n@%q3 ld.shared.u32 %r7, [%r1];\n@%q3 add.u32 %r7, %r7, %r6;\n"
-                              "@%q3 st.shared.u32 [%r1], %r7;\nbar.warp.sync -1;\nshr.u32 %r4, %r4, 1;\nsetp.gt.u32 %q4, %r4, 0;\n@%q4 bra STEP;\n"
-                              "setp.eq.u32 %q5, %tid, 0;\nmad.wide.u32 %w2, %r9, 4, %p0;\n@%q5 st.global.u32 [%w2], %r7;\nEND:";
+const char *const reduction =
+    "mov.u32 %r0, s;\nmad.lo.u32 %r1, %tid, 4, %r0;\nmov.u32 %r9, %ctaid.x;\nmad.lo.u32 %r2, %r9, 256, %tid;\nmad.wide.u32 %w1, "
+    "%r2, 4, %p1;\n"
+    "ld.global.u32 %r3, [%w1];\nst.shared.u32 [%r1], %r3;\nbar.sync 0;\nmov.u32 %r4, 128;\n"
+    "LOOP: setp.ge.u32 %q0, %tid, %r4;\n@%q0 bra SKIP;\nmad.lo.u32 %r5, %r4, 4, %r1;\nld.shared.u32 %r6, [%r5];\nld.shared.u32 "
+    "%r7, [%r1];\nadd.u32 %r7, %r7, %r6;\n"
+    "st.shared.u32 [%r1], %r7;\nSKIP: bar.sync 0;\nshr.u32 %r4, %r4, 1;\nsetp.gt.u32 %q1, %r4, 16;\n@%q1 bra LOOP;\n"
+    "setp.gt.u32 %q2, %tid, 31;\n@%q2 bra END;\n"
+    "STEP: mad.lo.u32 %r5, %r4, 4, %r1;\nsetp.lt.u32 %q3, %tid, %r4;\n@%q3 ld.shared.u32 %r6, [%r5];\n@%q3 ld.shared.u32 %r7, "
+    "[%r1];\n@%q3 add.u32 %r7, %r7, %r6;\n"
+    "@%q3 st.shared.u32 [%r1], %r7;\nbar.warp.sync -1;\nshr.u32 %r4, %r4, 1;\nsetp.gt.u32 %q4, %r4, 0;\n@%q4 bra STEP;\n"
+    "setp.eq.u32 %q5, %tid, 0;\nmad.wide.u32 %w2, %r9, 4, %p0;\n@%q5 st.global.u32 [%w2], %r7;\nEND:";
 
 TEST(Schedule, Reduction) {
   for (uint64_t seed = 0; seed < 12; ++seed)
@@ -110,17 +114,21 @@ TEST(Schedule, SeedsDiffer) {
 }
 
 TEST(Races, SharedMemory) {
-  std::string write = std::string(place) + "st.shared.u32 [%r1], %tid;\n", read = "ld.shared.u32 %r2, [%r3];\nst.global.u32 [%w0], %r2;\n";
-  std::string neighbour = "xor.b32 %r3, %tid, 1;\nmad.lo.u32 %r3, %r3, 4, %r0;\n", other = "xor.b32 %r3, %tid, 32;\nmad.lo.u32 %r3, %r3, 4, %r0;\n";
+  std::string write = std::string(place) + "st.shared.u32 [%r1], %tid;\n",
+              read = "ld.shared.u32 %r2, [%r3];\nst.global.u32 [%w0], %r2;\n";
+  std::string neighbour = "xor.b32 %r3, %tid, 1;\nmad.lo.u32 %r3, %r3, 4, %r0;\n",
+              other = "xor.b32 %r3, %tid, 32;\nmad.lo.u32 %r3, %r3, 4, %r0;\n";
   for (uint64_t seed = 0; seed < 5; ++seed) {
     // Written by another warp.
-    expectFault(run(write + other + read, {1}, {64}, seeded(seed)), Fault::Race, {"race within a block", "shared memory at 0x", "thread ("});
+    expectFault(run(write + other + read, {1}, {64}, seeded(seed)), Fault::Race,
+                {"race within a block", "shared memory at 0x", "thread ("});
     expectFault(run(write + other + "bar.warp.sync -1;\n" + read, {1}, {64}, seeded(seed)), Fault::Race, {"race within a block"});
     Outcome good = run(write + other + "bar.sync 0;\n" + read, {1}, {64}, seeded(seed));
     EXPECT_TRUE(good.success) << good.error;
     EXPECT_EQ(good.out[3], 35u);
     // Written by another lane.
-    expectFault(run(write + neighbour + read, {1}, {64}, seeded(seed)), Fault::Race, {"race within a warp: this read", "is not ordered with a write", "'st.shared.u32 [%r1], %tid;'"});
+    expectFault(run(write + neighbour + read, {1}, {64}, seeded(seed)), Fault::Race,
+                {"race within a warp: this read", "is not ordered with a write", "'st.shared.u32 [%r1], %tid;'"});
     for (const char *order : {"bar.warp.sync -1;\n", "bar.sync 0;\n", "shfl.sync.bfly.b32 %r9, %r1, 1, 31, -1;\n"}) {
       good = run(write + neighbour + order + read, {1}, {64}, seeded(seed));
       EXPECT_TRUE(good.success) << good.error;
@@ -129,17 +137,20 @@ TEST(Races, SharedMemory) {
     // Exchanges order only if they are said to.
     Options strict = seeded(seed);
     strict.collectivesOrder = false;
-    expectFault(run(write + neighbour + "shfl.sync.bfly.b32 %r9, %r1, 1, 31, -1;\n" + read, {1}, {64}, strict), Fault::Race, {"race within a warp"});
+    expectFault(run(write + neighbour + "shfl.sync.bfly.b32 %r9, %r1, 1, 31, -1;\n" + read, {1}, {64}, strict), Fault::Race,
+                {"race within a warp"});
     // Overwritten before it is read.
     std::string over = write + "bar.sync 0;\n" + other + "ld.shared.u32 %r2, [%r3];\n", again = "st.shared.u32 [%r1], 7;\n";
-    expectFault(run(over + again, {1}, {64}, seeded(seed)), Fault::Race, {"race within a block", "st.shared.u32 [%r1], 7;", "ld.shared.u32 %r2, [%r3];"});
+    expectFault(run(over + again, {1}, {64}, seeded(seed)), Fault::Race,
+                {"race within a block", "st.shared.u32 [%r1], 7;", "ld.shared.u32 %r2, [%r3];"});
     EXPECT_TRUE(run(over + "bar.sync 0;\n" + again, {1}, {64}, seeded(seed)).success);
     // Everybody writes to one place.
     expectFault(run("st.shared.u32 [s], 1;", {1}, {32}, seeded(seed)), Fault::Race, {"this write", "with a write"});
     // Several readers, one writer.
     std::string readers = "setp.eq.u32 %q0, %tid, 5;\n@%q0 st.shared.u32 [s], 1;\nbar.sync 0;\nld.shared.u32 %r2, [s];\n";
     expectFault(run(readers + "@%q0 st.shared.u32 [s], 2;", {1}, {96}, seeded(seed)), Fault::Race, {"race within a ", "[s], 2;"});
-    expectFault(run(readers + "bar.warp.sync -1;\n@%q0 st.shared.u32 [s], 2;", {1}, {96}, seeded(seed)), Fault::Race, {"race within a block", "[s], 2;"});
+    expectFault(run(readers + "bar.warp.sync -1;\n@%q0 st.shared.u32 [s], 2;", {1}, {96}, seeded(seed)), Fault::Race,
+                {"race within a block", "[s], 2;"});
     EXPECT_TRUE(run(readers + "bar.sync 0;\n@%q0 st.shared.u32 [s], 2;", {1}, {96}, seeded(seed)).success);
   }
 }
@@ -147,18 +158,23 @@ TEST(Races, SharedMemory) {
 TEST(Races, Bytes) {
   // Neighbours in one word are not the same place.
   std::string body = "mov.u32 %r0, s;\nadd.u32 %r1, %r0, %tid;\ncvt.u16.u32 %h1, %tid;\nst.shared.u8 [%r1], %h1;\n";
-  Outcome good = run(body + "bar.sync 0;\nld.shared.u32 %r2, [s+32];\nmad.wide.u32 %w0, %tid, 4, %p0;\nst.global.u32 [%w0], %r2;");
+  Outcome good =
+      run(body + "bar.sync 0;\nld.shared.u32 %r2, [s+32];\nmad.wide.u32 %w0, %tid, 4, %p0;\nst.global.u32 [%w0], %r2;");
   EXPECT_TRUE(good.success) << good.error;
   EXPECT_EQ(good.out[1], 0x23222120u);
   expectFault(run(body + "ld.shared.u32 %r2, [s+32];"), Fault::Race, {"ld.shared.u32", "st.shared.u8"});
   expectFault(run(body + "st.shared.u8 [%r1+1], %h1;"), Fault::Race, {"this write", "with a write"});
   // And after a word was written as a whole.
-  EXPECT_TRUE(run(body + "bar.sync 0;\nsetp.lt.u32 %q0, %tid, 16;\nmad.lo.u32 %r3, %tid, 4, %r0;\n@%q0 st.shared.u32 [%r3], 0;\nbar.sync 0;\nld.shared.u8 %h2, [%r1];\nbar.sync 0;\nst.shared.u8 [%r1], %h1;").success);
+  EXPECT_TRUE(run(body + "bar.sync 0;\nsetp.lt.u32 %q0, %tid, 16;\nmad.lo.u32 %r3, %tid, 4, %r0;\n@%q0 st.shared.u32 [%r3], "
+                         "0;\nbar.sync 0;\nld.shared.u8 %h2, [%r1];\nbar.sync 0;\nst.shared.u8 [%r1], %h1;")
+                  .success);
 }
 
 TEST(Races, SomeLanes) {
   // Lanes 0 to 15 synchronise among themselves.
-  std::string body = std::string(place) + "st.shared.u32 [%r1], %tid;\nsetp.ge.u32 %q0, %tid, 16;\n@%q0 bra END;\nbar.warp.sync 0xffff;\nxor.b32 %r3, %tid, ";
+  std::string body =
+      std::string(place) +
+      "st.shared.u32 [%r1], %tid;\nsetp.ge.u32 %q0, %tid, 16;\n@%q0 bra END;\nbar.warp.sync 0xffff;\nxor.b32 %r3, %tid, ";
   std::string read = ";\nmad.lo.u32 %r3, %r3, 4, %r0;\nld.shared.u32 %r2, [%r3];\nst.global.u32 [%w0], %r2;\nEND:";
   Outcome good = run(body + "8" + read, {1}, {32});
   EXPECT_TRUE(good.success) << good.error;
@@ -169,20 +185,28 @@ TEST(Races, SomeLanes) {
 TEST(Races, Atomics) {
   // Atomics may meet; a plain access may not meet them.
   EXPECT_TRUE(run("atom.shared.add.u32 %r1, [s], 1;").success);
-  expectFault(run("atom.shared.add.u32 %r1, [s], 1;\nld.shared.u32 %r2, [s];"), Fault::Race, {"atom.shared.add.u32", "ld.shared.u32"});
-  EXPECT_TRUE(run("setp.eq.u32 %q0, %tid, 0;\n@%q0 st.shared.u32 [s], 0;\nbar.sync 0;\natom.shared.add.u32 %r1, [s], 1;\nbar.sync 0;\nld.shared.u32 %r2, [s];").success);
-  expectFault(run("setp.eq.u32 %q0, %tid, 0;\n@%q0 st.global.u32 [%p0], 0;\nred.global.add.u32 [%p0], 1;"), Fault::Race, {"global memory at 0x", "('out' + 0)"});
+  expectFault(run("atom.shared.add.u32 %r1, [s], 1;\nld.shared.u32 %r2, [s];"), Fault::Race,
+              {"atom.shared.add.u32", "ld.shared.u32"});
+  EXPECT_TRUE(run("setp.eq.u32 %q0, %tid, 0;\n@%q0 st.shared.u32 [s], 0;\nbar.sync 0;\natom.shared.add.u32 %r1, [s], "
+                  "1;\nbar.sync 0;\nld.shared.u32 %r2, [s];")
+                  .success);
+  expectFault(run("setp.eq.u32 %q0, %tid, 0;\n@%q0 st.global.u32 [%p0], 0;\nred.global.add.u32 [%p0], 1;"), Fault::Race,
+              {"global memory at 0x", "('out' + 0)"});
 }
 
 TEST(Races, GlobalMemory) {
   // Between blocks there is no barrier.
-  std::string body = "mov.u32 %r1, %ctaid.x;\nsetp.eq.u32 %q0, %tid, 0;\nmad.wide.u32 %w0, %r1, 4, %p0;\n@%q0 st.global.u32 [%w0], 5;\nbar.sync 0;\n";
+  std::string body = "mov.u32 %r1, %ctaid.x;\nsetp.eq.u32 %q0, %tid, 0;\nmad.wide.u32 %w0, %r1, 4, %p0;\n@%q0 st.global.u32 "
+                     "[%w0], 5;\nbar.sync 0;\n";
   EXPECT_TRUE(run(body + "ld.global.u32 %r2, [%w0];", {4}).success);
   for (uint64_t seed = 0; seed < 5; ++seed)
-    expectFault(run(body + "ld.global.u32 %r2, [%p0];", {4}, {64}, seeded(seed)), Fault::Race, {"race between blocks", "of block ("});
-  expectFault(run("setp.eq.u32 %q0, %tid, 0;\n@%q0 st.global.u32 [%p0], 5;", {2}), Fault::Race, {"race between blocks: this write", "with a write"});
+    expectFault(run(body + "ld.global.u32 %r2, [%p0];", {4}, {64}, seeded(seed)), Fault::Race,
+                {"race between blocks", "of block ("});
+  expectFault(run("setp.eq.u32 %q0, %tid, 0;\n@%q0 st.global.u32 [%p0], 5;", {2}), Fault::Race,
+              {"race between blocks: this write", "with a write"});
   // Within a block as in shared memory.
-  std::string within = "mad.wide.u32 %w0, %tid, 4, %p0;\nst.global.u32 [%w0], %tid;\nxor.b32 %r1, %tid, 33;\nmad.wide.u32 %w1, %r1, 4, %p0;\n";
+  std::string within =
+      "mad.wide.u32 %w0, %tid, 4, %p0;\nst.global.u32 [%w0], %tid;\nxor.b32 %r1, %tid, 33;\nmad.wide.u32 %w1, %r1, 4, %p0;\n";
   expectFault(run(within + "ld.global.u32 %r2, [%w1];"), Fault::Race, {"race within a block"});
   EXPECT_TRUE(run(within + "bar.sync 0;\nld.global.u32 %r2, [%w1];").success);
   // What all blocks only read is nobody's business, and launches are ordered.
@@ -191,13 +215,17 @@ TEST(Races, GlobalMemory) {
 
 /// Every block writes its number, and the one that comes last adds them up.
 std::string lastBlock(const std::string &release, const std::string &acquire) {
-  return "mov.u32 %r1, %ctaid.x;\nmov.u32 %r2, %nctaid.x;\nsetp.ne.u32 %q0, %tid, 0;\nadd.u32 %r3, %r1, 1;\nmad.wide.u32 %w0, %r1, 4, %p0;\n"
+  return "mov.u32 %r1, %ctaid.x;\nmov.u32 %r2, %nctaid.x;\nsetp.ne.u32 %q0, %tid, 0;\nadd.u32 %r3, %r1, 1;\nmad.wide.u32 %w0, "
+         "%r1, 4, %p0;\n"
          "@%q0 bra WAIT;\nst.global.u32 [%w0+16], %r3;\n" +
          release + "atom.global.add.u32 %r4, [%p0], 1;\n" + acquire +
-         "st.shared.u32 [s], %r4;\nWAIT: bar.sync 0;\nld.shared.u32 %r4, [s];\nadd.u32 %r5, %r2, -1;\nsetp.ne.u32 %q1, %r4, %r5;\n@%q1 bra END;\n"
+         "st.shared.u32 [s], %r4;\nWAIT: bar.sync 0;\nld.shared.u32 %r4, [s];\nadd.u32 %r5, %r2, -1;\nsetp.ne.u32 %q1, %r4, "
+         "%r5;\n@%q1 bra END;\n"
          // The last block: a thread of another warp adds up, and the counter is set back.
-         "setp.ne.u32 %q2, %tid, 40;\n@%q2 bra END;\nst.global.u32 [%p0], 0;\nmov.u32 %r6, 0;\nmov.u32 %r7, 0;\nmov.u64 %w1, %p0;\n"
-         "LOOP: ld.global.u32 %r8, [%w1+16];\nadd.u32 %r6, %r6, %r8;\nadd.u64 %w1, %w1, 4;\nadd.u32 %r7, %r7, 1;\nsetp.lt.u32 %q3, %r7, %r2;\n@%q3 bra LOOP;\nst.global.u32 [%p0+4], %r6;\nEND:";
+         "setp.ne.u32 %q2, %tid, 40;\n@%q2 bra END;\nst.global.u32 [%p0], 0;\nmov.u32 %r6, 0;\nmov.u32 %r7, 0;\nmov.u64 %w1, "
+         "%p0;\n"
+         "LOOP: ld.global.u32 %r8, [%w1+16];\nadd.u32 %r6, %r6, %r8;\nadd.u64 %w1, %w1, 4;\nadd.u32 %r7, %r7, 1;\nsetp.lt.u32 "
+         "%q3, %r7, %r2;\n@%q3 bra LOOP;\nst.global.u32 [%p0+4], %r6;\nEND:";
 }
 
 TEST(Races, LastBlock) {
@@ -208,8 +236,10 @@ TEST(Races, LastBlock) {
       EXPECT_EQ(good.out[1], 55u);
       EXPECT_EQ(good.out[0], 0u);
     }
-    expectFault(run(lastBlock("", "membar.gl;\n"), {10}, {64}, seeded(seed)), Fault::Race, {"race between blocks: this read", "with a write"});
-    expectFault(run(lastBlock("membar.cta;\n", "membar.gl;\n"), {10}, {64}, seeded(seed)), Fault::Race, {"race between blocks"}); // not far enough
+    expectFault(run(lastBlock("", "membar.gl;\n"), {10}, {64}, seeded(seed)), Fault::Race,
+                {"race between blocks: this read", "with a write"});
+    expectFault(run(lastBlock("membar.cta;\n", "membar.gl;\n"), {10}, {64}, seeded(seed)), Fault::Race,
+                {"race between blocks"}); // not far enough
     // The reader's fence is asked for on demand.
     EXPECT_TRUE(run(lastBlock("membar.gl;\n", ""), {10}, {64}, seeded(seed)).success);
     Options strict = seeded(seed);
@@ -217,12 +247,40 @@ TEST(Races, LastBlock) {
     EXPECT_TRUE(run(lastBlock("membar.gl;\n", "membar.gl;\n"), {10}, {64}, strict).success);
     expectFault(run(lastBlock("membar.gl;\n", ""), {10}, {64}, strict), Fault::Race, {"race between blocks"});
   }
-  Outcome semantics = run([] {
-    std::string text = lastBlock("", "");
-    size_t at = text.find("atom.global.add");
-    return text.replace(at, 11, "atom.acq_rel.gpu.global");
-  }(), {10}, {64}, seeded(1));
+  Outcome semantics = run(
+      [] {
+        std::string text = lastBlock("", "");
+        size_t at = text.find("atom.global.add");
+        return text.replace(at, 11, "atom.acq_rel.gpu.global");
+      }(),
+      {10}, {64}, seeded(1));
   EXPECT_TRUE(semantics.success) << semantics.error;
+}
+
+TEST(Races, FencesAreCumulative) {
+  // All threads of a block write; after a barrier one of them fences and counts, for all. Without the barrier only for itself.
+  auto body = [](const std::string &order) {
+    return "mov.u32 %r1, %ctaid.x;\nmov.u32 %r2, %nctaid.x;\nsetp.ne.u32 %q0, %tid, 0;\nmad.lo.u32 %r3, %r1, 64, "
+           "%tid;\nmad.wide.u32 %w0, %r3, 4, %p0;\nst.global.u32 [%w0+16], 1;\n" +
+           order +
+           "@%q0 bra WAIT;\nmembar.gl;\natom.global.inc.u32 %r4, [%p0], 1000;\nst.shared.u32 [s], %r4;\nWAIT: bar.sync "
+           "1;\nld.shared.u32 %r4, [s];\nadd.u32 %r5, %r2, -1;\nsetp.ne.u32 %q1, %r4, %r5;\n@%q1 bra END;\n"
+           // Threads of the last block read what their fellows of the next one wrote.
+           "add.u32 %r7, %r1, 1;\nrem.u32 %r7, %r7, %r2;\nmad.lo.u32 %r7, %r7, 64, %tid;\nmad.wide.u32 %w1, %r7, 4, "
+           "%p0;\nld.global.u32 %r6, [%w1+16];\nadd.u32 %r6, %r6, 4;\nmad.wide.u32 %w2, %tid, 4, %p0;\n"
+           "st.global.u32 [%w2+3000], %r6;\nEND:";
+  };
+  for (uint64_t seed = 0; seed < 10; ++seed) {
+    Outcome good = run(body("bar.sync 0;\n"), {5}, {64}, seeded(seed));
+    EXPECT_TRUE(good.success) << good.error;
+    EXPECT_EQ(good.out[750 + 63], 5u);
+    expectFault(run(body("bar.warp.sync -1;\n"), {5}, {64}, seeded(seed)), Fault::Race,
+                {"race between blocks"});                                                      // the other warp's
+    expectFault(run(body(""), {5}, {32}, seeded(seed)), Fault::Race, {"race between blocks"}); // the other lanes'
+    EXPECT_TRUE(run(body("bar.warp.sync -1;\n"), {5}, {32}, seeded(seed)).success);
+    // Everybody fences before the barrier: as good.
+    EXPECT_TRUE(run(body("membar.gl;\nbar.sync 0;\n"), {5}, {64}, seeded(seed)).success);
+  }
 }
 
 TEST(Races, MutatedLastBlock) {
@@ -236,8 +294,10 @@ TEST(Races, MutatedLastBlock) {
 
 TEST(Races, Flags) {
   // One block waits for another: with several resident blocks that ends, and is ordered.
-  std::string body = "mov.u32 %r1, %ctaid.x;\nsetp.eq.u32 %q0, %r1, 0;\n@%q0 bra WAIT;\nst.global.u32 [%p0+4], 42;\nst.release.gpu.global.u32 [%p0], 1;\nbra END;\n"
-                     "WAIT: ld.acquire.gpu.global.u32 %r2, [%p0];\nsetp.eq.u32 %q1, %r2, 0;\n@%q1 bra WAIT;\nld.global.u32 %r3, [%p0+4];\nst.global.u32 [%p0+8], %r3;\nEND:";
+  std::string body = "mov.u32 %r1, %ctaid.x;\nsetp.eq.u32 %q0, %r1, 0;\n@%q0 bra WAIT;\nst.global.u32 [%p0+4], "
+                     "42;\nst.release.gpu.global.u32 [%p0], 1;\nbra END;\n"
+                     "WAIT: ld.acquire.gpu.global.u32 %r2, [%p0];\nsetp.eq.u32 %q1, %r2, 0;\n@%q1 bra WAIT;\nld.global.u32 %r3, "
+                     "[%p0+4];\nst.global.u32 [%p0+8], %r3;\nEND:";
   Options options;
   options.resident = 2;
   options.acquireNeedsFence = true;
@@ -255,7 +315,8 @@ TEST(Races, Flags) {
 
 TEST(Schedule, LanesAheadAreNotStarved) {
   // Lane 0 waits for lane 1, whose code lies behind the loop.
-  std::string body = "setp.ne.u32 %q0, %tid, 0;\n@%q0 bra GIVE;\nWAIT: ld.volatile.shared.u32 %r1, [s];\nsetp.ne.u32 %q1, %r1, 7;\n@%q1 bra WAIT;\nst.global.u32 [%p0], 1;\nbra END;\n"
+  std::string body = "setp.ne.u32 %q0, %tid, 0;\n@%q0 bra GIVE;\nWAIT: ld.volatile.shared.u32 %r1, [s];\nsetp.ne.u32 %q1, %r1, "
+                     "7;\n@%q1 bra WAIT;\nst.global.u32 [%p0], 1;\nbra END;\n"
                      "GIVE: st.volatile.shared.u32 [s], 7;\nEND:";
   for (bool roundRobin : {false, true}) {
     Options options;
@@ -269,8 +330,13 @@ TEST(Schedule, LanesAheadAreNotStarved) {
 
 TEST(Deadlocks, Barriers) {
   std::string some = "setp.lt.u32 %q0, %tid, 32;\n";
-  expectFault(run(some + "@%q0 bar.sync 0;\nst.global.u32 [%p0], 1;\nbar.sync 1;", {1}, {64}, [] { Options o; o.races = false; return o; }()), Fault::Deadlock,
-              {"deadlock: ", "32 of 64 threads wait at line", "'@%q0 bar.sync 0;'", "'bar.sync 1;'"});
+  expectFault(run(some + "@%q0 bar.sync 0;\nst.global.u32 [%p0], 1;\nbar.sync 1;", {1}, {64},
+                  [] {
+                    Options o;
+                    o.races = false;
+                    return o;
+                  }()),
+              Fault::Deadlock, {"deadlock: ", "32 of 64 threads wait at line", "'@%q0 bar.sync 0;'", "'bar.sync 1;'"});
   expectFault(run(some + "@%q0 bar.sync 0;"), Fault::Deadlock, {"32 of 64 threads wait", "32 have exited"});
   Options lenient;
   lenient.exitedMissBarriers = true;
@@ -278,23 +344,29 @@ TEST(Deadlocks, Barriers) {
   EXPECT_TRUE(run("bar.sync 0;\nbarrier.sync.aligned 3;\nbarrier.cta.sync 0;\nbar.sync 1, 64;").success);
   // Part of a warp.
   expectFault(run("setp.lt.u32 %q0, %tid, 5;\n@%q0 bar.sync 0;", {1}, {32}), Fault::Deadlock, {"5 of 32 threads wait"});
-  expectFault(run("setp.lt.u32 %q0, %tid, 5;\n@%q0 bar.sync 0;\n@!%q0 bar.sync 0;", {1}, {32}), Fault::Undefined, {"is at another barrier than thread (0,0,0)"});
-  EXPECT_TRUE(run("setp.lt.u32 %q0, %tid, 5;\n@%q0 barrier.sync 0;\n@!%q0 barrier.sync 0;", {1}, {32}).success); // need not be the same
+  expectFault(run("setp.lt.u32 %q0, %tid, 5;\n@%q0 bar.sync 0;\n@!%q0 bar.sync 0;", {1}, {32}), Fault::Undefined,
+              {"is at another barrier than thread (0,0,0)"});
+  EXPECT_TRUE(
+      run("setp.lt.u32 %q0, %tid, 5;\n@%q0 barrier.sync 0;\n@!%q0 barrier.sync 0;", {1}, {32}).success); // need not be the same
   // Different warps may be at different instructions.
   EXPECT_TRUE(run(some + "@%q0 bra A;\nbar.sync 0;\nbra END;\nA: bar.sync 0;\nEND:").success);
 }
 
 TEST(Deadlocks, Warps) {
-  expectFault(run("setp.lt.u32 %q0, %tid, 5;\n@%q0 bar.warp.sync -1;\nbar.sync 0;", {1}, {32}), Fault::Deadlock, {"5 of 32 threads wait", "'@%q0 bar.warp.sync -1;'", "27 of 32"});
+  expectFault(run("setp.lt.u32 %q0, %tid, 5;\n@%q0 bar.warp.sync -1;\nbar.sync 0;", {1}, {32}), Fault::Deadlock,
+              {"5 of 32 threads wait", "'@%q0 bar.warp.sync -1;'", "27 of 32"});
   // Those that have exited are not waited for, and other instructions will do.
   EXPECT_TRUE(run("setp.lt.u32 %q0, %tid, 5;\n@%q0 bar.warp.sync -1;", {1}, {32}).success);
-  EXPECT_TRUE(run("setp.lt.u32 %q0, %tid, 5;\n@%q0 bra A;\nbar.warp.sync -1;\nbra END;\nA: bar.warp.sync -1;\nEND:", {1}, {32}).success);
+  EXPECT_TRUE(
+      run("setp.lt.u32 %q0, %tid, 5;\n@%q0 bra A;\nbar.warp.sync -1;\nbra END;\nA: bar.warp.sync -1;\nEND:", {1}, {32}).success);
 }
 
 TEST(Schedule, NamedBarriers) {
   // Two warps hand numbers to two others, who only have to arrive for the next.
-  std::string body = std::string(place) + "setp.ge.u32 %q0, %tid, 64;\n@%q0 bra CONSUME;\nst.shared.u32 [%r1], %tid;\nbar.arrive 1, 128;\nbar.sync 2, 64;\nbra END;\n"
-                                          "CONSUME: bar.sync 1, 128;\nld.shared.u32 %r2, [%r1+-256];\nst.global.u32 [%w0], %r2;\nEND:";
+  std::string body =
+      std::string(place) +
+      "setp.ge.u32 %q0, %tid, 64;\n@%q0 bra CONSUME;\nst.shared.u32 [%r1], %tid;\nbar.arrive 1, 128;\nbar.sync 2, 64;\nbra END;\n"
+      "CONSUME: bar.sync 1, 128;\nld.shared.u32 %r2, [%r1+-256];\nst.global.u32 [%w0], %r2;\nEND:";
   for (uint64_t seed = 0; seed < 5; ++seed) {
     Outcome good = run(body, {1}, {128}, seeded(seed));
     EXPECT_TRUE(good.success) << good.error;
@@ -308,8 +380,10 @@ TEST(Schedule, NamedBarriers) {
 }
 
 TEST(Schedule, BarrierReductions) {
-  std::string body = std::string(place) + "setp.lt.u32 %q0, %tid, 40;\nbar.red.popc.u32 %r2, 0, %q0;\nbar.red.and.pred %q1, 0, %q0;\nbar.red.or.pred %q2, 1, 64, %q0;\n"
-                                          "selp.u32 %r3, 100, 0, %q1;\nselp.u32 %r4, 1000, 0, %q2;\nadd.u32 %r2, %r2, %r3;\nadd.u32 %r2, %r2, %r4;\nbar.red.popc.u32 %r5, 0, !%q0;\n"
+  std::string body = std::string(place) + "setp.lt.u32 %q0, %tid, 40;\nbar.red.popc.u32 %r2, 0, %q0;\nbar.red.and.pred %q1, 0, "
+                                          "%q0;\nbar.red.or.pred %q2, 1, 64, %q0;\n"
+                                          "selp.u32 %r3, 100, 0, %q1;\nselp.u32 %r4, 1000, 0, %q2;\nadd.u32 %r2, %r2, "
+                                          "%r3;\nadd.u32 %r2, %r2, %r4;\nbar.red.popc.u32 %r5, 0, !%q0;\n"
                                           "mad.lo.u32 %r2, %r5, 10000, %r2;\nst.global.u32 [%w0], %r2;";
   Outcome good = run(body);
   EXPECT_TRUE(good.success) << good.error;
@@ -319,8 +393,10 @@ TEST(Schedule, BarrierReductions) {
 
 TEST(Schedule, Divergence) {
   // Loops of different lengths, nested, that meet again: each path is walked once by all its lanes.
-  std::string body = "and.b32 %r1, %tid, 3;\nmov.u32 %r2, 0;\nOUTER: mov.u32 %r3, 0;\nINNER: add.u32 %r2, %r2, 1;\nadd.u32 %r3, %r3, 1;\nsetp.le.u32 %q0, %r3, %r1;\n@%q0 bra INNER;\n"
-                     "sub.u32 %r1, %r1, 1;\nsetp.ge.s32 %q1, %r1, 0;\n@%q1 bra OUTER;\nmad.wide.u32 %w0, %tid, 4, %p0;\nst.global.u32 [%w0], %r2;";
+  std::string body = "and.b32 %r1, %tid, 3;\nmov.u32 %r2, 0;\nOUTER: mov.u32 %r3, 0;\nINNER: add.u32 %r2, %r2, 1;\nadd.u32 %r3, "
+                     "%r3, 1;\nsetp.le.u32 %q0, %r3, %r1;\n@%q0 bra INNER;\n"
+                     "sub.u32 %r1, %r1, 1;\nsetp.ge.s32 %q1, %r1, 0;\n@%q1 bra OUTER;\nmad.wide.u32 %w0, %tid, 4, "
+                     "%p0;\nst.global.u32 [%w0], %r2;";
   Machine machine;
   auto program = loaded(machine, kernel(1, body));
   uint64_t out = machine.allocate(128);

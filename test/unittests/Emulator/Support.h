@@ -58,8 +58,26 @@ template <typename T> std::vector<T> oddValues() {
   std::mt19937_64 random(5);
   if constexpr (std::is_floating_point_v<T>) {
     using Limits = std::numeric_limits<T>;
-    for (T x : {T(0), T(1), T(1.5), T(3), T(0.1), T(1e-3), T(12345.678), T(65504), T(65520), T(4294967296.0), Limits::min(), Limits::max(),
-                Limits::denorm_min(), Limits::min() / 3, Limits::infinity(), Limits::epsilon(), T(2.5), T(0.5), T(255.5), T(2147483648.0)}) {
+    for (T x : {T(0),
+                T(1),
+                T(1.5),
+                T(3),
+                T(0.1),
+                T(1e-3),
+                T(12345.678),
+                T(65504),
+                T(65520),
+                T(4294967296.0),
+                Limits::min(),
+                Limits::max(),
+                Limits::denorm_min(),
+                Limits::min() / 3,
+                Limits::infinity(),
+                Limits::epsilon(),
+                T(2.5),
+                T(0.5),
+                T(255.5),
+                T(2147483648.0)}) {
       values.push_back(x);
       values.push_back(-x);
     }
@@ -79,18 +97,20 @@ template <typename T> std::vector<T> oddValues() {
 
 /// Executes `instruction`, which reads %a, %b, %c and writes %d, for all triples of values; unneeded operands have a single one.
 template <typename D, typename A, typename B, typename C>
-std::vector<D> evaluate(const std::string &instruction, const std::vector<A> &a, const std::vector<B> &b, const std::vector<C> &c) {
+std::vector<D> evaluate(const std::string &instruction, const std::vector<A> &a, const std::vector<B> &b,
+                        const std::vector<C> &c) {
   auto bits = [](size_t bytes) { return std::to_string(bytes * 8); };
   // Registers of 8 bits are not read and written by most instructions.
   auto reg = [&](size_t bytes) { return bits(std::max<size_t>(bytes, 2)); };
-  std::string body = ".reg .b" + reg(sizeof(A)) + " %a; .reg .b" + reg(sizeof(B)) + " %b; .reg .b" + reg(sizeof(C)) + " %c; .reg .b" +
-                     reg(sizeof(D)) + " %d;\nmov.u32 %r0, %ctaid.x;\nmad.lo.u32 %r0, %r0, 128, %tid;\n";
+  std::string body = ".reg .b" + reg(sizeof(A)) + " %a; .reg .b" + reg(sizeof(B)) + " %b; .reg .b" + reg(sizeof(C)) +
+                     " %c; .reg .b" + reg(sizeof(D)) + " %d;\nmov.u32 %r0, %ctaid.x;\nmad.lo.u32 %r0, %r0, 128, %tid;\n";
   const char *names[] = {"%a", "%b", "%c"};
   const size_t sizes[] = {sizeof(A), sizeof(B), sizeof(C)};
   for (int i = 0; i < 3; ++i)
-    body += "mad.wide.u32 %w0, %r0, " + std::to_string(sizes[i]) + ", %p" + std::to_string(i + 1) + ";\nld.global.b" + bits(sizes[i]) + " " +
-            names[i] + ", [%w0];\n";
-  body += instruction + "\nmad.wide.u32 %w0, %r0, " + std::to_string(sizeof(D)) + ", %p0;\nst.global.b" + bits(sizeof(D)) + " [%w0], %d;\n";
+    body += "mad.wide.u32 %w0, %r0, " + std::to_string(sizes[i]) + ", %p" + std::to_string(i + 1) + ";\nld.global.b" +
+            bits(sizes[i]) + " " + names[i] + ", [%w0];\n";
+  body += instruction + "\nmad.wide.u32 %w0, %r0, " + std::to_string(sizeof(D)) + ", %p0;\nst.global.b" + bits(sizeof(D)) +
+          " [%w0], %d;\n";
   size_t count = a.size() * b.size() * c.size(), blocks = (count + 127) / 128;
   std::vector<A> as(blocks * 128);
   std::vector<B> bs(blocks * 128);
@@ -102,8 +122,9 @@ std::vector<D> evaluate(const std::string &instruction, const std::vector<A> &a,
   if (!program)
     return std::vector<D>(count);
   uint64_t out = machine.allocate(blocks * 128 * sizeof(D), "out");
-  bool success = machine.launch(*program, "k", {uint32_t(blocks)}, {128},
-                                Arguments().add(out).add(upload(machine, as, "a")).add(upload(machine, bs, "b")).add(upload(machine, cs, "c")));
+  bool success = machine.launch(
+      *program, "k", {uint32_t(blocks)}, {128},
+      Arguments().add(out).add(upload(machine, as, "a")).add(upload(machine, bs, "b")).add(upload(machine, cs, "c")));
   EXPECT_TRUE(success) << machine.error();
   return download<D>(machine, out, count);
 }
@@ -116,7 +137,8 @@ template <typename T> bool same(T a, T b) {
 }
 
 /// Compares an instruction with a function of C++ at all pairs or triples of odd values, of which `valid` may leave out some.
-template <typename D, typename A, typename F> void expectUnary(const std::string &instruction, F f, std::vector<A> as = oddValues<A>()) {
+template <typename D, typename A, typename F>
+void expectUnary(const std::string &instruction, F f, std::vector<A> as = oddValues<A>()) {
   auto got = evaluate<D>(instruction, as, std::vector<uint32_t>{0}, std::vector<uint32_t>{0});
   for (size_t i = 0; i < as.size(); ++i) {
     D want = f(as[i]);
@@ -142,8 +164,8 @@ void expectTernary(const std::string &instruction, F f, std::vector<A> as = oddV
     B b = bs[i / cs.size() % bs.size()];
     C c = cs[i % cs.size()];
     D want = f(a, b, c);
-    ASSERT_TRUE(same(got[i], want)) << instruction << " of " << +a << ", " << +b << ", " << +c << ": got " << +got[i] << ", expected "
-                                    << +want;
+    ASSERT_TRUE(same(got[i], want)) << instruction << " of " << +a << ", " << +b << ", " << +c << ": got " << +got[i]
+                                    << ", expected " << +want;
   }
 }
 

@@ -1,0 +1,20 @@
+// RUN: aligned-opt %s --convert-aligned-to-nvvm --split-input-file --verify-diagnostics
+
+// Dense caches have no planes.
+func.func @dense(%q: tensor<1x4x1x32xf32>, %k: tensor<1x2x?x32xf32>, %v: tensor<1x2x?x32xf32>, %scale: f32) -> tensor<1x4x1x32xf32> {
+  // expected-error @+1 {{'aligned.decode_attention' op expected a key in planes on this target, got 'tensor<1x2x?x32xf32>'}}
+  %acc, %max, %sum = aligned.decode_attention %q, %k, %v scale %scale policy <exact>
+      : tensor<1x4x1x32xf32>, tensor<1x2x?x32xf32>, tensor<1x2x?x32xf32> -> tensor<1x4x1x32xf32>, tensor<1x4x1xf32>, tensor<1x4x1xf32>
+  return %acc : tensor<1x4x1x32xf32>
+}
+
+// -----
+
+!key = tensor<1x2x?x32xf16, #aligned.split<fixed<4, 4, 4, 4>, key>>
+!value = tensor<1x2x?x32xf16, #aligned.split<fixed<4, 4, 4, 4>, value>>
+func.func @heads(%q: tensor<1x?x1x32xf16>, %k: !key, %v: !value, %scale: f32) -> tensor<1x?x1x32xf32> {
+  // expected-error @+1 {{'aligned.decode_attention' op expected static heads, queries and head_dim, got 'tensor<1x?x1x32xf16>'}}
+  %acc, %max, %sum = aligned.decode_attention %q, %k, %v scale %scale policy <exact>
+      : tensor<1x?x1x32xf16>, !key, !value -> tensor<1x?x1x32xf32>, tensor<1x?x1xf32>, tensor<1x?x1xf32>
+  return %acc : tensor<1x?x1x32xf32>
+}
