@@ -157,7 +157,7 @@ Shared DecodeKernel::statisticsOfRow(Readers readers) {
   });
   if (readers == Readers::All)
     e.barrier();
-  else if (readers == Readers::SameWarp)
+  else
     e.warpBarrier();
   return all;
 }

@@ -170,8 +170,8 @@ protected:
   /// Waits for the warps that share this one's blocks, and for all lanes.
   void meetSharers();
 
-  /// Who reads what a warp has computed for its query rows: all threads, the same warp that works on the same query rows, or all after a barrier of their own.
-  enum class Readers { All, SameWarp, AfterBarrier };
+  /// Who reads what a warp has computed for its query rows: all threads, or the same warp that works on the same query rows.
+  enum class Readers { All, SameWarp };
   /// The statistics of the whole row, once all splits have theirs: [heads, kStatistics] in shared memory.
   Shared statisticsOfRow(Readers readers = Readers::All);
   /// e^(s - max), from a score and its row's maximum.

@@ -31,7 +31,7 @@ private:
   const int64_t headGroups = llvm::divideCeil(shape.heads, headsAtOnce), groupHeads = llvm::divideCeil(shape.heads, headGroups);
   const NibbleRows rows{shape.valueDim};
 
-  Shared statistics, histogram, ring, weights, digits, meeting; // of warps: rows of V; f32 [head][kRing]; bytes [column][kRing]
+  Shared statistics, factors, histogram, ring, weights, digits, meeting; // of warps: rows of V; f32 [head][kRing]; bytes [column][kRing]
 
   /// What a warp carries from block to block, for each query row of the group but for `sums`, which are [chunk][word][byte][4].
   struct State {
@@ -44,8 +44,11 @@ private:
 
   Val statistic(Val h, Statistic which) { return e.load(statistics, h * kStatistics + which); }
   Val clamped(Val h) { return min(h, number(shape.heads - 1)); }
-  /// The loudest p * scale of a query row, in units of the loudest row's scale.
-  Val loudestReach(Val h);
+  /// Of a query row: 1 / sum, and the loudest p * scale in units of the loudest row's scale.
+  enum Factor { kInverse, kReach, kFactors };
+  Val factor(Val h, Factor which) { return e.load(factors, h * kFactors + which); }
+  Val top() { return statistic(number(0), kExponent); }
+  void prepareFactors();
   Val lookAtBlock(Val block, Val firstHead);
   State listBlock(State state, Val block, Val loud, Val firstHead);
   Vals multiply(const State &state);
@@ -72,8 +75,13 @@ LookKernel::State LookKernel::stateOf(Vals all) {
   return state;
 }
 
-Val LookKernel::loudestReach(Val h) {
-  return e.exp2(statistic(h, kLoudest) - max(statistic(h, kMaximum), real(kLowest)) * kLog2e - statistic(h, kExponent)) / statistic(h, kSum);
+void LookKernel::prepareFactors() {
+  factors = shared("factors", e.f32(), shape.heads * kFactors);
+  forThreads(shape.heads, [&](Val h) {
+    Val inverse = real(1) / statistic(h, kSum);
+    e.store(inverse, factors, h * kFactors + kInverse);
+    e.store(e.exp2(statistic(h, kLoudest) - max(statistic(h, kMaximum), real(kLowest)) * kLog2e - top()) * inverse, factors, h * kFactors + kReach);
+  });
 }
 
 /// Fills the loudness of the block and counts its tokens; which of the lane's four are loud.
@@ -84,20 +92,25 @@ Val LookKernel::lookAtBlock(Val block, Val firstHead) {
   Vals exponents;
   for (int64_t j = 0; j < kLaneTokens; ++j)
     exponents.push_back(shrLogical(bytes, number(8 * j)) & 255);
+  Vals scales, octaves;
+  for (Val exponent : exponents) {
+    scales.push_back(relativeScale(exponent, top()));
+    octaves.push_back(convert(exponent, e.f32()));
+  }
   Val loudness = rowOf(Argument::Loudness, key.stride * (shape.heads * kLoudnessNumbers));
   Val loud = e.loop(number(0), number(groupHeads), 2, {number(0)}, [&](Val pair, Vals loud) -> Vals {
     Val head = firstHead + pair + half, there = (pair + half < groupHeads) & (head < shape.heads), h = clamped(head);
-    Val maximum = statistic(h, kMaximum), inverse = real(1) / statistic(h, kSum), loudest = statistic(h, kLoudest), top = statistic(h, kExponent);
+    Val maximum = statistic(h, kMaximum), inverse = factor(h, kInverse), loudest = statistic(h, kLoudest);
     Val four = e.loadGlobal(scoresOf(h), VectorType::get(kLaneTokens, e.f32()), block * ALIGNED_BLOCK + quad * kLaneTokens, /*constant=*/false);
     Val bits = number(0);
     Vals sums(kLoudnessNumbers, real(0)); // of p^2 the largest and the sum, and the same of (p * scale)^2
     for (int64_t j = 0; j < kLaneTokens; ++j) {
-      Val score = aligned::lane(four, j), p = weightOf(score, maximum) * inverse, reach = p * relativeScale(exponents[j], top);
+      Val score = aligned::lane(four, j), p = weightOf(score, maximum) * inverse, reach = p * scales[j];
       sums[0] = e.largest(p * p, sums[0]);
       sums[1] = fma(p, p, sums[1]);
       sums[2] = e.largest(reach * reach, sums[2]);
       sums[3] = fma(reach, reach, sums[3]);
-      Val below = loudest - fma(score, real(kLog2e), convert(exponents[j], e.f32())); // octaves
+      Val below = loudest - fma(score, real(kLog2e), octaves[j]);
       bits = bits | select(below <= kLoudOctaves, number(1 << j), number(0));
       Val bin = convert(e.smallest(e.largest(below * 4.0, real(0)), real(kBins - 1)), e.i32());
       e.when(there, [&] { e.atomicAdd(number(1), histogram, h * kBins + bin); });
@@ -116,6 +129,9 @@ Val LookKernel::lookAtBlock(Val block, Val firstHead) {
 
 /// Puts the loud tokens behind what waits in the ring, in the order of bits, which is not that of tokens.
 LookKernel::State LookKernel::listBlock(State state, Val block, Val loud, Val firstHead) {
+  Vals digitScales;
+  for (int64_t i = 0; i < groupHeads; ++i)
+    digitScales.push_back(real(kDigitLimit) / factor(clamped(firstHead + i), kReach));
   constexpr int64_t kLaneTokens = 4;
   Val where = physical(value, block), quad = lane & 15, before = (number(1) << lane) - 1, count = number(0);
   auto slotOf = [&](Val index) { return (state.head + state.pending + index) & (kRing - 1); };
@@ -125,14 +141,14 @@ LookKernel::State LookKernel::listBlock(State state, Val block, Val loud, Val fi
     count = count + e.countBits(all);
   }
   e.warpBarrier(); // the list is there
-  Val exponents = blockOf(value.exponent, where, ALIGNED_BLOCK), top = statistic(number(0), kExponent);
-  for (int64_t half : {0, 1}) {
-    Val index = lane + half * GpuEmitter::kWarp, there = index < count, slot = slotOf(index);
+  Val exponents = blockOf(value.exponent, where, ALIGNED_BLOCK);
+  auto weigh = [&](State state, Val index) {
+    Val there = index < count, slot = slotOf(index);
     Val within = select(there, e.load(ring, warp * kRing + slot) & (ALIGNED_BLOCK - 1), number(0)), token = block * ALIGNED_BLOCK + within;
-    Val scale = relativeScale(zext(e.loadGlobal(exponents, e.i8(), within), e.i32()), top), turn = dither(token);
+    Val scale = relativeScale(zext(e.loadGlobal(exponents, e.i8(), within), e.i32()), top()), turn = dither(token);
     for (int64_t i = 0; i < groupHeads; ++i) {
-      Val h = clamped(firstHead + i), p = select(there, weightOf(get(scoresOf(h), token), statistic(h, kMaximum)) / statistic(h, kSum), real(0));
-      Val digit = roundEven(e.smallest(p * scale * (real(kDigitLimit) / loudestReach(h)), real(kDigitLimit)));
+      Val h = clamped(firstHead + i), p = select(there, weightOf(get(scoresOf(h), token), statistic(h, kMaximum)) * factor(h, kInverse), real(0));
+      Val digit = roundEven(e.smallest(p * scale * digitScales[i], real(kDigitLimit)));
       state.constants[i] = fma(digit, real(0.5 * 4096 - 0.5 - 32768) - turn, state.constants[i]);
       state.mass[i] = state.mass[i] + p;
       state.scales[i] = fma(p, scale * scale, state.scales[i]);
@@ -141,7 +157,10 @@ LookKernel::State LookKernel::listBlock(State state, Val block, Val loud, Val fi
         e.store(convert(convert(digit, e.i32()), e.i8()), digits, (warp * kTileColumns + i) * kRing + slot);
       });
     }
-  }
+    return state;
+  };
+  state = weigh(state, lane);
+  state = stateOf(e.choose(count > GpuEmitter::kWarp, [&] { return weigh(state, lane + GpuEmitter::kWarp).all(); }, [&] { return state.all(); }));
   state.pending = state.pending + count;
   return state;
 }
@@ -218,7 +237,7 @@ void LookKernel::store(State state, Val firstHead) {
     Val h = clamped(firstHead + i), constant = warpAdd(state.constants[i]);
     Val &mine = i % 2 ? second : first;
     mine = select(t == i / 2, constant, mine);
-    steps[i % 2] = select(t == i / 2, loudestReach(h) * (1.0 / kDigitLimit / 32768), steps[i % 2]);
+    steps[i % 2] = select(t == i / 2, factor(h, kReach) * (1.0 / kDigitLimit / 32768), steps[i % 2]);
     // (n + 1/2 - 8)^2, in units of an eighth of the scale, less what the dither adds.
     Val mass = warpAdd(state.mass[i]), scales = warpAdd(state.scales[i]);
     Val squares = (warpAdd(state.squares[i]) + scales * (dim * (56.25 - 1.0 / 12))) * (1.0 / 64);
@@ -253,11 +272,11 @@ void LookKernel::store(State state, Val firstHead) {
 /// The last split has the open block too: a warp for each query row, whose lanes share the channels.
 void LookKernel::addOpen(Val firstHead) {
   int64_t dim = shape.valueDim, width = dim + kSeen;
-  Val toRelative = real(1) / (unitScale(convert(statistic(number(0), kExponent), e.i32())) * 32768.0);
+  Val toRelative = real(1) / (unitScale(convert(top(), e.i32())) * 32768.0);
   Val partial = rowOf(Argument::Partial, splits * (shape.heads * width)), end = min(firstHead + groupHeads, number(shape.heads));
   e.loop(firstHead + warp, end, warps, [&](Val h) {
     Val own = e.at(partial, e.f32(), wide((split * shape.heads + h) * width)), full = key.blocks * ALIGNED_BLOCK;
-    auto weight = [&](Val token) { return weightOf(get(scoresOf(h), full + token), statistic(h, kMaximum)) / statistic(h, kSum); };
+    auto weight = [&](Val token) { return weightOf(get(scoresOf(h), full + token), statistic(h, kMaximum)) * factor(h, kInverse); };
     Val squares = e.loop(lane, number(dim), GpuEmitter::kWarp, {real(0)}, [&](Val c, Vals squares) -> Vals {
       Vals sums = e.loop(number(0), value.open, 1, {get(own, c), squares[0]}, [&](Val token, Vals sums) -> Vals {
         Val x = convert(e.loadGlobal(value.openTokens, shape.value, token * dim + c), e.f32()) * toRelative, p = weight(token);
@@ -282,7 +301,8 @@ void LookKernel::emit() {
   for (int64_t h = 0; h < shape.heads; ++h)
     waited = min(get(plan, number(h * kPlanNumbers + kPrecisionK)), waited);
   e.when((waited < INFINITY) & (seenBlocks > 0), [&] { // at first no plan was made: precision 0
-    statistics = statisticsOfRow(Readers::AfterBarrier);
+    statistics = statisticsOfRow();
+    prepareFactors();
     histogram = shared("histogram", e.i32(), shape.heads * kBins);
     ring = shared("ring", e.i32(), warps * kRing);
     weights = shared("weights", e.f32(), warps * groupHeads * kRing);

@@ -32,7 +32,8 @@ private:
 
   Shared statistics, ring, ringDigits; // tokens: row * 8 + layers; bytes [own head][digit][kRing]
   Vals weightScale; // 1 / step, of each own head
-  Shared inverses;  // 1 / precision of V, and 1 / step, of each query row
+  Shared factors;   // of each query row: see Factor
+  enum Factor { kToPrecision, kToWeight, kScale, kFactors }; ///< weight * scale in units of the precision of V, and of a step; and 1 / step of p * scale
 
   Val statistic(Val h, Statistic which) { return e.load(statistics, h * kStatistics + which); }
   Val ownHead(int64_t i) { return firstHead(0) + i; }
@@ -77,7 +78,7 @@ void ValuesKernel::prepare() {
   statistics = statisticsOfRow();
   ring = shared("ring", e.i32(), warps * kRing);
   ringDigits = shared("digits", e.i8(), warps * ownHeads * kPlaces * kRing);
-  inverses = shared("inverses", e.f32(), paddedHeads * 2);
+  factors = shared("factors", e.f32(), paddedHeads * kFactors);
   // The last digit of all weights is none, and so are all of rows that pad the ring.
   Shared asWords{ringDigits.base, e.i32()};
   forThreads(warps * ownHeads * kPlaces * kRing / 4, [&](Val i) { e.store(number(0), asWords, i); });
@@ -92,12 +93,13 @@ void ValuesKernel::prepare() {
       if (policies.isLimited(CacheRole::Value))
         scale = select(policies.wantsMoreValues(), limit, scale);
     }
-    e.store(inverse, inverses, padded * 2);
-    e.store(scale, inverses, padded * 2 + 1);
+    Val whole = real(1) / statistic(h, kSum);
+    for (auto [which, what] : {std::pair(kToPrecision, inverse * whole), std::pair(kToWeight, scale * whole), std::pair(kScale, scale)})
+      e.store(what, factors, padded * kFactors + which);
   });
   e.barrier();
   for (int64_t i = 0; i < ownHeads; ++i)
-    weightScale.push_back(e.load(inverses, ownHead(i) * 2 + 1));
+    weightScale.push_back(e.load(factors, ownHead(i) * kFactors + kScale));
 }
 
 ValuesKernel::State ValuesKernel::listBlock(State state, Val block) {
@@ -113,7 +115,7 @@ ValuesKernel::State ValuesKernel::listBlock(State state, Val block) {
     Val layers = value.layers;
     if (!shape.exact()) {
       Val steps = real(0);
-      auto stepsOf = [&](Val h, Val weight) { return weight * scale * (e.load(inverses, h * 2) / statistic(h, kSum)); };
+      auto stepsOf = [&](Val h, Val weight) { return weight * scale * e.load(factors, h * kFactors + kToPrecision); };
       if (warpsPerBlock == 1) {
         for (int64_t i = 0; i < ownHeads; ++i)
           steps = e.largest(stepsOf(clamped(ownHead(i)), weights[i]), steps);
@@ -134,7 +136,7 @@ ValuesKernel::State ValuesKernel::listBlock(State state, Val block) {
     Val turn = ((token * 2531) & 4095) - 2048, offset = (number(1) << (layers * -4 + 16)) - 65537 - turn * 2;
     e.when(read, [&] { e.store(((where * ALIGNED_BLOCK + within) << kLayerBits) | layers, ring, warp * kRing + slot); });
     for (int64_t i = 0; i < ownHeads; ++i) {
-      Val h = clamped(ownHead(i)), reach = weights[i] * scale / statistic(h, kSum) * weightScale[i];
+      Val reach = weights[i] * scale * e.load(factors, ownHead(i) * kFactors + kToWeight);
       if (!shape.exact()) // so that equal weights are not all rounded alike
         reach = fma(convert(turn, e.f32()), real(1.0 / 4096), reach);
       Val whole = select(read & (ownHead(i) < shape.heads), toWeight(reach), number(0));
