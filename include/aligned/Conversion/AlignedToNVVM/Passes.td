@@ -7,10 +7,10 @@ include "mlir/Pass/PassBase.td"
 def ConvertAlignedToNVVM : Pass<"convert-aligned-to-nvvm", "::mlir::ModuleOp"> {
   let summary = "write the kernels of decode attention for NVIDIA GPUs";
   let description = [{
-    Puts a `gpu.module` with the kernels of every `aligned.decode_attention` in the place of the module's functions: one set for each, named after its
-    `site`, in gpu, nvvm, scf, arith, vector and llvm. What they take and how they are launched is in DecodeKernels.h.
+    Puts a `gpu.module` in the place of the module's functions, with the kernels of every `aligned.decode_attention`, named after its `site`, and those that append to the kinds of
+    caches that they read, in gpu, nvvm, scf, arith, vector and llvm. The module's attribute `aligned.program` says how they are launched (docs/GPU.md).
 
-    Decode attention must read `fixed` caches with policy `exact`, and head dimensions must be multiples of 32.
+    Caches must be in planes. `later` is not served.
   }];
   let dependentDialects = ["::mlir::gpu::GPUDialect", "::mlir::NVVM::NVVMDialect", "::mlir::LLVM::LLVMDialect", "::mlir::scf::SCFDialect",
                            "::mlir::arith::ArithDialect", "::mlir::vector::VectorDialect"];
