@@ -16,7 +16,8 @@ GpuKernel::GpuKernel(gpu::GPUModuleOp module, StringRef name, int64_t warps, Arr
   function.setKnownBlockSizeAttr(builder.getDenseI32ArrayAttr({int32_t(threads), 1, 1}));
   // As many blocks as there will be for each multiprocessor, where they fit: ptxas would save registers for more of them, and with them loads that are under way.
   function->setAttr(NVVM::NVVMDialect::getMinctasmAttrName(), builder.getI32IntegerAttr(warps > 4 ? 1 : 2));
-  e.b.setInsertionPointToStart(&function.getBody().front());
+  e.home = &function.getBody().front();
+  e.b.setInsertionPointToStart(e.home);
   thread = e.thread();
   lane = thread & (GpuEmitter::kWarp - 1);
   warp = e.warp();

@@ -202,12 +202,12 @@ void ScoresKernel::scoreBlock(Val block, const Reading &reading) {
     return sums;
   };
   // So many steps at once, or none of them where none is read so far: with more, loads that are under way would take more registers than there are.
-  constexpr int64_t kSteps = 4;
+  const int64_t atOnce = tilesPerWarp > 1 ? 2 : 4;
   auto multiply = [&](Vals sums, int64_t upper, const std::vector<Vals> &digits) {
-    if (steps() <= kSteps)
+    if (steps() <= atOnce)
       return multiplySteps(sums, upper, digits, 0, steps());
-    for (int64_t step = 0; step < steps(); step += kSteps) {
-      int64_t end = std::min(step + kSteps, steps());
+    for (int64_t step = 0; step < steps(); step += atOnce) {
+      int64_t end = std::min(step + atOnce, steps());
       Val reaches = none;
       for (int64_t half = 2 * step; half < std::min(2 * end, halfSteps()); ++half)
         reaches = max(reaches, reading.layers[half]);

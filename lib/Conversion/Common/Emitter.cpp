@@ -43,7 +43,15 @@ Val Emitter::constant(Type type, double number) {
   }
   if (auto vector = dyn_cast<VectorType>(type))
     attr = DenseElementsAttr::get(vector, static_cast<Attribute>(attr));
-  return wrap(arith::ConstantOp::create(b, attr));
+  if (!home)
+    return wrap(arith::ConstantOp::create(b, attr));
+  Value &known = constants[attr];
+  if (!known) {
+    OpBuilder::InsertionGuard guard(b);
+    b.setInsertionPointToStart(home);
+    known = arith::ConstantOp::create(b, attr);
+  }
+  return wrap(known);
 }
 
 Val Emitter::splat(Val scalar, int64_t lanes) {

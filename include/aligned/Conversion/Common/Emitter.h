@@ -43,6 +43,8 @@ class Emitter {
 public:
   Emitter(mlir::OpBuilder &builder, mlir::Location loc) : b(loc, builder), types(builder) {}
   Machine machine = Machine::CPU;
+  /// Where constants go, each once. Kernels that are unrolled by hand are full of them: without it they stand where they are used, and passes spend their time on merging them.
+  mlir::Block *home = nullptr;
   mlir::ImplicitLocOpBuilder b;
   mlir::Builder types;
 
@@ -80,6 +82,9 @@ public:
   Vals forEachBit(Val mask, Vals initial, llvm::function_ref<Vals(Val, Vals)> body);
   /// Calls an LLVM intrinsic.
   Val intrinsic(llvm::StringRef name, mlir::Type result, Vals operands);
+
+private:
+  llvm::DenseMap<mlir::Attribute, mlir::Value> constants; // in `home`
 };
 
 Val operator+(Val a, Val b);
