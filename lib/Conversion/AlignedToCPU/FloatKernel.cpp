@@ -17,7 +17,6 @@ using namespace aligned;
 
 namespace {
 
-constexpr int64_t kProbed = 32; // rows that judge the size of the output
 constexpr int64_t kTileTokens = 32; // a byte of a key layer holds tokens i and i + 32 of its block
 
 class FloatKernel : public SplitKernel {
@@ -40,8 +39,6 @@ private:
   void planValues();
   void scoreBlock(Val block);
 
-  Val exponentOf(Val x);
-  Val tier(Val least, Val middle);
   /// The top layers of 16-bit patterns, `layers` of them (a scalar), missing bits at their midpoint, as f32.
   Val read(Val layers, SplitAttr split, Type element, function_ref<Val(int64_t)> layer);
   Val readRow(Val token, Val layers);
@@ -52,19 +49,6 @@ private:
   void boundScores(Val block) override;
   RowBounds boundValues(Val t) override;
 };
-
-/// floor(log2 |x|), at least -14, and -15 for zero: the exponent of a half.
-Val FloatKernel::exponentOf(Val x) {
-  Val biased = (bitcast(abs(x), e.i32()) >> 23) - 127;
-  return select(x == 0, e.constant(biased.type(), -15), max(biased, -14));
-}
-
-/// Layers of the three tiers.
-Val FloatKernel::tier(Val least, Val middle) {
-  Type type = VectorType::get(least.lanes(), e.i32());
-  auto bits = [&](int64_t count) { return e.constant(type, count / 4); };
-  return select(least, bits(8), select(middle, bits(12), bits(16)));
-}
 
 Val FloatKernel::read(Val layers, SplitAttr split, Type element, function_ref<Val(int64_t)> layer) {
   // A chain of planes: each is fetched only if `layers` reaches into it, and stands for its midpoint otherwise.
@@ -98,13 +82,13 @@ void FloatKernel::planKeys() {
   int64_t dim = shape.keyDim;
   Val layers = exact ? e.splat(key.layers, dim) : e.constant(VectorType::get(dim, e.i32()), 0);
   if (!exact) {
-    Val largest = exponentOf(e.load(key.channelMax, index(0), dim));
+    Val largest = halfExponent(e.load(key.channelMax, index(0), dim));
     Buffer queries = e.buffer(e.field(arguments, int64_t(Slot::Query) * kSlotBytes, e.pointer()), shape.query);
     layers = e.loop(index(0), index(shape.heads), 1, {layers}, [&](Val h, Vals layers) -> Vals {
       // The rule compares exponents of q itself; the scale shifts all of a row's by as much.
-      Val reach = exponentOf(convert(e.load(queries, (row * shape.heads + h) * dim, dim), e.f32())) + largest;
+      Val reach = halfExponent(convert(e.load(queries, (row * shape.heads + h) * dim, dim), e.f32())) + largest;
       Val lag = e.splat(reduceMax(reach), dim) - reach;
-      return {max(layers[0], wholePlanes(tier(lag >= 8, lag >= 4), key, shape.keySplit))};
+      return {max(layers[0], wholePlanes(tierLayers(lag >= 8, lag >= 4), key, shape.keySplit))};
     })[0];
   }
   forBlocks(index(0), key.blocks, [&](Val block) { e.store(convert(limitKeys(layers, block), e.i8()), keyRead, block * dim); });
@@ -157,7 +141,7 @@ void FloatKernel::planValues() {
   forTokens(index(0), fullTokens, [&](Val t) { e.store(seen(least, t), valueRead, t); });
   if (exact)
     return;
-  Val largest = exponentOf(e.load(value.channelMax, index(0), dim));
+  Val largest = halfExponent(e.load(value.channelMax, index(0), dim));
   forHeads([&](Val h) {
     // The loudest rows, one after another: the loudest of each block is remembered, so that only one block is searched again.
     Val inverse = f32(1) / e.load(rowSum, h);
@@ -189,13 +173,13 @@ void FloatKernel::planValues() {
         e.store(e.load(probe, index(0), dim) + e.splat(best[0], dim) * abs(row), probe, index(0));
       });
     });
-    Val margin = -reduceMax(largest - exponentOf(e.load(probe, index(0), dim))); // the channel where most shows
+    Val margin = -reduceMax(largest - halfExponent(e.load(probe, index(0), dim))); // the channel where most shows
     // A row lies margin - log2(p) powers of two below: compare p with powers of two instead of taking logarithms.
     auto power = [&](int64_t below) { return e.splat(bitcast((margin + (127 - below)) << 23, e.f32()), kBlock); };
     Val most = power(2), full = power(1);
     forTokens(index(0), fullTokens, [&](Val t) {
       Val weights = max(e.load(p, h * padded + t, kBlock) * e.splat(inverse, kBlock), std::ldexp(1.0, -24));
-      Val layers = wholePlanes(tier(weights <= most, weights <= full), value, shape.valueSplit);
+      Val layers = wholePlanes(tierLayers(weights <= most, weights <= full), value, shape.valueSplit);
       e.store(seen(max(e.load(valueRead, t, kBlock), convert(layers, e.i8())), t), valueRead, t);
     });
   });

@@ -158,8 +158,7 @@ void CertifyKernel::emitConclusion() {
     Val scoreRounding = overChannels([&](Val c) { return weightOfChannel(h, c) * get(key.channelMax, c); }) * ((shape.keyDim / 8 + 12) * 0x1p-24);
     Val rowSum = statistic(h, kSum), weightError = real(0), scoreVariance = real(0);
     if (isFixed) {
-      Val top = e.exp2(statistic(h, kLoudest) - max(statistic(h, kMaximum), real(kLowest)) * kLog2e - statistic(h, kExponent)) / rowSum;
-      Val weightScale = real(kWeightLimit) / top;
+      Val weightScale = real(kWeightLimit) / loudestReach(statistics, h);
       if (!shape.exact()) {
         Val wanted = e.smallest(real(kWeightGuard) / planOf(h, kPrecisionV), weightScale);
         weightScale = policies.isLimited(CacheRole::Value) ? select(policies.wantsMoreValues(), weightScale, wanted) : wanted;

@@ -163,6 +163,18 @@ Shared DecodeKernel::statisticsOfRow(Readers readers) {
   return all;
 }
 
+Val DecodeKernel::loudestReach(Shared statistics, Val h) {
+  auto of = [&](Statistic which) { return e.load(statistics, h * kStatistics + which); };
+  return e.exp2(of(kLoudest) - max(of(kMaximum), real(kLowest)) * kLog2e - of(kExponent)) / of(kSum);
+}
+
+Val DecodeKernel::isPlanOpen() {
+  Val plan = rowOf(Argument::Plan, shape.heads * kPlanNumbers), least = real(INFINITY);
+  for (int64_t h = 0; h < shape.heads; ++h)
+    least = min(get(plan, number(h * kPlanNumbers + kPrecisionK)), least);
+  return least < INFINITY;
+}
+
 Val DecodeKernel::ofColumns(Val even, Val odd) {
   Val sum = convert(even, e.f32()) + convert(odd, e.f32()) * 256.0;
   return select((t & 1) == 1, sum * 65536.0, sum);

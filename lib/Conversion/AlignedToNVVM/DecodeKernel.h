@@ -18,7 +18,7 @@ namespace aligned {
 
 constexpr double kLog2e = 1.4426950408889634;
 constexpr double kLowest = -3e38; ///< in the place of -infinity, so that no difference of two is NaN
-constexpr int64_t kTileRows = 16, kTileColumns = 8, kTileDepth = 32, kPlaces = 4, kTileHeads = kTileColumns / kPlaces;
+constexpr int64_t kTileColumns = 8, kTileDepth = 32, kPlaces = 4, kTileHeads = kTileColumns / kPlaces;
 constexpr int64_t kWords = 32; ///< of 32 bits in a unit of keys
 constexpr int64_t kSharedBytes = 48 << 10; ///< that a block of threads has without asking for more
 constexpr int64_t kWarpTiles = 2, kFloatTiles = 4; ///< that a warp takes before tiles are shared out; of float planes, which take no tensor cores
@@ -174,6 +174,10 @@ protected:
   enum class Readers { All, SameWarp };
   /// The statistics of the whole row, once all splits have theirs: [heads, kStatistics] in shared memory.
   Shared statisticsOfRow(Readers readers = Readers::All);
+  /// The loudest p * scale of a query row, in units of the loudest row's scale.
+  Val loudestReach(Shared statistics, Val h);
+  /// Whether the plan asks for finer scores of any query row; true before there is one, whose precisions are 0.
+  Val isPlanOpen();
   /// e^(s - max), from a score and its row's maximum.
   Val weightOf(Val score, Val maximum) { return e.exp2((score - max(maximum, real(kLowest))) * kLog2e); }
 

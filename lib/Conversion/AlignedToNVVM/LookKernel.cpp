@@ -78,9 +78,8 @@ LookKernel::State LookKernel::stateOf(Vals all) {
 void LookKernel::prepareFactors() {
   factors = shared("factors", e.f32(), shape.heads * kFactors);
   forThreads(shape.heads, [&](Val h) {
-    Val inverse = real(1) / statistic(h, kSum);
-    e.store(inverse, factors, h * kFactors + kInverse);
-    e.store(e.exp2(statistic(h, kLoudest) - max(statistic(h, kMaximum), real(kLowest)) * kLog2e - top()) * inverse, factors, h * kFactors + kReach);
+    e.store(real(1) / statistic(h, kSum), factors, h * kFactors + kInverse);
+    e.store(loudestReach(statistics, h), factors, h * kFactors + kReach);
   });
 }
 
@@ -297,10 +296,7 @@ void LookKernel::addOpen(Val firstHead) {
 }
 
 void LookKernel::emit() {
-  Val plan = rowOf(Argument::Plan, shape.heads * kPlanNumbers), waited = real(INFINITY);
-  for (int64_t h = 0; h < shape.heads; ++h)
-    waited = min(get(plan, number(h * kPlanNumbers + kPrecisionK)), waited);
-  e.when((waited < INFINITY) & (seenBlocks > 0), [&] { // at first no plan was made: precision 0
+  e.when(isPlanOpen() & (seenBlocks > 0), [&] {
     statistics = statisticsOfRow();
     prepareFactors();
     histogram = shared("histogram", e.i32(), shape.heads * kBins);

@@ -81,9 +81,7 @@ Val PlanKernel::planKeys(Val h, const Size &size, Val round, Val plan) {
 Val PlanKernel::planValues(Val h, const Size &size) {
   constexpr int64_t kLaneBins = kBins / GpuEmitter::kWarp;
   Val histogram = ofHead(rowOf(Argument::Histogram, shape.heads * kBins, e.i32()), h, number(kBins), e.i32());
-  auto statistic = [&](Statistic which) { return e.load(statistics, h * kStatistics + which); };
-  // The loudest reach, p * scale in units of the loudest row's.
-  Val top = e.exp2(statistic(kLoudest) - max(statistic(kMaximum), real(kLowest)) * kLog2e - statistic(kExponent)) / statistic(kSum);
+  Val top = loudestReach(statistics, h);
   Vals counts, reaches;
   for (int64_t i = 0; i < kLaneBins; ++i) {
     Val bin = lane + i * GpuEmitter::kWarp;
@@ -105,11 +103,9 @@ Val PlanKernel::planValues(Val h, const Size &size) {
 }
 
 void PlanKernel::emit() {
-  Val plan = rowOf(Argument::Plan, shape.heads * kPlanNumbers), waited = real(INFINITY);
+  Val plan = rowOf(Argument::Plan, shape.heads * kPlanNumbers);
   auto at = [&](Val h, PlanOf which) { return h * kPlanNumbers + which; };
-  for (int64_t h = 0; h < shape.heads; ++h)
-    waited = min(get(plan, at(number(h), kPrecisionK)), waited);
-  e.when((waited < INFINITY) & (seenBlocks > 0), [&] {
+  e.when(isPlanOpen() & (seenBlocks > 0), [&] {
     statistics = statisticsOfRow(); // whose barrier also says that all have looked at the plan before it changes
     forHeadsOfWarp(shape.heads, [&](Val h) {
       Size size = sizeOf(h);

@@ -44,7 +44,6 @@ private:
   Val columnHead(int64_t tile) { return firstHead(tile) + shrLogical(g, number(2)); }
   /// Of the lane's column: scale * q of query row firstHead + g / 4, channel 4 t + place of the half step.
   Val columnWeight(int64_t tile, int64_t half) { return e.load(query, columnHead(tile) * shape.keyDim + t * 4 + place + half * kHalfDepth); }
-  Val infinite() { return real(INFINITY); }
 
   void prepare();
   void planCoarse();
@@ -339,10 +338,7 @@ void ScoresKernel::emit() {
 /// Finer scores where the plan asks for them.
 void ScoresKernel::emitRefined() {
   Val plan = rowOf(Argument::Plan, shape.heads * kPlanNumbers);
-  Val least = infinite();
-  for (int64_t h = 0; h < shape.heads; ++h)
-    least = min(get(plan, number(h * kPlanNumbers + kPrecisionK)), least);
-  e.when(least < infinite(), [&] {
+  e.when(isPlanOpen(), [&] {
     prepare();
     e.when(split == 0, [&] { // for the look to come
       Val histogram = rowOf(Argument::Histogram, shape.heads * kBins, e.i32());

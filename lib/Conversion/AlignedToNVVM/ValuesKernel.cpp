@@ -85,8 +85,7 @@ void ValuesKernel::prepare() {
   forThreads(warps * kRing, [&](Val i) { e.store(number(0), ring, i); });
   forThreads(paddedHeads, [&](Val padded) {
     Val h = clamped(padded);
-    Val top = e.exp2(statistic(h, kLoudest) - max(statistic(h, kMaximum), real(kLowest)) * kLog2e - statistic(h, kExponent)) / statistic(h, kSum);
-    Val limit = real(kWeightLimit) / top, inverse = real(0), scale = limit;
+    Val limit = real(kWeightLimit) / loudestReach(statistics, h), inverse = real(0), scale = limit;
     if (!shape.exact()) {
       inverse = real(1) / get(rowOf(Argument::Plan, shape.heads * kPlanNumbers), h * kPlanNumbers + kPrecisionV);
       scale = min(inverse * kWeightGuard, limit);
