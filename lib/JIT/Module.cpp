@@ -306,6 +306,7 @@ int aligned_compile_kernels(const char *source, const char *options, char **ptx,
     session.fail();
     return -1;
   };
+  session.context.enableMultithreading(); // kernels are compiled side by side
   if (!module || failed(runPhases(session, *module, std::string(options ? options : "") + " target=nvptx", nullptr)))
     return refuse();
   FailureOr<Program> program = programOf(*module);
@@ -325,7 +326,10 @@ static bool loadKernels(Session &session, ModuleOp module, StringRef options, al
   // What comes later wins, and what the caller says comes later.
   std::string text = (llvm::Twine("chip=") + chipFor(aligned_cuda_compute_capability()) + " " + options + " target=nvptx").str();
   OwningOpRef<ModuleOp> copy = module.clone();
-  if (failed(runPhases(session, *copy, text, nullptr)))
+  session.context.enableMultithreading(); // kernels are compiled side by side
+  LogicalResult done = runPhases(session, *copy, text, nullptr);
+  session.context.disableMultithreading();
+  if (failed(done))
     return false;
   FailureOr<Program> kernels = programOf(*copy);
   if (failed(kernels))

@@ -130,7 +130,7 @@ void lowerToGPU(OpPassManager &pm, const PipelineOptions &options) {
   target.chip = options.chip;
   target.ptx = options.ptx;
   pm.addPass(createAlignedAttachTarget(target));
-  cleanUp(pm);
+  pm.addNestedPass<gpu::GPUModuleOp>(createCSEPass());
 }
 
 void toPTX(OpPassManager &pm) {
@@ -143,9 +143,7 @@ void toPTX(OpPassManager &pm) {
   kernels.addPass(createConvertNVVMToLLVMPass());
   cleanUp(kernels);
   kernels.addPass(createReconcileUnrealizedCastsPass());
-  GpuModuleToBinaryPassOptions binary;
-  binary.compilationTarget = "isa";
-  pm.addPass(createGpuModuleToBinaryPass(binary));
+  pm.addPass(createAlignedCompileKernels());
 }
 
 /// Tensors to buffers, structure to branches, everything to the LLVM dialect.

@@ -26,8 +26,8 @@ SmallVector<Type> argumentTypes(MLIRContext *context) {
 
 class AppendKernel : public GpuKernel {
 public:
-  AppendKernel(gpu::GPUModuleOp module, StringRef name, const AppendShape &shape)
-      : GpuKernel(module, name, kWarps, argumentTypes(module.getContext())), shape(shape), dim(shape.headDim),
+  AppendKernel(ModuleOp program, StringRef name, const AppendShape &shape)
+      : GpuKernel(program, name, kWarps, argumentTypes(program.getContext())), shape(shape), dim(shape.headDim),
         isKey(shape.split.getRole() == CacheRole::Key), isFixed(shape.split.getKind() == FormatKind::Fixed) {
     cache = argument(AppendArgument::Cache);
   }
@@ -296,13 +296,13 @@ void AppendKernel::emitAdvance() {
 
 } // namespace
 
-DictionaryAttr aligned::emitAppend(gpu::GPUModuleOp module, StringRef prefix, const AppendShape &shape) {
-  Builder b(module.getContext());
+DictionaryAttr aligned::emitAppend(ModuleOp program, StringRef prefix, const AppendShape &shape) {
+  Builder b(program.getContext());
   Sidecar s(b);
   SmallVector<Attribute> launches;
   auto kernel = [&](StringRef phase, void (AppendKernel::*emit)(), ArrayRef<Sidecar::Extent> grid) {
     std::string name = (prefix + "_" + phase).str();
-    (AppendKernel(module, name, shape).*emit)();
+    (AppendKernel(program, name, shape).*emit)();
     launches.push_back(s.launch(name, grid));
   };
   kernel("split", &AppendKernel::emitSplit, {"touched", "rows"});

@@ -21,7 +21,7 @@ struct AppendShape {
 };
 
 /// Adds the kernels to `module`, named after `prefix`, and returns how they are launched, as docs/GPU.md describes it.
-mlir::DictionaryAttr emitAppend(mlir::gpu::GPUModuleOp module, llvm::StringRef prefix, const AppendShape &shape);
+mlir::DictionaryAttr emitAppend(mlir::ModuleOp program, llvm::StringRef prefix, const AppendShape &shape);
 
 } // namespace aligned
 

@@ -64,7 +64,6 @@ struct AlignedAttachTargetPass : aligned::impl::AlignedAttachTargetBase<AlignedA
     int64_t version = ptxVersionFor(chip, ptx, [&] { return getOperation().emitError(); });
     if (!version)
       return signalPassFailure();
-    // Kernels are unrolled where they are written: higher levels take longer and find nothing.
     auto target = NVVM::NVVMTargetAttr::get(&getContext(), /*optLevel=*/1, "nvptx64-nvidia-cuda", chip, "+ptx" + std::to_string(version));
     if (auto program = getOperation()->getAttrOfType<DictionaryAttr>(kProgramName)) {
       Builder b(&getContext());

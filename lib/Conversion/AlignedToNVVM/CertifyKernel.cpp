@@ -180,5 +180,5 @@ void CertifyKernel::emitConclusion() {
 
 } // namespace
 
-void aligned::emitCertify(gpu::GPUModuleOp module, StringRef name, const DecodeShape &shape) { CertifyKernel(module, name, shape).emit(); }
-void aligned::emitConclude(gpu::GPUModuleOp module, StringRef name, const DecodeShape &shape) { CertifyKernel(module, name, shape).emitConclusion(); }
+void aligned::emitCertify(ModuleOp program, StringRef name, const DecodeShape &shape) { CertifyKernel(program, name, shape).emit(); }
+void aligned::emitConclude(ModuleOp program, StringRef name, const DecodeShape &shape) { CertifyKernel(program, name, shape).emitConclusion(); }

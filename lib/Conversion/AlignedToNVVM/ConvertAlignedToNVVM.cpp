@@ -44,12 +44,11 @@ struct ConvertAlignedToNVVMPass : aligned::impl::ConvertAlignedToNVVMBase<Conver
       return signalPassFailure();
     for (Operation &op : llvm::make_early_inc_range(*top.getBody()))
       op.erase();
-    OpBuilder b = OpBuilder::atBlockEnd(top.getBody());
-    auto kernels = gpu::GPUModuleOp::create(b, top.getLoc(), "aligned_kernels");
+    Builder b(&getContext());
     SmallVector<Attribute> sites, appends, list;
     SmallVector<AppendShape> caches; // each kind once, whatever is resident
     for (const DecodeShape &shape : shapes) {
-      sites.push_back(emitDecode(kernels, shape));
+      sites.push_back(emitDecode(top, shape));
       for (AppendShape cache : {AppendShape{shape.keySplit, shape.key, shape.keyDim}, AppendShape{shape.valueSplit, shape.value, shape.valueDim}}) {
         cache.split = SplitAttr::get(&getContext(), cache.split.getKind(), cache.split.getWidths(), cache.split.getRole());
         if (llvm::none_of(caches, [&](const AppendShape &known) { return known.split == cache.split && known.element == cache.element && known.headDim == cache.headDim; }))
@@ -57,9 +56,9 @@ struct ConvertAlignedToNVVMPass : aligned::impl::ConvertAlignedToNVVMBase<Conver
       }
     }
     for (auto [number, cache] : llvm::enumerate(caches))
-      appends.push_back(emitAppend(kernels, ("append" + Twine(number)).str(), cache));
+      appends.push_back(emitAppend(top, ("append" + Twine(number)).str(), cache));
     Sidecar s(b);
-    kernels.walk([&](gpu::GPUFuncOp kernel) {
+    top.walk([&](gpu::GPUFuncOp kernel) {
       list.push_back(b.getDictionaryAttr({s.field("name", kernel.getName()), s.field("threads", kernel.getKnownBlockSizeAttr().asArrayRef()[0])}));
     });
     top->setAttr(gpu::GPUDialect::getContainerModuleAttrName(), b.getUnitAttr());

@@ -9,9 +9,11 @@
 using namespace mlir;
 using namespace aligned;
 
-GpuKernel::GpuKernel(gpu::GPUModuleOp module, StringRef name, int64_t warps, ArrayRef<Type> arguments)
-    : module(module), builder(OpBuilder::atBlockEnd(module.getBody())), name(name), warps(warps), threads(warps * GpuEmitter::kWarp),
-      function(gpu::GPUFuncOp::create(builder, module.getLoc(), name, builder.getFunctionType(arguments, {}))), e(builder, module.getLoc()) {
+GpuKernel::GpuKernel(ModuleOp program, StringRef name, int64_t warps, ArrayRef<Type> arguments)
+    : builder(OpBuilder::atBlockEnd(program.getBody())), module(gpu::GPUModuleOp::create(builder, program.getLoc(), name)), name(name), warps(warps),
+      threads(warps * GpuEmitter::kWarp), e(builder, module.getLoc()) {
+  builder.setInsertionPointToEnd(module.getBody());
+  function = gpu::GPUFuncOp::create(builder, module.getLoc(), name, builder.getFunctionType(arguments, {}));
   function->setAttr(gpu::GPUDialect::getKernelFuncAttrName(), builder.getUnitAttr());
   function.setKnownBlockSizeAttr(builder.getDenseI32ArrayAttr({int32_t(threads), 1, 1}));
   // As many blocks as there will be for each multiprocessor, where they fit: ptxas would save registers for more of them, and with them loads that are under way.
@@ -49,8 +51,8 @@ static SmallVector<Type> argumentTypes(MLIRContext *context, const DecodeShape &
   return arguments;
 }
 
-DecodeKernel::DecodeKernel(gpu::GPUModuleOp module, StringRef name, const DecodeShape &shape, int64_t warps)
-    : GpuKernel(module, name, warps, argumentTypes(module.getContext(), shape)), shape(shape) {
+DecodeKernel::DecodeKernel(ModuleOp program, StringRef name, const DecodeShape &shape, int64_t warps)
+    : GpuKernel(program, name, warps, argumentTypes(program.getContext(), shape)), shape(shape) {
   split = e.block(gpu::Dimension::x);
   row = e.block(gpu::Dimension::y);
   splits = argument(Argument::Splits);

@@ -71,11 +71,11 @@ struct CacheView {
 /// A kernel: what any thread of it says.
 class GpuKernel {
 public:
-  GpuKernel(mlir::gpu::GPUModuleOp module, llvm::StringRef name, int64_t warps, llvm::ArrayRef<mlir::Type> arguments);
+  GpuKernel(mlir::ModuleOp program, llvm::StringRef name, int64_t warps, llvm::ArrayRef<mlir::Type> arguments);
 
 protected:
-  mlir::gpu::GPUModuleOp module;
   mlir::OpBuilder builder;
+  mlir::gpu::GPUModuleOp module; ///< of this kernel alone: kernels are compiled side by side
   std::string name;
   const int64_t warps, threads;
   mlir::gpu::GPUFuncOp function;
@@ -105,8 +105,8 @@ protected:
 
 class DecodeKernel : public GpuKernel {
 public:
-  DecodeKernel(mlir::gpu::GPUModuleOp module, llvm::StringRef name, const DecodeShape &shape) : DecodeKernel(module, name, shape, warpsFor(shape)) {}
-  DecodeKernel(mlir::gpu::GPUModuleOp module, llvm::StringRef name, const DecodeShape &shape, int64_t warps);
+  DecodeKernel(mlir::ModuleOp program, llvm::StringRef name, const DecodeShape &shape) : DecodeKernel(program, name, shape, warpsFor(shape)) {}
+  DecodeKernel(mlir::ModuleOp program, llvm::StringRef name, const DecodeShape &shape, int64_t warps);
 
   /// Warps of a block of threads that works on `shape`.
   static int64_t warpsFor(const DecodeShape &shape) { return shape.heads > (isWide(shape) ? 8 : 16) ? 8 : 4; }
@@ -225,17 +225,17 @@ private:
 };
 
 /// The kernels, by phase; see DecodeKernels.h.
-void emitScores(mlir::gpu::GPUModuleOp module, llvm::StringRef name, const DecodeShape &shape);
-void emitLook(mlir::gpu::GPUModuleOp module, llvm::StringRef name, const DecodeShape &shape);
-void emitPlan(mlir::gpu::GPUModuleOp module, llvm::StringRef name, const DecodeShape &shape);
-void emitRefine(mlir::gpu::GPUModuleOp module, llvm::StringRef name, const DecodeShape &shape);
-void emitValues(mlir::gpu::GPUModuleOp module, llvm::StringRef name, const DecodeShape &shape);
-void emitCertify(mlir::gpu::GPUModuleOp module, llvm::StringRef name, const DecodeShape &shape);
-void emitConclude(mlir::gpu::GPUModuleOp module, llvm::StringRef name, const DecodeShape &shape);
-void emitMerge(mlir::gpu::GPUModuleOp module, llvm::StringRef name, const DecodeShape &shape);
-void emitFloatScores(mlir::gpu::GPUModuleOp module, llvm::StringRef name, const DecodeShape &shape);
-void emitProbe(mlir::gpu::GPUModuleOp module, llvm::StringRef name, const DecodeShape &shape);
-void emitFloatValues(mlir::gpu::GPUModuleOp module, llvm::StringRef name, const DecodeShape &shape);
+void emitScores(mlir::ModuleOp program, llvm::StringRef name, const DecodeShape &shape);
+void emitLook(mlir::ModuleOp program, llvm::StringRef name, const DecodeShape &shape);
+void emitPlan(mlir::ModuleOp program, llvm::StringRef name, const DecodeShape &shape);
+void emitRefine(mlir::ModuleOp program, llvm::StringRef name, const DecodeShape &shape);
+void emitValues(mlir::ModuleOp program, llvm::StringRef name, const DecodeShape &shape);
+void emitCertify(mlir::ModuleOp program, llvm::StringRef name, const DecodeShape &shape);
+void emitConclude(mlir::ModuleOp program, llvm::StringRef name, const DecodeShape &shape);
+void emitMerge(mlir::ModuleOp program, llvm::StringRef name, const DecodeShape &shape);
+void emitFloatScores(mlir::ModuleOp program, llvm::StringRef name, const DecodeShape &shape);
+void emitProbe(mlir::ModuleOp program, llvm::StringRef name, const DecodeShape &shape);
+void emitFloatValues(mlir::ModuleOp program, llvm::StringRef name, const DecodeShape &shape);
 
 } // namespace aligned
 

@@ -39,13 +39,13 @@ ArrayAttr describeArguments(Builder &b, const DecodeShape &shape) {
 
 } // namespace
 
-DictionaryAttr aligned::emitDecode(gpu::GPUModuleOp module, const DecodeShape &shape) {
-  Builder b(module.getContext());
+DictionaryAttr aligned::emitDecode(ModuleOp program, const DecodeShape &shape) {
+  Builder b(program.getContext());
   Sidecar s(b);
   SmallVector<Attribute> launches;
   auto kernel = [&](StringRef phase, auto emit) {
     std::string name = ("decode" + Twine(shape.site) + "_" + phase).str();
-    emit(module, name, shape);
+    emit(program, name, shape);
     return name;
   };
   auto launch = [&](StringRef name, bool onePerRow = false) {

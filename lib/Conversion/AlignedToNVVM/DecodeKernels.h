@@ -26,7 +26,7 @@
 namespace aligned {
 
 /// Adds the kernels of an attention to `module`, and returns how they are launched, as docs/GPU.md describes it.
-mlir::DictionaryAttr emitDecode(mlir::gpu::GPUModuleOp module, const DecodeShape &shape);
+mlir::DictionaryAttr emitDecode(mlir::ModuleOp program, const DecodeShape &shape);
 
 } // namespace aligned
 

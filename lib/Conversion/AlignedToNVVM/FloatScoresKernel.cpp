@@ -156,4 +156,4 @@ void FloatScoresKernel::emit() {
 
 } // namespace
 
-void aligned::emitFloatScores(gpu::GPUModuleOp module, StringRef name, const DecodeShape &shape) { FloatScoresKernel(module, name, shape).emit(); }
+void aligned::emitFloatScores(ModuleOp program, StringRef name, const DecodeShape &shape) { FloatScoresKernel(program, name, shape).emit(); }

@@ -151,4 +151,4 @@ void FloatValuesKernel::emit() {
 
 } // namespace
 
-void aligned::emitFloatValues(gpu::GPUModuleOp module, StringRef name, const DecodeShape &shape) { FloatValuesKernel(module, name, shape).emit(); }
+void aligned::emitFloatValues(ModuleOp program, StringRef name, const DecodeShape &shape) { FloatValuesKernel(program, name, shape).emit(); }

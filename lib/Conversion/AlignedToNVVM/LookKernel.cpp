@@ -355,4 +355,4 @@ void LookKernel::emit() {
 
 } // namespace
 
-void aligned::emitLook(gpu::GPUModuleOp module, StringRef name, const DecodeShape &shape) { LookKernel(module, name, shape).emit(); }
+void aligned::emitLook(ModuleOp program, StringRef name, const DecodeShape &shape) { LookKernel(program, name, shape).emit(); }

@@ -53,4 +53,4 @@ void MergeKernel::emit() {
 
 } // namespace
 
-void aligned::emitMerge(gpu::GPUModuleOp module, StringRef name, const DecodeShape &shape) { MergeKernel(module, name, shape).emit(); }
+void aligned::emitMerge(ModuleOp program, StringRef name, const DecodeShape &shape) { MergeKernel(program, name, shape).emit(); }

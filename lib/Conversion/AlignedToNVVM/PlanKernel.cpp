@@ -124,4 +124,4 @@ void PlanKernel::emit() {
 
 } // namespace
 
-void aligned::emitPlan(gpu::GPUModuleOp module, StringRef name, const DecodeShape &shape) { PlanKernel(module, name, shape).emit(); }
+void aligned::emitPlan(ModuleOp program, StringRef name, const DecodeShape &shape) { PlanKernel(program, name, shape).emit(); }

@@ -14,7 +14,7 @@ static_assert(kProbed == GpuEmitter::kWarp);
 
 class ProbeKernel : public FloatKernel {
 public:
-  ProbeKernel(gpu::GPUModuleOp module, StringRef name, const DecodeShape &shape) : FloatKernel(module, name, shape, std::clamp<int64_t>(shape.heads, 4, 16)) {}
+  ProbeKernel(ModuleOp program, StringRef name, const DecodeShape &shape) : FloatKernel(program, name, shape, std::clamp<int64_t>(shape.heads, 4, 16)) {}
   void emit();
 
 private:
@@ -151,4 +151,4 @@ void ProbeKernel::emit() {
 
 } // namespace
 
-void aligned::emitProbe(gpu::GPUModuleOp module, StringRef name, const DecodeShape &shape) { ProbeKernel(module, name, shape).emit(); }
+void aligned::emitProbe(ModuleOp program, StringRef name, const DecodeShape &shape) { ProbeKernel(program, name, shape).emit(); }

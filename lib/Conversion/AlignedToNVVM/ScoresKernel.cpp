@@ -389,5 +389,5 @@ void ScoresKernel::emitRefined() {
 
 } // namespace
 
-void aligned::emitScores(gpu::GPUModuleOp module, StringRef name, const DecodeShape &shape) { ScoresKernel(module, name, shape).emit(); }
-void aligned::emitRefine(gpu::GPUModuleOp module, StringRef name, const DecodeShape &shape) { ScoresKernel(module, name, shape).emitRefined(); }
+void aligned::emitScores(ModuleOp program, StringRef name, const DecodeShape &shape) { ScoresKernel(program, name, shape).emit(); }
+void aligned::emitRefine(ModuleOp program, StringRef name, const DecodeShape &shape) { ScoresKernel(program, name, shape).emitRefined(); }

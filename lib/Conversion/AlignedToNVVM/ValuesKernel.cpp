@@ -316,4 +316,4 @@ void ValuesKernel::emit() {
 
 } // namespace
 
-void aligned::emitValues(gpu::GPUModuleOp module, StringRef name, const DecodeShape &shape) { ValuesKernel(module, name, shape).emit(); }
+void aligned::emitValues(ModuleOp program, StringRef name, const DecodeShape &shape) { ValuesKernel(program, name, shape).emit(); }

@@ -13,7 +13,7 @@
 // CHECK-SAME: launch = [{grid = ["splits", "rows"], kernel = "decode0_scores"}, {grid = ["splits", "rows"], kernel = "decode0_look"}, {grid = [1, "rows"], kernel = "decode0_plan"}
 // CHECK-SAME: gpu.container_module
 // CHECK-NOT: func.func
-// CHECK: gpu.module @aligned_kernels
+// CHECK: gpu.module @decode0_scores
 
 func.func @budget(%q: tensor<2x9x1x64xf16>, %k: !key, %v: !value, %scale: f32) -> tensor<2x9x1x64xf32> {
   %acc, %max, %sum = aligned.decode_attention %q, %k, %v scale %scale policy <budget, tolerance = 3.906250e-03>

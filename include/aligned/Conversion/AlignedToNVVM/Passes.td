@@ -7,8 +7,8 @@ include "mlir/Pass/PassBase.td"
 def ConvertAlignedToNVVM : Pass<"convert-aligned-to-nvvm", "::mlir::ModuleOp"> {
   let summary = "write the kernels of decode attention for NVIDIA GPUs";
   let description = [{
-    Puts a `gpu.module` in the place of the module's functions, with the kernels of every `aligned.decode_attention`, named after its `site`, and those that append to the kinds of
-    caches that they read, in gpu, nvvm, scf, arith, vector and llvm. The module's attribute `aligned.program` says how they are launched (docs/GPU.md).
+    Puts kernels in the place of the module's functions, each in a `gpu.module` of its own: those of every `aligned.decode_attention`, named after its `site`, and those that append to
+    the kinds of caches that they read, in gpu, nvvm, scf, arith, vector and llvm. The module's attribute `aligned.program` says how they are launched (docs/GPU.md).
 
     Caches must be in planes. `later` is not served.
   }];
@@ -26,6 +26,18 @@ def AlignedAttachTarget : Pass<"aligned-attach-target", "::mlir::ModuleOp"> {
     Option<"chip", "chip", "std::string", "\"sm_90\"", "architecture, such as sm_80, sm_90 or sm_100">,
     Option<"ptx", "ptx", "int64_t", "0", "version of PTX, such as 80 for 8.0; 0: the first that knows the chip, which most drivers load">];
   let dependentDialects = ["::mlir::gpu::GPUDialect", "::mlir::NVVM::NVVMDialect"];
+}
+
+def AlignedCompileKernels : Pass<"aligned-compile-kernels", "::mlir::ModuleOp"> {
+  let summary = "compile kernels to PTX";
+  let description = [{
+    Puts one `gpu.binary` with the PTX of all kernels in the place of the `gpu.module`s of the llvm dialect, which `aligned-attach-target` has given one target each. Kernels are compiled at the same
+    time, by as many threads as the context has.
+
+    Unlike `gpu-module-to-binary`, which runs a standard pipeline over all of them one after another, this one optimises no more than such kernels gain from: they have no calls and no stack, and loops
+    are unrolled as they are written.
+  }];
+  let dependentDialects = ["::mlir::gpu::GPUDialect"];
 }
 
 #endif // ALIGNED_CONVERSION_ALIGNEDTONVVM_PASSES_TD
