@@ -70,16 +70,20 @@ Val CertifyKernel::scoreError(Val h, Val block) {
       return weightOfChannel(h, c) * (error + largest * ((shape.keyDim + 4) * 0x1p-24)); // channels are added one after another
     });
   // Bits that are not read leave scale * 2^-bits of each value (S1), and integer weights are off by half their step, times an integer of at most 2^15. A weight is
-  // rounded five times on its way to an integer and back, and the sums of its products, the constant and the dithers, each bounded by twice the weights' reach, 48 times.
-  constexpr double kRoundings = (5 + 2 * 48) * 0x1p-24;
+  // rounded five times on its way to an integer and back, and the sums of its products, the constant and the dithers, each bounded by twice the weights' reach, 48 times
+  // whenever the block is read.
+  const double kRoundings = (5 + 2 * 48 * (shape.exact() ? 1 : 1 + kRounds)) * 0x1p-24;
   Val exponents = blockOf(key.exponent, physical(key, block), shape.keyDim);
   Val error = overChannels([&](Val c) {
     Val weight = weightOfChannel(h, c) * unitScale(zext(e.loadGlobal(exponents, e.i8(), c), e.i32()));
     return weight * (remainderOf(layersOf(c)) * 32768.0 + 32768 * kRoundings);
   });
-  Val step = real(1) / get(ofHead(rowOf(Argument::Wanted, key.stride * shape.heads), h, key.stride), block);
+  Val step = real(1) / get(rowOf(Argument::KeyWeights, shape.heads), h);
   error = error + step * (shape.keyDim * 16384.0 * 1.001);
-  return shape.exact() ? error : error + get(ofHead(rowOf(Argument::Variance, key.stride * shape.heads), h, key.stride), block) * 0.5;
+  if (shape.exact())
+    return error;
+  Val numbers = ofHead(rowOf(Argument::Blocks, key.stride * (shape.heads * kBlockNumbers)), h, key.stride * kBlockNumbers);
+  return error + get(numbers, block * kBlockNumbers + kBlockVariance) * 0.5;
 }
 
 CertifyKernel::Bounds CertifyKernel::boundsOf(Val block, Val within, Val unit, Val meanMax, Val fillMax, Val largest) {

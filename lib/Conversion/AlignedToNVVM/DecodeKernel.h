@@ -31,9 +31,8 @@ enum class Argument {
   Splits,        ///< i32
   Scores,        ///< f32 [rows, heads, capacity]
   Statistics,    ///< f32 [rows, splits, heads, 4]: see Statistic
-  Variance,      ///< f32 [rows, heads, blocks]: of the error of a block's scores
-  Wanted,        ///< f32 [rows, heads, blocks]: inverse of the precision that addends of a block's scores were weighed for
-  Loudness,      ///< f32 [rows, heads, blocks, 4]: of p^2 the largest and the sum, and the same of (p * scale)^2. Float planes: [rows, heads, blocks], the largest score
+  Blocks,        ///< f32 [rows, heads, blocks, 8]: see BlockNumber. Float planes: [rows, heads, blocks], the largest score
+  KeyWeights,    ///< f32 [rows, heads]: the inverse of the step of K's weights
   Histogram,     ///< i32 [rows, heads, 128]: tokens by p * scale, in quarter octaves below the loudest
   Partial,       ///< f32 [rows, splits, heads, value_dim + 4]: outputs of splits, and what the look saw
   Plan,          ///< f32 [rows, heads, 8]: see PlanOf. Float planes: [rows, heads], the margin of P1
@@ -44,19 +43,23 @@ enum class Argument {
   Certificates,  ///< f32 [rows, splits, heads, 8]: see Certified
   Certificate,   ///< f32 [rows, heads, kCertificateNumbers]
 };
-constexpr int64_t kArguments = 18, kCertifyingArguments = 20;
+constexpr int64_t kArguments = 17, kCertifyingArguments = 19;
 
 /// What a split knows of its scores, and what all of a row's give together: the maximum and the sum of e^(s - maximum); the largest of log2 of p * scale, but for what
 /// all tokens share; and the largest exponent of V, both of full blocks.
 enum Statistic { kMaximum, kSum, kLoudest, kExponent, kStatistics };
+/// What is known of a block's scores for a query row: their maximum, the sum of w = e^(s - maximum) and that of w^2; the largest a = log2 of p * scale, but for what all
+/// tokens share, and the sum of 2^(2 (a - largest)); the largest exponent of V; and the variance of the scores' error.
+enum BlockNumber { kBlockMaximum, kBlockSum, kBlockSquares, kBlockLoudest, kBlockReaches, kBlockExponent, kBlockVariance, kBlockNumbers = 8 };
 /// What a plan says of a query row: the precision of K (infinite where scores are good), that of V; the power of the output and the fill of V's rows (P2, in
-/// units of the loudest row's scale); the variance of the output by K as it was; and how many plans there were.
-enum PlanOf { kPrecisionK, kPrecisionV, kPower, kFill, kVaried, kRound, kPlanNumbers = 8 };
+/// units of the loudest row's scale); the variance of the output by K as it was; how many plans there were; and for whom statistics of splits change meanwhile, log2 of
+/// e^s / p, and the largest exponent of V.
+enum PlanOf { kPrecisionK, kPrecisionV, kPower, kFill, kVaried, kRound, kNormal, kTop, kPlanNumbers };
 /// What a look saw besides the output: p * v^2 of rows of planes and of open tokens, p, and p * scale^2 of rows of planes.
 enum Seen { kSquares, kOpenSquares, kMass, kScales, kSeen };
 /// Sums over a split for the certificate: see CertificateSums; and how many rows of V are read.
 enum Certified { kGrown, kGrownReach, kReach, kError, kVariance, kUnreadReach, kLost, kReadRows, kCertified };
-constexpr int64_t kBins = 128, kLoudnessNumbers = 4;
+constexpr int64_t kBins = 128;
 
 /// A cache as the threads of a row see it.
 struct CacheView {

@@ -20,9 +20,8 @@ ArrayAttr describeArguments(Builder &b, const DecodeShape &shape) {
   SmallVector<Attribute> arguments{s.array("query", "input", shape.query, {"rows", h, shape.keyDim}), s.cache("key"), s.cache("value"), s.scalar("scale", "f32"), s.scalar("splits", "i32"),
                          s.array("scores", "scratch", b.getF32Type(), {"rows", h, "capacity"}),
                          s.array("statistics", "scratch", b.getF32Type(), {"rows", "splits", h, kStatistics}),
-                         s.array("variance", "scratch", b.getF32Type(), ofFixed({"rows", h, "blocks"})),
-                         s.array("wanted", "scratch", b.getF32Type(), ofFixed({"rows", h, "blocks"})),
-                         s.array("loudness", "scratch", b.getF32Type(), isFloat ? Extents{"rows", h, "blocks"} : Extents{"rows", h, "blocks", kLoudnessNumbers}),
+                         s.array("blocks", "scratch", b.getF32Type(), isFloat ? Extents{"rows", h, "blocks"} : Extents{"rows", h, "blocks", kBlockNumbers}),
+                         s.array("key_weights", "scratch", b.getF32Type(), ofFixed({"rows", h})),
                          s.array("histogram", "scratch", b.getI32Type(), ofFixed({"rows", h, kBins})),
                          s.array("partial", "scratch", b.getF32Type(), {"rows", "splits", h, dim + kSeen}),
                          s.array("plan", "scratch", b.getF32Type(), isFloat ? Extents{"rows", h} : Extents{"rows", h, kPlanNumbers}),
@@ -48,28 +47,25 @@ DictionaryAttr aligned::emitDecode(ModuleOp program, const DecodeShape &shape) {
     emit(program, name, shape);
     return name;
   };
-  auto launch = [&](StringRef name, bool onePerRow = false) {
-    launches.push_back(s.launch(name, {onePerRow ? Sidecar::Extent(1) : Sidecar::Extent("splits"), "rows"}));
-  };
+  auto launch = [&](StringRef name, Sidecar::Extent perRow = "splits") { launches.push_back(s.launch(name, {perRow, "rows"})); };
   bool isFloat = DecodeKernel::isFloat(shape);
   launch(kernel("scores", isFloat ? emitFloatScores : emitScores));
   if (!shape.exact() && isFloat) {
-    launch(kernel("probe", emitProbe), /*onePerRow=*/true);
+    launch(kernel("probe", emitProbe), 1);
   } else if (!shape.exact()) {
     std::string look = kernel("look", emitLook), plan = kernel("plan", emitPlan), refine = kernel("refine", emitRefine);
     launch(look);
-    launch(plan, /*onePerRow=*/true);
+    launch(plan, shape.heads);
     for (int64_t round = 0; round < kRounds; ++round) {
       launch(refine);
-      launch(look);
-      launch(plan, /*onePerRow=*/true);
+      launch(plan, shape.heads);
     }
   }
   launch(kernel("values", isFloat ? emitFloatValues : emitValues));
-  launch(kernel("merge", emitMerge), /*onePerRow=*/true);
+  launch(kernel("merge", emitMerge), 1);
   if (shape.certified) {
     launch(kernel("certify", emitCertify));
-    launch(kernel("conclude", emitConclude), /*onePerRow=*/true);
+    launch(kernel("conclude", emitConclude), 1);
   }
   return b.getDictionaryAttr({s.field("site", shape.site), s.field("kv_heads", shape.kvHeads), s.field("heads", shape.heads), s.field("key_dim", shape.keyDim),
                               s.field("value_dim", shape.valueDim), s.field("query", Sidecar::nameOf(shape.query)), s.field("certified", int64_t(shape.certified)),

@@ -3,10 +3,10 @@
 // A block of threads works on a stretch of tokens (a *split*) of one row: a kv head of one batch entry with the query rows that share it (P3).
 // What needs all tokens of a row lies between kernels:
 //
-//   scores  s[h, t] of the full blocks' planes and of the open block, under a budget coarse ones, and each split's statistics of them
-//   look    how loud tokens and blocks are; plane 0 of the loudest rows of V: how large the output is, how full its rows are
-//   plan    the coarsest precisions of K and V whose predicted error keeps within the budget; one block of threads for each row
-//   refine  finer scores in the blocks whose error matters; then look and plan again, at most three times (P5), which costs nothing where no plan asks for it
+//   scores  s[h, t] of the full blocks' planes and of the open block, under a budget coarse ones, and statistics of them, of each block and split
+//   look    how many tokens are how loud; plane 0 of the loudest rows of V: how large the output is, how full its rows are
+//   plan    the coarsest precisions of K and V whose predicted error keeps within the budget; one block of threads for each query row
+//   refine  in the blocks whose error matters, what scores gain by more layers of K; then a plan again, at most three times (P5), which costs nothing where none asks for it
 //   values  of each row of V what its probability makes visible; each split's share of the output
 //   merge   the softmax state of the row
 //

@@ -122,7 +122,7 @@ void FloatScoresKernel::summarise() {
   Val firstBlock = begin, endBlock = end, last = select(isLastSplit(), key.tokens, number(0)), quad = lane & (kLanesPerBlock - 1);
   Type four = VectorType::get(kLaneTokens, e.f32());
   forHeadsOfWarp(shape.heads, [&](Val h) {
-    Val own = scoresOf(h), tops = ofHead(rowOf(Argument::Loudness, key.stride * shape.heads), h, key.stride);
+    Val own = scoresOf(h), tops = ofHead(rowOf(Argument::Blocks, key.stride * shape.heads), h, key.stride);
     Vals s{real(-INFINITY), poisonOf([&](Val h, Val channel) { return queryAt(h, channel); }, h)};
     s = e.loop(firstBlock, endBlock, GpuEmitter::kWarp / kLanesPerBlock, s, [&](Val firstOfPair, Vals s) -> Vals {
       Val index = firstOfPair + shrLogical(lane, number(llvm::Log2_64(kLanesPerBlock))), there = index < endBlock, block = blockAt(index);

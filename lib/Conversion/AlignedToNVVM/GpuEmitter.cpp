@@ -142,7 +142,15 @@ void GpuEmitter::atomicMax(Val value, Val pointer, Val offset) {
 
 Val GpuEmitter::roundEvenDouble(Val x) { return intrinsic("llvm.rint", x.type(), {x}); }
 
+std::pair<Val, Val> GpuEmitter::nearest(Val x) {
+  constexpr double kShift = 12582912.0; // 1.5 * 2^23: around it floats are the integers, and their patterns follow one another as those do
+  constexpr int64_t kPattern = 0x4b400000;
+  Val shifted = x + kShift;
+  return {bitcast(shifted, i32()) - kPattern, shifted - kShift};
+}
+
 Val GpuEmitter::exp2(Val x) { return intrinsic("llvm.nvvm.ex2.approx.ftz.f", f32(), {x}); }
+Val GpuEmitter::log2(Val x) { return intrinsic("llvm.nvvm.lg2.approx.ftz.f", f32(), {x}); }
 
 Val GpuEmitter::largest(Val a, Val b) { return intrinsic("llvm.maxnum", f32(), {a, b}); }
 Val GpuEmitter::smallest(Val a, Val b) { return intrinsic("llvm.minnum", f32(), {a, b}); }

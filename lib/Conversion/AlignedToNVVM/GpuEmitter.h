@@ -76,7 +76,10 @@ public:
   void atomicMax(Val value, Val pointer, Val offset);
   Val roundEvenDouble(Val x);                        ///< of f64
 
+  /// The nearest integer of a float up to 2^22 in magnitude, as i32 and as f32.
+  std::pair<Val, Val> nearest(Val x);
   Val exp2(Val x); ///< 2 ulp, flushes denormals
+  Val log2(Val x); ///< an absolute error of 2^-22, flushes denormals
   /// The larger of two floats, the other where one is NaN: one instruction.
   Val largest(Val a, Val b);
   Val smallest(Val a, Val b);

@@ -1,13 +1,11 @@
-// The look: how loud tokens and blocks are, and from the top bits of the loudest rows of V and the open block, what the output will be like (P2).
+// The look: how many tokens are how loud, and from the top bits of the loudest rows of V and the open block, what the output will be like (P2).
 //
-// A warp takes a block of 64 tokens. First its halves take a query row each and a lane four tokens: weights, their squares, the histogram, and which tokens are
-// within a factor of 64 of the loudest. These go into a ring with their weights, and as soon as 32 are there, their top nibbles are weighed as in ValuesKernel.cpp, by
-// one signed byte each: how large the output is need not be known more closely. Their squares are integer dot products; there the dither stays in, which makes
-// a nibble's square larger by 1/12 on average.
+// A warp takes a block of 64 tokens. Its halves take a query row each and a lane four tokens: the histogram, and which tokens are within a factor of 16 of the loudest.
+// These go into a ring, and as soon as 32 are there, a lane weighs each, and their top nibbles are multiplied as in ValuesKernel.cpp, by one signed byte each: how
+// large the output is need not be known more closely. Their squares are integer dot products; there the dither stays in, which makes a nibble's square larger by 1/12
+// on average.
 #include "DecodeKernel.h"
 #include "NibbleRows.h"
-
-#include "mlir/Dialect/Vector/IR/VectorOps.h"
 
 using namespace mlir;
 using namespace aligned;
@@ -16,7 +14,7 @@ namespace {
 
 constexpr int64_t kHeadsAtOnce = kTileColumns;
 constexpr int64_t kRing = 128;     // at most 31 that wait, and 64 more
-constexpr double kLoudOctaves = 6; // rows within a factor of 64 of the loudest are read
+constexpr double kLoudOctaves = 4; // rows within a factor of 16 of the loudest are read
 constexpr double kDigitLimit = 127;
 
 class LookKernel : public DecodeKernel {
@@ -25,13 +23,16 @@ public:
   void emit();
 
 private:
+  /// Of a query row: 1 / sum, and the loudest p * scale in units of the loudest row's scale.
+  enum Factor { kInverse, kReach, kFactors };
   // As many query rows at once as shared memory has room for, beside what does not depend on it.
-  const int64_t room = kSharedBytes - shape.heads * (kBins + kStatistics) * 4 - warps * kRing * (4 + kTileColumns);
-  const int64_t headsAtOnce = std::clamp<int64_t>(room / (warps * (kRing + shape.valueDim + kSeen) * 4), 1, kHeadsAtOnce);
+  const int64_t room = kSharedBytes - shape.heads * (kBins + kStatistics + kFactors) * 4 - warps * (kRing * 8 + kTileDepth * kTileColumns);
+  const int64_t headsAtOnce = std::clamp<int64_t>(room / (warps * (kTileDepth + shape.valueDim + kSeen) * 4), 1, kHeadsAtOnce);
   const int64_t headGroups = llvm::divideCeil(shape.heads, headsAtOnce), groupHeads = llvm::divideCeil(shape.heads, headGroups);
   const NibbleRows rows{shape.valueDim};
 
-  Shared statistics, factors, histogram, ring, weights, digits, meeting; // of warps: rows of V; f32 [head][kRing]; bytes [column][kRing]
+  Shared statistics, factors, histogram, meeting;
+  Shared ring, tokens, weights, digits; // of warps: rows of V, and their tokens; of 32 rows p * scale^2, f32 [head][32], and p * scale, bytes [column][32]
 
   /// What a warp carries from block to block, for each query row of the group but for `sums`, which are [chunk][word][byte][4].
   struct State {
@@ -44,15 +45,13 @@ private:
 
   Val statistic(Val h, Statistic which) { return e.load(statistics, h * kStatistics + which); }
   Val clamped(Val h) { return min(h, number(shape.heads - 1)); }
-  /// Of a query row: 1 / sum, and the loudest p * scale in units of the loudest row's scale.
-  enum Factor { kInverse, kReach, kFactors };
   Val factor(Val h, Factor which) { return e.load(factors, h * kFactors + which); }
   Val top() { return statistic(number(0), kExponent); }
   void prepareFactors();
-  Val lookAtBlock(Val block, Val firstHead);
-  State listBlock(State state, Val block, Val loud, Val firstHead);
+  Val countBlock(Val block, Val firstHead);
+  State listBlock(State state, Val block, Val loud);
+  State weigh(State state, Val firstHead);
   Vals multiply(const State &state);
-  State multiplyWaiting(State state);
   void store(State state, Val firstHead);
   void addOpen(Val firstHead);
 };
@@ -83,84 +82,58 @@ void LookKernel::prepareFactors() {
   });
 }
 
-/// Fills the loudness of the block and counts its tokens; which of the lane's four are loud.
-Val LookKernel::lookAtBlock(Val block, Val firstHead) {
+/// Counts the block's tokens; which of the lane's four are loud.
+Val LookKernel::countBlock(Val block, Val firstHead) {
   constexpr int64_t kLaneTokens = 4;
   Val half = shrLogical(lane, number(4)), quad = lane & 15;
   Val bytes = e.loadGlobal(blockOf(value.exponent, physical(value, block), ALIGNED_BLOCK), e.i32(), quad);
-  Vals exponents;
+  Vals octaves;
   for (int64_t j = 0; j < kLaneTokens; ++j)
-    exponents.push_back(shrLogical(bytes, number(8 * j)) & 255);
-  Vals scales, octaves;
-  for (Val exponent : exponents) {
-    scales.push_back(relativeScale(exponent, top()));
-    octaves.push_back(convert(exponent, e.f32()));
-  }
-  Val loudness = rowOf(Argument::Loudness, key.stride * (shape.heads * kLoudnessNumbers));
+    octaves.push_back(convert(shrLogical(bytes, number(8 * j)) & 255, e.f32()));
   Val loud = e.loop(number(0), number(groupHeads), 2, {number(0)}, [&](Val pair, Vals loud) -> Vals {
     Val head = firstHead + pair + half, there = (pair + half < groupHeads) & (head < shape.heads), h = clamped(head);
-    Val maximum = statistic(h, kMaximum), inverse = factor(h, kInverse), loudest = statistic(h, kLoudest);
-    Val four = e.loadGlobal(scoresOf(h), VectorType::get(kLaneTokens, e.f32()), block * ALIGNED_BLOCK + quad * kLaneTokens, /*constant=*/false);
-    Val bits = number(0);
-    Vals sums(kLoudnessNumbers, real(0)); // of p^2 the largest and the sum, and the same of (p * scale)^2
+    Val loudest = statistic(h, kLoudest), bits = number(0);
+    Val four = e.loadGlobal(scoresOf(h), VectorType::get(kLaneTokens, e.f32()), block * ALIGNED_BLOCK + quad * kLaneTokens);
     for (int64_t j = 0; j < kLaneTokens; ++j) {
-      Val score = aligned::lane(four, j), p = weightOf(score, maximum) * inverse, reach = p * scales[j];
-      sums[0] = e.largest(p * p, sums[0]);
-      sums[1] = fma(p, p, sums[1]);
-      sums[2] = e.largest(reach * reach, sums[2]);
-      sums[3] = fma(reach, reach, sums[3]);
-      Val below = loudest - fma(score, real(kLog2e), octaves[j]);
+      Val below = loudest - fma(aligned::lane(four, j), real(kLog2e), octaves[j]);
       bits = bits | select(below <= kLoudOctaves, number(1 << j), number(0));
       Val bin = convert(e.smallest(e.largest(below * 4.0, real(0)), real(kBins - 1)), e.i32());
       e.when(there, [&] { e.atomicAdd(number(1), histogram, h * kBins + bin); });
     }
-    for (int64_t distance : {8, 4, 2, 1})
-      for (int64_t i = 0; i < kLoudnessNumbers; ++i) {
-        Val other = e.shuffleXor(sums[i], distance);
-        sums[i] = i % 2 ? sums[i] + other : e.largest(sums[i], other);
-      }
-    auto together = vector::FromElementsOp::create(e.b, VectorType::get(4, e.f32()), ValueRange{sums[0].value, sums[1].value, sums[2].value, sums[3].value});
-    e.when((quad == 0) & there, [&] { e.storeGlobal(e.wrap(together), ofHead(loudness, h, key.stride * kLoudnessNumbers), block * kLoudnessNumbers); });
     return {loud[0] | select(there, bits, number(0))};
   })[0];
   return loud | e.shuffleXor(loud, 16);
 }
 
 /// Puts the loud tokens behind what waits in the ring, in the order of bits, which is not that of tokens.
-LookKernel::State LookKernel::listBlock(State state, Val block, Val loud, Val firstHead) {
-  Vals digitScales;
-  for (int64_t i = 0; i < groupHeads; ++i)
-    digitScales.push_back(real(kDigitLimit) / factor(clamped(firstHead + i), kReach));
+LookKernel::State LookKernel::listBlock(State state, Val block, Val loud) {
   constexpr int64_t kLaneTokens = 4;
-  Val where = physical(value, block), quad = lane & 15, before = (number(1) << lane) - 1, count = number(0);
-  auto slotOf = [&](Val index) { return (state.head + state.pending + index) & (kRing - 1); };
+  Val row = physical(value, block) * ALIGNED_BLOCK, token = block * ALIGNED_BLOCK, first = (lane & 15) * kLaneTokens, before = (number(1) << lane) - 1;
   for (int64_t j = 0; j < kLaneTokens; ++j) {
     Val mine = ((loud & (1 << j)) != 0) & (lane < 16), all = e.ballot(mine);
-    e.when(mine, [&] { e.store(where * ALIGNED_BLOCK + quad * kLaneTokens + j, ring, warp * kRing + slotOf(count + e.countBits(all & before))); });
-    count = count + e.countBits(all);
+    Val slot = ((state.head + state.pending + e.countBits(all & before)) & (kRing - 1)) + warp * kRing;
+    e.when(mine, [&] {
+      e.store(row + first + j, ring, slot);
+      e.store(token + first + j, tokens, slot);
+    });
+    state.pending = state.pending + e.countBits(all);
   }
-  e.warpBarrier(); // the list is there
-  Val exponents = blockOf(value.exponent, where, ALIGNED_BLOCK);
-  auto weigh = [&](State state, Val index) {
-    Val there = index < count, slot = slotOf(index);
-    Val within = select(there, e.load(ring, warp * kRing + slot) & (ALIGNED_BLOCK - 1), number(0)), token = block * ALIGNED_BLOCK + within;
-    Val scale = relativeScale(zext(e.loadGlobal(exponents, e.i8(), within), e.i32()), top()), turn = dither(token);
-    for (int64_t i = 0; i < groupHeads; ++i) {
-      Val h = clamped(firstHead + i), p = select(there, weightOf(get(scoresOf(h), token), statistic(h, kMaximum)) * factor(h, kInverse), real(0));
-      Val digit = roundEven(e.smallest(p * scale * digitScales[i], real(kDigitLimit)));
-      state.constants[i] = fma(digit, real(0.5 * 4096 - 0.5 - 32768) - turn, state.constants[i]);
-      state.mass[i] = state.mass[i] + p;
-      state.scales[i] = fma(p, scale * scale, state.scales[i]);
-      e.when(there, [&] {
-        e.store(p * scale * scale, weights, (warp * groupHeads + i) * kRing + slot);
-        e.store(convert(convert(digit, e.i32()), e.i8()), digits, (warp * kTileColumns + i) * kRing + slot);
-      });
-    }
-    return state;
-  };
-  state = weigh(state, lane);
-  state = stateOf(e.choose(count > GpuEmitter::kWarp, [&] { return weigh(state, lane + GpuEmitter::kWarp).all(); }, [&] { return state.all(); }));
-  state.pending = state.pending + count;
+  return state;
+}
+
+/// A lane weighs one of the 32 rows from the oldest on; those behind what waits have no weight.
+LookKernel::State LookKernel::weigh(State state, Val firstHead) {
+  Val there = lane < state.pending, slot = warp * kRing + state.head + lane, token = e.load(tokens, slot);
+  Val scale = relativeScale(zext(e.loadGlobal(value.exponent, e.i8(), wide(e.load(ring, slot))), e.i32()), top()), turn = dither(token);
+  for (int64_t i = 0; i < groupHeads; ++i) {
+    Val h = clamped(firstHead + i), p = select(there, weightOf(get(scoresOf(h), token), statistic(h, kMaximum)) * factor(h, kInverse), real(0)), reach = p * scale;
+    Val digit = roundEven(e.smallest(reach * (real(kDigitLimit) / factor(h, kReach)), real(kDigitLimit)));
+    state.constants[i] = fma(digit, real(0.5 * 4096 - 0.5 - 32768) - turn, state.constants[i]);
+    state.mass[i] = state.mass[i] + p;
+    state.scales[i] = fma(reach, scale, state.scales[i]);
+    e.store(reach * scale, weights, (warp * groupHeads + i) * kTileDepth + lane);
+    e.store(convert(convert(digit, e.i32()), e.i8()), digits, (warp * kTileColumns + i) * kTileDepth + lane);
+  }
   return state;
 }
 
@@ -175,7 +148,7 @@ Vals LookKernel::multiply(const State &state) {
   Shared words{digits.base, e.i32()};
   Vals b;
   for (int64_t quad : {0, 1})
-    b.push_back(e.load(words, shrLogical((warp * kTileColumns + g) * kRing + state.head + t * 4 + quad * 16, number(2))));
+    b.push_back(e.load(words, (warp * kTileColumns + g) * (kTileDepth / 4) + t + quad * 4));
   LayerPlace at = placeOf(shape.valueSplit, 0);
   Vals powers(8, number(0)); // of rows: sum of n^2 - 15 n over the lane's channels
   constexpr int64_t kOnes = 0x01010101;
@@ -205,26 +178,12 @@ Vals LookKernel::multiply(const State &state) {
     reals.push_back(convert(power, e.f32()));
   for (int64_t i = 0; i < groupHeads; ++i)
     for (int64_t quad : {0, 1}) {
-      Val four = e.load(weights, (warp * groupHeads + i) * kRing + state.head + t * 4 + quad * 16, 4);
+      Val four = e.load(weights, (warp * groupHeads + i) * kTileDepth + t * 4 + quad * 16, 4);
       for (int64_t k = 0; k < 4; ++k)
         squares[i] = fma(aligned::lane(four, k), reals[4 * quad + k], squares[i]);
     }
   squares.append(sums);
   return squares;
-}
-
-LookKernel::State LookKernel::multiplyWaiting(State state) {
-  Vals done = e.repeat(state.all(), [&](Vals s) { return s[1] >= kTileDepth; },
-                       [&](Vals s) {
-                         State now = stateOf(s);
-                         Vals added = multiply(now);
-                         now.squares = Vals(ArrayRef<Val>(added).take_front(groupHeads));
-                         now.sums = Vals(llvm::drop_begin(added, groupHeads));
-                         now.head = (now.head + kTileDepth) & (kRing - 1);
-                         now.pending = now.pending - kTileDepth;
-                         return now.all();
-                       });
-  return stateOf(done);
 }
 
 /// Adds up what the block's warps have, query row by query row.
@@ -296,50 +255,50 @@ void LookKernel::addOpen(Val firstHead) {
 }
 
 void LookKernel::emit() {
-  e.when(isPlanOpen() & (seenBlocks > 0), [&] {
+  e.when(seenBlocks > 0, [&] {
     statistics = statisticsOfRow();
     prepareFactors();
     histogram = shared("histogram", e.i32(), shape.heads * kBins);
     ring = shared("ring", e.i32(), warps * kRing);
-    weights = shared("weights", e.f32(), warps * groupHeads * kRing);
-    digits = shared("digits", e.i8(), warps * kTileColumns * kRing);
+    tokens = shared("tokens", e.i32(), warps * kRing);
+    weights = shared("weights", e.f32(), warps * groupHeads * kTileDepth);
+    digits = shared("digits", e.i8(), warps * kTileColumns * kTileDepth);
     meeting = shared("meeting", e.f32(), warps * groupHeads * (shape.valueDim + kSeen));
-    Shared words{digits.base, e.i32()};
     forThreads(shape.heads * kBins, [&](Val i) { e.store(number(0), histogram, i); });
-    forThreads(warps * kRing, [&](Val i) { e.store(number(0), ring, i); });
-    forThreads(warps * kTileColumns * kRing / 4, [&](Val i) { e.store(number(0), words, i); }); // columns of no query row
+    for (Shared words : {ring, tokens}) // what is behind the rows that wait is loaded, too
+      forThreads(warps * kRing, [&](Val i) { e.store(number(0), words, i); });
+    forThreads(warps * kTileColumns * kTileDepth / 4, [&](Val i) { e.store(number(0), Shared{digits.base, e.i32()}, i); }); // columns of no query row
     e.barrier();
     e.loop(number(0), number(shape.heads), groupHeads, [&](Val firstHead) {
       auto [first, end] = stretch();
       Val begin = first + warp, last = end;
       Vals none(groupHeads, real(0));
       State state{number(0), number(0), none, none, none, none, Vals(rows.sums(), number(0))};
-      // The warp's blocks, and one round more for what waits then, with rows of no weight behind it.
+      // The warp's blocks, and one round more for what waits then.
       Val rounds = (max(last - begin, number(0)) + (warps - 1)) / warps;
       state = stateOf(e.loop(number(0), rounds + 1, 1, state.all(), [&](Val round, Vals all) {
-        State state = stateOf(e.choose(
+        State state = stateOf(all);
+        Vals waiting = e.choose(
             round < rounds,
-            [&] {
+            [&]() -> Vals {
               Val block = blockAt(begin + round * warps);
-              return listBlock(stateOf(all), block, lookAtBlock(block, firstHead), firstHead).all();
+              return {listBlock(state, block, countBlock(block, firstHead)).pending, number(kTileDepth)};
             },
-            [&] {
-              State state = stateOf(all);
-              Val slot = (state.head + lane) & (kRing - 1);
-              e.when(lane >= state.pending, [&] {
-                e.store(number(0), ring, warp * kRing + slot);
-                for (int64_t i = 0; i < groupHeads; ++i) {
-                  e.store(real(0), weights, (warp * groupHeads + i) * kRing + slot);
-                  e.store(e.constant(e.i8(), 0), digits, (warp * kTileColumns + i) * kRing + slot);
-                }
-              });
-              state.pending = select(state.pending > 0, number(kTileDepth), number(0));
-              return state.all();
-            }));
+            [&]() -> Vals { return {state.pending, number(1)}; });
+        state.pending = waiting[0];
         e.warpBarrier(); // the ring is written
-        state = multiplyWaiting(state);
-        e.warpBarrier(); // and read
-        return state.all();
+        return e.repeat(state.all(), [&](Vals s) { return s[1] >= waiting[1]; },
+                        [&](Vals s) {
+                          State now = weigh(stateOf(s), firstHead);
+                          e.warpBarrier(); // weights are there
+                          Vals added = multiply(now);
+                          e.warpBarrier(); // and read
+                          now.squares = Vals(ArrayRef<Val>(added).take_front(groupHeads));
+                          now.sums = Vals(llvm::drop_begin(added, groupHeads));
+                          now.head = (now.head + kTileDepth) & (kRing - 1);
+                          now.pending = max(now.pending - kTileDepth, number(0));
+                          return now.all();
+                        });
       }));
       store(state, firstHead);
       e.when(isLastSplit() & (value.open > 0), [&] { addOpen(firstHead); });

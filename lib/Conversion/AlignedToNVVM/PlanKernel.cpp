@@ -1,5 +1,5 @@
-// The plan (P2): the coarsest precisions of K and V whose predicted error keeps within the budget, from what the look saw. One block of threads for each row, a warp for
-// each query row; the lanes share its channels, its blocks and the bins of its histogram.
+// The plan (P2): the coarsest precisions of K and V whose predicted error keeps within the budget, from what the look saw. One block of threads for each query row; the
+// threads share its channels and its blocks, and the lanes of each warp the bins of its histogram.
 //
 // A bin stands for the reach in its middle: an eighth of an octave more or less, as often one as the other.
 #include "DecodeKernel.h"
@@ -11,23 +11,46 @@ using namespace aligned;
 
 namespace {
 
+constexpr int64_t kAtOnce = 7; // precisions that are tried: three times do for all there are
+
 class PlanKernel : public DecodeKernel {
 public:
   using DecodeKernel::DecodeKernel;
   void emit();
 
 private:
-  Shared statistics;
+  const Val h = split; ///< the query row: there are no splits here
+  Shared statistics, meeting;
   struct Size {
     Val size, fill;
   };
-  Size sizeOf(Val h);
-  Val planKeys(Val h, const Size &size, Val round, Val plan);
-  Val planValues(Val h, const Size &size);
+  Val statistic(Statistic which) { return e.load(statistics, h * kStatistics + which); }
+  /// Sums over the block of threads.
+  Vals addAll(Vals sums);
+  Size sizeOf();
+  Val planKeys(const Size &size, Val round, Val plan, Val normal);
+  Val planValues(const Size &size);
 };
 
+Vals PlanKernel::addAll(Vals sums) {
+  int64_t count = sums.size();
+  for (Val &sum : sums)
+    sum = warpAdd(sum);
+  e.when(lane == 0, [&] {
+    for (int64_t i = 0; i < count; ++i)
+      e.store(sums[i], meeting, warp * kAtOnce + i);
+  });
+  e.barrier();
+  Vals all(count, real(0));
+  for (int64_t w = 0; w < warps; ++w)
+    for (int64_t i = 0; i < count; ++i)
+      all[i] = all[i] + e.load(meeting, number(w * kAtOnce + i));
+  e.barrier(); // before others meet here
+  return all;
+}
+
 /// The rms of the output and the fill of V's rows, in units of the loudest row's scale.
-PlanKernel::Size PlanKernel::sizeOf(Val h) {
+PlanKernel::Size PlanKernel::sizeOf() {
   int64_t dim = shape.valueDim, width = dim + kSeen;
   Val partial = rowOf(Argument::Partial, splits * (shape.heads * width));
   auto sum = [&](Val channel) {
@@ -35,57 +58,63 @@ PlanKernel::Size PlanKernel::sizeOf(Val h) {
   };
   Val mine = e.choose(lane < kSeen, [&]() -> Vals { return {sum(lane + dim)}; }, [&]() -> Vals { return {real(0)}; })[0];
   auto seen = [&](Seen which) { return e.shuffleFrom(mine, number(which)); };
-  Val top = convert(e.load(statistics, h * kStatistics + kExponent), e.i32()), toRelative = real(1) / (unitScale(top) * 32768.0);
+  Val top = statistic(kExponent), toRelative = real(1) / (unitScale(convert(top, e.i32())) * 32768.0);
   Val unseen = max(real(1) - seen(kMass), real(0));
-  Val square = e.loop(lane, number(dim), GpuEmitter::kWarp, {real(0)}, [&](Val c, Vals square) -> Vals {
-    Val output = fma(unseen, meanOf(c, e.load(statistics, h * kStatistics + kExponent)) * toRelative, sum(c));
+  Val square = e.loop(thread, number(dim), threads, {real(0)}, [&](Val c, Vals square) -> Vals {
+    Val output = fma(unseen, meanOf(c, top) * toRelative, sum(c));
     return {fma(output, output, square[0])};
   })[0];
-  Val size = sqrt(warpAdd(square) * (1.0 / dim));
+  Val size = sqrt(addAll({square})[0] * (1.0 / dim));
   Val least = sqrt((seen(kSquares) + seen(kOpenSquares)) * (1.0 / dim) / seen(kMass) / convert(visibleTokens(h % shape.queries, key.tokens, key.tokens, shape), e.f32()));
   return {max(size, least) + kTiny, e.largest(seen(kSquares) * (1.0 / dim) / seen(kScales), real(kLeastFill))};
 }
 
 /// The precision of addends of K where that is to be finer, else infinity.
-Val PlanKernel::planKeys(Val h, const Size &size, Val round, Val plan) {
-  Val loudness = ofHead(rowOf(Argument::Loudness, key.stride * (shape.heads * kLoudnessNumbers)), h, key.stride * kLoudnessNumbers);
-  Val variance = ofHead(rowOf(Argument::Variance, key.stride * shape.heads), h, key.stride);
-  Val power = size.size * size.size;
-  auto overBlocks = [&](function_ref<Val(Val energy, Val loudest, Val variance)> of) {
-    Val sum = e.loop(lane, seenBlocks, GpuEmitter::kWarp, {real(0)}, [&](Val index, Vals sum) -> Vals {
-      Val block = blockAt(index);
-      Val four = e.loadGlobal(loudness, VectorType::get(4, e.f32()), block * kLoudnessNumbers, /*constant=*/false);
-      auto number = [&](int64_t i) { return aligned::lane(four, i); };
-      return {sum[0] + of(fma(number(1), power, number(3) * size.fill), fma(number(0), power, number(2) * size.fill), get(variance, block))};
-    })[0];
-    return warpAdd(sum);
+Val PlanKernel::planKeys(const Size &size, Val round, Val plan, Val normal) {
+  Val numbers = ofHead(rowOf(Argument::Blocks, key.stride * (shape.heads * kBlockNumbers)), h, key.stride * kBlockNumbers);
+  Val power = size.size * size.size, top = statistic(kExponent);
+  auto overBlocks = [&](int64_t count, function_ref<Vals(Val energy, Val loudest, Val variance)> of) {
+    return addAll(e.loop(thread, seenBlocks, threads, Vals(count, real(0)), [&](Val index, Vals sums) {
+      Val at = blockAt(index) * kBlockNumbers;
+      auto number = [&](BlockNumber which) { return get(numbers, at + which); };
+      // Of what an error of a score moves the output by, as squares: the loudest token's p and p * scale, and those of all tokens beside them.
+      Val p = e.exp2((number(kBlockMaximum) * kLog2e - normal) * 2) * power, reach = e.exp2((number(kBlockLoudest) - top - normal) * 2) * size.fill;
+      Vals added = of(fma(p, number(kBlockSquares), reach * number(kBlockReaches)), p + reach, number(kBlockVariance));
+      for (auto [sum, more] : llvm::zip(sums, added))
+        sum = sum + more;
+      return sums;
+    }));
   };
   Val aim = size.size * policies.tolerance(CacheRole::Key), budget = aim * aim * kKeyShare;
-  Val varied = overBlocks([&](Val energy, Val, Val variance) { return energy * variance; });
+  Val varied = overBlocks(1, [&](Val energy, Val, Val variance) -> Vals { return {energy * variance}; })[0];
   Val over = (varied > budget * select(round == 0, real(1), real(kSlack))) & (round < real(kRounds));
-  e.when(lane == 0, [&] { e.storeGlobal(varied, plan, h * kPlanNumbers + kVaried); });
+  e.when(thread == 0, [&] { e.storeGlobal(varied, plan, number(kVaried)); });
   return e.choose(
       over,
       [&]() -> Vals {
-        return {coarsest(budget, [&](Val precision) {
-          Val square = precision * precision * (kStepVariance * shape.keyDim), threshold = precision * precision * (1 / kCoarse / kCoarse);
-          return overBlocks([&](Val energy, Val loudest, Val variance) {
-            Val kept = energy * variance;
-            return select(loudest > threshold, e.smallest(kept, energy / loudest * square), kept);
+        return {coarsest(budget, kAtOnce, [&](Vals precisions) {
+          return overBlocks(kAtOnce, [&](Val energy, Val loudest, Val variance) {
+            Val kept = energy * variance, spread = energy / loudest * (kStepVariance * shape.keyDim);
+            Vals left;
+            for (Val precision : precisions) {
+              Val square = precision * precision;
+              left.push_back(select(loudest > square * (1 / kCoarse / kCoarse), e.smallest(kept, spread * square), kept));
+            }
+            return left;
           });
         })};
       },
       [&]() -> Vals { return {real(INFINITY)}; })[0];
 }
 
-Val PlanKernel::planValues(Val h, const Size &size) {
+Val PlanKernel::planValues(const Size &size) {
   constexpr int64_t kLaneBins = kBins / GpuEmitter::kWarp;
   Val histogram = ofHead(rowOf(Argument::Histogram, shape.heads * kBins, e.i32()), h, number(kBins), e.i32());
   Val top = loudestReach(statistics, h);
   Vals counts, reaches;
   for (int64_t i = 0; i < kLaneBins; ++i) {
     Val bin = lane + i * GpuEmitter::kWarp;
-    counts.push_back(convert(e.loadGlobal(histogram, e.i32(), bin, /*constant=*/false), e.f32()));
+    counts.push_back(convert(e.loadGlobal(histogram, e.i32(), bin), e.f32()));
     reaches.push_back(top * e.exp2((convert(bin, e.f32()) + 0.5) * -0.25));
   }
   Val aim = size.size * policies.tolerance(CacheRole::Value);
@@ -103,19 +132,20 @@ Val PlanKernel::planValues(Val h, const Size &size) {
 }
 
 void PlanKernel::emit() {
-  Val plan = rowOf(Argument::Plan, shape.heads * kPlanNumbers);
-  auto at = [&](Val h, PlanOf which) { return h * kPlanNumbers + which; };
-  e.when(isPlanOpen() & (seenBlocks > 0), [&] {
+  Val plan = ofHead(rowOf(Argument::Plan, shape.heads * kPlanNumbers), h, number(kPlanNumbers));
+  e.when((get(plan, number(kPrecisionK)) < INFINITY) & (seenBlocks > 0), [&] {
+    meeting = shared("meeting", e.f32(), warps * kAtOnce);
+    Val round = get(plan, number(kRound));
     statistics = statisticsOfRow(); // whose barrier also says that all have looked at the plan before it changes
-    forHeadsOfWarp(shape.heads, [&](Val h) {
-      Size size = sizeOf(h);
-      Val round = get(plan, at(h, kRound));
-      e.warpBarrier(); // all lanes know the round
-      Val precisionK = planKeys(h, size, round, plan), precisionV = planValues(h, size);
+    Val normal = fma(max(statistic(kMaximum), real(kLowest)), real(kLog2e), e.log2(statistic(kSum)));
+    Size size = sizeOf();
+    Val precisionK = planKeys(size, round, plan, normal);
+    e.when(warp == 0, [&] {
+      Val precisionV = planValues(size);
       e.when(lane == 0, [&] {
-        for (auto [which, what] : {std::pair(kPrecisionK, precisionK), std::pair(kPrecisionV, precisionV), std::pair(kPower, size.size * size.size),
-                                   std::pair(kFill, size.fill), std::pair(kRound, round + 1)})
-          e.storeGlobal(what, plan, at(h, which));
+        for (auto [which, what] : {std::pair(kPrecisionK, precisionK), std::pair(kPrecisionV, precisionV), std::pair(kPower, size.size * size.size), std::pair(kFill, size.fill),
+                                   std::pair(kRound, round + 1), std::pair(kNormal, normal), std::pair(kTop, statistic(kExponent))})
+          e.storeGlobal(what, plan, number(which));
       });
     });
   });

@@ -50,7 +50,7 @@ ProbeKernel::Best ProbeKernel::insert(const Best &best, const Best &mine, Val th
 
 ProbeKernel::Best ProbeKernel::findBlocks(Val h) {
   constexpr int64_t kAtOnce = 4;
-  Val tops = ofHead(rowOf(Argument::Loudness, key.stride * shape.heads), h, key.stride);
+  Val tops = ofHead(rowOf(Argument::Blocks, key.stride * shape.heads), h, key.stride);
   Best none = nothing();
   Vals found = e.loop(number(0), seenBlocks, kAtOnce * GpuEmitter::kWarp, {none.score, none.number}, [&](Val first, Vals s) -> Vals {
     Best best{s[0], s[1]};

@@ -1,8 +1,9 @@
 // The values: of each row of V what its probability makes visible, weighed and added; for most rows nothing.
 //
-// A warp takes a block of 64 tokens, two for each lane, decides how many layers of each are read, and puts those that are read into a ring of its own, with their
-// weights' digits. As soon as 32 are there, they are a product's depth: a lane's words of eight rows, of which it holds eight channels, are transposed to words of
-// four tokens, one channel each. All weights have one step, so products of any rows, layers and blocks add up as integers:
+// A warp takes a block of 64 tokens, two for each lane, decides how many layers of each are read, and puts those that are read into one of two rings of its own, with
+// their weights' digits: rows of at most two layers, whose lower bytes are nothing, and deeper ones. As soon as 32 are in one of them, they are a product's depth: a
+// lane's words of eight rows, of which it holds eight channels, are transposed to words of four tokens, one channel each. All weights have one step, so products of any
+// rows, layers and blocks add up as integers:
 //
 //   out = unit / step * (sum of W * top bits + sum of W * (offset(layers) - dither(token)))      W = round(p * scale / step)
 //
@@ -27,13 +28,14 @@ public:
 
 private:
   const int64_t ownHeads = tilesPerWarp * kTileHeads, streams = warps / warpsPerBlock;
+  const int64_t rings = residentLayers(shape.valueSplit) > 2 ? 2 : 1;
   const NibbleRows rows{shape.valueDim};
   const int64_t sumsPerTile = rows.sums();
 
-  Shared statistics, ring, ringDigits; // tokens: row * 8 + layers; bytes [own head][digit][kRing]
-  Vals weightScale; // 1 / step, of each own head
+  Shared statistics, ring, ringDigits; // of warps: row * 8 + layers [ring][kRing]; digits of a weight [own head][ring][kRing]
   Shared factors;   // of each query row: see Factor
-  enum Factor { kToPrecision, kToWeight, kScale, kFactors }; ///< weight * scale in units of the precision of V, and of a step; and 1 / step of p * scale
+  enum Factor { kToPrecision, kToStep, kScale, kFactors }; ///< weight * scale in units of the precision of V, and of a step; and 1 / step of p * scale
+  Vals maxima, toPrecision, toStep, weightScale; // of each own head: of its scores, and its factors
 
   Val statistic(Val h, Statistic which) { return e.load(statistics, h * kStatistics + which); }
   Val ownHead(int64_t i) { return firstHead(0) + i; }
@@ -41,7 +43,7 @@ private:
 
   /// What a warp carries from block to block.
   struct State {
-    Val head, pending;  ///< of the ring: the oldest, and how many there are
+    Vals head, pending; ///< of each ring: the oldest, and how many there are
     Vals constants;     ///< i64, of each own head: twice sum of W * (offset - dither)
     Vals unread;        ///< of each own head: weight of rows that are not read
     Vals sums;          ///< [tile of heads][chunk][word][byte][4]
@@ -53,21 +55,22 @@ private:
   State listBlock(State state, Val block);
   State pad(State state);
   State multiplyWaiting(State state);
-  Vals multiply(Vals sums, Val head);
+  Vals multiply(Vals sums, Val ringOffset, Val head, Val isDeep);
   void finishSums(State state);
 };
 
 Vals ValuesKernel::State::all() const {
-  Vals all{head, pending};
-  for (const Vals *part : {&constants, &unread, &sums})
+  Vals all;
+  for (const Vals *part : {&head, &pending, &constants, &unread, &sums})
     all.append(*part);
   return all;
 }
 
 ValuesKernel::State ValuesKernel::stateOf(Vals all) {
-  State state{all[0], all[1], {}, {}, {}};
-  auto from = all.begin() + 2;
-  for (auto [part, count] : {std::pair(&state.constants, ownHeads), std::pair(&state.unread, ownHeads), std::pair(&state.sums, tilesPerWarp * sumsPerTile)}) {
+  State state;
+  auto from = all.begin();
+  for (auto [part, count] : {std::pair(&state.head, rings), std::pair(&state.pending, rings), std::pair(&state.constants, ownHeads), std::pair(&state.unread, ownHeads),
+                             std::pair(&state.sums, tilesPerWarp * sumsPerTile)}) {
     part->append(from, from + count);
     from += count;
   }
@@ -76,13 +79,9 @@ ValuesKernel::State ValuesKernel::stateOf(Vals all) {
 
 void ValuesKernel::prepare() {
   statistics = statisticsOfRow();
-  ring = shared("ring", e.i32(), warps * kRing);
-  ringDigits = shared("digits", e.i8(), warps * ownHeads * kPlaces * kRing);
+  ring = shared("ring", e.i32(), warps * rings * kRing);
+  ringDigits = shared("digits", e.i32(), warps * ownHeads * rings * kRing);
   factors = shared("factors", e.f32(), paddedHeads * kFactors);
-  // The last digit of all weights is none, and so are all of rows that pad the ring.
-  Shared asWords{ringDigits.base, e.i32()};
-  forThreads(warps * ownHeads * kPlaces * kRing / 4, [&](Val i) { e.store(number(0), asWords, i); });
-  forThreads(warps * kRing, [&](Val i) { e.store(number(0), ring, i); });
   forThreads(paddedHeads, [&](Val padded) {
     Val h = clamped(padded);
     Val limit = real(kWeightLimit) / loudestReach(statistics, h), inverse = real(0), scale = limit;
@@ -93,12 +92,15 @@ void ValuesKernel::prepare() {
         scale = select(policies.wantsMoreValues(), limit, scale);
     }
     Val whole = real(1) / statistic(h, kSum);
-    for (auto [which, what] : {std::pair(kToPrecision, inverse * whole), std::pair(kToWeight, scale * whole), std::pair(kScale, scale)})
+    for (auto [which, what] : {std::pair(kToPrecision, inverse * whole), std::pair(kToStep, scale * whole), std::pair(kScale, scale)})
       e.store(what, factors, padded * kFactors + which);
   });
   e.barrier();
-  for (int64_t i = 0; i < ownHeads; ++i)
-    weightScale.push_back(e.load(factors, ownHead(i) * kFactors + kScale));
+  for (int64_t i = 0; i < ownHeads; ++i) {
+    maxima.push_back(statistic(clamped(ownHead(i)), kMaximum));
+    for (auto [which, what] : {std::pair(kToPrecision, &toPrecision), std::pair(kToStep, &toStep), std::pair(kScale, &weightScale)})
+      what->push_back(e.load(factors, ownHead(i) * kFactors + which));
+  }
 }
 
 ValuesKernel::State ValuesKernel::listBlock(State state, Val block) {
@@ -107,21 +109,21 @@ ValuesKernel::State ValuesKernel::listBlock(State state, Val block) {
   for (int64_t half : {0, 1}) {
     Val within = lane + half * GpuEmitter::kWarp, token = block * ALIGNED_BLOCK + within;
     Val scale = relativeScale(zext(e.loadGlobal(exponents, e.i8(), within), e.i32()), top);
-    auto weightOfHead = [&](Val h) { return weightOf(get(scoresOf(h), token), statistic(h, kMaximum)); };
     Vals weights;
     for (int64_t i = 0; i < ownHeads; ++i)
-      weights.push_back(weightOfHead(clamped(ownHead(i))));
+      weights.push_back(weightOf(get(scoresOf(clamped(ownHead(i))), token), maxima[i]));
     Val layers = value.layers;
     if (!shape.exact()) {
       Val steps = real(0);
-      auto stepsOf = [&](Val h, Val weight) { return weight * scale * e.load(factors, h * kFactors + kToPrecision); };
       if (warpsPerBlock == 1) {
         for (int64_t i = 0; i < ownHeads; ++i)
-          steps = e.largest(stepsOf(clamped(ownHead(i)), weights[i]), steps);
+          steps = e.largest(weights[i] * toPrecision[i], steps);
       } else {
-        steps = e.loop(number(0), number(shape.heads), 1, {steps}, [&](Val h, Vals steps) -> Vals { return {e.largest(stepsOf(h, weightOfHead(h)), steps[0])}; })[0];
+        steps = e.loop(number(0), number(shape.heads), 1, {steps}, [&](Val h, Vals steps) -> Vals {
+          return {e.largest(weightOf(get(scoresOf(h), token), statistic(h, kMaximum)) * e.load(factors, h * kFactors + kToPrecision), steps[0])};
+        })[0];
       }
-      layers = wholePlanes(layersFor(steps, 1), value.layers, shape.valueSplit);
+      layers = wholePlanes(layersFor(steps * scale, 1), value.layers, shape.valueSplit);
       if (policies.isLimited(CacheRole::Value))
         layers = policies.limit(layers, CacheRole::Value, value.layers, key.tokens, token, token);
     }
@@ -131,48 +133,51 @@ ValuesKernel::State ValuesKernel::listBlock(State state, Val block) {
       e.storeGlobal(convert(layers, e.i8()), rowOf(Argument::ValueLayers, key.stride * ALIGNED_BLOCK, e.i8()), token);
     });
 
-    Val read = layers > 0, all = e.ballot(read), slot = (state.head + state.pending + e.countBits(all & before)) & (kRing - 1);
-    Val turn = ((token * 2531) & 4095) - 2048, offset = (number(1) << (layers * -4 + 16)) - 65537 - turn * 2;
-    e.when(read, [&] { e.store(((where * ALIGNED_BLOCK + within) << kLayerBits) | layers, ring, warp * kRing + slot); });
+    Val read = layers > 0, isDeep = layers > 2, slot = number(0);
+    for (int64_t r = 0; r < rings; ++r) {
+      Val all = e.ballot(rings == 1 ? read : r == 0 ? read ^ isDeep : isDeep);
+      Val own = ((state.head[r] + state.pending[r] + e.countBits(all & before)) & (kRing - 1)) + r * kRing;
+      slot = r == 0 ? own : select(isDeep, own, slot);
+      state.pending[r] = state.pending[r] + e.countBits(all);
+    }
+    Val turn = ((token * 2531) & 4095) - 2048, offset = (number(1) << (layers * -4 + 16)) - 65537 - turn * 2, uneven = convert(turn, e.f32()) * (1.0 / 4096);
+    Vals wholes;
     for (int64_t i = 0; i < ownHeads; ++i) {
-      Val reach = weights[i] * scale * e.load(factors, ownHead(i) * kFactors + kToWeight);
+      Val reach = weights[i] * (scale * toStep[i]);
       if (!shape.exact()) // so that equal weights are not all rounded alike
-        reach = fma(convert(turn, e.f32()), real(1.0 / 4096), reach);
-      Val whole = select(read & (ownHead(i) < shape.heads), toWeight(reach), number(0));
-      state.constants[i] = state.constants[i] + wide(whole) * wide(offset);
+        reach = reach + uneven;
+      wholes.push_back(select(read & (ownHead(i) < shape.heads), e.nearest(e.smallest(reach, real(kWeightLimit))).first, number(0)));
+      state.constants[i] = state.constants[i] + wide(wholes[i]) * wide(offset);
       if (!shape.exact())
         state.unread[i] = state.unread[i] + select(read, real(0), weights[i]);
-      Val digits = digitsOf(whole);
-      e.when(read, [&] {
-        for (int64_t d = 0; d < kDigits; ++d)
-          e.store(convert(shrLogical(digits, number(8 * d)), e.i8()), ringDigits, ((warp * ownHeads + i) * kPlaces + d) * kRing + slot);
-      });
     }
-    state.pending = state.pending + e.countBits(all);
+    e.when(read, [&] {
+      e.store(((where * ALIGNED_BLOCK + within) << kLayerBits) | layers, ring, warp * (rings * kRing) + slot);
+      for (int64_t i = 0; i < ownHeads; ++i)
+        e.store(digitsOf(wholes[i]), ringDigits, (warp * ownHeads + i) * (rings * kRing) + slot);
+    });
   }
   return state;
 }
 
-/// Adds the 32 rows from `head` on.
-Vals ValuesKernel::multiply(Vals sums, Val head) {
-  Val none = number(0);
+/// Adds the 32 rows from `head` on of the ring at `ringOffset`.
+Vals ValuesKernel::multiply(Vals sums, Val ringOffset, Val head, Val isDeep) {
+  Val none = number(0), oldest = ringOffset + head + t * 4;
   Vals entries, layers; // rows of the tokens 4 t .. 4 t + 3 and 16 + 4 t ..
   for (int64_t quad : {0, 1}) {
-    Val four = e.load(ring, warp * kRing + head + t * 4 + quad * 16, 4);
+    Val four = e.load(ring, warp * (rings * kRing) + oldest + quad * 16, 4);
     for (int64_t k = 0; k < 4; ++k) {
       Val entry = aligned::lane(four, k);
       entries.push_back(shrLogical(entry, number(kLayerBits)));
       layers.push_back(entry & ((1 << kLayerBits) - 1));
     }
   }
-  Val most = none;
-  for (Val count : layers)
-    most = max(most, count);
-  most = e.warpMax(most, {1, 2});
+  // One digit of four weights: that of the column's place, or for upper bytes the one below.
   auto digits = [&](int64_t i, bool upper, int64_t quad) {
-    Shared words{ringDigits.base, e.i32()};
-    Val digit = upper ? (place + 3) & 3 : place, h = shrLogical(g, number(2)) + i * kTileHeads;
-    return e.load(words, shrLogical(((warp * ownHeads + h) * kPlaces + digit) * kRing + head + t * 4 + quad * 16, number(2)));
+    Val h = shrLogical(g, number(2)) + i * kTileHeads, digit = upper ? (place + 3) & 3 : place, both = digit | ((digit + 4) << 4);
+    Val four = e.load(ringDigits, (warp * ownHeads + h) * (rings * kRing) + oldest + quad * 16, 4);
+    auto pair = [&](int64_t k) { return e.permuteBytes(aligned::lane(four, k), aligned::lane(four, k + 1), both); };
+    return e.permuteBytes(pair(0), pair(2), number(0x5410));
   };
   auto load = [&](int64_t layer, int64_t k, int64_t chunk) -> Vals {
     if (layer >= residentLayers(shape.valueSplit))
@@ -211,36 +216,50 @@ Vals ValuesKernel::multiply(Vals sums, Val head) {
     return sums;
   };
   sums = add(sums, 0);
-  if (residentLayers(shape.valueSplit) > 2)
-    sums = e.choose(most > 2, [&] { return add(sums, 2); }, [&] { return sums; });
-  return sums;
+  return rings == 1 ? sums : e.choose(isDeep, [&] { return add(sums, 2); }, [&] { return sums; });
 }
 
-/// Fills up what waits to a product's depth.
+/// Fills up what waits to a product's depth, with rows of no weight.
 ValuesKernel::State ValuesKernel::pad(State state) {
-  Val slot = (state.head + lane) & (kRing - 1);
-  e.when(lane >= state.pending, [&] {
-    e.store(number(0), ring, warp * kRing + slot);
-    for (int64_t i = 0; i < ownHeads; ++i)
-      for (int64_t d = 0; d < kDigits; ++d)
-        e.store(e.constant(e.i8(), 0), ringDigits, ((warp * ownHeads + i) * kPlaces + d) * kRing + slot);
-  });
-  state.pending = select(state.pending > 0, number(kTileDepth), number(0));
+  for (int64_t r = 0; r < rings; ++r) {
+    Val slot = ((state.head[r] + lane) & (kRing - 1)) + r * kRing;
+    e.when(lane >= state.pending[r], [&] {
+      e.store(number(0), ring, warp * (rings * kRing) + slot);
+      for (int64_t i = 0; i < ownHeads; ++i)
+        e.store(number(0), ringDigits, (warp * ownHeads + i) * (rings * kRing) + slot);
+    });
+    state.pending[r] = select(state.pending[r] > 0, number(kTileDepth), number(0));
+  }
   return state;
 }
 
 ValuesKernel::State ValuesKernel::multiplyWaiting(State state) {
-  Vals carried{state.head, state.pending};
+  Vals carried = state.head;
+  carried.append(state.pending);
   carried.append(state.sums);
-  carried = e.repeat(carried, [&](Vals s) { return s[1] >= kTileDepth; },
+  auto pending = [&](const Vals &s, int64_t r) { return s[rings + r]; };
+  carried = e.repeat(carried,
                      [&](Vals s) {
-                       Vals next{(s[0] + kTileDepth) & (kRing - 1), s[1] - kTileDepth};
-                       next.append(multiply(Vals(llvm::drop_begin(s, 2)), s[0]));
+                       Val most = pending(s, 0);
+                       for (int64_t r = 1; r < rings; ++r)
+                         most = max(most, pending(s, r));
+                       return most >= kTileDepth;
+                     },
+                     [&](Vals s) {
+                       Val isDeep = pending(s, 0) < kTileDepth, head = s[0]; // one ring is always enough
+                       if (rings > 1)
+                         head = select(isDeep, s[1], head);
+                       Vals added = multiply(Vals(llvm::drop_begin(s, 2 * rings)), select(isDeep, number(kRing), number(0)), head, isDeep), next;
+                       for (int64_t r = 0; r < rings; ++r)
+                         next.push_back(select(isDeep == (r == 1), (s[r] + kTileDepth) & (kRing - 1), s[r]));
+                       for (int64_t r = 0; r < rings; ++r)
+                         next.push_back(select(isDeep == (r == 1), pending(s, r) - kTileDepth, pending(s, r)));
+                       next.append(added);
                        return next;
                      });
-  state.head = carried[0];
-  state.pending = carried[1];
-  state.sums = Vals(llvm::drop_begin(carried, 2));
+  state.head = Vals(ArrayRef<Val>(carried).take_front(rings));
+  state.pending = Vals(ArrayRef<Val>(carried).slice(rings, rings));
+  state.sums = Vals(llvm::drop_begin(carried, 2 * rings));
   return state;
 }
 
@@ -297,7 +316,7 @@ void ValuesKernel::finishSums(State state) {
 
 void ValuesKernel::emit() {
   prepare();
-  State state{number(0), number(0), Vals(ownHeads, e.constant(e.i64(), 0)), Vals(ownHeads, real(0)), Vals(tilesPerWarp * sumsPerTile, number(0))};
+  State state{Vals(rings, number(0)), Vals(rings, number(0)), Vals(ownHeads, e.constant(e.i64(), 0)), Vals(ownHeads, real(0)), Vals(tilesPerWarp * sumsPerTile, number(0))};
   auto [first, end] = stretch();
   Val begin = first + shrLogical(warp, number(llvm::Log2_64(warpsPerBlock))), last = end;
   // The warp's blocks, and one round more for what waits then, with rows of no weight behind it.

@@ -8,12 +8,15 @@ using namespace aligned;
 
 Val aligned::wholePlanes(Val layers, Val resident, SplitAttr split) {
   Emitter &e = *layers.e;
+  auto limited = [&](Val layers) { return min(layers, layers.lanes() ? e.splat(resident, layers.lanes()) : resident); };
+  if (llvm::all_of(split.getWidths(), [](int64_t width) { return width == 4; })) // each layer is a plane
+    return limited(layers);
   Val rounded = e.constant(layers.type(), 0);
   for (int64_t plane = 0; plane < split.getResident(); ++plane) {
     Val needed = layers > split.getFirstLayer(plane);
     rounded = select(needed, e.constant(layers.type(), split.getFirstLayer(plane + 1)), rounded);
   }
-  return min(rounded, layers.lanes() ? e.splat(resident, layers.lanes()) : resident);
+  return limited(rounded);
 }
 
 static LimitsAttr limitsOf(PolicyAttr policy, CacheRole side) {

@@ -23,12 +23,12 @@ Val aligned::offsetOf(Val layers) { return remainderOf(layers) * 32768.0 - 32768
 
 Val aligned::dither(Val tokens, int64_t channel) { return convert(((tokens * 2531 + channel % 4 * 1092) & 4095) - 2048, tokens.e->f32()); }
 
+/// From the exponent of the float just below, so that a power of 16 asks for no more than it needs.
 Val aligned::layersFor(Val steps, double unread) {
   Emitter &e = *steps.e;
-  Val layers = zext(steps > unread, e.i32());
-  for (int64_t layer = 1; layer < kLayers; ++layer)
-    layers = layers + zext(steps > std::pow(16.0, layer), e.i32());
-  return layers;
+  Val octave = (bitcast(steps, e.i32()) - 1) >> 23; // 127 above 1
+  Val layers = min(max((octave - (127 - 4)) >> 2, 0), kLayers);
+  return unread == 1 ? layers : max(layers, zext(steps > unread, e.i32()));
 }
 
 /// It is the float whose exponent loses all but its last two bits, powers of 16 excluded.
@@ -39,6 +39,10 @@ Val aligned::offAfterReading(Val steps) {
 }
 
 Val aligned::coarsest(Val budget, llvm::function_ref<Val(Val)> variance) {
+  return coarsest(budget, 1, [&](Vals precisions) -> Vals { return {variance(precisions[0])}; });
+}
+
+Val aligned::coarsest(Val budget, int64_t atOnce, llvm::function_ref<Vals(Vals)> variances) {
   Emitter &e = *budget.e;
   auto precisionOf = [&](Val step) {
     Val within = step & 3, power = bitcast((e.constant(e.i32(), 127 + kStartExponent) - (step >> 2)) << 23, e.f32());
@@ -47,9 +51,19 @@ Val aligned::coarsest(Val budget, llvm::function_ref<Val(Val)> variance) {
   };
   Vals range = e.repeat({e.constant(e.i32(), 0), e.constant(e.i32(), kQuarterOctaves)}, [](Vals s) { return s[0] < s[1]; },
                         [&](Vals s) -> Vals {
-                          Val middle = (s[0] + s[1]) >> 1;
-                          Val enough = variance(precisionOf(middle)) <= budget;
-                          return {select(enough, s[0], middle + 1), select(enough, middle, s[1])};
+                          Val low = s[0], high = s[1];
+                          Vals steps, precisions;
+                          for (int64_t i = 1; i <= atOnce; ++i) {
+                            steps.push_back(s[0] + (s[1] - s[0]) * i / (atOnce + 1));
+                            precisions.push_back(precisionOf(steps.back()));
+                          }
+                          Vals found = variances(precisions);
+                          for (int64_t i = 0; i < atOnce; ++i) {
+                            Val enough = found[i] <= budget;
+                            low = select(enough, low, max(low, steps[i] + 1));
+                            high = select(enough, min(high, steps[i]), high);
+                          }
+                          return {low, high};
                         });
   return precisionOf(range[0]);
 }

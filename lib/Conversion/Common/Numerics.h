@@ -43,6 +43,8 @@ Val offAfterReading(Val steps);
 
 /// The coarsest of the quarter octaves from 2^kStartExponent down whose predicted variance keeps within the budget. The variance falls with the precision.
 Val coarsest(Val budget, llvm::function_ref<Val(Val precision)> variance);
+/// The same, asking for the variances of several precisions at once and less often.
+Val coarsest(Val budget, int64_t atOnce, llvm::function_ref<Vals(Vals precisions)> variances);
 
 /// P1: floor(log2 |x|) of an f32, at least -14, and -15 for zero: the exponent of a half.
 Val halfExponent(Val x);

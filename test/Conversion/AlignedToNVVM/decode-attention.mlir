@@ -10,7 +10,7 @@
 // CHECK: module attributes {aligned.program = {append = [
 // CHECK-SAME: launch = [{grid = ["touched", "rows"], kernel = "append0_split"}, {grid = [1, 1], kernel = "append0_advance"}]
 // CHECK-SAME: decode = [{arguments = [{kind = "input", name = "query", shape = ["rows", 3, 64], type = "f16"}, {kind = "cache", name = "key"}
-// CHECK-SAME: launch = [{grid = ["splits", "rows"], kernel = "decode0_scores"}, {grid = ["splits", "rows"], kernel = "decode0_look"}, {grid = [1, "rows"], kernel = "decode0_plan"}
+// CHECK-SAME: launch = [{grid = ["splits", "rows"], kernel = "decode0_scores"}, {grid = ["splits", "rows"], kernel = "decode0_look"}, {grid = [3, "rows"], kernel = "decode0_plan"}, {grid = ["splits", "rows"], kernel = "decode0_refine"}, {grid = [3, "rows"], kernel = "decode0_plan"}
 // CHECK-SAME: gpu.container_module
 // CHECK-NOT: func.func
 // CHECK: gpu.module @decode0_scores

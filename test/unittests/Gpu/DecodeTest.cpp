@@ -173,7 +173,8 @@ TEST_P(DecodeOnGpu, IsAttentionWithinItsBounds) {
         EXPECT_LE(std::sqrt(off / size), c.tolerance);
         if (finite) {
           EXPECT_LE(got.bound[row * perRow + h], 3 * same.bound[row * perRow + h] + 1e-3);
-          EXPECT_LE(got.estimate[row * perRow + h], 3 * same.estimate[row * perRow + h] + 1e-6);
+          // A plan stands while K's half of the budget is exceeded by less than a factor of two, as variance: either may have just stopped or just gone on.
+          EXPECT_LE(got.estimate[row * perRow + h], std::max(3 * same.estimate[row * perRow + h] + 1e-6, std::sqrt(1.5) * c.tolerance / 3));
         }
       }
     }
