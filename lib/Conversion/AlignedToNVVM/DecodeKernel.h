@@ -33,7 +33,7 @@ enum class Argument {
   Statistics,    ///< f32 [rows, splits, heads, 4]: see Statistic
   Blocks,        ///< f32 [rows, heads, blocks, 8]: see BlockNumber. Float planes: [rows, heads, blocks], the largest score
   KeyWeights,    ///< f32 [rows, heads]: the inverse of the step of K's weights
-  Histogram,     ///< i32 [rows, heads, 128]: tokens by p * scale, in quarter octaves below the loudest
+  Histogram,     ///< i32 [rows, splits, heads, 129]: tokens by p * scale, in quarter octaves below the loudest; and the number of that bin
   Partial,       ///< f32 [rows, splits, heads, value_dim + 4]: outputs of splits, and what the look saw
   Plan,          ///< f32 [rows, heads, 8]: see PlanOf. Float planes: [rows, heads], the margin of P1
   KeyLayers,     ///< i8 [rows, blocks, units]: nibble layers that were read; of float planes null where nobody asks
@@ -59,7 +59,8 @@ enum PlanOf { kPrecisionK, kPrecisionV, kPower, kFill, kVaried, kRound, kNormal,
 enum Seen { kSquares, kOpenSquares, kMass, kScales, kSeen };
 /// Sums over a split for the certificate: see CertificateSums; and how many rows of V are read.
 enum Certified { kGrown, kGrownReach, kReach, kError, kVariance, kUnreadReach, kLost, kReadRows, kCertified };
-constexpr int64_t kBins = 128;
+constexpr int64_t kBins = 128, kHistogramNumbers = kBins + 1;
+constexpr double kQuarters = 4; ///< of an octave, that bins are numbered by
 
 /// A cache as the threads of a row see it.
 struct CacheView {

@@ -22,7 +22,7 @@ ArrayAttr describeArguments(Builder &b, const DecodeShape &shape) {
                          s.array("statistics", "scratch", b.getF32Type(), {"rows", "splits", h, kStatistics}),
                          s.array("blocks", "scratch", b.getF32Type(), isFloat ? Extents{"rows", h, "blocks"} : Extents{"rows", h, "blocks", kBlockNumbers}),
                          s.array("key_weights", "scratch", b.getF32Type(), ofFixed({"rows", h})),
-                         s.array("histogram", "scratch", b.getI32Type(), ofFixed({"rows", h, kBins})),
+                         s.array("histogram", "scratch", b.getI32Type(), ofFixed({"rows", "splits", h, kHistogramNumbers})),
                          s.array("partial", "scratch", b.getF32Type(), {"rows", "splits", h, dim + kSeen}),
                          s.array("plan", "scratch", b.getF32Type(), isFloat ? Extents{"rows", h} : Extents{"rows", h, kPlanNumbers}),
                          s.array("key_layers", isFloat && !shape.certified ? "record" : "scratch", b.getI8Type(), {"rows", "blocks", isFloat ? shape.keyDim : shape.keyDim / 4}),

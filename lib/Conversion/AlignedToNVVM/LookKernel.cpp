@@ -1,6 +1,6 @@
-// The look: how many tokens are how loud, and from the top bits of the loudest rows of V and the open block, what the output will be like (P2).
+// The look: from the top bits of the loudest rows of V and the open block, what the output will be like (P2).
 //
-// A warp takes a block of 64 tokens. Its halves take a query row each and a lane four tokens: the histogram, and which tokens are within a factor of 16 of the loudest.
+// A warp takes the blocks that hold tokens within a factor of 16 of the loudest. Its halves take a query row each and a lane four tokens: which of them are that loud.
 // These go into a ring, and as soon as 32 are there, a lane weighs each, and their top nibbles are multiplied as in ValuesKernel.cpp, by one signed byte each: how
 // large the output is need not be known more closely. Their squares are integer dot products; there the dither stays in, which makes a nibble's square larger by 1/12
 // on average.
@@ -26,12 +26,12 @@ private:
   /// Of a query row: 1 / sum, and the loudest p * scale in units of the loudest row's scale.
   enum Factor { kInverse, kReach, kFactors };
   // As many query rows at once as shared memory has room for, beside what does not depend on it.
-  const int64_t room = kSharedBytes - shape.heads * (kBins + kStatistics + kFactors) * 4 - warps * (kRing * 8 + kTileDepth * kTileColumns);
+  const int64_t room = kSharedBytes - shape.heads * (kStatistics + kFactors) * 4 - warps * (kRing * 8 + kTileDepth * kTileColumns);
   const int64_t headsAtOnce = std::clamp<int64_t>(room / (warps * (kTileDepth + shape.valueDim + kSeen) * 4), 1, kHeadsAtOnce);
   const int64_t headGroups = llvm::divideCeil(shape.heads, headsAtOnce), groupHeads = llvm::divideCeil(shape.heads, headGroups);
   const NibbleRows rows{shape.valueDim};
 
-  Shared statistics, factors, histogram, meeting;
+  Shared statistics, factors, meeting;
   Shared ring, tokens, weights, digits; // of warps: rows of V, and their tokens; of 32 rows p * scale^2, f32 [head][32], and p * scale, bytes [column][32]
 
   /// What a warp carries from block to block, for each query row of the group but for `sums`, which are [chunk][word][byte][4].
@@ -48,7 +48,8 @@ private:
   Val factor(Val h, Factor which) { return e.load(factors, h * kFactors + which); }
   Val top() { return statistic(number(0), kExponent); }
   void prepareFactors();
-  Val countBlock(Val block, Val firstHead);
+  Val isLoud(Val block, Val firstHead);
+  Val loudTokens(Val block, Val firstHead);
   State listBlock(State state, Val block, Val loud);
   State weigh(State state, Val firstHead);
   Vals multiply(const State &state);
@@ -82,8 +83,17 @@ void LookKernel::prepareFactors() {
   });
 }
 
-/// Counts the block's tokens; which of the lane's four are loud.
-Val LookKernel::countBlock(Val block, Val firstHead) {
+/// Whether a block has a loud token for any query row of the group.
+Val LookKernel::isLoud(Val block, Val firstHead) {
+  Val least = e.loop(number(0), number(groupHeads), 1, {real(INFINITY)}, [&](Val i, Vals least) -> Vals {
+    Val h = clamped(firstHead + i), numbers = ofHead(rowOf(Argument::Blocks, key.stride * (shape.heads * kBlockNumbers)), h, key.stride * kBlockNumbers);
+    return {e.smallest(statistic(h, kLoudest) - e.loadGlobal(numbers, e.f32(), block * kBlockNumbers + kBlockLoudest), least[0])};
+  })[0];
+  return least <= kLoudOctaves;
+}
+
+/// Which of the lane's four tokens are loud.
+Val LookKernel::loudTokens(Val block, Val firstHead) {
   constexpr int64_t kLaneTokens = 4;
   Val half = shrLogical(lane, number(4)), quad = lane & 15;
   Val bytes = e.loadGlobal(blockOf(value.exponent, physical(value, block), ALIGNED_BLOCK), e.i32(), quad);
@@ -91,16 +101,11 @@ Val LookKernel::countBlock(Val block, Val firstHead) {
   for (int64_t j = 0; j < kLaneTokens; ++j)
     octaves.push_back(convert(shrLogical(bytes, number(8 * j)) & 255, e.f32()));
   Val loud = e.loop(number(0), number(groupHeads), 2, {number(0)}, [&](Val pair, Vals loud) -> Vals {
-    Val head = firstHead + pair + half, there = (pair + half < groupHeads) & (head < shape.heads), h = clamped(head);
-    Val loudest = statistic(h, kLoudest), bits = number(0);
+    Val h = clamped(firstHead + min(pair + half, number(groupHeads - 1))), least = statistic(h, kLoudest) - kLoudOctaves, bits = loud[0];
     Val four = e.loadGlobal(scoresOf(h), VectorType::get(kLaneTokens, e.f32()), block * ALIGNED_BLOCK + quad * kLaneTokens);
-    for (int64_t j = 0; j < kLaneTokens; ++j) {
-      Val below = loudest - fma(aligned::lane(four, j), real(kLog2e), octaves[j]);
-      bits = bits | select(below <= kLoudOctaves, number(1 << j), number(0));
-      Val bin = convert(e.smallest(e.largest(below * 4.0, real(0)), real(kBins - 1)), e.i32());
-      e.when(there, [&] { e.atomicAdd(number(1), histogram, h * kBins + bin); });
-    }
-    return {loud[0] | select(there, bits, number(0))};
+    for (int64_t j = 0; j < kLaneTokens; ++j)
+      bits = bits | select(fma(aligned::lane(four, j), real(kLog2e), octaves[j]) >= least, number(1 << j), number(0));
+    return {bits};
   })[0];
   return loud | e.shuffleXor(loud, 16);
 }
@@ -258,13 +263,11 @@ void LookKernel::emit() {
   e.when(seenBlocks > 0, [&] {
     statistics = statisticsOfRow();
     prepareFactors();
-    histogram = shared("histogram", e.i32(), shape.heads * kBins);
     ring = shared("ring", e.i32(), warps * kRing);
     tokens = shared("tokens", e.i32(), warps * kRing);
     weights = shared("weights", e.f32(), warps * groupHeads * kTileDepth);
     digits = shared("digits", e.i8(), warps * kTileColumns * kTileDepth);
     meeting = shared("meeting", e.f32(), warps * groupHeads * (shape.valueDim + kSeen));
-    forThreads(shape.heads * kBins, [&](Val i) { e.store(number(0), histogram, i); });
     for (Shared words : {ring, tokens}) // what is behind the rows that wait is loaded, too
       forThreads(warps * kRing, [&](Val i) { e.store(number(0), words, i); });
     forThreads(warps * kTileColumns * kTileDepth / 4, [&](Val i) { e.store(number(0), Shared{digits.base, e.i32()}, i); }); // columns of no query row
@@ -274,39 +277,44 @@ void LookKernel::emit() {
       Val begin = first + warp, last = end;
       Vals none(groupHeads, real(0));
       State state{number(0), number(0), none, none, none, none, Vals(rows.sums(), number(0))};
-      // The warp's blocks, and one round more for what waits then.
-      Val rounds = (max(last - begin, number(0)) + (warps - 1)) / warps;
+      // A lane looks for a loud block. What waits behind the last one takes one round more.
+      Val rounds = (max(last - begin, number(0)) + (warps * GpuEmitter::kWarp - 1)) / (warps * GpuEmitter::kWarp);
       state = stateOf(e.loop(number(0), rounds + 1, 1, state.all(), [&](Val round, Vals all) {
-        State state = stateOf(all);
-        Vals waiting = e.choose(
-            round < rounds,
-            [&]() -> Vals {
-              Val block = blockAt(begin + round * warps);
-              return {listBlock(state, block, countBlock(block, firstHead)).pending, number(kTileDepth)};
-            },
-            [&]() -> Vals { return {state.pending, number(1)}; });
-        state.pending = waiting[0];
-        e.warpBarrier(); // the ring is written
-        return e.repeat(state.all(), [&](Vals s) { return s[1] >= waiting[1]; },
-                        [&](Vals s) {
-                          State now = weigh(stateOf(s), firstHead);
-                          e.warpBarrier(); // weights are there
-                          Vals added = multiply(now);
-                          e.warpBarrier(); // and read
-                          now.squares = Vals(ArrayRef<Val>(added).take_front(groupHeads));
-                          now.sums = Vals(llvm::drop_begin(added, groupHeads));
-                          now.head = (now.head + kTileDepth) & (kRing - 1);
-                          now.pending = max(now.pending - kTileDepth, number(0));
-                          return now.all();
-                        });
+        Val isLast = round == rounds, index = begin + (round * GpuEmitter::kWarp + lane) * warps;
+        Val loud = e.choose(index < last, [&]() -> Vals { return {isLoud(blockAt(index), firstHead)}; }, [&]() -> Vals { return {e.constant(e.types.getI1Type(), 0)}; })[0];
+        Vals carried{select(isLast, number(1), e.ballot(loud))};
+        carried.append(all);
+        carried = e.repeat(carried, [&](Vals s) { return s[0] != 0; }, [&](Vals s) {
+          Val others = s[0] & (s[0] - 1), source = e.countBits((s[0] ^ others) - 1);
+          State state = stateOf(Vals(llvm::drop_begin(s)));
+          Vals waiting = e.choose(
+              isLast, [&]() -> Vals { return {state.pending, number(1)}; },
+              [&]() -> Vals {
+                Val block = blockAt(begin + (round * GpuEmitter::kWarp + source) * warps);
+                return {listBlock(state, block, loudTokens(block, firstHead)).pending, number(kTileDepth)};
+              });
+          state.pending = waiting[0];
+          e.warpBarrier(); // the ring is written
+          Vals done = e.repeat(state.all(), [&](Vals s) { return s[1] >= waiting[1]; },
+                               [&](Vals s) {
+                                 State now = weigh(stateOf(s), firstHead);
+                                 e.warpBarrier(); // weights are there
+                                 Vals added = multiply(now);
+                                 e.warpBarrier(); // and read
+                                 now.squares = Vals(ArrayRef<Val>(added).take_front(groupHeads));
+                                 now.sums = Vals(llvm::drop_begin(added, groupHeads));
+                                 now.head = (now.head + kTileDepth) & (kRing - 1);
+                                 now.pending = max(now.pending - kTileDepth, number(0));
+                                 return now.all();
+                               });
+          Vals next{others};
+          next.append(done);
+          return next;
+        });
+        return Vals(llvm::drop_begin(carried));
       }));
       store(state, firstHead);
       e.when(isLastSplit() & (value.open > 0), [&] { addOpen(firstHead); });
-    });
-    Val counted = rowOf(Argument::Histogram, shape.heads * kBins, e.i32());
-    forThreads(shape.heads * kBins, [&](Val i) {
-      Val count = e.load(histogram, i);
-      e.when(count > 0, [&] { e.atomicAdd(count, counted, i); });
     });
   });
   finish();

@@ -1,7 +1,7 @@
 // The plan (P2): the coarsest precisions of K and V whose predicted error keeps within the budget, from what the look saw. One block of threads for each query row; the
 // threads share its channels and its blocks, and the lanes of each warp the bins of its histogram.
 //
-// A bin stands for the reach in its middle: an eighth of an octave more or less, as often one as the other.
+// A bin of the histogram stands for the reach in its middle: an eighth of an octave more or less, as often one as the other.
 #include "DecodeKernel.h"
 
 #include <cmath>
@@ -21,6 +21,7 @@ public:
 private:
   const Val h = split; ///< the query row: there are no splits here
   Shared statistics, meeting;
+  Val normal; ///< log2 of e^s / p
   struct Size {
     Val size, fill;
   };
@@ -28,8 +29,9 @@ private:
   /// Sums over the block of threads.
   Vals addAll(Vals sums);
   Size sizeOf();
-  Val planKeys(const Size &size, Val round, Val plan, Val normal);
-  Val planValues(const Size &size);
+  Val planKeys(const Size &size, Val round, Val plan);
+  std::pair<Shared, Val> histogramOfRow();
+  Val planValues(const Size &size, Shared histogram, Val loudest);
 };
 
 Vals PlanKernel::addAll(Vals sums) {
@@ -70,7 +72,7 @@ PlanKernel::Size PlanKernel::sizeOf() {
 }
 
 /// The precision of addends of K where that is to be finer, else infinity.
-Val PlanKernel::planKeys(const Size &size, Val round, Val plan, Val normal) {
+Val PlanKernel::planKeys(const Size &size, Val round, Val plan) {
   Val numbers = ofHead(rowOf(Argument::Blocks, key.stride * (shape.heads * kBlockNumbers)), h, key.stride * kBlockNumbers);
   Val power = size.size * size.size, top = statistic(kExponent);
   auto overBlocks = [&](int64_t count, function_ref<Vals(Val energy, Val loudest, Val variance)> of) {
@@ -107,15 +109,32 @@ Val PlanKernel::planKeys(const Size &size, Val round, Val plan, Val normal) {
       [&]() -> Vals { return {real(INFINITY)}; })[0];
 }
 
-Val PlanKernel::planValues(const Size &size) {
+/// The tokens of all splits by how far they are below the row's loudest: [kBins] counts, f32; and the number of that one's bin, f32.
+std::pair<Shared, Val> PlanKernel::histogramOfRow() {
+  Shared all = shared("histogram", e.f32(), kBins);
+  Val histogram = rowOf(Argument::Histogram, splits * (shape.heads * kHistogramNumbers), e.i32());
+  auto at = [&](Val s) { return (s * shape.heads + h) * kHistogramNumbers; };
+  auto load = [&](Val index) { return e.loadGlobal(histogram, e.i32(), index); };
+  Val last = e.loop(lane, splits, GpuEmitter::kWarp, {number(INT32_MIN / 2)}, [&](Val s, Vals last) -> Vals { return {max(load(at(s) + kBins), last[0])}; })[0];
+  last = warpMax(last);
+  forThreads(kBins, [&](Val bin) {
+    Val count = e.loop(number(0), splits, 1, {number(0)}, [&](Val s, Vals count) -> Vals {
+      Val below = bin - (last - load(at(s) + kBins));
+      return {count[0] + select(below >= 0, load(at(s) + max(below, number(0))), number(0))};
+    })[0];
+    e.store(convert(count, e.f32()), all, bin);
+  });
+  e.barrier();
+  return {all, convert(last, e.f32())};
+}
+
+Val PlanKernel::planValues(const Size &size, Shared histogram, Val loudest) {
   constexpr int64_t kLaneBins = kBins / GpuEmitter::kWarp;
-  Val histogram = ofHead(rowOf(Argument::Histogram, shape.heads * kBins, e.i32()), h, number(kBins), e.i32());
-  Val top = loudestReach(statistics, h);
   Vals counts, reaches;
   for (int64_t i = 0; i < kLaneBins; ++i) {
     Val bin = lane + i * GpuEmitter::kWarp;
-    counts.push_back(convert(e.loadGlobal(histogram, e.i32(), bin), e.f32()));
-    reaches.push_back(top * e.exp2((convert(bin, e.f32()) + 0.5) * -0.25));
+    counts.push_back(e.load(histogram, bin));
+    reaches.push_back(e.exp2((loudest - convert(bin, e.f32())) * (1 / kQuarters) - statistic(kExponent) - normal));
   }
   Val aim = size.size * policies.tolerance(CacheRole::Value);
   return coarsest(aim * aim * (1 - kKeyShare), [&](Val precision) {
@@ -137,11 +156,14 @@ void PlanKernel::emit() {
     meeting = shared("meeting", e.f32(), warps * kAtOnce);
     Val round = get(plan, number(kRound));
     statistics = statisticsOfRow(); // whose barrier also says that all have looked at the plan before it changes
-    Val normal = fma(max(statistic(kMaximum), real(kLowest)), real(kLog2e), e.log2(statistic(kSum)));
+    normal = fma(max(statistic(kMaximum), real(kLowest)), real(kLog2e), e.log2(statistic(kSum)));
     Size size = sizeOf();
-    Val precisionK = planKeys(size, round, plan, normal);
+    Val precisionK = planKeys(size, round, plan);
+    auto [histogram, loudest] = histogramOfRow();
+    Shared counts = histogram;
+    Val last = loudest;
     e.when(warp == 0, [&] {
-      Val precisionV = planValues(size);
+      Val precisionV = planValues(size, counts, last);
       e.when(lane == 0, [&] {
         for (auto [which, what] : {std::pair(kPrecisionK, precisionK), std::pair(kPrecisionV, precisionV), std::pair(kPower, size.size * size.size), std::pair(kFill, size.fill),
                                    std::pair(kRound, round + 1), std::pair(kNormal, normal), std::pair(kTop, statistic(kExponent))})

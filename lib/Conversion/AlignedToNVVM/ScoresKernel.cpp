@@ -20,6 +20,7 @@ using namespace aligned;
 namespace {
 
 constexpr int64_t kHalfDepth = kTileDepth / 2; // channels of a half step: four groups, one for each t
+constexpr int64_t kHeadroom = 16; // bins above the loudest token, so that they need not move for each that is a little louder
 
 class ScoresKernel : public DecodeKernel {
 public:
@@ -31,6 +32,9 @@ private:
   Shared query, finest, groupLayers; // scale * q [heads, channels]; 1 / step of weights; layers of coarse scores
   std::vector<Vals> weights;         // weightOfColumn of [tile][half step], where there are registers for them
   Vals steps;                        // of weights, of the query rows whose scores the lane will have, by tile
+  const int64_t ownHeads = tilesPerWarp * kTileHeads; // that a warp has scores of
+  bool counts = false;               // whether tokens are counted: coarse scores are, under a budget
+  Shared tokenCounts, loudestBins;   // of warps' own heads: tokens by bin, number b at b mod kBins, of kBins that follow one another; and the number of the last, f32
   Val scores, keyLayers;             // of this row
 
   int64_t halfSteps() const { return shape.keyDim / kHalfDepth; }
@@ -60,6 +64,10 @@ private:
   void scoreBlock(Val block, const Vals &layers, const Vals &before);
   /// Of scores [tile][4], tokens `token` .. `token` + 3.
   void describeBlock(Val block, Val token, const std::vector<Vals> &scored, const Vals &variances);
+  void countTokens(int64_t tile, const Vals &octaves, Val loudest);
+  void storeHistogram();
+  /// The number of the bin of a log2 of p * scale, but for what all tokens share.
+  Val binOf(Val octaves) { return e.nearest(e.smallest(e.largest(octaves * kQuarters, real(-kWeightLimit)), real(kWeightLimit))).second; }
   /// Statistics of the split, once all blocks have theirs.
   void summarise();
 };
@@ -370,6 +378,8 @@ void ScoresKernel::describeBlock(Val block, Val token, const std::vector<Vals> &
       squares = e.warpAdd(squares, kLanes);
       reaches = e.warpAdd(reaches, kLanes);
     }
+    if (counts)
+      countTokens(i, octaves, loudest);
     Val head = scoreHead(i);
     e.when((g == 0) & ((t & 1) == 0) & (head < shape.heads), [&] {
       Val numbers[kBlockNumbers] = {maximum, sum, squares, loudest, reaches, top, variances[i], real(0)}; // in the order of BlockNumber
@@ -381,9 +391,49 @@ void ScoresKernel::describeBlock(Val block, Val token, const std::vector<Vals> &
   }
 }
 
+/// Of the lane's tokens and query row, in a block whose loudest token is known.
+void ScoresKernel::countTokens(int64_t tile, const Vals &octaves, Val loudest) {
+  auto own = [&](Val second) { return warp * ownHeads + tile * kTileHeads + second; };
+  Val mine = own(shrLogical(t, number(1))), before = e.load(loudestBins, mine), reached = binOf(loudest);
+  Val last = select(reached > before, reached + kHeadroom, before);
+  e.when(e.ballot(last > before) != 0, [&] { // bins that nobody counted in so far
+    e.warpBarrier(); // all lanes know what was
+    for (int64_t second = 0; second < kTileHeads; ++second) {
+      Val from = e.shuffleFrom(before, number(2 * second)), to = e.shuffleFrom(last, number(2 * second));
+      Val moved = convert(e.smallest(to - from, real(kBins)), e.i32()), end = e.nearest(to).first;
+      for (int64_t i = 0; i < kBins; i += GpuEmitter::kWarp)
+        e.when(lane + i < moved, [&] { e.store(number(0), tokenCounts, own(number(second)) * kBins + ((end - lane - i) & (kBins - 1))); });
+    }
+    e.when((g == 0) & ((t & 1) == 0), [&] { e.store(last, loudestBins, mine); });
+    e.warpBarrier(); // all lanes find them empty
+  });
+  for (Val octave : octaves) {
+    Val quarters = octave * kQuarters;
+    e.when(quarters > last - (kBins - 0.5), [&] { e.atomicAdd(number(1), tokenCounts, mine * kBins + (e.nearest(quarters).first & (kBins - 1))); });
+  }
+}
+
+/// Those of the split's warps together.
+void ScoresKernel::storeHistogram() {
+  Val histogram = rowOf(Argument::Histogram, splits * (shape.heads * kHistogramNumbers), e.i32());
+  forThreads(shape.heads * kBins, [&](Val i) {
+    Val h = i / kBins, bin = i % kBins, tile = shrLogical(h, number(1)), last = real(kLowest), count = number(0);
+    auto own = [&](int64_t stream) { return (tile / tilesPerWarp + stream * warpsPerBlock) * ownHeads + tile % tilesPerWarp * kTileHeads + (h & 1); };
+    for (int64_t stream = 0; stream < warps / warpsPerBlock; ++stream)
+      last = e.largest(e.load(loudestBins, own(stream)), last);
+    for (int64_t stream = 0; stream < warps / warpsPerBlock; ++stream) {
+      Val ownLast = e.load(loudestBins, own(stream)), below = bin - convert(e.smallest(last - ownLast, real(kBins)), e.i32());
+      count = e.choose((below >= 0) & (ownLast > kLowest), [&]() -> Vals { return {count + e.load(tokenCounts, own(stream) * kBins + ((e.nearest(ownLast).first - below) & (kBins - 1)))}; },
+                       [&]() -> Vals { return {count}; })[0];
+    }
+    Val at = (split * shape.heads + h) * kHistogramNumbers;
+    e.storeGlobal(count, histogram, at + bin);
+    e.when(bin == 0, [&] { e.storeGlobal(e.nearest(e.largest(last, real(-kWeightLimit))).first, histogram, at + kBins); });
+  });
+}
+
 /// A warp for each query row, a lane for each block.
 void ScoresKernel::summarise() {
-  e.barrier(); // the block's own numbers are there
   auto [first, end] = stretch();
   Val begin = first, behind = end, last = select(isLastSplit(), key.tokens, number(0));
   forHeadsOfWarp(shape.heads, [&](Val h) {
@@ -412,13 +462,19 @@ void ScoresKernel::emit() {
     forThreads(shape.heads, [&](Val h) { e.storeGlobal(e.load(finest, h), keyWeights, h); });
     if (shape.exact())
       return;
-    Val histogram = rowOf(Argument::Histogram, shape.heads * kBins, e.i32()), plan = rowOf(Argument::Plan, shape.heads * kPlanNumbers);
-    forThreads(shape.heads * kBins, [&](Val i) { e.storeGlobal(number(0), histogram, i); });
+    Val plan = rowOf(Argument::Plan, shape.heads * kPlanNumbers);
     forThreads(shape.heads * kPlanNumbers, [&](Val i) { e.storeGlobal(real(0), plan, i); });
   });
   Vals coarse;
   for (int64_t half = 0; half < halfSteps(); ++half)
     coarse.push_back(e.load(groupLayers, firstGroup() + half));
+  counts = !shape.exact();
+  if (counts) {
+    tokenCounts = shared("counts", e.i32(), warps * ownHeads * kBins);
+    loudestBins = shared("loudest", e.f32(), warps * ownHeads);
+    forThreads(warps * ownHeads, [&](Val i) { e.store(real(kLowest), loudestBins, i); });
+    e.barrier();
+  }
   forBlocksOfWarp([&](Val block) {
     Vals layers;
     for (Val wanted : coarse)
@@ -426,6 +482,9 @@ void ScoresKernel::emit() {
     scoreBlock(block, layers, /*before=*/{});
   });
   e.when(isLastSplit(), [&] { scoreOpen([&](Val h, Val channel) { return queryAt(h, channel); }); });
+  e.barrier(); // scores, counts and numbers are there
+  if (counts)
+    storeHistogram();
   summarise();
   recordUnseen(groups());
   finish();
@@ -480,6 +539,7 @@ void ScoresKernel::emitRefined() {
         e.warpBarrier(); // and what was wanted
       });
     });
+    e.barrier(); // all numbers are there
     summarise();
   });
   finish();
