@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 
 import numpy as np
 
@@ -31,12 +32,14 @@ import workload
 from cuda import Refused
 
 HERE = pathlib.Path(__file__).resolve().parent
-SILENCE = 120  # seconds without a new result after which the contestant at work is given up
+SILENCE = 75  # seconds without a new result after which the contestant at work is given up
+COMPILE_SECONDS = 60  # after which programs are compiled one by one, as they come
 RESERVE = 15  # seconds of the given time that are kept for the end
 ROUNDS, LEAST_ROUNDS = 21, 5  # of interleaved measurements
 STRETCH = 400.0  # microseconds that one measurement should at least take
 CELL_SECONDS = 30  # that a cell's rounds may take
 LEAST_READ = 0.15  # part of a dense step's bytes that any policy reads at least, where a second-level cache has to be outgrown
+PROFILED = 0.6  # of the time is for measuring where there are profiles, too
 STEPS = 24  # the most caches that a cell rotates among
 HOST_BYTES = 1 << 30  # of a cell, where arrays are NumPy's
 
@@ -90,7 +93,7 @@ class Worker:
         self.options = options
         self.policies, self.splits = options.policies, options.splits
         self.torch, self.no_torch = imported("torch")
-        self.flashinfer, self.no_flashinfer = None, "expected PyTorch, without which FlashInfer does nothing"
+        self.flashinfer, self.no_flashinfer = None, "expected PyTorch with a GPU"
         if self.torch is not None and self.torch.cuda.is_available():
             self.torch.cuda.set_stream(self.torch.cuda.Stream())  # the default stream can't be captured
             self.flashinfer, self.no_flashinfer = imported("flashinfer")
@@ -185,8 +188,8 @@ class Worker:
         record["skipped"] += [{"name": name, "reason": why} for name, why in skipped.items()]
         racing = {}  # by family: contestant, result, launch, microseconds
         for name, make in makers:
-            if name in results.data["given_up"]:
-                record["skipped"].append({"name": name, "reason": results.data["given_up"][name]})
+            if why := results.given_up(cell.name, name):
+                record["skipped"].append({"name": name, "reason": why})
             elif self.left() < RESERVE:
                 record["skipped"].append({"name": name, "reason": f"the {self.options.minutes:g} minutes were over"})
             else:
@@ -229,12 +232,14 @@ class Worker:
             if not mean <= contestant.limit:  # NaN, too
                 raise Refused(f"expected a mean relative error of at most {contestant.limit}, got {mean:.3g}; not timed")
             result |= {"error_mean": mean, "error_max": largest, "bytes_read": int(contestant.bytes_read(cell))}
+            if isinstance(contestant, contestants.Own):
+                result["ptx"] = contestant.chip
             if contestant.read_bits:
                 result["key_bits"], result["value_bits"] = (round(bits, 3) for bits in contestant.read_bits)
             if kernels:
                 result["kernels"] = kernels
-        launch = contestant.graph()
         if self.timed:
+            launch = contestant.graph()
             for _ in range(2):
                 launch()
             result["steps_in_graph"] = 1 if contestant.moved else len(steps)
@@ -248,8 +253,8 @@ class Worker:
                 result["slower"] = other[1].get("slower", {}) | {other[1]["name"]: other[1]["first_microseconds"]}
             result["first_microseconds"] = round(first, 2)
             racing[contestant.family] = contestant, result, launch
-        else:
-            launch()
+        elif isinstance(contestant, contestants.Own):
+            contestant.graph()()
             self.library.aligned_cuda_synchronize()
         record["results"].append(result)
 
@@ -263,10 +268,10 @@ class Worker:
         return self.library.aligned_cuda_event_microseconds(before.value, after.value) / times
 
     def race(self, racing):
-        """Rounds in which each is measured once, so that all see the same machine; each round starts with another."""
+        """Rounds in which each is measured once, so that all see the same machine; each round starts with another. The first warms up."""
         entries, times, start = list(racing.values()), {family: [] for family in racing}, time.time()
-        for round_ in range(ROUNDS):
-            if round_ >= LEAST_ROUNDS and (time.time() - start > CELL_SECONDS or self.left() < RESERVE):
+        for round_ in range(ROUNDS + 1):
+            if round_ > LEAST_ROUNDS and (time.time() - start > CELL_SECONDS or self.left() < RESERVE):
                 break
             for place in range(len(entries)):
                 contestant, result, launch = entries[(round_ + place) % len(entries)]
@@ -274,7 +279,7 @@ class Worker:
                 repeats = max(1, math.ceil(STRETCH / max(1.0, result["first_microseconds"] * each)))
                 times[contestant.family].append(self.measure(launch, repeats) / each)
         for contestant, result, _ in entries:
-            result["microseconds"] = percentiles(times[contestant.family])
+            result["microseconds"] = percentiles(times[contestant.family][1:])
 
     def appending(self, racing, cell, record, results):
         """What it takes to append: the whole context, and a token with each step."""
@@ -311,6 +316,11 @@ class Results:
     def at_work(self, cell, name, whole_cell=False):
         self.data["at_work"] = {"cell": cell, "name": name, "whole_cell": whole_cell}
         self.write()
+
+    def given_up(self, cell, name):
+        """Why a contestant is not tried: it ended a process in this cell, or in two others."""
+        faults = self.data["given_up"].get(name, {})
+        return faults.get(cell) or (f"ended a process in {' and '.join(faults)}" if len(faults) > 1 else None)
 
     def skip(self, what, why):
         self.data["skipped"].append({"what": what, "reason": why})
@@ -353,6 +363,30 @@ def smi():
     return said.stdout.strip().splitlines() if said.returncode == 0 else None
 
 
+def launched(capability, timed, environment):
+    """What aligned-launch, which shares no code with the rest of this, says of a step over the captured cache itself."""
+    fitting = [chip for chip in workload.CHIPS if int(chip.removeprefix("sm_")) <= capability and (HERE / "launch" / chip).is_dir()]
+    if not fitting:
+        return {"reason": f"no PTX for this chip, sm_{capability}"}
+    command = ["bin/aligned-launch", f"launch/{fitting[0]}", "--decode", "capture", "--layer", "0", "--steps", "1", "--json", *(["--graph"] if timed else ["--repeat", "0"])]
+    try:
+        said = subprocess.run(command, cwd=HERE, env=environment, capture_output=True, text=True, timeout=60)
+        return json.loads(said.stdout) if said.returncode == 0 else {"reason": reason(Refused(said.stderr))}
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        return {"reason": reason(error)}
+
+
+def unpacked_wheels():
+    """A folder with what wheels/*.whl hold, behind what is installed; None without any."""
+    wheels = sorted((HERE / "wheels").glob("*.whl"))
+    folder = HERE / "wheels/unpacked"
+    if wheels and not folder.exists():
+        for wheel in wheels:
+            with zipfile.ZipFile(wheel) as archive:
+                archive.extractall(folder)
+    return str(folder) if wheels else None
+
+
 def compile_all(options, environment):
     """The driver compiles PTX when it is loaded, and keeps what it compiled: several processes do that at the same time, ahead of the one that measures."""
     jobs = max(1, min(8, os.cpu_count() or 1))
@@ -362,7 +396,7 @@ def compile_all(options, environment):
     children = [subprocess.Popen([sys.executable, __file__, "--compile", *names[job::jobs]], env=environment) for job in range(min(jobs, len(names)))]
     for child in children:
         try:
-            child.wait(max(1, start + 90 - time.time()))
+            child.wait(max(1, start + COMPILE_SECONDS - time.time()))
         except subprocess.TimeoutExpired:
             child.kill()
     return round(time.time() - start, 1)
@@ -382,19 +416,18 @@ def compile_some(names):
 
 
 def supervise(options):
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, [*sorted(HERE.glob("wheels/*.whl")), *([HERE / "wheels"] if (HERE / "wheels").is_dir() else []),
-                                                                      *filter(None, [os.environ.get("PYTHONPATH")])]))}
-    counts = None
-    if options.small:
-        folder = tempfile.TemporaryDirectory()
-        counts = environment["ALIGNED_EMULATOR_COUNTS"] = os.path.join(folder.name, "counts.jsonl")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), unpacked_wheels()]))}
+    scratch = tempfile.TemporaryDirectory()
+    environment["ALIGNED_EMULATOR_COUNTS"] = os.path.join(scratch.name, "counts.jsonl")  # the interpreter's; a driver writes none
+    environment.setdefault("FLASHINFER_DISABLE_JIT", "1")  # a compilation would outlast the time that there is
     environment.setdefault("CUDA_CACHE_PATH", str(HERE / "compiled"))
     environment.setdefault("CUDA_CACHE_MAXSIZE", str(1 << 30))
     device = described(environment)
-    stem = "interpreter" if emulated(device["device"]) else "".join(c if c.isalnum() else "-" for c in device["device"].lower().removeprefix("nvidia "))
+    stem = "".join(c if c.isalnum() else "-" for c in device["device"].lower().removeprefix("nvidia ")) + time.strftime("-%Y-%m-%d")
     options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"{stem}-{time.strftime('%Y-%m-%d')}.json"
-    options.until = time.time() + 60 * options.minutes
+    path = options.out / f"{'interpreter' if emulated(device['device']) else stem}.json"
+    start = time.time()
+    options.until = start + 60 * options.minutes * (PROFILED if options.profile else 1)
     results = Results(path, {
         "schema": 1, "gpu": device["device"], "capability": device["capability"], "timed": not emulated(device["device"]), "date": time.strftime("%Y-%m-%d"),
         "command": ["bench.py", *sys.argv[1:]], "minutes": options.minutes, "smi": {"before": smi()},
@@ -404,6 +437,8 @@ def supervise(options):
     if results.data["timed"]:
         results.data["compile_seconds"] = compile_all(options, environment)
         results.write()
+    results.data["aligned_launch"] = launched(device["capability"], results.data["timed"], environment)
+    results.write()
     while time.time() < options.until - RESERVE:
         status = watch(options, path, environment)
         results = Results(path)
@@ -415,9 +450,12 @@ def supervise(options):
     results.data["smi"]["after"] = smi()
     results.write()
     if options.profile:
-        profile(options, results, environment)
+        profile(options, results, environment, start + 60 * options.minutes)
     report.write_plot(results.data, path.with_suffix(".svg"))
-    print(f"\n{path}: {len(results.data['cells'])} cells measured, {len(results.data['skipped'])} skipped")
+    measured = sum(bool(cell["results"]) for cell in results.data["cells"])
+    print(f"\n{path}: {measured} of {len(options.cells)} cells measured")
+    if not measured:
+        sys.exit("bench: error: expected something that can be measured, got reasons why not")
 
 
 def watch(options, path, environment):
@@ -437,7 +475,7 @@ def watch(options, path, environment):
 
 
 def blame(results, status):
-    """A contestant that was at work when a worker ended is not tried again, its cell is; where it was nobody in particular, the cell stays as it is."""
+    """A contestant that was at work when a worker ended is not tried there again, its cell is; where it was nobody in particular, the cell stays as it is."""
     at_work, record = results.data["at_work"], results.data["unfinished"]
     why = (at_work or {}).get("fault") or (status if isinstance(status, str) else f"the process ended with status {status}")
     if record is None:
@@ -446,7 +484,7 @@ def blame(results, status):
         record["skipped"].append({"name": at_work["name"] if at_work else "the cell", "reason": why})
         results.end(record)
     else:
-        results.data["given_up"][at_work["name"]] = f"{why}, in {at_work['cell']}"
+        results.data["given_up"].setdefault(at_work["name"], {})[at_work["cell"]] = why
     print(f"bench: {at_work['name'] if at_work else record['cell']}: {why}", flush=True)
 
 
@@ -457,7 +495,7 @@ NCU_METRICS = ("dram__throughput.avg.pct_of_peak_sustained_elapsed", "dram__byte
                "l1tex__average_t_sectors_per_request_pipe_lsu_mem_global_op_ld.ratio", "lts__t_sectors_op_read.sum", "smsp__inst_executed.sum")
 
 
-def profile(options, results, environment):
+def profile(options, results, environment, until):
     """Nsight Compute over one step of each policy in the first cell; its text goes beside the results."""
     if not shutil.which("ncu"):
         results.skip("profile", "expected ncu (Nsight Compute) on PATH, found none")
@@ -467,7 +505,7 @@ def profile(options, results, environment):
         command = ["ncu", "--kernel-name", "regex:^decode", *(part for section in NCU_SECTIONS for part in ("--section", section)), "--metrics",
                    ",".join(NCU_METRICS), sys.executable, __file__, "--once", policy, *options.passed]
         try:
-            said = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+            said = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=max(5, until - time.time()))
             text.write_text(f"{' '.join(command)}\n\n{said.stdout}\n{said.stderr}")
             if said.returncode:
                 results.skip(f"profile of {policy}", f"expected ncu to succeed, got exit status {said.returncode}; see {text.name}")

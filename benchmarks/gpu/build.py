@@ -47,13 +47,13 @@ def check_portable(path):
     return ".".join(map(str, max(versions)))
 
 
-def compile_program(build, model, policy, chip, folder):
-    """Why not, where that failed."""
+def compile_program(build, source, policy, chip, folder):
+    """Of a model, or of what a capture holds. Why not, where that failed."""
     options = ["--policy", "exact", "--format", "dense"] if policy == "dense" else ["--policy", policy]
-    command = [build / "bin/aligned-run", model, "--target=cuda", f"--chip={chip}", "--emit=ptx", *options, "-o", folder]
+    command = [build / "bin/aligned-run", *source, "--target=cuda", f"--chip={chip}", "--emit=ptx", *options, "-o", folder]
     said = subprocess.run(command, capture_output=True, text=True)
     if said.returncode:
-        return said.stderr.strip().splitlines()[0].replace(f"{model}:", "") if said.stderr.strip() else f"exit status {said.returncode}"
+        return (said.stderr.strip().splitlines() or [f"exit status {said.returncode}"])[0]
     return None
 
 
@@ -68,7 +68,7 @@ def compile_programs(build, archive, shapes, policies, chips, jobs):
             for policy in policies:
                 for chip in chips:
                     folder = scratch / chip / f"{policy}-{shape.name}"
-                    waiting[policy, shape.name, chip] = folder, pool.submit(compile_program, build, model, policy, chip, folder)
+                    waiting[policy, shape.name, chip] = folder, pool.submit(compile_program, build, [model], policy, chip, folder)
         for number, ((policy, shape, chip), (folder, done)) in enumerate(waiting.items(), 1):
             if why := done.result():
                 if policy != "dense":
@@ -102,7 +102,7 @@ def fill(options, folder):
     for name in HEADERS:
         shutil.copy(ROOT / "include/aligned/Runtime" / name, folder / "include")
     for name in ("q.npy", "k.npy", "v.npy", "meta.json"):
-        shutil.copy(options.capture / name, folder / "capture")
+        shutil.copyfile(options.capture / name, folder / "capture" / name)
     glibc = collections.OrderedDict()
     for source, place in (("lib/libAlignedCuda.so", "lib"), ("bin/aligned-launch", "bin")):
         carried = options.build / "carried" / source
@@ -113,6 +113,9 @@ def fill(options, folder):
         subprocess.run(["strip", "--strip-unneeded", folder / place / carried.name], check=True)
     with zipfile.ZipFile(folder / "programs.zip", "w") as archive:
         ptx, refused = compile_programs(options.build, archive, options.shapes, options.policies, options.chips, options.jobs)
+    for chip in options.chips:
+        if why := compile_program(options.build, ["--decode", options.capture], "balanced", chip, folder / "launch" / chip):
+            refuse(f"the captured cache for {chip}: {why}")
     said = {"revision": revision(), "ptx": ptx, "refused": refused, "glibc": glibc, "capture": json.loads((options.capture / "meta.json").read_text())["text"]}
     (folder / "build.json").write_text(json.dumps(said, indent=1) + "\n")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

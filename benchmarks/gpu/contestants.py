@@ -16,7 +16,6 @@ LIMIT = 0.05  # relative L2 error beyond which a result is wrong
 class Contestant:
     limit = LIMIT
     read_bits = None  # bits of each key and value that are read
-    append = None  # what appending took, where that was measured
     moved = None  # bytes that are read and written, where it is no attention
 
     def __init__(self, name, family=None):
@@ -84,6 +83,7 @@ class Own(Contestant):
         if caches is None:
             self.lengths = arrays.on_device(arrays.array(np.full(cell.batch, cell.context, np.int64)))
             self.dense = [(arrays.on_device(step.key), arrays.on_device(step.value)) for step in steps]
+        self.chip = program.chip
         self.calls = [self._call(number, splits) for number in range(len(steps))]
 
     def _call(self, number, splits):
@@ -120,7 +120,7 @@ class Own(Contestant):
 
     def append_graph(self):
         """As `graph`, each step with one token appended before. The tokens are the newest ones once more."""
-        placed = [tuple(self.arrays.on_device(_newest(x)) for x in (step.key, step.value)) for step in self.steps]
+        placed = [tuple(self.arrays.on_device(x[:, :, -1:]) for x in (step.key, step.value)) for step in self.steps]
         graph = self.program.capture(self.calls, [tuple(map(self.arrays.pointer, pair)) for pair in placed])
         return _launcher(self.program.library, graph, placed)
 
@@ -131,11 +131,6 @@ def _launcher(library, graph, *kept):
 
     launch.kept = graph, kept
     return launch
-
-
-def _newest(tokens):
-    newest = tokens[:, :, -1:]
-    return newest.contiguous() if hasattr(newest, "contiguous") else newest
 
 
 # PyTorch
@@ -170,12 +165,10 @@ class Sdpa(TorchContestant):
     """scaled_dot_product_attention of one backend, in one of the forms that decoding can take there."""
 
     BACKENDS = {"flash": "FLASH_ATTENTION", "cudnn": "CUDNN_ATTENTION", "efficient": "EFFICIENT_ATTENTION", "math": "MATH"}
-    FORMS = ("folded", "grouped", "expanded")
+    FORMS = ("folded", "grouped", "expanded")  # the same where each kv head has one query head
 
     def __init__(self, backend, form, torch, cell, steps):
         super().__init__(f"torch {backend} {form}", f"torch {backend}", torch, cell, steps)
-        if form != "folded" and cell.shape.group == 1:
-            raise Refused("the same as folded, where each kv head has one query head")
         self.backend, self.form = getattr(torch.nn.attention.SDPBackend, self.BACKENDS[backend]), form
         self.inputs = [self._inputs(step) for step in steps]
 
@@ -194,15 +187,18 @@ class Sdpa(TorchContestant):
         with self.torch.nn.attention.sdpa_kernel(self.backend):
             return attend(*self.inputs[number], scale=self.cell.scale, **options)
 
+    def bytes_read(self, cell):
+        return cell.dense_bytes * (cell.shape.group if self.form == "expanded" else 1)
+
 
 class SplitFlash(TorchContestant):
     """Flash attention over stretches of the cache as if they were batch entries, and a merge of their softmax states: keeps all multiprocessors busy where
     a backend would not."""
 
+    LEAST = 128  # tokens of a stretch
+
     def __init__(self, stretches, torch, cell, steps):
         super().__init__(f"torch flash {stretches} stretches", "torch flash", torch, cell, steps)
-        if cell.context % stretches or cell.context // stretches < 256:
-            raise Refused(f"expected stretches of 256 tokens or more that divide the context, got {cell.context} / {stretches}")
         self.stretches = stretches
 
     def step(self, number):
@@ -225,7 +221,8 @@ class FlashInfer(TorchContestant):
     def __init__(self, flashinfer, tensor_cores, fp8, torch, cell, steps):
         name = f"flashinfer {'fp8 ' if fp8 else ''}{'tensor cores' if tensor_cores else 'cuda cores'}"
         super().__init__(name, "flashinfer fp8" if fp8 else "flashinfer", torch, cell, steps)
-        shape, ints = cell.shape, {"dtype": torch.int32, "device": "cuda"}
+        shape, device = cell.shape, steps[0].key.device
+        ints = {"dtype": torch.int32, "device": device}
         if cell.context % self.PAGE:
             raise Refused(f"expected a context of whole pages of {self.PAGE} tokens, got {cell.context}")
         self.fp8 = fp8
@@ -234,7 +231,7 @@ class FlashInfer(TorchContestant):
         pages = cell.context // self.PAGE
         indptr = torch.arange(cell.batch + 1, **ints) * pages
         indices, last = torch.arange(cell.batch * pages, **ints), torch.full((cell.batch,), self.PAGE, **ints)
-        workspace = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
+        workspace = torch.empty(256 << 20, dtype=torch.uint8, device=device)
         self.wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(
             workspace, "HND", use_cuda_graph=True, use_tensor_cores=tensor_cores, paged_kv_indptr_buffer=indptr.clone(),
             paged_kv_indices_buffer=indices.clone(), paged_kv_last_page_len_buffer=last.clone())
@@ -279,8 +276,9 @@ def makers(bench, cell, steps):
         return own, {"torch, flashinfer, copy": bench.no_torch}
     torch, cpu = bench.torch, bench.arrays.device != "cuda"
     others = [(f"torch {backend} {form}", lambda backend=backend, form=form: Sdpa(backend, form, torch, cell, steps))
-              for form in Sdpa.FORMS for backend in (("flash", "math") if cpu else ("flash", "cudnn", "efficient"))]
-    others += [(f"torch flash {count} stretches", lambda count=count: SplitFlash(count, torch, cell, steps)) for count in (4, 16, 64)]
+              for form in Sdpa.FORMS[:1 if cell.shape.group == 1 else None] for backend in (("flash", "math") if cpu else ("flash", "cudnn", "efficient"))]
+    others += [(f"torch flash {count} stretches", lambda count=count: SplitFlash(count, torch, cell, steps)) for count in (4, 16, 64)
+               if cell.context % count == 0 and cell.context // count >= SplitFlash.LEAST]
     skipped = {}
     if bench.flashinfer:
         others += [(f"flashinfer {'fp8 ' if fp8 else ''}{'tensor' if cores else 'cuda'} cores",

@@ -113,10 +113,10 @@ class Library:
 
 
 class Program:
-    """PTX and sidecar, loaded: kernels of one attention."""
+    """PTX and sidecar, loaded: kernels of one attention, made for `chip`."""
 
-    def __init__(self, library, ptx, sidecar):
-        self.library = library
+    def __init__(self, library, chip, ptx, sidecar):
+        self.library, self.chip = library, chip
         self.handle = Handle(library.aligned_program_load(ptx, sidecar), library.aligned_program_destroy)
         self.site = library.new("aligned_program_site")
         library.aligned_program_site_info(self.handle.value, 0, ctypes.byref(self.site))
@@ -161,22 +161,21 @@ class Programs:
         self.names = set(self.archive.namelist())
         self.refusals = json.loads(self.archive.read("programs.json"))["refused"]
 
-    def chip(self, wanted, capability):
-        """The newest chip with PTX for this program that the device runs."""
-        chips = {name.split("/")[0] for name in self.names if name.split("/")[1:] == [wanted, "kernels.ptx"]}
-        numbers = sorted(int(chip.removeprefix("sm_")) for chip in chips)
-        fitting = [number for number in numbers if number <= capability]
-        if not numbers:
-            raise Refused(self.refusals.get(wanted, f"expected a program {wanted} in the folder, found none"))
-        if not fitting:
-            raise Refused(f"no PTX for this chip: expected one for sm_{capability} or older, found {', '.join(f'sm_{n}' for n in numbers)}")
-        return f"sm_{fitting[-1]}"
-
     def get(self, policy, shape):
+        """Of the newest chip that the device, and its driver, take."""
         name = f"{policy}-{shape.name}"
         if name not in self.loaded:
-            folder = f"{self.chip(name, self.library.aligned_cuda_compute_capability())}/{name}"
-            texts = (self.archive.read(f"{folder}/{file}") for file in ("kernels.ptx", "kernels.json"))
-            self.loaded[name] = Program(self.library, *texts)
+            self.loaded[name] = self._load(name)
         return self.loaded[name]
 
+    def _load(self, wanted):
+        chips = {int(name.split("/")[0].removeprefix("sm_")) for name in self.names if name.split("/")[1:] == [wanted, "kernels.ptx"]}
+        if not chips:
+            raise Refused(self.refusals.get(wanted, f"expected a program {wanted} in the folder, found none"))
+        capability, refusal = self.library.aligned_cuda_compute_capability(), None
+        for number in sorted((number for number in chips if number <= capability), reverse=True):
+            try:
+                return Program(self.library, f"sm_{number}", *(self.archive.read(f"sm_{number}/{wanted}/{file}") for file in ("kernels.ptx", "kernels.json")))
+            except Refused as error:
+                refusal = refusal or error
+        raise refusal or Refused(f"no PTX for this chip: expected some for sm_{capability} or older, found {', '.join(f'sm_{n}' for n in sorted(chips))}")

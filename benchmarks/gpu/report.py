@@ -28,6 +28,8 @@ def line(result):
     error = f"error {result['error_mean']:.1e} (max {result['error_max']:.1e})" if "error_mean" in result else ""
     time = result.get("microseconds")
     took = f"{time['median']:9.1f} us ({time['q1']:.1f} to {time['q3']:.1f})" if time else ""
+    if time and "bytes_moved" in result:
+        took += f", {result['bytes_moved'] / time['median'] / 1e6:.2f} TB/s"
     return f"{result['name']:28} {bits}  {error:32} {took}".rstrip()
 
 
@@ -48,7 +50,7 @@ def copy_bandwidth(cell):
 
 # The plot
 
-PANELS, WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 4, 560, 360, 62, 44, 40, 130
+PANELS, WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT, SPACING = 4, 600, 360, 62, 44, 40, 180, 14
 STYLE = """text { font: 12px system-ui, sans-serif; fill: #24292f }
 .axis { stroke: #8c959f; fill: none } .grid { stroke: #8c959f; stroke-opacity: .25 } .lead { stroke: #8c959f; stroke-width: .7 }
 .own { fill: #0969da } .other { fill: #bc4c00 } .title { font-weight: 600 }
@@ -64,6 +66,16 @@ def decades(low, high):
     steps = (1,) if math.log10(high / low) > 3 else (1, 2, 5)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     return [step * 10.0**power for power in powers for step in steps if low <= step * 10.0**power <= high]
+
+
+def apart(wanted, most):
+    """Heights of labels, near those wanted, that are in order."""
+    placed = []
+    for height in wanted:
+        placed.append(max(height, placed[-1] + SPACING) if placed else height)
+    for number in reversed(range(len(placed))):
+        placed[number] = min(placed[number], placed[number + 1] - SPACING if number + 1 < len(placed) else most)
+    return placed
 
 
 def panel(cell, timed, x0, y0):
@@ -86,9 +98,8 @@ def panel(cell, timed, x0, y0):
     for value in decades(low, high):
         parts.append(f'<line class="grid" x1="{x0 + LEFT}" x2="{x0 + WIDTH - RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>'
                      f'<text x="{x0 + LEFT - 5}" y="{y(value) + 4:.1f}" text-anchor="end">{value:.0e}</text>')
-    last = -math.inf
-    for time, error, name in sorted(points, key=lambda point: y(point[1])):
-        last = max(y(error) + 4, last + 14)
+    points.sort(key=lambda point: y(point[1]))
+    for (time, error, name), last in zip(points, apart([y(error) + 4 for _, error, _ in points], y0 + HEIGHT - BOTTOM)):
         kind = "own" if name.startswith("aligned") else "other"
         label = x0 + WIDTH - RIGHT + 8
         parts.append(f'<circle class="{kind}" cx="{x(time):.1f}" cy="{y(error):.1f}" r="4"/><line class="lead" x1="{x(time) + 5:.1f}" y1="{y(error):.1f}" '
@@ -202,19 +213,19 @@ def section(path, data):
 
 HEAD = """# Performance
 
-Decode attention on NVIDIA GPUs, measured with [benchmarks/gpu](../benchmarks/gpu). This page is written by `make performance-page` from
+Decode attention on NVIDIA GPUs, measured with [benchmarks/gpu](../benchmarks/gpu). This page is written by `make update-performance` from
 [benchmarks/results](../benchmarks/results); [report.py](../benchmarks/gpu/report.py) says what a file there holds.
 
-    make bench-gpu                                    # builds a folder, build/bench-gpu, that needs neither this repository nor a compiler
-    cd build/bench-gpu && python3 bench.py --minutes 9   # there: NVIDIA's driver, Python with NumPy and PyTorch
+    make bench-gpu                  # here: a folder, build/bench-gpu, that needs neither this repository nor a compiler
+    python3 bench.py --minutes 9    # in it, on a machine with NVIDIA's driver, and Python with NumPy and PyTorch
 
 Caches are made of a captured one, blocks of which are repeated with small changes ([caches.py](../benchmarks/gpu/caches.py) says how, and why not of random numbers). Each result is compared
 with attention in float64 before it is timed, and not timed where it is wrong. Times are of CUDA graphs between events, contestants in turns, caches that a second-level cache would hold several in
 a row; errors are relative L2 of a head's output. Bytes are those of bits that a policy reads, exponents included, beside those of 16-bit keys and values. Outputs of other libraries are in the
-element type, which is most of their error; those of this project are f32."""
+element type, which is most of their error; those of this project are f32. FlashInfer's fp8 cache is timed although it is as far off as it is: that is what it stores."""
 
 UNTIMED = """**Nothing here was timed.** There was no GPU: the kernels' PTX was executed by [the interpreter of the tests](../test/emulator), at small sizes, which counts instructions of warps and the
-distinct 32-byte sectors that each kernel reads. At such sizes statistics and plans weigh more than they do on long caches."""
+distinct 32-byte sectors that each kernel reads: of scores, statistics and plans, too, so that they are more than the bytes of keys and values. At such sizes these weigh more than on long caches."""
 
 
 def page(paths):
