@@ -32,6 +32,7 @@ import workload
 from cuda import Refused
 
 HERE = pathlib.Path(__file__).resolve().parent
+START = 240  # seconds that a process may take to start: PyTorch comes from a slow disk, perhaps
 SILENCE = 75  # seconds without a new result after which the contestant at work is given up
 COMPILE_SECONDS = 60  # after which programs are compiled one by one, as they come
 RESERVE = 15  # seconds of the given time that are kept for the end
@@ -94,6 +95,7 @@ class Worker:
         self.policies, self.splits = options.policies, options.splits
         self.torch, self.no_torch = imported("torch")
         self.flashinfer, self.no_flashinfer = None, "expected PyTorch with a GPU"
+        imported("torch.nn.attention")  # older versions do not import it themselves
         if self.torch is not None and self.torch.cuda.is_available():
             self.torch.cuda.set_stream(self.torch.cuda.Stream())  # the default stream can't be captured
             self.flashinfer, self.no_flashinfer = imported("flashinfer")
@@ -121,6 +123,7 @@ class Worker:
 
     def run(self, results):
         results.data["versions"] = self.versions()
+        results.write()
         for cell in self.options.cells:
             if cell.name in {done["cell"] for done in results.data["cells"]}:
                 continue
@@ -205,6 +208,7 @@ class Worker:
         if self.timed:
             results.at_work(cell.name, "timing in rounds", whole_cell=True)
             self.race(racing)
+            record["smi"] = smi()
             self.appending(racing, cell, record, results)
         for result in record["results"]:
             print("  " + report.line(result), flush=True)
@@ -461,17 +465,19 @@ def supervise(options):
 def watch(options, path, environment):
     """Runs a worker to its end, or ends it where nothing comes of it any more. Its exit status, or a text that says why it was ended."""
     command = [sys.executable, __file__, "--worker", str(path), "--until", str(options.until), *options.passed]
+    began, written = time.time(), path.stat().st_mtime_ns
     worker = subprocess.Popen(command, env=environment)
     while True:
         try:
             return worker.wait(1)
         except subprocess.TimeoutExpired:
-            now = time.time()
-            silent = now - max(path.stat().st_mtime, now - 3600)
-            if now > options.until + RESERVE or silent > SILENCE:
+            status = path.stat()
+            patience, since = (START, began) if status.st_mtime_ns == written else (SILENCE, status.st_mtime)
+            over, silent = time.time() > options.until + RESERVE, time.time() > since + patience
+            if over or silent:
                 worker.kill()
                 worker.wait()
-                return f"no result in {SILENCE} s" if silent > SILENCE else "the time was over"
+                return f"no result in {patience} s" if silent else "the time was over"
 
 
 def blame(results, status):
@@ -479,6 +485,7 @@ def blame(results, status):
     at_work, record = results.data["at_work"], results.data["unfinished"]
     why = (at_work or {}).get("fault") or (status if isinstance(status, str) else f"the process ended with status {status}")
     if record is None:
+        results.skip("all cells", why)
         sys.exit(f"bench: error: expected a process that measures, got: {why}")
     if at_work is None or at_work["whole_cell"]:
         record["skipped"].append({"name": at_work["name"] if at_work else "the cell", "reason": why})

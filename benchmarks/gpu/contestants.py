@@ -90,7 +90,7 @@ class Own(Contestant):
         pointer = self.arrays.pointer
         acc, largest, total = map(pointer, self.results[number])
         call = self.program.library.new("aligned_decode_call", batch=self.cell.batch, query=pointer(self.queries[number]), scale=self.cell.scale,
-                                        location=cuda.CUDA, acc=acc, max=largest, sum=total)
+                                        location=cuda.LOCATION_CUDA, acc=acc, max=largest, sum=total)
         if self.caches:
             call.key, call.value = (cache.value for cache in self.caches.pairs[number])
         else:

@@ -11,8 +11,7 @@ import re
 import weakref
 import zipfile
 
-HOST, CUDA = 0, 1  # aligned_location
-FIXED, FLOAT, DENSE = 0, 1, 2  # aligned_format_kind
+LOCATION_CUDA = 1  # of aligned_location
 
 
 class Refused(Exception):

@@ -148,6 +148,19 @@ def test_older_driver(folder, tmp_path):
     assert reasons["aligned exact"].startswith("expected PTX that the driver (CUDA 11.4) compiles, got: the provided PTX was compiled with an unsupported toolchain")
 
 
+def test_profile(folder, tmp_path):
+    said, data = run(folder, tmp_path, "--policies", "exact", "--profile")
+    assert said.returncode == 0, said.stderr
+    assert data["skipped"] == [{"what": "profile", "reason": "expected ncu (Nsight Compute) on PATH, found none"}]
+    profiler = tmp_path / "ncu"
+    profiler.write_text('#!/bin/sh\nwhile case $1 in --*) true;; *) false;; esac; do shift 2; done\necho profiled\nexec "$@"\n')
+    profiler.chmod(0o755)
+    said, data = run(folder, tmp_path, "--policies", "exact", "--profile", PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert said.returncode == 0, said.stderr
+    assert data["skipped"] == []
+    assert "profiled" in (tmp_path / "interpreter-exact.txt").read_text()
+
+
 def test_no_driver(folder, tmp_path):
     said, data = run(folder, tmp_path, ALIGNED_LIBCUDA="/nonexistent")
     assert said.returncode == 1 and data is None
@@ -248,9 +261,18 @@ def test_a_worker_that_says_nothing_is_ended(tmp_path, monkeypatch):
     sleeper.write_text("import time; time.sleep(60)")
     results.write_text("{}")
     monkeypatch.setattr(bench, "__file__", str(sleeper))
-    monkeypatch.setattr(bench, "SILENCE", 1)
+    monkeypatch.setattr(bench, "START", 1)
     options = type("Options", (), {"until": bench.time.time() + 100, "passed": []})
     assert bench.watch(options, results, dict(os.environ)) == "no result in 1 s"
+
+
+def test_wheels_lie_behind_what_is_installed(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "HERE", tmp_path)
+    assert bench.unpacked_wheels() is None
+    (tmp_path / "wheels").mkdir()
+    with zipfile.ZipFile(tmp_path / "wheels/some-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("some_package/__init__.py", "")
+    assert (pathlib.Path(bench.unpacked_wheels()) / "some_package/__init__.py").exists()
 
 
 def timed_data():
