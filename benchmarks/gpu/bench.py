@@ -41,6 +41,7 @@ STRETCH = 400.0  # microseconds that one measurement should at least take
 CELL_SECONDS = 30  # that a cell's rounds may take
 LEAST_READ = 0.15  # part of a dense step's bytes that any policy reads at least, where a second-level cache has to be outgrown
 PROFILED = 0.6  # of the time is for measuring where there are profiles, too
+LEVEL2 = 50 << 20  # bytes of a second-level cache that nobody tells of
 STEPS = 24  # the most caches that a cell rotates among
 HOST_BYTES = 1 << 30  # of a cell, where arrays are NumPy's
 
@@ -161,17 +162,17 @@ class Worker:
 
     def steps_of(self, cell):
         """How many caches it takes to leave nothing of one step in the second-level cache for the next."""
-        if not self.timed or self.torch is None:
+        if not self.timed:
             return 1
-        cached = getattr(self.torch.cuda.get_device_properties(0), "L2_cache_size", 50 << 20)
+        cached = getattr(self.torch.cuda.get_device_properties(0), "L2_cache_size", LEVEL2) if self.torch else LEVEL2
         return max(1, min(STEPS, math.ceil(2 * cached / (LEAST_READ * cell.dense_bytes))))
 
     def require_memory(self, cell, count):
         """Dense caches and planes beside them have to fit, with room for one other contestant's copies."""
         wanted = int(2.2 * count * cell.dense_bytes) + (1 << 30)
         if self.torch is None:
-            if cell.dense_bytes > HOST_BYTES:
-                raise Refused(f"expected PyTorch, to make caches of {cell.dense_bytes} bytes, got NumPy alone, which makes up to {HOST_BYTES}")
+            if count * cell.dense_bytes > HOST_BYTES:
+                raise Refused(f"expected PyTorch, to make caches of {count * cell.dense_bytes} bytes, got NumPy alone, which makes up to {HOST_BYTES}")
         elif self.timed:
             free, total = self.torch.cuda.mem_get_info()
             if free < wanted:

@@ -195,7 +195,7 @@ class SplitFlash(TorchContestant):
     """Flash attention over stretches of the cache as if they were batch entries, and a merge of their softmax states: keeps all multiprocessors busy where
     a backend would not."""
 
-    LEAST = 128  # tokens of a stretch
+    LEAST, MOST = 128, 8192  # tokens of a stretch; stretches in all, which keep any device busy
 
     def __init__(self, stretches, torch, cell, steps):
         super().__init__(f"torch flash {stretches} stretches", "torch flash", torch, cell, steps)
@@ -278,7 +278,7 @@ def makers(bench, cell, steps):
     others = [(f"torch {backend} {form}", lambda backend=backend, form=form: Sdpa(backend, form, torch, cell, steps))
               for form in Sdpa.FORMS[:1 if cell.shape.group == 1 else None] for backend in (("flash", "math") if cpu else ("flash", "cudnn", "efficient"))]
     others += [(f"torch flash {count} stretches", lambda count=count: SplitFlash(count, torch, cell, steps)) for count in (4, 16, 64)
-               if cell.context % count == 0 and cell.context // count >= SplitFlash.LEAST]
+               if cell.context % count == 0 and cell.context // count >= SplitFlash.LEAST and count * cell.batch * cell.shape.kv_heads <= SplitFlash.MOST]
     skipped = {}
     if bench.flashinfer:
         others += [(f"flashinfer {'fp8 ' if fp8 else ''}{'tensor' if cores else 'cuda'} cores",

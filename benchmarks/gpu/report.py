@@ -12,7 +12,10 @@ the programs) and, for each of its `cells`: `batch`, `context`, `element`, `kv_h
     microseconds          of a step: median, quartiles and number of runs; not there where nothing is timed (`timed` is false)
     kernels               of the interpreter: instructions of warps, and distinct sectors of 32 bytes that were read
 
-Whatever was left out is in `skipped`, of a cell or of all, with its reason.
+    ptx                   the chip that the program was compiled for
+
+Whatever was left out is in `skipped`, of a cell or of all, with its reason; `given_up` has, for each contestant, the cells in which it ended a process.
+`aligned_launch` is what that program says of the captured cache itself. While a run goes on, `unfinished` is the current cell and `at_work` the contestant.
 """
 
 import collections
@@ -206,6 +209,10 @@ def section(path, data):
     if data["timed"]:
         parts += ["### What was reached", "Speed-up over the best dense kernel of all, and bytes read in a second as part of what a copy moves. Where that part is near 1 memory is the "
                   "limit; where it is small, launches (small cells) or instructions are.", reached(data)]
+    launched = data.get("aligned_launch", {})
+    if "all" in launched:
+        parts.append(f"`aligned-launch`, over one step of the captured cache itself ({launched['all']['tokens']} tokens, `balanced`): {launched['all']['bytes_fraction']:.3f} of the bytes, "
+                     f"error {launched['all']['error_mean']:.1e}, at most {launched['all']['error_max']:.1e}.")
     for cell in data["cells"]:
         parts += [f"### {cell['cell']}", size_of(cell) + ".", (timed_cell if data["timed"] else counted_cell)(cell)]
     return "\n\n".join(parts + ["### What was not measured", left_out(data)])
@@ -218,6 +225,9 @@ Decode attention on NVIDIA GPUs, measured with [benchmarks/gpu](../benchmarks/gp
 
     make bench-gpu                  # here: a folder, build/bench-gpu, that needs neither this repository nor a compiler
     python3 bench.py --minutes 9    # in it, on a machine with NVIDIA's driver, and Python with NumPy and PyTorch
+
+`--splits 0,4,16` tries numbers of blocks of threads for each row, `--profile` runs Nsight Compute over a step of each policy, and wheels in a folder `wheels` beside bench.py are used where
+nothing of that name is installed.
 
 Caches are made of a captured one, blocks of which are repeated with small changes ([caches.py](../benchmarks/gpu/caches.py) says how, and why not of random numbers). Each result is compared
 with attention in float64 before it is timed, and not timed where it is wrong. Times are of CUDA graphs between events, contestants in turns, caches that a second-level cache would hold several in
