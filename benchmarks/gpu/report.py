@@ -8,7 +8,7 @@ the programs) and, for each of its `cells`: `batch`, `context`, `element`, `kv_h
 
     name, family          only the fastest of a family is timed with care; `slower` has a first time of the others
     error_mean, error_max relative L2 of a query head's output against float64, over all heads
-    key_bits, value_bits  read of each value, exponents included; bytes_read, of a step
+    key_bits, value_bits  read of each value in the first of the caches, exponents included; bytes_read, of a step
     microseconds          of a step: median, quartiles and number of runs; not there where nothing is timed (`timed` is false)
     kernels               of the interpreter: instructions of warps, and distinct sectors of 32 bytes that were read
 
@@ -169,8 +169,10 @@ def counted_cell(cell):
     for result in cell["results"]:
         counts = result.get("kernels", {})
         instructions, sectors = (sum(kernel[key] for kernel in counts.values()) for key in ("warp_instructions", "sectors"))
-        rows.append([name_of(result), *accuracy(result, cell), *((f"{instructions / 1e3:.0f}", f"{sectors / 32:.0f}", f"{instructions / (32 * sectors):.2f}") if sectors else ("", "", ""))])
-        kernels.append([name_of(result), ", ".join(f"`{name}` {kernel['warp_instructions'] / 1e3:.1f} / {kernel['sectors'] / 32:.0f}" for name, kernel in counts.items())])
+        counted = (f"{instructions / 1e3:.0f}", f"{sectors / 32:.0f}", f"{instructions / (32 * sectors):.2f}") if sectors else ("", "", "")
+        rows.append([name_of(result), *accuracy(result, cell), *counted])
+        each = (f"`{name}` {kernel['warp_instructions'] / 1e3:.1f} / {kernel['sectors'] / 32:.0f}" for name, kernel in counts.items())
+        kernels.append([name_of(result), ", ".join(each)])
     return table(head, rows) + "\n\n" + table(["", "thousand instructions / KiB of sectors, of all launches of a kernel"], kernels)
 
 
@@ -187,15 +189,19 @@ def left_out(data):
 
 
 def reached(data):
-    """The first cell of each shape in a line each: speed-ups over the best dense kernel, and the part of a copy's bandwidth."""
-    rows = []
+    """A line for each cell: speed-ups over the best dense kernel, and the part of a copy's bandwidth."""
+    policies, rows = ("dense", "tight", "balanced", "fast", "alignedkv"), []
     for cell in data["cells"]:
         (_, dense), copied = best_dense(cell), copy_bandwidth(cell)
         own = {r["name"].removeprefix("aligned "): r for r in cell["results"] if r["name"].startswith("aligned ") and "microseconds" in r}
+
+        def said(result):
+            time = result["microseconds"]["median"]
+            return f"{dense / time:.2f}" + (f", {result['bytes_read'] / time / copied:.2f} of copy" if copied else "")
+
         if dense and own:
-            rate = lambda r: f", {r['bytes_read'] / r['microseconds']['median'] / copied:.2f} of copy" if copied else ""
-            rows.append([cell["cell"], *(f"{dense / own[p]['microseconds']['median']:.2f}{rate(own[p])}" if p in own else "" for p in ("dense", "tight", "balanced", "fast", "alignedkv"))])
-    return table(["cell", "`dense`", "`tight`", "`balanced`", "`fast`", "`alignedkv`"], rows)
+            rows.append([cell["cell"], *(said(own[policy]) if policy in own else "" for policy in policies)])
+    return table(["cell", *(f"`{policy}`" for policy in policies)], rows)
 
 
 def section(path, data):
@@ -207,12 +213,13 @@ def section(path, data):
     if plot.exists():
         parts.append(f"![{'time' if data['timed'] else 'bytes'} against error of each contestant](../benchmarks/results/{plot.name})")
     if data["timed"]:
-        parts += ["### What was reached", "Speed-up over the best dense kernel of all, and bytes read in a second as part of what a copy moves. Where that part is near 1 memory is the "
-                  "limit; where it is small, launches (small cells) or instructions are.", reached(data)]
+        parts += ["### What was reached", "Speed-up over the best dense kernel of all, and bytes read in a second as part of what a copy moves. Where that part is near 1 "
+                  "memory is the limit; where it is small, launches (small cells) or instructions are.", reached(data)]
     launched = data.get("aligned_launch", {})
     if "all" in launched:
-        parts.append(f"`aligned-launch`, over one step of the captured cache itself ({launched['all']['tokens']} tokens, `balanced`): {launched['all']['bytes_fraction']:.3f} of the bytes, "
-                     f"error {launched['all']['error_mean']:.1e}, at most {launched['all']['error_max']:.1e}.")
+        whole = launched["all"]
+        parts.append(f"`aligned-launch`, over one step of the captured cache itself ({whole['tokens']} tokens, `balanced`): {whole['bytes_fraction']:.3f} of the bytes, "
+                     f"error {whole['error_mean']:.1e}, at most {whole['error_max']:.1e}.")
     for cell in data["cells"]:
         parts += [f"### {cell['cell']}", size_of(cell) + ".", (timed_cell if data["timed"] else counted_cell)(cell)]
     return "\n\n".join(parts + ["### What was not measured", left_out(data)])
