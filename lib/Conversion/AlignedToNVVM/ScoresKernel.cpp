@@ -59,9 +59,25 @@ private:
   /// What limits make of the layers of a block (P7).
   Val limited(Val layers, Val block);
   Val digitsAcross(Val digits);
-  Vals multiply(Val where, const std::vector<Vals> &digits, const Vals &layers, const Vals &before);
-  /// Reads a block to `layers` of the lane's groups. `before`, where there are any, say what its scores are known to.
-  void scoreBlock(Val block, const Vals &layers, const Vals &before);
+  /// How far a block at `where` is read, of the lane's groups, and how far its scores are known already.
+  struct Reading {
+    Val where;
+    Vals layers, before;
+    bool isFresh() const { return before.empty(); } ///< whether nothing is known
+  };
+  struct Steps {
+    int64_t begin, end; ///< half steps
+  };
+  /// Per column, whose lanes share the channels, sums of W * offset and of W by place, by tile; and products, see `multiply`.
+  struct Sums {
+    Vals constants, leans, products;
+    Vals all() const;
+  };
+  Sums sumsOf(Vals all);
+  Val wants(const Reading &reading, int64_t half, int64_t upper);
+  Vals multiply(Vals sums, const Reading &reading, Steps steps, int64_t upper, const std::vector<Vals> &digits);
+  Sums addSteps(Sums sums, const Reading &reading, Steps steps, const std::vector<Vals> &weighed);
+  void scoreBlock(Val block, const Reading &reading);
   /// Of scores [tile][4], tokens `token` .. `token` + 3.
   void describeBlock(Val block, Val token, const std::vector<Vals> &scored, const Vals &variances);
   void countTokens(int64_t tile, const Vals &octaves, Val loudest);
@@ -71,6 +87,18 @@ private:
   /// Statistics of the split, once all blocks have theirs.
   void summarise();
 };
+
+Vals ScoresKernel::Sums::all() const {
+  Vals all = constants;
+  all.append(leans);
+  all.append(products);
+  return all;
+}
+
+ScoresKernel::Sums ScoresKernel::sumsOf(Vals all) {
+  ArrayRef<Val> rest(all);
+  return {Vals(rest.take_front(tilesPerWarp)), Vals(rest.slice(tilesPerWarp, tilesPerWarp)), Vals(rest.drop_front(2 * tilesPerWarp))};
+}
 
 /// w = scale * q, and the finest step of weights: the loudest channel must not leave the digits.
 void ScoresKernel::prepare() {
@@ -156,121 +184,129 @@ void ScoresKernel::storeLayers(const Vals &layers, Val block) {
   }
 }
 
-/// From the four digits of one channel, each lane's own, to one digit of four channels: a transpose among the lanes that differ in `place`.
+/// From the four digits of one channel, each lane's own, to one digit of four channels: a transpose among the lanes that differ in `place`, where place p has digit
+/// p - 1, as upper bytes of values want it. The last digit is 0.
 Val ScoresKernel::digitsAcross(Val digits) {
   Val oddPlace = (place & 1) == 1, upperPlace = (place & 2) == 2;
-  digits = e.permuteBytes(digits, e.shuffleXor(digits, 4), select(oddPlace, number(0x3715), number(0x6240)));
+  digits = e.permuteBytes(digits, e.shuffleXor(digits, 4), select(oddPlace, number(0x2604), number(0x5173)));
   return e.permuteBytes(digits, e.shuffleXor(digits, 8), select(upperPlace, number(0x3276), number(0x5410)));
 }
 
-/// Sums [tile][j][4]: of columns 2 t and 2 t + 1 for token 4 g + j, then for 4 g + j + 32.
-Vals ScoresKernel::multiply(Val where, const std::vector<Vals> &digits, const Vals &layers, const Vals &before) {
+/// Whether a lane wants one of the layers `upper` and `upper` + 1 of a half step.
+Val ScoresKernel::wants(const Reading &reading, int64_t half, int64_t upper) {
+  Val layers = reading.layers[half];
+  return reading.isFresh() ? layers > upper : (layers > max(reading.before[half], number(upper))) & (reading.before[half] < upper + 2);
+}
+
+/// Adds the products of layers `upper` and `upper` + 1: sums [tile][j][4], of columns 2 t and 2 t + 1 for token 4 g + j, then for 4 g + j + 32.
+Vals ScoresKernel::multiply(Vals sums, const Reading &reading, Steps steps, int64_t upper, const std::vector<Vals> &digits) {
   Val none = number(0);
   Type four = VectorType::get(4, e.i32());
   Val nothing = e.constant(four, 0);
-  auto isWanted = [&](int64_t layer, int64_t half) {
-    Val wanted = layers[half] > layer;
-    return before.empty() ? wanted : wanted & (before[half] <= layer);
-  };
   auto load = [&](int64_t layer, int64_t half) {
     if (layer >= residentLayers(shape.keySplit))
       return nothing;
     LayerPlace at = placeOf(shape.keySplit, layer);
-    Val plane = blockOf(key.plane[at.plane], where, shape.keyDim * 8 * shape.keySplit.getWidths()[at.plane]);
-    Val word = ((firstGroup() + half) * at.planeLayers + at.index) * kWords + g * 4;
-    return e.choose(isWanted(layer, half), [&]() -> Vals { return {e.loadGlobal(plane, four, word)}; }, [&]() -> Vals { return {nothing}; })[0];
+    Val plane = blockOf(key.plane[at.plane], reading.where, shape.keyDim * 8 * shape.keySplit.getWidths()[at.plane]);
+    Val word = ((firstGroup() + half) * at.planeLayers + at.index) * kWords + g * 4, wanted = reading.layers[half] > layer;
+    if (!reading.isFresh())
+      wanted = wanted & (reading.before[half] <= layer);
+    return e.choose(wanted, [&]() -> Vals { return {e.loadGlobal(plane, four, word)}; }, [&]() -> Vals { return {nothing}; })[0];
   };
-  /// Whether any lane wants one of the layers `upper` and `upper` + 1 of some half steps.
-  auto anyWants = [&](int64_t upper, int64_t begin, int64_t end) {
-    Val any = e.constant(e.types.getI1Type(), 0);
-    for (int64_t half = begin; half < end; ++half)
-      any = any | (before.empty() ? isWanted(upper, half) : (layers[half] > max(before[half], number(upper))) & (before[half] < upper + 2));
-    return e.ballot(any) != 0;
-  };
-  // So many half steps at once, or none of them where none is read so far: with more, loads that are under way would take more registers than there are.
-  const int64_t atOnce = tilesPerWarp > 1 || isWide(shape) ? 4 : 8;
-  auto add = [&](Vals sums, int64_t upper, const std::vector<Vals> &digits) {
-    for (int64_t begin = 0; begin < halfSteps(); begin += atOnce) {
-      int64_t end = std::min(begin + atOnce, halfSteps());
-      auto some = [&] {
-        Vals added = sums;
-        for (int64_t half = begin; half < end; half += 2) {
-          int64_t count = std::min<int64_t>(2, end - half);
-          Vals first, second;
-          for (int64_t i = 0; i < count; ++i) {
-            first.push_back(load(upper, half + i));
-            second.push_back(load(upper + 1, half + i));
-          }
-          for (int64_t j = 0; j < 4; ++j) {
-            Vals a(4, none);
-            for (int64_t i = 0; i < count; ++i)
-              std::tie(a[2 * i], a[2 * i + 1]) = bytesOf(aligned::lane(first[i], j), aligned::lane(second[i], j));
-            for (int64_t i = 0; i < tilesPerWarp; ++i) {
-              Val *c = &added[(i * 4 + j) * 4];
-              Vals product = e.multiply(a, {digits[i][half], count > 1 ? digits[i][half + 1] : none}, {c[0], c[1], c[2], c[3]});
-              std::copy(product.begin(), product.end(), c);
-            }
-          }
-        }
-        return added;
-      };
-      bool isSure = upper == 0 && before.empty() && halfSteps() <= atOnce;
-      sums = isSure ? some() : e.choose(anyWants(upper, begin, end), some, [&] { return sums; });
+  for (int64_t half = steps.begin; half < steps.end; half += 2) {
+    int64_t count = std::min<int64_t>(2, steps.end - half);
+    Vals first, second;
+    for (int64_t i = 0; i < count; ++i) {
+      first.push_back(load(upper, half + i));
+      second.push_back(load(upper + 1, half + i));
     }
-    return sums;
-  };
-  Vals sums = add(Vals(tilesPerWarp * 4 * 4, none), 0, digits);
-  if (residentLayers(shape.keySplit) <= 2)
-    return sums;
-  return e.choose(
-      anyWants(2, 0, halfSteps()),
-      [&] {
-        // For the lower bytes, a column wants the digit of its own place: that of the next column.
-        std::vector<Vals> lower(tilesPerWarp);
-        for (int64_t i = 0; i < tilesPerWarp; ++i)
-          for (Val upper : digits[i])
-            lower[i].push_back(e.shuffleFrom(upper, (lane & 19) | ((lane + 4) & 12)));
-        return add(sums, 2, lower);
-      },
-      [&] { return sums; });
+    for (int64_t j = 0; j < 4; ++j) {
+      Vals a(4, none);
+      for (int64_t i = 0; i < count; ++i)
+        std::tie(a[2 * i], a[2 * i + 1]) = bytesOf(aligned::lane(first[i], j), aligned::lane(second[i], j));
+      for (int64_t i = 0; i < tilesPerWarp; ++i) {
+        Val *c = &sums[(i * 4 + j) * 4];
+        Vals product = e.multiply(a, {digits[i][half - steps.begin], count > 1 ? digits[i][half - steps.begin + 1] : none}, {c[0], c[1], c[2], c[3]});
+        std::copy(product.begin(), product.end(), c);
+      }
+    }
+  }
+  return sums;
 }
 
-void ScoresKernel::scoreBlock(Val block, const Vals &layers, const Vals &before) {
-  Val where = physical(key, block);
-  Vals exponents = exponentsOfGroups(blockOf(key.exponent, where, shape.keyDim));
-
-  // What all tokens share.
+/// Adds some half steps: to what all tokens share, and to products.
+ScoresKernel::Sums ScoresKernel::addSteps(Sums sums, const Reading &reading, Steps steps, const std::vector<Vals> &weighed) {
   auto offset = [&](Val layers) { return select(layers > 0, offsetOf(layers), real(0)); };
   auto counted = [&](Val layers) { return select(layers > 0, real(1), real(0)); };
-  Vals offsets, counts;
-  for (int64_t half = 0; half < halfSteps(); ++half) {
-    offsets.push_back(before.empty() ? offset(layers[half]) : offset(layers[half]) - offset(before[half]));
-    counts.push_back(before.empty() ? counted(layers[half]) : counted(layers[half]) - counted(before[half]));
+  std::vector<Vals> digits(tilesPerWarp); // for the upper bytes of values [tile][half step]
+  for (int64_t half = steps.begin; half < steps.end; ++half) {
+    Val offsets = offset(reading.layers[half]), counts = counted(reading.layers[half]);
+    if (!reading.isFresh()) {
+      offsets = offsets - offset(reading.before[half]);
+      counts = counts - counted(reading.before[half]);
+    }
+    for (int64_t i = 0; i < tilesPerWarp; ++i) {
+      auto [whole, rounded] = e.nearest(weighed[i][half]);
+      sums.constants[i] = fma(rounded, offsets, sums.constants[i]);
+      sums.leans[i] = fma(rounded, counts, sums.leans[i]);
+      digits[i].push_back(digitsAcross(digitsOf(whole)));
+    }
   }
-  // Digits for the upper bytes of values [tile][half step], and per column, whose lanes share the channels, variances, constants and sums of W by place.
-  std::vector<Vals> digits(tilesPerWarp);
-  Vals variances, constants, leans;
-  Val ownPlace = (place << 12) | 0x444; // its byte on top of zeros
+  auto anyWants = [&](int64_t upper) {
+    Val any = e.constant(e.types.getI1Type(), 0);
+    for (int64_t half = steps.begin; half < steps.end; ++half)
+      any = any | wants(reading, half, upper);
+    return e.ballot(any) != 0;
+  };
+  auto addUpper = [&] { return multiply(sums.products, reading, steps, 0, digits); };
+  sums.products = reading.isFresh() ? addUpper() : e.choose(anyWants(0), addUpper, [&] { return sums.products; });
+  if (residentLayers(shape.keySplit) > 2)
+    sums.products = e.choose(
+        anyWants(2),
+        [&] {
+          // For the lower bytes, a column wants the digit of its own place: that of the next column.
+          std::vector<Vals> lower(tilesPerWarp);
+          for (int64_t i = 0; i < tilesPerWarp; ++i)
+            for (Val upper : digits[i])
+              lower[i].push_back(e.shuffleFrom(upper, (lane & 19) | ((lane + 4) & 12)));
+          return multiply(sums.products, reading, steps, 2, lower);
+        },
+        [&] { return sums.products; });
+  return sums;
+}
+
+void ScoresKernel::scoreBlock(Val block, const Reading &reading) {
+  const Vals &layers = reading.layers;
+  Vals exponents = exponentsOfGroups(blockOf(key.exponent, reading.where, shape.keyDim)), variances;
+  std::vector<Vals> weighed(tilesPerWarp); // weights in steps, of [tile][half step]
+  Val ownPlace = (place << 12) | 0x444;    // its byte on top of zeros
   for (int64_t i = 0; i < tilesPerWarp; ++i) {
-    Val square = real(0), constant = real(0), lean = real(0);
+    Val square = real(0);
     for (int64_t half = 0; half < halfSteps(); ++half) {
       Val scale = bitcast(shrLogical(e.permuteBytes(exponents[half], number(0), ownPlace), number(1)), e.f32());
-      Val weight = (weights.empty() ? weightOfColumn(i, half) : weights[i][half]) * scale;
-      if (!shape.exact()) {
-        Val error = weight * remainderOf(layers[half]);
-        square = fma(error, error, square);
-      }
-      auto [whole, rounded] = e.nearest(weight);
-      constant = fma(rounded, offsets[half], constant);
-      lean = fma(rounded, counts[half], lean);
-      digits[i].push_back(digitsAcross(digitsOf(whole) << 8));
+      weighed[i].push_back((weights.empty() ? weightOfColumn(i, half) : weights[i][half]) * scale);
+      if (shape.exact())
+        continue;
+      Val error = weighed[i][half] * remainderOf(layers[half]);
+      square = fma(error, error, square);
     }
     variances.push_back(shape.exact() ? square : e.warpAdd(square, {1, 2, 4, 8}) * (32768.0 * 32768.0 / 3));
-    constants.push_back(e.warpAdd(constant, {1, 2, 4, 8}));
-    leans.push_back(e.warpAdd(lean, {1, 2}));
   }
 
-  Vals sums = multiply(where, digits, layers, before);
+  // So many half steps at once, or none of them where nothing is wanted: with more, loads that are under way would take more registers than there are.
+  const int64_t atOnce = tilesPerWarp > 1 || isWide(shape) ? 4 : 8;
+  Sums sums{Vals(tilesPerWarp, real(0)), Vals(tilesPerWarp, real(0)), Vals(tilesPerWarp * 4 * 4, number(0))};
+  for (int64_t begin = 0; begin < halfSteps(); begin += atOnce) {
+    Steps steps{begin, std::min(begin + atOnce, halfSteps())};
+    Val any = e.constant(e.types.getI1Type(), 0);
+    for (int64_t half = steps.begin; half < steps.end; ++half)
+      any = any | (layers[half] > (reading.isFresh() ? number(0) : reading.before[half]));
+    sums = sumsOf(e.choose(e.ballot(any) != 0, [&] { return addSteps(sums, reading, steps, weighed).all(); }, [&] { return sums.all(); }));
+  }
+  for (int64_t i = 0; i < tilesPerWarp; ++i) {
+    sums.constants[i] = e.warpAdd(sums.constants[i], {1, 2, 4, 8});
+    sums.leans[i] = e.warpAdd(sums.leans[i], {1, 2});
+  }
 
   // Lanes with odd t take the later half of the block, and give away the other. Lanes 16 r + .. have what query row r of the tile needs, lean by place.
   Val odd = (t & 1) == 1, token = block * ALIGNED_BLOCK + g * 4 + select(odd, number(32), number(0)), source = shrLogical(t, number(1)) * 16;
@@ -291,7 +327,7 @@ void ScoresKernel::scoreBlock(Val block, const Vals &layers, const Vals &before)
   };
   std::vector<Vals> scored(tilesPerWarp);
   for (int64_t i = 0; i < tilesPerWarp; ++i) {
-    Val constant = e.shuffleFrom(constants[i], source), step = steps[i];
+    Val constant = e.shuffleFrom(sums.constants[i], source), step = steps[i];
     // A score whose error has variance s^2 is on average e^(s^2 / 2) times too likely.
     Val excess = real(0);
     if (!shape.exact()) {
@@ -300,8 +336,8 @@ void ScoresKernel::scoreBlock(Val block, const Vals &layers, const Vals &before)
     }
     Vals lean, known(4, real(0));
     for (int64_t channel = 0; channel < 4; ++channel)
-      lean.push_back(e.shuffleFrom(leans[i], source + 4 * channel));
-    if (!before.empty()) {
+      lean.push_back(e.shuffleFrom(sums.leans[i], source + 4 * channel));
+    if (!reading.isFresh()) {
       known = load(i);
       // The lane that will write it says what it was.
       Val head = scoreHead(i), isWriter = (g == 0) & ((t & 1) == 0) & (head < shape.heads);
@@ -309,15 +345,15 @@ void ScoresKernel::scoreBlock(Val block, const Vals &layers, const Vals &before)
       excess = excess - e.shuffleFrom(variance, t & 2) * 0.5;
     }
     for (int64_t j = 0; j < 4; ++j) {
-      Val *s = &sums[(i * 4 + j) * 4];
+      Val *s = &sums.products[(i * 4 + j) * 4];
       Val early = ofColumns(s[0], s[1]), late = ofColumns(s[2], s[3]);
       Val score = select(odd, late, early) + e.shuffleXor(select(odd, early, late), 1) + constant;
       for (int64_t channel = 0; channel < 4; ++channel)
         score = score - lean[channel] * dithers[j][channel];
-      scored[i].push_back(fma(score, step, before.empty() ? -excess : known[j] - excess));
+      scored[i].push_back(fma(score, step, reading.isFresh() ? -excess : known[j] - excess));
     }
   }
-  if (before.empty()) { // what is kept aside is added where the scores lie
+  if (reading.isFresh()) { // what is kept aside is added where the scores lie
     Vals all;
     for (const Vals &tile : scored)
       all.append(tile);
@@ -476,10 +512,10 @@ void ScoresKernel::emit() {
     e.barrier();
   }
   forBlocksOfWarp([&](Val block) {
-    Vals layers;
+    Reading reading{physical(key, block), {}, {}};
     for (Val wanted : coarse)
-      layers.push_back(limited(wanted, block));
-    scoreBlock(block, layers, /*before=*/{});
+      reading.layers.push_back(limited(wanted, block));
+    scoreBlock(block, reading);
   });
   e.when(isLastSplit(), [&] { scoreOpen([&](Val h, Val channel) { return queryAt(h, channel); }); });
   e.barrier(); // scores, counts and numbers are there
@@ -508,7 +544,7 @@ void ScoresKernel::emitRefined() {
         e.warpBarrier(); // all of them are there
         // The lanes of t share its groups, and say to one another what they found: layers from now on, and as they are.
         constexpr int64_t kSharers = GpuEmitter::kWarp / 4;
-        Val exponents = blockOf(key.exponent, physical(key, block), shape.keyDim), more = number(0);
+        Val where = physical(key, block), exponents = blockOf(key.exponent, where, shape.keyDim), more = number(0);
         Vals found;
         for (int64_t half = 0; half < halfSteps(); half += kSharers) {
           Val group = firstGroup() + min(g + half, number(halfSteps() - 1)), bytes = e.loadGlobal(exponents, e.i32(), group);
@@ -527,14 +563,15 @@ void ScoresKernel::emitRefined() {
           found.push_back(layers | (before << 4));
         }
         e.when(e.ballot(more > 0) != 0, [&] {
-          Vals layers, before;
+          Reading reading{where, {}, {}};
           for (int64_t half = 0; half < halfSteps(); ++half) {
             Val both = e.shuffleFrom(found[half / kSharers], t + half % kSharers * 4);
-            layers.push_back(both & 15);
-            before.push_back(shrLogical(both, number(4)));
+            reading.layers.push_back(both & 15);
+            if (!shape.softcap) // capped scores don't add up
+              reading.before.push_back(shrLogical(both, number(4)));
           }
           meetSharers(); // all have read what they are about to write
-          scoreBlock(block, layers, shape.softcap ? Vals() : before); // capped scores don't add up
+          scoreBlock(block, reading);
         });
         e.warpBarrier(); // and what was wanted
       });
