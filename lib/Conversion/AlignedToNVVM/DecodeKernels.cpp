@@ -1,7 +1,7 @@
 // See the header for the idea.
 #include "DecodeKernels.h"
 
-#include "DecodeKernel.h"
+#include "DenseKernel.h"
 #include "Sidecar.h"
 
 using namespace mlir;
@@ -37,6 +37,18 @@ ArrayAttr describeArguments(Builder &b, const DecodeShape &shape) {
   return b.getArrayAttr(arguments);
 }
 
+/// In the order of `DenseArgument`.
+ArrayAttr describeDenseArguments(Builder &b, const DecodeShape &shape) {
+  Sidecar s(b);
+  int64_t h = shape.heads, dim = shape.valueDim;
+  Type f32 = b.getF32Type();
+  return b.getArrayAttr({s.array("query", "input", shape.query, {"rows", h, shape.keyDim}), s.array("key", "input", shape.key, {"rows", "capacity", shape.keyDim}),
+                         s.array("value", "input", shape.value, {"rows", "capacity", dim}), s.array("lengths", "input", b.getI64Type(), {"batch"}), s.scalar("scale", "f32"),
+                         s.scalar("splits", "i32"), s.scalar("capacity", "i32"), s.array("statistics", "scratch", f32, {"rows", "splits", h, kDenseStatistics}),
+                         s.array("partial", "scratch", f32, {"rows", "splits", h, dim}), s.array("acc", "output", f32, {"rows", h, dim}), s.array("max", "output", f32, {"rows", h}),
+                         s.array("sum", "output", f32, {"rows", h})});
+}
+
 } // namespace
 
 DictionaryAttr aligned::emitDecode(gpu::GPUModuleOp module, const DecodeShape &shape) {
@@ -51,8 +63,11 @@ DictionaryAttr aligned::emitDecode(gpu::GPUModuleOp module, const DecodeShape &s
   auto launch = [&](StringRef name, bool onePerRow = false) {
     launches.push_back(s.launch(name, {onePerRow ? Sidecar::Extent(1) : Sidecar::Extent("splits"), "rows"}));
   };
-  bool isFloat = DecodeKernel::isFloat(shape);
-  launch(kernel("scores", isFloat ? emitFloatScores : emitScores));
+  bool isDense = !shape.keySplit, isFloat = !isDense && DecodeKernel::isFloat(shape);
+  if (isDense)
+    launch(kernel("scan", emitDenseScan));
+  else
+    launch(kernel("scores", isFloat ? emitFloatScores : emitScores));
   if (!shape.exact() && isFloat) {
     launch(kernel("probe", emitProbe), /*onePerRow=*/true);
   } else if (!shape.exact()) {
@@ -65,14 +80,15 @@ DictionaryAttr aligned::emitDecode(gpu::GPUModuleOp module, const DecodeShape &s
       launch(plan, /*onePerRow=*/true);
     }
   }
-  launch(kernel("values", isFloat ? emitFloatValues : emitValues));
-  launch(kernel("merge", emitMerge), /*onePerRow=*/true);
+  if (!isDense)
+    launch(kernel("values", isFloat ? emitFloatValues : emitValues));
+  launch(kernel("merge", isDense ? emitDenseMerge : emitMerge), /*onePerRow=*/true);
   if (shape.certified) {
     launch(kernel("certify", emitCertify));
     launch(kernel("conclude", emitConclude), /*onePerRow=*/true);
   }
   return b.getDictionaryAttr({s.field("site", shape.site), s.field("kv_heads", shape.kvHeads), s.field("heads", shape.heads), s.field("key_dim", shape.keyDim),
                               s.field("value_dim", shape.valueDim), s.field("query", Sidecar::nameOf(shape.query)), s.field("certified", int64_t(shape.certified)),
-                              s.field("key", s.format(shape.keySplit, shape.key)), s.field("value", s.format(shape.valueSplit, shape.value)),
-                              s.field("arguments", describeArguments(b, shape)), s.field("launch", b.getArrayAttr(launches))});
+                              s.field("key", s.format(shape.keySplit, CacheRole::Key, shape.key)), s.field("value", s.format(shape.valueSplit, CacheRole::Value, shape.value)),
+                              s.field("arguments", isDense ? describeDenseArguments(b, shape) : describeArguments(b, shape)), s.field("launch", b.getArrayAttr(launches))});
 }
