@@ -1,0 +1,222 @@
+// Kernels over dense caches, run by the interpreter: attention in float64 within what 16-bit weights and their sums leave, whatever the shape, the lengths and the splits.
+#include "aligned/JIT/Module.h"
+#include "aligned/Reference/Attention.h"
+#include "aligned/Runtime/Cuda.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+using namespace aligned;
+
+namespace {
+
+constexpr int64_t kKvHeads = 2;
+constexpr double kTolerance = 5e-4; ///< of the relative error of a head
+
+struct Case {
+  const char *element = "f16";
+  int64_t group = 3, keyDim = 64, valueDim = 64;
+  const char *query = nullptr; ///< element of queries, where it is another
+  int64_t queries = 1;
+  const char *sight = ""; ///< mask and softcap, as the op says them
+  Mask mask = {};
+  double softcap = 0;
+  bool infinite = false; ///< whether some of K and V is not finite
+  std::vector<int64_t> tokens = {1, 15, 63, 65, 1000};
+
+  const char *queryElement() const { return query ? query : element; }
+  int64_t heads() const { return group * queries; } ///< query rows of a kv head
+};
+
+std::ostream &operator<<(std::ostream &os, const Case &c) {
+  return os << c.queryElement() << " queries of " << c.element << ", " << c.group << "x" << c.queries << " rows, " << c.keyDim << "/" << c.valueDim << " " << c.sight
+            << (c.infinite ? ", not all finite" : "");
+}
+
+/// Numbers as a device has them, and what they are.
+struct Values {
+  std::vector<char> bytes;
+  std::vector<double> exact;
+
+  Values(const std::string &element, int64_t count, const std::function<double(int64_t)> &of) {
+    for (int64_t i = 0; i < count; ++i) {
+      float x = static_cast<float>(of(i));
+      if (element == "f32") {
+        bytes.insert(bytes.end(), reinterpret_cast<char *>(&x), reinterpret_cast<char *>(&x + 1));
+        exact.push_back(x);
+        continue;
+      }
+      Storage storage = element == "bf16" ? Storage::BFloat16 : Storage::Half;
+      uint16_t bits = narrow(x, storage);
+      bytes.insert(bytes.end(), reinterpret_cast<char *>(&bits), reinterpret_cast<char *>(&bits + 1));
+      exact.push_back(widen(bits, storage));
+    }
+  }
+};
+
+/// Probabilities that differ by orders of magnitude, loud channels of K and loud tokens. What lies past the tokens that are there is NaN: nobody may look at it.
+struct Inputs {
+  int64_t batch, capacity;
+  std::vector<int64_t> lengths;
+  Values q, k, v;
+
+  static Values random(const std::string &element, int64_t rows, int64_t dim, const std::function<double(int64_t row, int64_t channel)> &scale) {
+    std::mt19937 random(uint32_t(rows * 131 + dim));
+    std::normal_distribution<double> normal;
+    return Values(element, rows * dim, [&](int64_t i) { return normal(random) * scale(i / dim, i % dim); });
+  }
+  Inputs(const Case &c, int64_t tokens)
+      : batch(2), capacity(tokens + 5), lengths{tokens, tokens / 3},
+        q(random(c.queryElement(), batch * kKvHeads * c.heads(), c.keyDim, [](int64_t, int64_t i) { return i % 5 ? 2.0 : 0.1; })),
+        k(random(c.element, batch * kKvHeads * capacity, c.keyDim,
+                 [&](int64_t row, int64_t i) {
+                   if (row % capacity >= lengths[row / capacity / kKvHeads])
+                     return double(NAN);
+                   return c.infinite && (row * c.keyDim + i) % 9973 == 77 ? -INFINITY : i == 3 ? 8.0 : i < 8 ? 0.05 : 1.0;
+                 })),
+        v(random(c.element, batch * kKvHeads * capacity, c.valueDim, [&](int64_t row, int64_t i) {
+          if (row % capacity >= lengths[row / capacity / kKvHeads])
+            return double(NAN);
+          int64_t at = row * c.valueDim + i;
+          return c.infinite && at % 7919 == 5 ? (at % 2 ? double(INFINITY) : double(NAN)) : row % capacity % 17 ? 1.0 : 6.0;
+        })) {}
+};
+
+struct State {
+  std::vector<float> acc, max, sum;
+};
+
+using Program = std::unique_ptr<aligned_program, decltype(&aligned_program_destroy)>;
+
+class DenseOnGpu : public testing::TestWithParam<Case> {
+protected:
+  static void SetUpTestSuite() {
+    setenv("ALIGNED_LIBCUDA", ALIGNED_CUDA_EMULATOR, /*overwrite=*/0);
+    setenv("ALIGNED_EMULATOR_COLLECTIVES", "0", /*overwrite=*/0); // shuffles do not order memory: barriers do
+  }
+
+  static Program compile(const Case &c) {
+    auto type = [](int64_t heads, const std::string &tokens, int64_t dim, const char *element) {
+      return "tensor<?x" + std::to_string(heads) + "x" + tokens + "x" + std::to_string(dim) + "x" + element + ">";
+    };
+    std::string q = type(kKvHeads * c.group, std::to_string(c.queries), c.keyDim, c.queryElement()), k = type(kKvHeads, "?", c.keyDim, c.element),
+                v = type(kKvHeads, "?", c.valueDim, c.element), out = type(kKvHeads * c.group, std::to_string(c.queries), c.valueDim, "f32");
+    std::string source = "func.func @step(%q: " + q + ", %k: " + k + ", %v: " + v + ") -> " + out + " {\n  %scale = arith.constant 0.125 : f32\n  %out = aligned.attention %q, %k, %v scale %scale " + c.sight +
+                         " : " + q + ", " + k + ", " + v + " -> " + out + "\n  return %out : " + out + "\n}\n";
+    char *ptx = nullptr, *sidecar = nullptr;
+    EXPECT_EQ(aligned_compile_kernels(source.c_str(), "format=dense", &ptx, &sidecar), 0) << aligned_last_error();
+    Program program(ptx ? aligned_program_load(ptx, sidecar) : nullptr, aligned_program_destroy);
+    EXPECT_TRUE(program) << aligned_last_error();
+    aligned_text_free(ptx);
+    aligned_text_free(sidecar);
+    return program;
+  }
+
+  static State decode(const Case &c, const Program &program, const Inputs &in, int32_t splits = 0) {
+    int64_t rows = in.batch * kKvHeads * c.heads();
+    State state{std::vector<float>(rows * c.valueDim, 7), std::vector<float>(rows, 7), std::vector<float>(rows, 7)};
+    aligned_decode_call call = {};
+    call.batch = in.batch;
+    call.query = in.q.bytes.data();
+    call.dense_key = in.k.bytes.data();
+    call.dense_value = in.v.bytes.data();
+    call.lengths = in.lengths.data();
+    call.capacity = in.capacity;
+    call.scale = 0.125f;
+    call.splits = splits;
+    call.acc = state.acc.data();
+    call.max = state.max.data();
+    call.sum = state.sum.data();
+    EXPECT_EQ(aligned_program_decode(program.get(), 0, &call), 0) << aligned_last_error();
+    return state;
+  }
+
+  static double largestError() { return largest; }
+  static void expectAttention(const Case &c, const Inputs &in, const State &got) {
+    for (int64_t row = 0; row < in.batch * kKvHeads; ++row) {
+      int64_t tokens = in.lengths[row / kKvHeads], heads = c.heads();
+      auto part = [](const Values &values, int64_t first) { return values.exact.data() + first; };
+      std::vector<double> want(heads * c.valueDim);
+      exactAttention(part(in.q, row * heads * c.keyDim), heads, part(in.k, row * in.capacity * c.keyDim), part(in.v, row * in.capacity * c.valueDim), tokens, c.keyDim, c.valueDim, 0.125,
+                     /*maskedZero=*/false, want.data(), c.mask, c.softcap);
+      for (int64_t h = 0; h < heads; ++h) {
+        SCOPED_TRACE("row " + std::to_string(row) + ", query row " + std::to_string(h));
+        double off = 0, size = 0, sum = got.sum[row * heads + h];
+        for (int64_t i = 0; i < c.valueDim; ++i) {
+          double expected = want[h * c.valueDim + i], acc = got.acc[(row * heads + h) * c.valueDim + i], actual = sum == 0 ? 0 : acc / sum;
+          if (!std::isfinite(expected)) {
+            EXPECT_TRUE(std::isnan(expected) ? std::isnan(actual) : actual == expected) << i << ": " << actual << " for " << expected;
+            continue;
+          }
+          off += (actual - expected) * (actual - expected);
+          size += expected * expected;
+        }
+        EXPECT_LE(std::sqrt(off), kTolerance * std::sqrt(size));
+        if (size > 0)
+          largest = std::max(largest, std::sqrt(off / size));
+        if (tokens == 0) {
+          EXPECT_EQ(sum, 0);
+          EXPECT_EQ(got.max[row * heads + h], -INFINITY);
+          for (int64_t i = 0; i < c.valueDim; ++i)
+            EXPECT_EQ(got.acc[(row * heads + h) * c.valueDim + i], 0);
+        }
+      }
+    }
+  }
+  static inline double largest = 0;
+};
+
+TEST_P(DenseOnGpu, IsAttention) {
+  const Case &c = GetParam();
+  Program program = compile(c);
+  ASSERT_TRUE(program);
+  for (int64_t tokens : c.tokens) {
+    SCOPED_TRACE(std::to_string(tokens) + " tokens");
+    Inputs in(c, tokens);
+    expectAttention(c, in, decode(c, program, in));
+  }
+  if (getenv("SHOW")) fprintf(stderr, "largest %g\n", largest), largest = 0;
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, DenseOnGpu,
+                         testing::Values(Case{"f16", 1, 64, 64}, Case{"f16", 3, 64, 64}, Case{"f16", 8, 128, 128}, Case{"f16", 16, 128, 128}, Case{"bf16", 4, 128, 128}, Case{"bf16", 16, 96, 64},
+                                         Case{"f16", 4, 48, 80}, Case{"bf16", 3, 256, 96}, Case{"f16", 16, 256, 256}, Case{"bf16", 8, 16, 240}, Case{"f16", 32, 96, 128, nullptr, 1, "", {}, 0, false, {65}}));
+
+Case masked(Case c, const char *sight, Mask mask, double softcap = 0) {
+  c.sight = sight;
+  c.mask = mask;
+  c.mask.queries = c.queries;
+  c.softcap = softcap;
+  return c;
+}
+
+INSTANTIATE_TEST_SUITE_P(Masked, DenseOnGpu,
+                         testing::Values(masked({"f16", 2, 64, 64, nullptr, 3}, "mask <causal>", {1, true}), masked({"f16", 3, 64, 64}, "mask <causal, window = 100>", {1, true, 100}),
+                                         masked({"bf16", 2, 128, 128, nullptr, 3}, "mask <causal, window = 70, sinks = 4>", {1, true, 70, 4}),
+                                         masked({"f16", 3, 96, 48}, "softcap 2.0", {}, 2.0),
+                                         masked({"f16", 4, 256, 128, nullptr, 4}, "softcap 5.0 mask <causal, window = 300, sinks = 1>", {1, true, 300, 1}, 5.0)));
+
+INSTANTIATE_TEST_SUITE_P(Queries, DenseOnGpu,
+                         testing::Values(Case{"f16", 3, 64, 64, "f32"}, Case{"f16", 9, 128, 128, "f32"}, Case{"f16", 4, 48, 64, "bf16"}, Case{"bf16", 3, 128, 64, "f32"}, Case{"bf16", 9, 80, 256, "f16"}));
+
+Case notFinite(Case c) {
+  c.infinite = true;
+  c.tokens = {65, 200};
+  return c;
+}
+
+INSTANTIATE_TEST_SUITE_P(NotFinite, DenseOnGpu,
+                         testing::Values(notFinite({"f16", 3, 64, 64}), notFinite({"bf16", 8, 128, 128}), notFinite({"bf16", 2, 48, 80, "f32"}), notFinite({"f16", 2, 64, 96, "f32"}),
+                                         notFinite(masked({"f16", 2, 64, 64, nullptr, 3}, "mask <causal, window = 70, sinks = 4>", {1, true, 70, 4})),
+                                         notFinite(masked({"bf16", 2, 256, 256, nullptr, 3}, "softcap 3.0 mask <causal, window = 70>", {1, true, 70}, 3.0))));
+
+} // namespace
