@@ -436,6 +436,8 @@ aligned_cache *aligned_module_create_cache(const aligned_module *module, const a
                          : aligned_cache_create(format, batch, kvHeads, headDim, capacity);
 }
 
+aligned_program *aligned_module_program(const aligned_module *module) { return module->program.get(); }
+
 int32_t aligned_module_arguments(const aligned_module *module) { return module->arguments.size(); }
 int32_t aligned_module_results(const aligned_module *module) { return module->results.size(); }
 

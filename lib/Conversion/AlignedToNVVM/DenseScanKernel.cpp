@@ -24,10 +24,8 @@ using namespace aligned;
 
 namespace {
 
-constexpr int64_t kRows = 8;          ///< query rows that a product gives weights or outputs of
-constexpr int64_t kTile = 16;         ///< tokens and channels of a product
-constexpr int64_t kInFlight = 2;      ///< pieces whose loads are under way
-constexpr int64_t kPieceChannels = 128;
+constexpr int64_t kRows = 8;  ///< query rows that a product gives weights or outputs of
+constexpr int64_t kTile = 16; ///< tokens and channels of a product
 
 /// Channels that a lane has `width` / 4 (keys) or `width` / 8 (values) neighbours of.
 struct Chunk {
@@ -56,6 +54,9 @@ private:
   const int64_t quads = 1 + shape.valueDim / kTile; ///< results of products for each group: sums of weights, then outputs of 16 channels
   /// Weights are at most 2^this, so that those of f16 reach as far below the largest as they can.
   const double headroom = shape.value.isF16() ? 15 : 0;
+  /// Two pieces of eight loads are under way while a third is used; where registers are few, three of four loads, or two beside queries in two parts or of several
+  /// tokens.
+  const int64_t pieceChannels = isWide ? 64 : 128, inFlight = isWide && parts == 1 && shape.queries == 1 ? 3 : 2;
   SmallVector<Piece> pieces;
 
   Val g, t;
@@ -124,7 +125,7 @@ void DenseScanKernel::planPieces() {
     for (int64_t first = 0; first < dim; first += width) {
       while (first + width > dim)
         width /= 2;
-      if (first % kPieceChannels == 0)
+      if (first % pieceChannels == 0)
         pieces.push_back({isValue, {}});
       pieces.back().chunks.push_back({first, width});
     }
@@ -252,7 +253,7 @@ Vals DenseScanKernel::loadIf(Val condition, const Piece &piece, Val base) {
                     Vals nothing;
                     for (int64_t i = 0; i < subtiles * (piece.isValue ? 4 : 2); ++i)
                       for (const Chunk &chunk : piece.chunks)
-                        nothing.push_back(e.constant(registersOf(chunk.width, piece.isValue), 0));
+                        nothing.push_back(e.unused(registersOf(chunk.width, piece.isValue)));
                     return nothing;
                   });
 }
@@ -396,10 +397,9 @@ Vals DenseScanKernel::multiplySeenValues(const Piece &piece, const Vals &loaded,
       visible[n] = visible[n] & (visible[n].lanes() ? e.splat(keep, visible[n].lanes()) : keep);
     }
     multiplyValues(piece, visible, weights, after);
-    if (isMasked() && shape.queries > 1)
-      for (int64_t group = 0; group < groups; ++group)
-        for (int64_t i = 0; i < quads * 4; ++i)
-          quad(after, group, 0)[i] = select(columnHead(group, i % 2) % shape.queries == query, quad(after, group, 0)[i], quad(before, group, 0)[i]);
+    for (int64_t i = 0; i < static_cast<int64_t>(after.size()) && shape.queries > 1; ++i)
+      if (after[i].value != before[i].value)
+        after[i] = select(columnHead(i / (quads * 4), i % 2) % shape.queries == query, after[i], before[i]);
     return after;
   });
 }
@@ -432,7 +432,7 @@ DenseScanKernel::State DenseScanKernel::unflat(const State &like, Vals values) {
 
 DenseScanKernel::State DenseScanKernel::initial(Val first, Val end) {
   State state{Vals(groups, real(-INFINITY)), Vals(groups * quads * 4, real(0)), {}};
-  for (int64_t i = 0; i < kInFlight; ++i)
+  for (int64_t i = 0; i < inFlight; ++i)
     state.pending.push_back(loadIf(first < end, pieces[i], tokenAt(first)));
   return state;
 }
@@ -443,7 +443,7 @@ DenseScanKernel::State DenseScanKernel::step(State state, Val index, Val end) {
   auto use = [&](size_t number, function_ref<void(const Vals &)> body) {
     body(state.pending.front());
     state.pending.erase(state.pending.begin());
-    size_t later = number + kInFlight;
+    size_t later = number + inFlight;
     state.pending.push_back(later < pieces.size() ? load(pieces[later], base) : loadIf(next < end, pieces[later - pieces.size()], tokenAt(next)));
   };
   std::vector<Vals> sums(2 * subtiles * (folds ? 2 : 1), Vals(4, real(0)));

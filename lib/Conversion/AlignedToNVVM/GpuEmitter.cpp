@@ -18,6 +18,8 @@ Val GpuEmitter::warp() { return shuffleFrom(shrLogical(thread(), number(5)), num
 Val GpuEmitter::block(gpu::Dimension axis) { return convert(wrap(gpu::BlockIdOp::create(b, axis)), i32()); }
 Val GpuEmitter::blocks(gpu::Dimension axis) { return convert(wrap(gpu::GridDimOp::create(b, axis)), i32()); }
 
+Val GpuEmitter::unused(Type type) { return wrap(LLVM::PoisonOp::create(b, type)); }
+
 //===----------------------------------------------------------------------===//
 // Memory
 //===----------------------------------------------------------------------===//

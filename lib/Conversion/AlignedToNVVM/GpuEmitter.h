@@ -27,6 +27,7 @@ public:
 
   Val number(int64_t n) { return constant(i32(), static_cast<double>(n)); }
   Val real(double x) { return constant(f32(), x); }
+  Val unused(mlir::Type type); ///< what nobody will look at, so that no instruction makes it
 
   // Who this thread is; i32.
   Val thread();

@@ -198,7 +198,8 @@ Argument readArgument(const Reader &reader, const std::vector<Known> &knowns) {
   for (const Known &known : knowns)
     if (known.kind == argument.kind)
       names += (names.empty() ? "" : ", ") + std::string(known.name);
-  reader["name"].fail("one of " + names + " for " + argumentKinds[argument.kind]);
+  std::string kind = argumentKinds[argument.kind];
+  reader["name"].fail(names.empty() ? "no argument of kind " + kind : "one of " + names + " for " + kind);
   return argument;
 }
 

@@ -140,7 +140,45 @@ protected:
     return state;
   }
 
-  static double largestError() { return largest; }
+  /// Arrays on the device.
+  class Device {
+  public:
+    template <typename T = void> T *upload(const void *data, int64_t bytes) {
+      memory.emplace_back(aligned_cuda_allocate(bytes), aligned_cuda_free);
+      EXPECT_TRUE(memory.back()) << aligned_last_error();
+      if (data)
+        EXPECT_EQ(aligned_cuda_copy_to_device(memory.back().get(), data, bytes), 0) << aligned_last_error();
+      return static_cast<T *>(memory.back().get());
+    }
+    aligned_decode_call call(const Case &c, const Inputs &in) {
+      int64_t rows = in.batch * kKvHeads * c.heads();
+      aligned_decode_call call = {};
+      call.batch = in.batch;
+      call.location = ALIGNED_LOCATION_CUDA;
+      call.scale = 0.125f;
+      call.query = upload(in.q.bytes.data(), in.q.bytes.size());
+      call.dense_key = upload(in.k.bytes.data(), in.k.bytes.size());
+      call.dense_value = upload(in.v.bytes.data(), in.v.bytes.size());
+      call.lengths = upload<int64_t>(in.lengths.data(), in.batch * sizeof(int64_t));
+      call.capacity = in.capacity;
+      call.acc = upload<float>(nullptr, rows * c.valueDim * sizeof(float));
+      call.max = upload<float>(nullptr, rows * sizeof(float));
+      call.sum = upload<float>(nullptr, rows * sizeof(float));
+      return call;
+    }
+
+  private:
+    std::vector<std::unique_ptr<void, decltype(&aligned_cuda_free)>> memory;
+  };
+
+  static State fetch(const Case &c, const Inputs &in, const aligned_decode_call &call) {
+    int64_t rows = in.batch * kKvHeads * c.heads();
+    State state{std::vector<float>(rows * c.valueDim), std::vector<float>(rows), std::vector<float>(rows)};
+    for (auto [to, from] : {std::pair(&state.acc, call.acc), std::pair(&state.max, call.max), std::pair(&state.sum, call.sum)})
+      EXPECT_EQ(aligned_cuda_copy_to_host(to->data(), from, to->size() * sizeof(float)), 0) << aligned_last_error();
+    return state;
+  }
+
   static void expectAttention(const Case &c, const Inputs &in, const State &got) {
     for (int64_t row = 0; row < in.batch * kKvHeads; ++row) {
       int64_t tokens = in.lengths[row / kKvHeads], heads = c.heads();
@@ -161,8 +199,6 @@ protected:
           size += expected * expected;
         }
         EXPECT_LE(std::sqrt(off), kTolerance * std::sqrt(size));
-        if (size > 0)
-          largest = std::max(largest, std::sqrt(off / size));
         if (tokens == 0) {
           EXPECT_EQ(sum, 0);
           EXPECT_EQ(got.max[row * heads + h], -INFINITY);
@@ -172,8 +208,9 @@ protected:
       }
     }
   }
-  static inline double largest = 0;
 };
+
+using DenseCalls = DenseOnGpu;
 
 TEST_P(DenseOnGpu, IsAttention) {
   const Case &c = GetParam();
@@ -184,7 +221,6 @@ TEST_P(DenseOnGpu, IsAttention) {
     Inputs in(c, tokens);
     expectAttention(c, in, decode(c, program, in));
   }
-  if (getenv("SHOW")) fprintf(stderr, "largest %g\n", largest), largest = 0;
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, DenseOnGpu,
@@ -218,5 +254,130 @@ INSTANTIATE_TEST_SUITE_P(NotFinite, DenseOnGpu,
                          testing::Values(notFinite({"f16", 3, 64, 64}), notFinite({"bf16", 8, 128, 128}), notFinite({"bf16", 2, 48, 80, "f32"}), notFinite({"f16", 2, 64, 96, "f32"}),
                                          notFinite(masked({"f16", 2, 64, 64, nullptr, 3}, "mask <causal, window = 70, sinks = 4>", {1, true, 70, 4})),
                                          notFinite(masked({"bf16", 2, 256, 256, nullptr, 3}, "softcap 3.0 mask <causal, window = 70>", {1, true, 70}, 3.0))));
+
+/// More splits than steps among them, whose states are the identity.
+TEST_F(DenseCalls, GiveTheSameWithAnyNumberOfSplits) {
+  for (const Case &c : {Case{"f16", 3, 64, 64}, Case{"bf16", 16, 128, 96}, masked({"f16", 2, 48, 64, nullptr, 2}, "mask <causal, window = 150, sinks = 3>", {1, true, 150, 3})}) {
+    SCOPED_TRACE(testing::PrintToString(c));
+    Program program = compile(c);
+    ASSERT_TRUE(program);
+    Inputs in(c, 500);
+    for (int32_t splits : {1, 2, 3, 7, 8, 9, 100}) {
+      SCOPED_TRACE(std::to_string(splits) + " splits");
+      expectAttention(c, in, decode(c, program, in, splits));
+    }
+  }
+}
+
+/// A captured step follows the lengths and what is in the arrays; nothing else is read again.
+TEST_F(DenseCalls, AreReplayedWhileCachesGrow) {
+  Case c{"f16", 3, 64, 64};
+  Program program = compile(c);
+  ASSERT_TRUE(program);
+  Inputs in(c, 300);
+  Device device;
+  aligned_step step = {};
+  step.call = device.call(c, in);
+  step.call.splits = 3;
+  aligned_graph *graph = aligned_program_capture(program.get(), &step, 1);
+  ASSERT_TRUE(graph) << aligned_last_error();
+  for (std::vector<int64_t> lengths : {std::vector<int64_t>{10, 0}, std::vector<int64_t>{65, 17}, std::vector<int64_t>{300, 100}}) {
+    in.lengths = lengths;
+    ASSERT_EQ(aligned_cuda_copy_to_device(const_cast<int64_t *>(step.call.lengths), lengths.data(), lengths.size() * sizeof(int64_t)), 0) << aligned_last_error();
+    ASSERT_EQ(aligned_graph_launch(graph), 0) << aligned_last_error();
+    expectAttention(c, in, fetch(c, in, step.call));
+  }
+  aligned_graph_destroy(graph);
+}
+
+/// Lengths on the device are nobody's to check: they stand for what there is room for.
+TEST_F(DenseCalls, StayWithinTheCapacity) {
+  Case c{"f16", 3, 64, 64};
+  Program program = compile(c);
+  ASSERT_TRUE(program);
+  Inputs in(c, 60);
+  in.lengths = {60, 20};
+  Device device;
+  aligned_decode_call call = device.call(c, in);
+  const int64_t wrong[] = {int64_t(1) << 40, -5};
+  ASSERT_EQ(aligned_cuda_copy_to_device(const_cast<int64_t *>(call.lengths), wrong, sizeof wrong), 0);
+  ASSERT_EQ(aligned_program_decode(program.get(), 0, &call), 0) << aligned_last_error();
+  State state = fetch(c, in, call);
+  for (size_t h = 0; h < state.sum.size() / 2; ++h) {
+    EXPECT_TRUE(std::isnan(state.sum[h])); // the tail of the first entry is NaN
+    EXPECT_EQ(state.sum[h + state.sum.size() / 2], 0);
+  }
+}
+
+TEST_F(DenseCalls, AreRefusedWithAReason) {
+  Case c{"f16", 3, 64, 64};
+  Program program = compile(c);
+  ASSERT_TRUE(program);
+  Inputs in(c, 60);
+  Device device;
+  auto refuses = [&](const std::function<void(aligned_decode_call &)> &spoil, const std::string &reason) {
+    aligned_decode_call call = device.call(c, in);
+    spoil(call);
+    EXPECT_NE(aligned_program_decode(program.get(), 0, &call), 0) << reason;
+    EXPECT_EQ(std::string(aligned_last_error()), reason);
+  };
+  refuses([](aligned_decode_call &call) { call.dense_key = nullptr; }, "expected keys of dense site 0, got null");
+  refuses([](aligned_decode_call &call) { call.dense_value = nullptr; }, "expected values of dense site 0, got null");
+  refuses([](aligned_decode_call &call) { call.lengths = nullptr; }, "expected lengths of dense site 0, got null");
+  refuses([](aligned_decode_call &call) { call.query = nullptr; }, "expected a query, got null");
+  refuses([](aligned_decode_call &call) { call.dense_key = reinterpret_cast<void *>(4104); }, "expected keys of dense site 0 to be aligned to 16 bytes, got address 4104");
+  refuses([](aligned_decode_call &call) { call.capacity = -1; }, "expected a capacity from 0 to 1073741824 tokens, got -1");
+  refuses([](aligned_decode_call &call) { call.batch = -2; }, "expected a batch of 0 or more, got -2");
+  refuses([](aligned_decode_call &call) { call.splits = -1; }, "expected from 1 to 65535 splits, or 0, got -1");
+  refuses([](aligned_decode_call &call) { call.splits = 65536; }, "expected from 1 to 65535 splits, or 0, got 65536");
+  static const int64_t lengths[] = {60, 66};
+  refuses(
+      [&](aligned_decode_call &call) {
+        call.location = ALIGNED_LOCATION_HOST;
+        call.lengths = lengths;
+      },
+      "expected a length from 0 to the capacity of 65, got 66 in batch entry 1");
+
+  aligned_step step = {};
+  step.call = device.call(c, in);
+  step.key_data = step.value_data = step.call.query;
+  EXPECT_FALSE(aligned_program_capture(program.get(), &step, 1));
+  EXPECT_EQ(std::string(aligned_last_error()), "expected no tokens to append at dense site 0, got some");
+
+  aligned_program_site site;
+  ASSERT_EQ(aligned_program_site_info(program.get(), 0, &site), 0);
+  EXPECT_EQ(site.key.kind, ALIGNED_FORMAT_DENSE);
+  EXPECT_FALSE(aligned_program_create_cache(program.get(), &site.key, 1, kKvHeads, 64, 64));
+  EXPECT_FALSE(aligned_cache_create(&site.key, 1, kKvHeads, 64, 64));
+  EXPECT_EQ(std::string(aligned_last_error()), "expected format kind 0 (fixed) or 1 (float), got 2");
+}
+
+/// Through the compiled function, which brings its tensors from the host.
+TEST_F(DenseCalls, AreMadeByCompiledCode) {
+  Case c{"f16", 3, 64, 64};
+  Inputs in(c, 100);
+  std::string q = "tensor<2x6x1x64xf16>", kv = "tensor<2x2x?x64xf16>", out = "tensor<2x6x1x64xf32>";
+  std::string source = "func.func @step(%q: " + q + ", %k: " + kv + ", %v: " + kv + ") -> " + out + " {\n  %scale = arith.constant 0.125 : f32\n  %out = aligned.attention %q, %k, %v scale %scale : " + q +
+                       ", " + kv + ", " + kv + " -> " + out + "\n  return %out : " + out + "\n}\n";
+  std::unique_ptr<aligned_module, decltype(&aligned_module_destroy)> module(aligned_module_compile(source.c_str(), "format=dense target=cuda", nullptr), aligned_module_destroy);
+  ASSERT_TRUE(module) << aligned_last_error();
+  // The 20 first tokens of each row, where the arrays have room for 105.
+  constexpr int64_t kTokens = 20;
+  in.lengths = {kTokens, kTokens};
+  aligned_value arguments[3] = {}, result = {};
+  arguments[0].array = {in.q.bytes.data(), {2, 6, 1, 64}, {6 * 64, 64, 64, 1}, nullptr};
+  for (auto [argument, values] : {std::pair(&arguments[1], &in.k), std::pair(&arguments[2], &in.v)})
+    argument->array = {values->bytes.data(), {2, 2, kTokens, 64}, {2 * in.capacity * 64, in.capacity * 64, 64, 1}, nullptr};
+  aligned_tally tally = {};
+  aligned_rt_record(&tally, 1);
+  int failed = aligned_module_call(module.get(), arguments, &result);
+  aligned_rt_record(nullptr, 0);
+  ASSERT_EQ(failed, 0) << aligned_last_error();
+  const float *data = static_cast<const float *>(result.array.data);
+  expectAttention(c, in, {std::vector<float>(data, data + 2 * 6 * 64), std::vector<float>(12), std::vector<float>(12, 1)});
+  aligned_array_free(&result.array);
+  EXPECT_EQ(tally.key_bits, 4 * kTokens * 64 * 16);
+  EXPECT_EQ(tally.value_bits, 4 * kTokens * 64 * 16);
+}
 
 } // namespace
