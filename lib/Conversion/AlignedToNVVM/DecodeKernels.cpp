@@ -60,32 +60,31 @@ DictionaryAttr aligned::emitDecode(gpu::GPUModuleOp module, const DecodeShape &s
     emit(module, name, shape);
     return name;
   };
-  auto launch = [&](StringRef name, bool onePerRow = false) {
-    launches.push_back(s.launch(name, {onePerRow ? Sidecar::Extent(1) : Sidecar::Extent("splits"), "rows"}));
-  };
+  auto launch = [&](StringRef name, Sidecar::Extent columns = "splits") { launches.push_back(s.launch(name, {columns, "rows"})); };
   bool isDense = !shape.keySplit, isFloat = !isDense && DecodeKernel::isFloat(shape);
-  if (isDense)
+  if (isDense) {
     launch(kernel("scan", emitDenseScan));
-  else
+    launch(kernel("merge", emitDenseMerge), shape.heads);
+  } else {
     launch(kernel("scores", isFloat ? emitFloatScores : emitScores));
-  if (!shape.exact() && isFloat) {
-    launch(kernel("probe", emitProbe), /*onePerRow=*/true);
-  } else if (!shape.exact()) {
-    std::string look = kernel("look", emitLook), plan = kernel("plan", emitPlan), refine = kernel("refine", emitRefine);
-    launch(look);
-    launch(plan, /*onePerRow=*/true);
-    for (int64_t round = 0; round < kRounds; ++round) {
-      launch(refine);
+    if (!shape.exact() && isFloat) {
+      launch(kernel("probe", emitProbe), 1);
+    } else if (!shape.exact()) {
+      std::string look = kernel("look", emitLook), plan = kernel("plan", emitPlan), refine = kernel("refine", emitRefine);
       launch(look);
-      launch(plan, /*onePerRow=*/true);
+      launch(plan, 1);
+      for (int64_t round = 0; round < kRounds; ++round) {
+        launch(refine);
+        launch(look);
+        launch(plan, 1);
+      }
     }
-  }
-  if (!isDense)
     launch(kernel("values", isFloat ? emitFloatValues : emitValues));
-  launch(kernel("merge", isDense ? emitDenseMerge : emitMerge), /*onePerRow=*/true);
-  if (shape.certified) {
-    launch(kernel("certify", emitCertify));
-    launch(kernel("conclude", emitConclude), /*onePerRow=*/true);
+    launch(kernel("merge", emitMerge), 1);
+    if (shape.certified) {
+      launch(kernel("certify", emitCertify));
+      launch(kernel("conclude", emitConclude), 1);
+    }
   }
   return b.getDictionaryAttr({s.field("site", shape.site), s.field("kv_heads", shape.kvHeads), s.field("heads", shape.heads), s.field("key_dim", shape.keyDim),
                               s.field("value_dim", shape.valueDim), s.field("query", Sidecar::nameOf(shape.query)), s.field("certified", int64_t(shape.certified)),

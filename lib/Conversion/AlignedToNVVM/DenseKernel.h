@@ -1,7 +1,7 @@
 // Decode attention over dense caches of f16 or bf16: flash decoding, bound by memory.
 //
 //   scan   each split's softmax state, in one pass over its tokens; a grid of splits x rows
-//   merge  the row's, from those of its splits; one block of threads for each row
+//   merge  that of each query row, from those of its splits; a grid of heads x rows
 //
 // All bits are read, so nothing has to be known of a row before its values are: unlike planes (DecodeKernel.h), tokens are seen once.
 #ifndef ALIGNED_LIB_CONVERSION_ALIGNEDTONVVM_DENSEKERNEL_H
@@ -32,7 +32,7 @@ public:
 protected:
   static constexpr int64_t kVector = 4; ///< f32 of an output that a thread loads or stores at once
   const DecodeShape &shape;
-  Val row, split, splits;
+  Val row, splits;
   Val capacity, tokens; ///< i32; never more tokens than there is room for
 
   Val argument(DenseArgument which) { return e.wrap(function.getArgument(static_cast<unsigned>(which))); }

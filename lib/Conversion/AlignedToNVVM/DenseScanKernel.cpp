@@ -59,7 +59,8 @@ private:
   const int64_t pieceChannels = isWide ? 64 : 128, inFlight = isWide && parts == 1 && shape.queries == 1 ? 3 : 2;
   SmallVector<Piece> pieces;
 
-  Val g, t;
+  Val split;
+  Val g, t;                   ///< the lane's place in a product: lane = 4 g + t
   Val sinks, gap, seen;       ///< steps that some query sees: those before `sinks`, and from `sinks` + `gap` on; how many they are
   std::vector<Vals> query;    ///< left operands of a chunk of keys
   Vals scales;                ///< of this lane's scores, by group
@@ -531,6 +532,7 @@ void DenseScanKernel::store(State &state) {
 }
 
 void DenseScanKernel::emit() {
+  split = e.block(gpu::Dimension::x);
   g = shrLogical(lane, number(2));
   t = lane & 3;
   planPieces();

@@ -29,6 +29,19 @@ int64_t splitsOf(const Context &context, int64_t rows, int64_t capacity) {
   return std::max(std::min({wanted, (blocks + leastBlocks - 1) / leastBlocks, most}), leastSplits(capacity));
 }
 
+/// The same where blocks of threads take equal times: as few as leave multiprocessors idle about as little as any number would. Blocks run in
+/// waves, each as many as fit.
+int64_t balancedSplits(const Context &context, int64_t rows, int64_t capacity) {
+  constexpr int64_t perMultiprocessor = 2, most = 128, leastBlocks = 4;
+  constexpr double worth = 0.95;
+  int64_t slots = context.multiprocessors * perMultiprocessor, limit = std::min((capacity / block + leastBlocks - 1) / leastBlocks, most), best = 1;
+  auto time = [&](int64_t splits) { return double((rows * splits + slots - 1) / slots) / splits; };
+  for (int64_t splits = 2; splits <= limit; ++splits)
+    if (time(splits) < worth * time(best))
+      best = splits;
+  return std::max(best, leastSplits(capacity));
+}
+
 class Decode {
 public:
   Decode(Program &program, const Site &site, const aligned_decode_call &call, bool recording)
@@ -49,7 +62,8 @@ public:
       return fail("expected from " + std::to_string(least) + " to " + std::to_string(mostSplits) + " splits, or 0, got " +
                   std::to_string(call.splits)),
              false;
-    symbols.splits = call.splits ? call.splits : splitsOf(program.context, symbols.batch * symbols.kvHeads, symbols.capacity);
+    symbols.splits = call.splits ? call.splits
+                                 : (site.isDense() ? balancedSplits : splitsOf)(program.context, symbols.batch * symbols.kvHeads, symbols.capacity);
     return program.checkGrids(site.launches, symbols);
   }
 
@@ -88,9 +102,9 @@ public:
 
   bool checkArrays() {
     constexpr uintptr_t alignment = 16;
-    constexpr int64_t most = int64_t(1) << 30;
-    if (call.batch < 0)
-      return fail("expected a batch of 0 or more, got " + std::to_string(call.batch)), false;
+    constexpr int64_t most = int64_t(1) << 30, mostBatch = 65535;
+    if (call.batch < 0 || call.batch > mostBatch)
+      return fail("expected a batch from 0 to " + std::to_string(mostBatch) + ", got " + std::to_string(call.batch)), false;
     if (call.capacity < 0 || call.capacity > most)
       return fail("expected a capacity from 0 to " + std::to_string(most) + " tokens, got " + std::to_string(call.capacity)), false;
     std::string ofSite = " of dense site " + std::to_string(site.number);
