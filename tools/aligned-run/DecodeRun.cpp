@@ -48,7 +48,7 @@ struct Alternative {
   Measured measured;
 };
 
-/// What a certified call gives, per query head.
+/// What a call gives, and a certified one per query head.
 struct Outcome {
   std::vector<double> output, bound, estimate;
 };
@@ -149,8 +149,9 @@ std::optional<double> DecodeRun::call(const Module &module, aligned_value key, a
   if (failed)
     return refuse(aligned_last_error());
   auto values = [&](int number, int64_t count) { return toDouble(results[number].array.data, count, ALIGNED_DTYPE_F32); };
+  bool certified = aligned_module_results(module.get()) > 1;
   if (outcome)
-    *outcome = {values(0, c.queryHeads * c.valueDim), values(1, c.queryHeads), values(2, c.queryHeads)};
+    *outcome = {values(0, c.queryHeads * c.valueDim), certified ? values(1, c.queryHeads) : std::vector<double>(), certified ? values(2, c.queryHeads) : std::vector<double>()};
   for (aligned_value &result : results)
     aligned_array_free(&result.array);
   return seconds;
@@ -223,7 +224,7 @@ bool DecodeRun::step(int64_t layer, int64_t number) {
     aligned_rt_record(&tally, 1);
     if (pictured(layer, number))
       aligned_rt_record_plan(&PlanListener::listen, &listener);
-    bool ok = call(kernel.certified, ours[0], ours[1], &got).has_value();
+    bool ok = call(kernel.certified ? kernel.certified : kernel.module, ours[0], ours[1], &got).has_value();
     aligned_rt_record(nullptr, 0);
     aligned_rt_record_plan(nullptr, nullptr);
     if (!ok)
@@ -231,7 +232,7 @@ bool DecodeRun::step(int64_t layer, int64_t number) {
     contestant.measured.add(tally);
     std::vector<double> relative = relativeErrors(got.output, want, c.valueDim);
     contestant.measured.add(relative);
-    for (int64_t head = 0; head < c.queryHeads; ++head) {
+    for (int64_t head = 0; head < c.queryHeads && kernel.certified; ++head) {
       Certified certified{got.bound[head], 0, got.estimate[head], relative[head]};
       bool promised = true;
       for (int64_t i = head * c.valueDim; i < (head + 1) * c.valueDim; ++i) {
@@ -244,7 +245,7 @@ bool DecodeRun::step(int64_t layer, int64_t number) {
         contestant.measured.certificates.push_back(certified);
     }
     for (int repeat = 0; repeat < kTimedCalls; ++repeat) { // interleaved, so that both see the same machine
-      auto seconds = call(kernel.module, ours[0], ours[1]), denseSeconds = callDense(), certifiedSeconds = call(kernel.certified, ours[0], ours[1]);
+      auto seconds = call(kernel.module, ours[0], ours[1]), denseSeconds = callDense(), certifiedSeconds = kernel.certified ? call(kernel.certified, ours[0], ours[1]) : NAN;
       if (!seconds || !denseSeconds || !certifiedSeconds)
         return false;
       contestant.times.push_back(*seconds);
@@ -283,10 +284,12 @@ DecodeReport summary(const std::string &name, const Measured &measured, int64_t 
 }
 
 /// How far bounds and tolerance were kept.
-void judge(DecodeReport &report, const Measured &measured) {
+void judge(DecodeReport &report, const Measured &measured, bool certifies) {
   auto share = [](const auto &of, auto holds) { return double(std::count_if(of.begin(), of.end(), holds)) / of.size(); };
-  report.boundRatioMax = 0;
-  report.boundViolations = 0;
+  if (certifies) {
+    report.boundRatioMax = 0;
+    report.boundViolations = 0;
+  }
   for (const Certified &certified : measured.certificates) {
     *report.boundViolations += !certified.holds();
     if (certified.error > 0)
@@ -343,7 +346,7 @@ std::optional<std::vector<DecodeReport>> DecodeRun::run(const std::vector<RunOpt
     report.stepMicroseconds = median(contestant.times) * 1e6;
     report.denseStepMicroseconds = median(contestant.denseTimes) * 1e6;
     report.certifiedStepMicroseconds = median(contestant.certifiedTimes) * 1e6;
-    judge(report, contestant.measured);
+    judge(report, contestant.measured, bool(contestant.kernels.front()->certified));
     report.threads = contestant.options.threads;
     report.attentions = aligned_module_attentions(contestant.kernels.front()->module.get());
     reports.push_back(report);

@@ -69,14 +69,18 @@ struct Inputs {
   std::vector<int64_t> lengths;
   Values q, k, v;
 
-  static Values random(const std::string &element, int64_t rows, int64_t dim, const std::function<double(int64_t row, int64_t channel)> &scale) {
+  static Values random(const std::string &element, int64_t rows, int64_t dim, const std::function<double(int64_t row, int64_t channel)> &scale, bool halves = false) {
     std::mt19937 random(uint32_t(rows * 131 + dim));
     std::normal_distribution<double> normal;
-    return Values(element, rows * dim, [&](int64_t i) { return normal(random) * scale(i / dim, i % dim); });
+    return Values(element, rows * dim, [&](int64_t i) {
+      double x = normal(random) * scale(i / dim, i % dim);
+      return halves ? std::round(2 * x) / 2 : x;
+    });
   }
   Inputs(const Case &c, int64_t tokens)
       : batch(2), capacity(tokens + 5), lengths{tokens, tokens / 3},
-        q(random(c.queryElement(), batch * kKvHeads * c.heads(), c.keyDim, [](int64_t, int64_t i) { return i % 5 ? 2.0 : 0.1; })),
+        q(random(c.queryElement(), batch * kKvHeads * c.heads(), c.keyDim, [](int64_t, int64_t i) { return i % 5 ? 2.0 : 0.1; },
+                 /*halves=*/c.infinite)), // so that queries are zero, or have no second part
         k(random(c.element, batch * kKvHeads * capacity, c.keyDim,
                  [&](int64_t row, int64_t i) {
                    if (row % capacity >= lengths[row / capacity / kKvHeads])
@@ -350,6 +354,27 @@ TEST_F(DenseCalls, AreRefusedWithAReason) {
   EXPECT_FALSE(aligned_program_create_cache(program.get(), &site.key, 1, kKvHeads, 64, 64));
   EXPECT_FALSE(aligned_cache_create(&site.key, 1, kKvHeads, 64, 64));
   EXPECT_EQ(std::string(aligned_last_error()), "expected format kind 0 (fixed) or 1 (float), got 2");
+}
+
+/// Weights far below the largest: of many tokens that together count, and of one whose value is infinite.
+TEST_F(DenseCalls, SeeSmallWeights) {
+  for (Case c : {Case{"f16", 1, 16, 16}, Case{"bf16", 1, 16, 16}}) {
+    SCOPED_TRACE(testing::PrintToString(c));
+    Program program = compile(c);
+    ASSERT_TRUE(program);
+    Inputs in(c, 2000);
+    int64_t rows = in.batch * kKvHeads;
+    in.q = Values(c.element, rows * c.keyDim, [](int64_t i) { return i % 16 ? 0 : 8; }); // a score is channel 0 of its key
+    in.k = Values(c.element, rows * in.capacity * c.keyDim, [&](int64_t i) {
+      int64_t token = i / 16 % in.capacity;
+      return i % 16 ? 0.0 : token == 3 ? 0.0 : token == 9 ? -30 * std::log(2) : std::log(1.3) - 20 * std::log(2);
+    });
+    in.v = Values(c.element, rows * in.capacity * c.valueDim, [&](int64_t i) {
+      int64_t token = i / 16 % in.capacity;
+      return token == 3 ? 0.0 : token == 9 && i % 16 == 5 ? INFINITY : 1.0;
+    });
+    expectAttention(c, in, decode(c, program, in));
+  }
 }
 
 /// Through the compiled function, which brings its tensors from the host.
