@@ -319,7 +319,7 @@ private:
   std::unique_ptr<aligned_program, Destroy> program;
   aligned_program_site site = {};
   Cache host[2], device[2];
-  const void *onHost[2] = {};    ///< of a dense site: the layer's K and V
+  const void *onHost[2] = {}; ///< of a dense site: the layer's K and V
   OnDevice array[2], length;
   OnDevice query, acc, max, sum, certificate;
   Event from, to;

@@ -60,16 +60,16 @@ private:
   SmallVector<Piece> pieces;
 
   Val split;
-  Val g, t;                   ///< the lane's place in a product: lane = 4 g + t
-  Val sinks, gap, seen;       ///< steps that some query sees: those before `sinks`, and from `sinks` + `gap` on; how many they are
-  std::vector<Vals> query;    ///< left operands of a chunk of keys
-  Vals scales;                ///< of this lane's scores, by group
+  Val g, t;                ///< the lane's place in a product: lane = 4 g + t
+  Val sinks, gap, seen;    ///< steps that some query sees: those before `sinks`, and from `sinks` + `gap` on; how many they are
+  std::vector<Vals> query; ///< left operands of a chunk of keys
+  Vals scales;             ///< of this lane's scores, by group
   std::map<std::pair<bool, int64_t>, Val> bases; ///< where this lane's neighbours of a chunk's width begin, in the first token
 
   /// What a warp carries from step to step.
   struct State {
-    Vals maxima;  ///< of query row g, by group
-    Vals outputs; ///< of query rows 2 t and 2 t + 1: [groups][quads] of 4
+    Vals maxima;               ///< of query row g, by group
+    Vals outputs;              ///< of query rows 2 t and 2 t + 1: [groups][quads] of 4
     std::vector<Vals> pending; ///< pieces in the order in which they are needed
     Vals flat() const;
   };

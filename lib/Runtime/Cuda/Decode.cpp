@@ -29,12 +29,13 @@ int64_t splitsOf(const Context &context, int64_t rows, int64_t capacity) {
   return std::max(std::min({wanted, (blocks + leastBlocks - 1) / leastBlocks, most}), leastSplits(capacity));
 }
 
-/// The same where blocks of threads take equal times: as few as leave multiprocessors idle about as little as any number would. Blocks run in
-/// waves, each as many as fit.
+/// The same where blocks of threads take equal times: as few as leave multiprocessors idle about as little as any number would.
+/// Blocks run in waves, each as many as fit.
 int64_t balancedSplits(const Context &context, int64_t rows, int64_t capacity) {
   constexpr int64_t perMultiprocessor = 2, most = 128, leastBlocks = 4;
   constexpr double worth = 0.95;
-  int64_t slots = context.multiprocessors * perMultiprocessor, limit = std::min((capacity / block + leastBlocks - 1) / leastBlocks, most), best = 1;
+  int64_t slots = context.multiprocessors * perMultiprocessor,
+          limit = std::min((capacity / block + leastBlocks - 1) / leastBlocks, most), best = 1;
   auto time = [&](int64_t splits) { return double((rows * splits + slots - 1) / slots) / splits; };
   for (int64_t splits = 2; splits <= limit; ++splits)
     if (time(splits) < worth * time(best))
@@ -62,8 +63,10 @@ public:
       return fail("expected from " + std::to_string(least) + " to " + std::to_string(mostSplits) + " splits, or 0, got " +
                   std::to_string(call.splits)),
              false;
-    symbols.splits = call.splits ? call.splits
-                                 : (site.isDense() ? balancedSplits : splitsOf)(program.context, symbols.batch * symbols.kvHeads, symbols.capacity);
+    symbols.splits =
+        call.splits
+            ? call.splits
+            : (site.isDense() ? balancedSplits : splitsOf)(program.context, symbols.batch * symbols.kvHeads, symbols.capacity);
     return program.checkGrids(site.launches, symbols);
   }
 
@@ -106,7 +109,8 @@ public:
     if (call.batch < 0 || call.batch > mostBatch)
       return fail("expected a batch from 0 to " + std::to_string(mostBatch) + ", got " + std::to_string(call.batch)), false;
     if (call.capacity < 0 || call.capacity > most)
-      return fail("expected a capacity from 0 to " + std::to_string(most) + " tokens, got " + std::to_string(call.capacity)), false;
+      return fail("expected a capacity from 0 to " + std::to_string(most) + " tokens, got " + std::to_string(call.capacity)),
+             false;
     std::string ofSite = " of dense site " + std::to_string(site.number);
     if (!call.lengths)
       return fail("expected lengths" + ofSite + ", got null"), false;
@@ -114,8 +118,8 @@ public:
       if (!array && call.batch && call.capacity)
         return fail(std::string("expected ") + name + ofSite + ", got null"), false;
       if (auto address = reinterpret_cast<uintptr_t>(array); !onHost() && address % alignment)
-        return fail(std::string("expected ") + name + ofSite + " to be aligned to " + std::to_string(alignment) + " bytes, got address " +
-                    std::to_string(address)),
+        return fail(std::string("expected ") + name + ofSite + " to be aligned to " + std::to_string(alignment) +
+                    " bytes, got address " + std::to_string(address)),
                false;
     }
     for (int64_t n = 0; onHost() && n < call.batch; ++n)
@@ -191,7 +195,8 @@ public:
       }
       if (argument.meaning == Argument::Lengths && recording) {
         lengths.resize(call.batch);
-        if (!copyToHost(lengths.data(), offsets[i] < 0 ? reinterpret_cast<Address>(call.lengths) : workspace.address() + offsets[i],
+        if (!copyToHost(lengths.data(),
+                        offsets[i] < 0 ? reinterpret_cast<Address>(call.lengths) : workspace.address() + offsets[i],
                         argument.bytes(symbols), stream))
           return false;
       }

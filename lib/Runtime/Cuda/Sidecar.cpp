@@ -273,9 +273,11 @@ Site readSite(const Reader &reader, const std::vector<KernelEntry> &kernels) {
       {"sum", Argument::Output, Argument::Sum, "f32", {rows, heads}},
       {"certificate", Argument::Output, Argument::Certificate, "f32", {rows, heads, fixed(kCertificate)}},
       {"scale", Argument::Scalar, Argument::Scale, "f32", {}}};
-  for (auto [name, meaning, format, dim] : {std::tuple("key", Argument::Key, &site.key, site.keyDim), std::tuple("value", Argument::Value, &site.value, site.valueDim)})
-    knowns.push_back(dense ? Known{name, Argument::Input, meaning, elements[format->element], {rows, symbol(Extent::Capacity), fixed(dim)}}
-                           : Known{name, Argument::Cache, meaning, "", {}});
+  for (auto [name, meaning, format, dim] : {std::tuple("key", Argument::Key, &site.key, site.keyDim),
+                                            std::tuple("value", Argument::Value, &site.value, site.valueDim)})
+    knowns.push_back(
+        dense ? Known{name, Argument::Input, meaning, elements[format->element], {rows, symbol(Extent::Capacity), fixed(dim)}}
+              : Known{name, Argument::Cache, meaning, "", {}});
   std::vector<Argument::Meaning> needed = {Argument::Query, Argument::Key, Argument::Value, Argument::Acc,
                                            Argument::Max,   Argument::Sum, Argument::Scale};
   if (dense) {

@@ -124,9 +124,11 @@ TEST(Sidecar, DenseSites) {
           "kernels.json: expected planes as for the key at decode[0].value.kind, got \"dense\"");
   refused("{\"name\": \"lengths\", \"kind\": \"input\", \"type\": \"i64\", \"shape\": [\"batch\"]},", "",
           "kernels.json: expected an argument lengths at decode[0].arguments, got none");
-  refused("\"name\": \"lengths\", \"kind\": \"input\", \"type\": \"i64\"", "\"name\": \"lengths\", \"kind\": \"input\", \"type\": \"i32\"",
+  refused("\"name\": \"lengths\", \"kind\": \"input\", \"type\": \"i64\"",
+          "\"name\": \"lengths\", \"kind\": \"input\", \"type\": \"i32\"",
           "kernels.json: expected \"i64\" for lengths at decode[0].arguments[3].type, got \"i32\"");
-  refused("\"name\": \"value\", \"kind\": \"input\", \"type\": \"bf16\"", "\"name\": \"value\", \"kind\": \"input\", \"type\": \"f16\"",
+  refused("\"name\": \"value\", \"kind\": \"input\", \"type\": \"bf16\"",
+          "\"name\": \"value\", \"kind\": \"input\", \"type\": \"f16\"",
           "kernels.json: expected \"bf16\" for value at decode[0].arguments[2].type, got \"f16\"");
   refused("[\"rows\", \"capacity\", 16]", "[\"rows\", \"capacity\", 8]",
           "kernels.json: expected as many elements as key has at decode[0].arguments[1].shape, got an array of 3");
@@ -134,7 +136,8 @@ TEST(Sidecar, DenseSites) {
           "kernels.json: expected no argument of kind cache at decode[0].arguments[1].name, got \"key\"");
   expectRefused("\"format\": {\"kind\": \"fixed\"", "\"format\": {\"kind\": \"dense\"",
                 "kernels.json: expected \"fixed\" or \"float\" at append[0].format.kind, got \"dense\"");
-  expectRefused("\"kind\": \"fixed\"", "\"kind\": \"sparse\"", "kernels.json: expected \"fixed\", \"float\" or \"dense\" at decode[0].key.kind, got \"sparse\"");
+  expectRefused("\"kind\": \"fixed\"", "\"kind\": \"sparse\"",
+                "kernels.json: expected \"fixed\", \"float\" or \"dense\" at decode[0].key.kind, got \"sparse\"");
 }
 
 } // namespace
