@@ -23,6 +23,11 @@ SHAPES = (
     ("policy=balanced", "f16", 16, 256, 256),
     ("policy=alignedkv", "f16", 4, 128, 128),
     ("policy=alignedkv", "bf16", 16, 128, 256),
+    ("format=dense", "f16", 1, 64, 64),
+    ("format=dense", "f16", 4, 128, 128),
+    ("format=dense", "bf16", 16, 128, 128),
+    ("format=dense", "f16", 8, 256, 256),
+    ("format=dense", "bf16", 32, 96, 256),
 )
 
 

@@ -256,11 +256,29 @@ int takeMessage(const char *text) {
 
 thread_local const aligned_module *running = nullptr; // whose code it is that calls
 
+/// Whether a site of a program takes arrays instead of caches.
+bool isDense(const aligned_program *program, int32_t site) {
+  aligned_program_site info = {};
+  for (int32_t i = 0; i < aligned_program_sites(program); ++i)
+    if (!aligned_program_site_info(program, i, &info) && info.site == site)
+      return info.key.kind == ALIGNED_FORMAT_DENSE;
+  return false;
+}
+
 void launch(int32_t site, int64_t batch, const aligned_kernel_arguments *arguments) {
   aligned_decode_call call = {};
   call.batch = batch;
-  call.key = static_cast<aligned_cache *>(arguments->key);
-  call.value = static_cast<aligned_cache *>(arguments->value);
+  std::vector<int64_t> lengths;
+  if (isDense(running->program.get(), site)) {
+    lengths.assign(batch, arguments->tokens);
+    call.dense_key = arguments->key;
+    call.dense_value = arguments->value;
+    call.lengths = lengths.data();
+    call.capacity = arguments->tokens;
+  } else {
+    call.key = static_cast<aligned_cache *>(arguments->key);
+    call.value = static_cast<aligned_cache *>(arguments->value);
+  }
   call.query = arguments->query;
   call.scale = arguments->scale;
   call.location = ALIGNED_LOCATION_HOST;
@@ -421,6 +439,8 @@ aligned_cache *aligned_module_create_cache(const aligned_module *module, const a
   return module->program ? aligned_program_create_cache(module->program.get(), format, batch, kvHeads, headDim, capacity)
                          : aligned_cache_create(format, batch, kvHeads, headDim, capacity);
 }
+
+aligned_program *aligned_module_program(const aligned_module *module) { return module->program.get(); }
 
 int32_t aligned_module_arguments(const aligned_module *module) { return module->arguments.size(); }
 int32_t aligned_module_results(const aligned_module *module) { return module->results.size(); }

@@ -355,7 +355,8 @@ void multiplyIntegers(Warp &warp, const Step &step, Mask) {
 
 float tensorFloat(uint32_t bits) { return bitCast<float>(bits & 0xffffe000); } // the hardware does not look at the rest
 
-/// Products are exact and summed in double, then rounded once.
+/// Products are exact and summed in double, in the order of k and the addend last, then rounded once. Hardware adds in an order
+/// and a width of its own, which are nowhere promised.
 template <typename Get> void multiplyFloats(Warp &warp, const Step &step, unsigned n, Get get) {
   auto typeC = Type(step.number & 255), typeD = Type(step.number >> 8 & 255);
   auto registersA = unsigned(step.number >> 16 & 15), registersB = unsigned(step.number >> 20 & 15),

@@ -71,8 +71,8 @@ public:
       return false;
     report.site = site.site;
     report.certified = site.certified;
-    report.uploaded = !aligned_program_appends(program.get(), &site.key, site.key_dim) ||
-                      !aligned_program_appends(program.get(), &site.value, site.value_dim);
+    report.uploaded = !isDense() && (!aligned_program_appends(program.get(), &site.key, site.key_dim) ||
+                                     !aligned_program_appends(program.get(), &site.value, site.value_dim));
     report.tolerance = options.tolerance.value_or(site.certified ? 0 : kTolerance);
     int64_t rows = c.queryHeads;
     for (auto [memory, bytes] :
@@ -145,6 +145,32 @@ private:
     return false;
   }
 
+  bool isDense() const { return site.key.kind == ALIGNED_FORMAT_DENSE; }
+
+  /// K, V and their length are given to a call where they lie, on the host or the device.
+  void give(aligned_decode_call &call, const void *k, const void *v, const int64_t *length) const {
+    call.key = device[0].get();
+    call.value = device[1].get();
+    call.dense_key = k;
+    call.dense_value = v;
+    call.lengths = length;
+    call.capacity = c.tokens;
+  }
+
+  /// A dense site reads the layer as the capture holds it, all tokens at once: a step is but another length.
+  bool createArrays(int64_t layer) {
+    int64_t strides[4];
+    length.reset(aligned_cuda_allocate(sizeof(int64_t)));
+    for (int side = 0; side < 2; ++side) {
+      int64_t bytes = c.kvHeads * c.tokens * (side ? site.value_dim : site.key_dim) * c.width();
+      array[side].reset(aligned_cuda_allocate(bytes));
+      onHost[side] = c.tokensFrom(side ? c.v : c.k, layer, 0, strides);
+      if (!length || !array[side] || aligned_cuda_copy_to_device(array[side].get(), onHost[side], bytes))
+        return refused();
+    }
+    return true;
+  }
+
   bool createCaches() {
     for (int side = 0; side < 2; ++side) {
       const aligned_format &format = side ? site.value : site.key;
@@ -160,6 +186,8 @@ private:
   }
 
   bool extend(int64_t layer, int64_t tokens) {
+    if (isDense())
+      return aligned_cuda_copy_to_device(length.get(), &tokens, sizeof tokens) == 0 || refused();
     for (int side = 0; side < 2; ++side) {
       aligned_cache *cache = (report.uploaded ? host : device)[side].get();
       int64_t strides[4], have = cache->tokens;
@@ -178,7 +206,7 @@ private:
 
   bool runLayer(int64_t layer) {
     int64_t steps = options.steps.value_or(c.steps);
-    if (!createCaches())
+    if (!(isDense() ? createArrays(layer) : createCaches()))
       return false;
     if (!report.uploaded && !extend(layer, c.firstPosition)) // the prefix at once; then token by token
       return false;
@@ -199,8 +227,7 @@ private:
     std::vector<float> outAcc(heads * dim), outMax(heads), outSum(heads), outCertificate(heads * kCertificate);
     aligned_decode_call call = {};
     call.batch = 1;
-    call.key = device[0].get();
-    call.value = device[1].get();
+    give(call, onHost[0], onHost[1], &tokens);
     call.query = bytes.data();
     call.scale = static_cast<float>(c.scale);
     call.location = ALIGNED_LOCATION_HOST;
@@ -252,8 +279,7 @@ private:
     step.site = site.site;
     aligned_decode_call &call = step.call;
     call.batch = 1;
-    call.key = device[0].get();
-    call.value = device[1].get();
+    give(call, array[0].get(), array[1].get(), static_cast<int64_t *>(length.get()));
     call.query = query.get();
     call.scale = static_cast<float>(c.scale);
     call.location = ALIGNED_LOCATION_CUDA;
@@ -293,6 +319,8 @@ private:
   std::unique_ptr<aligned_program, Destroy> program;
   aligned_program_site site = {};
   Cache host[2], device[2];
+  const void *onHost[2] = {}; ///< of a dense site: the layer's K and V
+  OnDevice array[2], length;
   OnDevice query, acc, max, sum, certificate;
   Event from, to;
   LayerReport current;

@@ -188,7 +188,8 @@ std::optional<std::vector<std::shared_ptr<Kernel>>> aligned::compileLayers(const
     std::shared_ptr<Kernel> &kernel = known[source];
     if (!kernel) {
       kernel = compileKernel(source, rest.pipeline());
-      if (!kernel || !(kernel->certified = compile(source, rest.pipeline() + " certify")))
+      bool certifies = options.target == "cpu" || options.format != "dense";
+      if (!kernel || (certifies && !(kernel->certified = compile(source, rest.pipeline() + " certify"))))
         return std::nullopt;
     }
     kernels.push_back(kernel);

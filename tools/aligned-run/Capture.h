@@ -38,7 +38,7 @@ std::optional<Capture> loadCapture(const std::string &folder);
 /// A kernel, and the caches that it takes.
 struct Kernel {
   Module module;
-  Module certified; ///< the same with a certificate, where asked for
+  Module certified; ///< the same with a certificate, where asked for; of dense caches on GPUs there is none
   bool split = false;
   aligned_format formats[2];
 };

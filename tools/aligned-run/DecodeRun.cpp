@@ -3,6 +3,7 @@
 #include "Page.h"
 
 #include "aligned/Reference/Baselines.h"
+#include "aligned/Runtime/Cuda.h"
 
 #include <algorithm>
 #include <cmath>
@@ -47,9 +48,74 @@ struct Alternative {
   Measured measured;
 };
 
-/// What a certified call gives, per query head.
+/// What a call gives, and a certified one per query head.
 struct Outcome {
   std::vector<double> output, bound, estimate;
+};
+
+/// The dense kernel, over K and V where it looks for them: on a GPU they lie on the device before the time begins, as caches do.
+struct DenseKernel {
+  Module module;                      ///< null where there is none
+  aligned_program *program = nullptr; ///< of a GPU
+
+  /// False with the error printed. There is none for f32 on a GPU.
+  bool compile(const Capture &c, const RunOptions &options) {
+    bool onCpu = options.target == "cpu";
+    if (!onCpu && c.dtype == ALIGNED_DTYPE_F32)
+      return true;
+    RunOptions dense = options;
+    dense.policy = "exact", dense.format = "dense", dense.budget.clear(), dense.tolerance.reset();
+    if (!(module = aligned::compile(moduleText(c), dense.pipeline())))
+      return false;
+    program = aligned_module_program(module.get());
+    return true;
+  }
+
+  /// Brings K and V of a step, contiguous.
+  bool place(const Capture &c, const std::vector<char> &key, const std::vector<char> &value, int64_t tokens) {
+    int64_t rows = c.queryHeads;
+    if (!program)
+      return true;
+    memory.clear();
+    call = {};
+    call.batch = 1;
+    call.location = ALIGNED_LOCATION_CUDA;
+    call.scale = static_cast<float>(c.scale);
+    call.dense_key = onDevice(key.data(), key.size());
+    call.dense_value = onDevice(value.data(), value.size());
+    call.lengths = static_cast<const int64_t *>(onDevice(&tokens, sizeof tokens));
+    call.capacity = tokens;
+    call.query = onDevice(nullptr, rows * c.keyDim * c.width());
+    call.acc = static_cast<float *>(onDevice(nullptr, rows * c.valueDim * sizeof(float)));
+    call.max = static_cast<float *>(onDevice(nullptr, rows * sizeof(float)));
+    call.sum = static_cast<float *>(onDevice(nullptr, rows * sizeof(float)));
+    acc.resize(rows * c.valueDim), max.resize(rows), sum.resize(rows);
+    return std::all_of(memory.begin(), memory.end(), [](const auto &array) { return bool(array); }) || (refuse(aligned_last_error()), false);
+  }
+
+  /// Seconds of one call on a device, with the query from the host and the state back to it.
+  std::optional<double> callOnDevice(const std::string &query) {
+    double start = now();
+    bool failed = aligned_cuda_copy_to_device(const_cast<void *>(call.query), query.data(), query.size()) || aligned_program_decode(program, 0, &call) ||
+                  aligned_cuda_copy_to_host(acc.data(), call.acc, acc.size() * sizeof(float)) || aligned_cuda_copy_to_host(max.data(), call.max, max.size() * sizeof(float)) ||
+                  aligned_cuda_copy_to_host(sum.data(), call.sum, sum.size() * sizeof(float));
+    return failed ? refuse(aligned_last_error()) : std::optional(now() - start);
+  }
+
+private:
+  struct Free {
+    void operator()(void *array) const { aligned_cuda_free(array); }
+  };
+  void *onDevice(const void *data, int64_t bytes) {
+    memory.emplace_back(aligned_cuda_allocate(bytes));
+    if (data && memory.back() && aligned_cuda_copy_to_device(memory.back().get(), data, bytes))
+      memory.back().reset();
+    return memory.back().get();
+  }
+
+  aligned_decode_call call = {};
+  std::vector<std::unique_ptr<void, Free>> memory;
+  std::vector<float> acc, max, sum;
 };
 
 class DecodeRun {
@@ -70,7 +136,7 @@ private:
   const Capture &c;
   DecodePage *const page;
   std::string query; ///< [queryHeads, keyDim] of the current step
-  Module dense;
+  DenseKernel dense;
   std::vector<Contestant> contestants;
   std::vector<Alternative> alternatives;
 };
@@ -83,8 +149,9 @@ std::optional<double> DecodeRun::call(const Module &module, aligned_value key, a
   if (failed)
     return refuse(aligned_last_error());
   auto values = [&](int number, int64_t count) { return toDouble(results[number].array.data, count, ALIGNED_DTYPE_F32); };
+  bool certified = aligned_module_results(module.get()) > 1;
   if (outcome)
-    *outcome = {values(0, c.queryHeads * c.valueDim), values(1, c.queryHeads), values(2, c.queryHeads)};
+    *outcome = {values(0, c.queryHeads * c.valueDim), certified ? values(1, c.queryHeads) : std::vector<double>(), certified ? values(2, c.queryHeads) : std::vector<double>()};
   for (aligned_value &result : results)
     aligned_array_free(&result.array);
   return seconds;
@@ -136,6 +203,9 @@ bool DecodeRun::step(int64_t layer, int64_t number) {
   std::vector<char> denseKey = c.dense(c.k, layer, tokens), denseValue = c.dense(c.v, layer, tokens);
   aligned_value key = contiguous(denseKey.data(), {1, c.kvHeads, tokens, c.keyDim}), value = contiguous(denseValue.data(), {1, c.kvHeads, tokens, c.valueDim});
 
+  if (!dense.place(c, denseKey, denseValue, tokens))
+    return false;
+  auto callDense = [&] { return !dense.module ? NAN : dense.program ? dense.callOnDevice(query) : call(dense.module, key, value); };
   if (page)
     measureAlternatives(layer, number, want);
 
@@ -154,7 +224,7 @@ bool DecodeRun::step(int64_t layer, int64_t number) {
     aligned_rt_record(&tally, 1);
     if (pictured(layer, number))
       aligned_rt_record_plan(&PlanListener::listen, &listener);
-    bool ok = call(kernel.certified, ours[0], ours[1], &got).has_value();
+    bool ok = call(kernel.certified ? kernel.certified : kernel.module, ours[0], ours[1], &got).has_value();
     aligned_rt_record(nullptr, 0);
     aligned_rt_record_plan(nullptr, nullptr);
     if (!ok)
@@ -162,7 +232,7 @@ bool DecodeRun::step(int64_t layer, int64_t number) {
     contestant.measured.add(tally);
     std::vector<double> relative = relativeErrors(got.output, want, c.valueDim);
     contestant.measured.add(relative);
-    for (int64_t head = 0; head < c.queryHeads; ++head) {
+    for (int64_t head = 0; head < c.queryHeads && kernel.certified; ++head) {
       Certified certified{got.bound[head], 0, got.estimate[head], relative[head]};
       bool promised = true;
       for (int64_t i = head * c.valueDim; i < (head + 1) * c.valueDim; ++i) {
@@ -175,7 +245,7 @@ bool DecodeRun::step(int64_t layer, int64_t number) {
         contestant.measured.certificates.push_back(certified);
     }
     for (int repeat = 0; repeat < kTimedCalls; ++repeat) { // interleaved, so that both see the same machine
-      auto seconds = call(kernel.module, ours[0], ours[1]), denseSeconds = dense ? call(dense, key, value) : NAN, certifiedSeconds = call(kernel.certified, ours[0], ours[1]);
+      auto seconds = call(kernel.module, ours[0], ours[1]), denseSeconds = callDense(), certifiedSeconds = kernel.certified ? call(kernel.certified, ours[0], ours[1]) : NAN;
       if (!seconds || !denseSeconds || !certifiedSeconds)
         return false;
       contestant.times.push_back(*seconds);
@@ -214,10 +284,12 @@ DecodeReport summary(const std::string &name, const Measured &measured, int64_t 
 }
 
 /// How far bounds and tolerance were kept.
-void judge(DecodeReport &report, const Measured &measured) {
+void judge(DecodeReport &report, const Measured &measured, bool certifies) {
   auto share = [](const auto &of, auto holds) { return double(std::count_if(of.begin(), of.end(), holds)) / of.size(); };
-  report.boundRatioMax = 0;
-  report.boundViolations = 0;
+  if (certifies) {
+    report.boundRatioMax = 0;
+    report.boundViolations = 0;
+  }
   for (const Certified &certified : measured.certificates) {
     *report.boundViolations += !certified.holds();
     if (certified.error > 0)
@@ -241,8 +313,7 @@ std::vector<Alternative> alternativesTo(const std::vector<RunOptions> &policies,
 }
 
 std::optional<std::vector<DecodeReport>> DecodeRun::run(const std::vector<RunOptions> &policies) {
-  std::string source = moduleText(c);
-  if (policies.front().target == "cpu" && !(dense = compile(source, "policy=exact format=dense isa=" + policies.front().isa)))
+  if (!dense.compile(c, policies.front()))
     return std::nullopt;
   for (const RunOptions &options : policies) {
     auto kernels = compileLayers(c, options);
@@ -275,7 +346,7 @@ std::optional<std::vector<DecodeReport>> DecodeRun::run(const std::vector<RunOpt
     report.stepMicroseconds = median(contestant.times) * 1e6;
     report.denseStepMicroseconds = median(contestant.denseTimes) * 1e6;
     report.certifiedStepMicroseconds = median(contestant.certifiedTimes) * 1e6;
-    judge(report, contestant.measured);
+    judge(report, contestant.measured, bool(contestant.kernels.front()->certified));
     report.threads = contestant.options.threads;
     report.attentions = aligned_module_attentions(contestant.kernels.front()->module.get());
     reports.push_back(report);

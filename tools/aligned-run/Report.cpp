@@ -96,7 +96,7 @@ void aligned::printModel(const ModelReport &report, const RunOptions &options) {
 void aligned::printDecode(const std::vector<DecodeReport> &reports) {
   llvm::raw_ostream &os = llvm::outs();
   os << llvm::format("%-12s %7s %7s %7s %11s %9s %9s %9s %9s %7s\n", "policy", "K bits", "V bits", "bytes", "error mean", "median", "max", "step us", "dense us", "ratio");
-  auto timed = [](const char *format, double number) { // there is no dense kernel on GPUs
+  auto timed = [](const char *format, double number) { // there is no dense kernel of f32 on GPUs
     std::string text;
     llvm::raw_string_ostream(text) << llvm::format(format, number);
     return std::isnan(number) ? "-" : text;

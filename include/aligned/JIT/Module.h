@@ -59,6 +59,8 @@ void aligned_module_destroy(aligned_module *module);
 /* As aligned_cache_create, where the module's kernels look for caches: with target=cuda in the device's memory. Destroy it before the module. */
 aligned_cache *aligned_module_create_cache(const aligned_module *module, const aligned_format *format, int64_t batch, int64_t kv_heads, int64_t head_dim,
                                            int64_t capacity);
+/* The kernels of a module with target=cuda, which live as long as it; else null. */
+struct aligned_program *aligned_module_program(const aligned_module *module);
 
 int32_t aligned_module_arguments(const aligned_module *module);
 int32_t aligned_module_results(const aligned_module *module);

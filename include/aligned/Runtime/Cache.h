@@ -53,7 +53,8 @@ extern "C" {
 
 typedef enum { ALIGNED_ELEMENT_F16 = 0, ALIGNED_ELEMENT_BF16 = 1, ALIGNED_ELEMENT_F32 = 2 } aligned_element;
 typedef enum { ALIGNED_ROLE_KEY = 0, ALIGNED_ROLE_VALUE = 1 } aligned_role;
-typedef enum { ALIGNED_FORMAT_FIXED = 0, ALIGNED_FORMAT_FLOAT = 1 } aligned_format_kind;
+/* DENSE is no cache's: it says of attention that it reads plain arrays. */
+typedef enum { ALIGNED_FORMAT_FIXED = 0, ALIGNED_FORMAT_FLOAT = 1, ALIGNED_FORMAT_DENSE = 2 } aligned_format_kind;
 
 /* What a split encoding says about a cache. Widths are multiples of 4 and sum to 16. */
 typedef struct {

@@ -69,7 +69,7 @@ typedef struct {
   int32_t certified;     /* whether it gives a certificate */
   int32_t records;       /* whether its kernels say which bits they read; others read all that are resident */
   int64_t kv_heads, heads, key_dim, value_dim;
-  aligned_format key, value;
+  aligned_format key, value; /* of kind ALIGNED_FORMAT_DENSE where a call brings arrays instead of caches */
 } aligned_program_site;
 
 int32_t aligned_program_sites(const aligned_program *program);
@@ -96,16 +96,22 @@ aligned_cache *aligned_cuda_cache_download(const aligned_cache *device);
 
 /*===-- Decode -------------------------------------------------------------===*/
 
-/* Softmax states of one step: out = acc / sum, 0 where sum is 0. Arrays are contiguous; a null output is not wanted. */
+/* Softmax states of one step: out = acc / sum, 0 where sum is 0. Arrays are contiguous, those on the device that dense sites read aligned to 16 bytes; a null output is
+ * not wanted. */
 typedef struct {
   int64_t batch;               /* that of the caches */
-  aligned_cache *key, *value;  /* on the device, of equal lengths */
+  aligned_cache *key, *value;  /* on the device, of equal lengths; not looked at by dense sites */
   const void *query;           /* [batch, kv_heads, heads, key_dim] of the site's element */
   float scale;                 /* of scores */
-  int32_t location;            /* aligned_location of query and outputs. On the host: the call waits for its results */
+  int32_t location;            /* aligned_location of arrays. On the host: the call waits for its results */
   float *acc;                  /* [batch, kv_heads, heads, value_dim] */
   float *max, *sum;            /* [batch, kv_heads, heads] */
   float *certificate;          /* [batch, kv_heads, heads, 6], of certified sites (docs/Numerics.md, P4) */
+  int32_t splits;              /* blocks of threads that share a row's tokens; 0: chosen for the device */
+  /* Of dense sites: [batch, kv_heads, capacity, key_dim or value_dim] of the site's element, and how many tokens of each batch entry are there, [batch]. */
+  const void *dense_key, *dense_value;
+  const int64_t *lengths;
+  int64_t capacity;
 } aligned_decode_call;
 
 /* Runs the kernels of a site. Where this thread records (aligned_rt_recording), what was read is copied back and reported as by kernels on the CPU. */

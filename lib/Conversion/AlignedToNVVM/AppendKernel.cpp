@@ -312,6 +312,6 @@ DictionaryAttr aligned::emitAppend(ModuleOp program, StringRef prefix, const App
   Attribute arguments = b.getArrayAttr({s.cache("cache"), s.array("data", "input", shape.element, {}), s.array("counts", "input", b.getI32Type(), {"batch"}),
                                         s.scalar("stride0", "i64"), s.scalar("stride1", "i64"), s.scalar("stride2", "i64"), s.scalar("stride3", "i64"),
                                         s.array("sums", "scratch", b.getF32Type(), {"rows", "touched", shape.headDim})});
-  return b.getDictionaryAttr({s.field("format", s.format(shape.split, shape.element)), s.field("head_dim", shape.headDim), s.field("arguments", arguments),
+  return b.getDictionaryAttr({s.field("format", s.format(shape.split, shape.split.getRole(), shape.element)), s.field("head_dim", shape.headDim), s.field("arguments", arguments),
                               s.field("launch", b.getArrayAttr(launches))});
 }

@@ -24,8 +24,13 @@ FailureOr<DecodeShape> check(DecodeAttentionOp op) {
   FailureOr<DecodeShape> shape = decodeShape(op);
   if (failed(shape))
     return failure();
-  if (!shape->keySplit)
-    return op.emitOpError("expected a key in planes on this target, got ") << op.getKey().getType();
+  if (shape->keySplit)
+    return shape;
+  for (auto [name, element, type] : {std::tuple("key", shape->key, op.getKey().getType()), std::tuple("value", shape->value, op.getValue().getType())})
+    if (!element.isF16() && !element.isBF16())
+      return op.emitOpError("expected a dense ") << name << " of f16 or bf16 on this target, got " << type;
+  if (shape->certified)
+    return op.emitOpError("expected no certificate over dense caches on this target, got one asked for");
   return shape;
 }
 
@@ -49,6 +54,8 @@ struct ConvertAlignedToNVVMPass : aligned::impl::ConvertAlignedToNVVMBase<Conver
     SmallVector<AppendShape> caches; // each kind once, whatever is resident
     for (const DecodeShape &shape : shapes) {
       sites.push_back(emitDecode(top, shape));
+      if (!shape.keySplit)
+        continue;
       for (AppendShape cache : {AppendShape{shape.keySplit, shape.key, shape.keyDim}, AppendShape{shape.valueSplit, shape.value, shape.valueDim}}) {
         cache.split = SplitAttr::get(&getContext(), cache.split.getKind(), cache.split.getWidths(), cache.split.getRole());
         if (llvm::none_of(caches, [&](const AppendShape &known) { return known.split == cache.split && known.element == cache.element && known.headDim == cache.headDim; }))

@@ -104,6 +104,12 @@ protected:
   Shared shared(llvm::StringRef what, mlir::Type element, int64_t count) { return e.shared(module, name + "_" + what.str(), element, count); }
   /// Runs `body` for i = thread, thread + threads, ... below `count`.
   void forThreads(int64_t count, llvm::function_ref<void(Val)> body) { e.loop(thread, number(count), threads, body); }
+  /// Runs `body` for the query rows h = warp, warp + warps, ...
+  void forHeadsOfWarp(int64_t heads, llvm::function_ref<void(Val)> body) { e.loop(warp, number(heads), warps, body); }
+  Val warpAdd(Val x) { return e.warpAdd(x, {16, 8, 4, 2, 1}); }
+  Val warpMax(Val x) { return e.warpMax(x, {16, 8, 4, 2, 1}); }
+  /// e^(s - max), from a score and its row's maximum.
+  Val weightOf(Val score, Val maximum) { return e.exp2((score - max(maximum, real(kLowest))) * kLog2e); }
   void finish() { mlir::gpu::ReturnOp::create(e.b); }
 };
 
@@ -161,11 +167,6 @@ protected:
   std::pair<Val, Val> stretch();
   Val isLastSplit() { return split == splits - 1; }
 
-  /// Runs `body` for the query rows h = warp, warp + warps, ...
-  void forHeadsOfWarp(int64_t heads, llvm::function_ref<void(Val)> body) { e.loop(warp, number(heads), warps, body); }
-  Val warpAdd(Val x) { return e.warpAdd(x, {16, 8, 4, 2, 1}); }
-  Val warpMax(Val x) { return e.warpMax(x, {16, 8, 4, 2, 1}); }
-
   /// First query row of the warp's tile `i`.
   Val firstHead(int64_t i) { return ((warp & (warpsPerBlock - 1)) * tilesPerWarp + i) * kTileHeads; }
   /// Runs `body` for the blocks that this warp takes of the split's.
@@ -182,8 +183,6 @@ protected:
   Val loudestReach(Shared statistics, Val h);
   /// Whether the plan asks for finer scores of any query row; true before there is one, whose precisions are 0.
   Val isPlanOpen();
-  /// e^(s - max), from a score and its row's maximum.
-  Val weightOf(Val score, Val maximum) { return e.exp2((score - max(maximum, real(kLowest))) * kLog2e); }
 
   /// The scale of a row of V beside the loudest row's, whose exponent is `top` (f32), from its own (i32).
   Val relativeScale(Val exponent, Val top) { return bitcast(max(exponent - convert(top, e.i32()) + 127, number(0)) << 23, e.f32()); }

@@ -1,7 +1,7 @@
 // See the header for the idea.
 #include "DecodeKernels.h"
 
-#include "DecodeKernel.h"
+#include "DenseKernel.h"
 #include "Sidecar.h"
 
 using namespace mlir;
@@ -36,6 +36,18 @@ ArrayAttr describeArguments(Builder &b, const DecodeShape &shape) {
   return b.getArrayAttr(arguments);
 }
 
+/// In the order of `DenseArgument`.
+ArrayAttr describeDenseArguments(Builder &b, const DecodeShape &shape) {
+  Sidecar s(b);
+  int64_t h = shape.heads, dim = shape.valueDim;
+  Type f32 = b.getF32Type();
+  return b.getArrayAttr({s.array("query", "input", shape.query, {"rows", h, shape.keyDim}), s.array("key", "input", shape.key, {"rows", "capacity", shape.keyDim}),
+                         s.array("value", "input", shape.value, {"rows", "capacity", dim}), s.array("lengths", "input", b.getI64Type(), {"batch"}), s.scalar("scale", "f32"),
+                         s.scalar("splits", "i32"), s.scalar("capacity", "i32"), s.array("statistics", "scratch", f32, {"rows", "splits", h, kDenseStatistics}),
+                         s.array("partial", "scratch", f32, {"rows", "splits", h, dim}), s.array("acc", "output", f32, {"rows", h, dim}), s.array("max", "output", f32, {"rows", h}),
+                         s.array("sum", "output", f32, {"rows", h})});
+}
+
 } // namespace
 
 DictionaryAttr aligned::emitDecode(ModuleOp program, const DecodeShape &shape) {
@@ -47,28 +59,33 @@ DictionaryAttr aligned::emitDecode(ModuleOp program, const DecodeShape &shape) {
     emit(program, name, shape);
     return name;
   };
-  auto launch = [&](StringRef name, Sidecar::Extent perRow = "splits") { launches.push_back(s.launch(name, {perRow, "rows"})); };
-  bool isFloat = DecodeKernel::isFloat(shape);
-  launch(kernel("scores", isFloat ? emitFloatScores : emitScores));
-  if (!shape.exact() && isFloat) {
-    launch(kernel("probe", emitProbe), 1);
-  } else if (!shape.exact()) {
-    std::string look = kernel("look", emitLook), plan = kernel("plan", emitPlan), refine = kernel("refine", emitRefine);
-    launch(look);
-    launch(plan, shape.heads);
-    for (int64_t round = 0; round < kRounds; ++round) {
-      launch(refine);
+  auto launch = [&](StringRef name, Sidecar::Extent columns = "splits") { launches.push_back(s.launch(name, {columns, "rows"})); };
+  bool isDense = !shape.keySplit, isFloat = !isDense && DecodeKernel::isFloat(shape);
+  if (isDense) {
+    launch(kernel("scan", emitDenseScan));
+    launch(kernel("merge", emitDenseMerge), shape.heads);
+  } else {
+    launch(kernel("scores", isFloat ? emitFloatScores : emitScores));
+    if (!shape.exact() && isFloat) {
+      launch(kernel("probe", emitProbe), 1);
+    } else if (!shape.exact()) {
+      std::string look = kernel("look", emitLook), plan = kernel("plan", emitPlan), refine = kernel("refine", emitRefine);
+      launch(look);
       launch(plan, shape.heads);
+      for (int64_t round = 0; round < kRounds; ++round) {
+        launch(refine);
+        launch(plan, shape.heads);
+      }
     }
-  }
-  launch(kernel("values", isFloat ? emitFloatValues : emitValues));
-  launch(kernel("merge", emitMerge), 1);
-  if (shape.certified) {
-    launch(kernel("certify", emitCertify));
-    launch(kernel("conclude", emitConclude), 1);
+    launch(kernel("values", isFloat ? emitFloatValues : emitValues));
+    launch(kernel("merge", emitMerge), 1);
+    if (shape.certified) {
+      launch(kernel("certify", emitCertify));
+      launch(kernel("conclude", emitConclude), 1);
+    }
   }
   return b.getDictionaryAttr({s.field("site", shape.site), s.field("kv_heads", shape.kvHeads), s.field("heads", shape.heads), s.field("key_dim", shape.keyDim),
                               s.field("value_dim", shape.valueDim), s.field("query", Sidecar::nameOf(shape.query)), s.field("certified", int64_t(shape.certified)),
-                              s.field("key", s.format(shape.keySplit, shape.key)), s.field("value", s.format(shape.valueSplit, shape.value)),
-                              s.field("arguments", describeArguments(b, shape)), s.field("launch", b.getArrayAttr(launches))});
+                              s.field("key", s.format(shape.keySplit, CacheRole::Key, shape.key)), s.field("value", s.format(shape.valueSplit, CacheRole::Value, shape.value)),
+                              s.field("arguments", isDense ? describeDenseArguments(b, shape) : describeArguments(b, shape)), s.field("launch", b.getArrayAttr(launches))});
 }

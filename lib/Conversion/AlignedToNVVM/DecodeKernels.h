@@ -16,6 +16,8 @@
 // Float planes (S2) are read as f32; FloatKernel.h. The published rule (P1) takes scores, values and merge too, and between the first two
 //
 //   probe   the margin of the rule: what shows in the output of the most probable rows of V, against V's largest; one block of threads for each row
+//
+// Dense caches take a scan and a merge; DenseKernel.h.
 #ifndef ALIGNED_LIB_CONVERSION_ALIGNEDTONVVM_DECODEKERNELS_H
 #define ALIGNED_LIB_CONVERSION_ALIGNEDTONVVM_DECODEKERNELS_H
 

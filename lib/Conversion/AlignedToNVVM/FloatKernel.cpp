@@ -2,7 +2,6 @@
 #include "FloatKernel.h"
 
 #include "mlir/Dialect/LLVMIR/LLVMDialect.h"
-#include "mlir/Dialect/Vector/IR/VectorOps.h"
 
 using namespace mlir;
 using namespace aligned;
@@ -63,13 +62,6 @@ Vals FloatKernel::ownWeights(Shared table, Val first) {
       weights.push_back(headVector == 1 ? some : aligned::lane(some, j));
   }
   return weights;
-}
-
-Val FloatKernel::together(ArrayRef<Val> scalars) {
-  SmallVector<Value> values;
-  for (Val scalar : scalars)
-    values.push_back(scalar.value);
-  return e.wrap(vector::FromElementsOp::create(e.b, VectorType::get(values.size(), scalars.front().type()), values));
 }
 
 void FloatKernel::add(Vals &sums, const Vals &weights, const Vals &values) {

@@ -45,7 +45,6 @@ protected:
 
   /// The weights of all own query rows from a table in shared memory with `headRoom` of them in a row.
   Vals ownWeights(Shared table, Val first);
-  Val together(llvm::ArrayRef<Val> scalars); ///< as a vector
   /// sums[h][i] += weights[h] * values[i]
   void add(Vals &sums, const Vals &weights, const Vals &values);
 };

@@ -104,7 +104,7 @@ void FloatScoresKernel::scoreBlock(Val block) {
       s = kept;
     }
     Val h = firstHead() + i;
-    e.when(h < shape.heads, [&] { e.storeGlobal(together(s), scoresOf(h), token); });
+    e.when(h < shape.heads, [&] { e.storeGlobal(e.vectorOf(s), scoresOf(h), token); });
   }
   addKeyEscapes([&](Val h, Val channel) { return queryAt(h, channel); }, block, firstHead(), ownHeads);
   finishScores(block, firstHead(), ownHeads);

@@ -70,7 +70,7 @@ void FloatValuesKernel::listBlock(Val block, Val parity) {
     e.store(wanted, layers, (parity * warps + warp) * ALIGNED_BLOCK + within);
     own.resize(headRoom, real(0));
     for (int64_t i = 0; i < headRoom; i += headVector)
-      e.store(headVector == 1 ? own[i] : together(ArrayRef<Val>(own).slice(i, headVector)), weights, (warp * ALIGNED_BLOCK + within) * headRoom + i);
+      e.store(headVector == 1 ? own[i] : e.vectorOf(ArrayRef<Val>(own).slice(i, headVector)), weights, (warp * ALIGNED_BLOCK + within) * headRoom + i);
   }
 }
 
@@ -120,7 +120,7 @@ void FloatValuesKernel::store(Vals sums) {
         Val h = firstHead() + i;
         e.when(h < shape.heads, [&] {
           for (int64_t half : {0, 1})
-            body(h, word() * 4 + half * dim / 2, together(ArrayRef<Val>(sums).slice(i * kWordValues + half * 4, 4)));
+            body(h, word() * 4 + half * dim / 2, e.vectorOf(ArrayRef<Val>(sums).slice(i * kWordValues + half * 4, 4)));
         });
       }
     });

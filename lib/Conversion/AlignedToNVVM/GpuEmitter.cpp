@@ -3,6 +3,7 @@
 
 #include "mlir/Dialect/LLVMIR/LLVMDialect.h"
 #include "mlir/Dialect/LLVMIR/NVVMDialect.h"
+#include "mlir/Dialect/Vector/IR/VectorOps.h"
 
 using namespace mlir;
 using namespace aligned;
@@ -16,6 +17,8 @@ Val GpuEmitter::lane() { return thread() & (kWarp - 1); }
 Val GpuEmitter::warp() { return shuffleFrom(shrLogical(thread(), number(5)), number(0)); }
 Val GpuEmitter::block(gpu::Dimension axis) { return convert(wrap(gpu::BlockIdOp::create(b, axis)), i32()); }
 Val GpuEmitter::blocks(gpu::Dimension axis) { return convert(wrap(gpu::GridDimOp::create(b, axis)), i32()); }
+
+Val GpuEmitter::unused(Type type) { return wrap(LLVM::PoisonOp::create(b, type)); }
 
 //===----------------------------------------------------------------------===//
 // Memory
@@ -37,6 +40,13 @@ Val GpuEmitter::loadGlobal(Val pointer, Type type, Val offset, bool constant) {
 
 void GpuEmitter::storeGlobal(Val value, Val pointer, Val offset) {
   LLVM::StoreOp::create(b, value.value, at(pointer, value.element(), offset).value, bytesOf(value.type()));
+}
+
+Val GpuEmitter::vectorOf(ArrayRef<Val> scalars) {
+  SmallVector<Value> values;
+  for (Val scalar : scalars)
+    values.push_back(scalar.value);
+  return wrap(vector::FromElementsOp::create(b, VectorType::get(values.size(), scalars.front().type()), values));
 }
 
 Shared GpuEmitter::shared(gpu::GPUModuleOp module, StringRef name, Type element, int64_t count) {
@@ -78,6 +88,7 @@ static Val shuffle(Val value, Val which, gpu::ShuffleMode mode) {
 Val GpuEmitter::shuffleXor(Val value, int64_t distance) { return shuffle(value, number(distance), gpu::ShuffleMode::XOR); }
 Val GpuEmitter::shuffleFrom(Val value, Val lane) { return shuffle(value, lane, gpu::ShuffleMode::IDX); }
 Val GpuEmitter::ballot(Val condition) { return intrinsic("llvm.nvvm.vote.ballot.sync", i32(), {number(-1), condition}); }
+Val GpuEmitter::any(Val condition) { return intrinsic("llvm.nvvm.vote.any.sync", types.getI1Type(), {number(-1), condition}); }
 Val GpuEmitter::countBits(Val bits) { return intrinsic("llvm.ctpop.i32", i32(), {bits}); }
 
 Val GpuEmitter::warpAdd(Val value, ArrayRef<int64_t> distances) {
@@ -114,16 +125,35 @@ Val GpuEmitter::permuteBytes(Val low, Val high, std::array<int, 4> selectors) {
 
 Val GpuEmitter::permuteBytes(Val low, Val high, Val selectors) { return intrinsic("llvm.nvvm.prmt", i32(), {low, high, selectors}); }
 
-Vals GpuEmitter::multiply(ArrayRef<Val> a, ArrayRef<Val> b, ArrayRef<Val> c) {
+/// A product of the tensor cores, whose result is four registers of `result`.
+static Vals multiplyTiles(GpuEmitter &e, StringRef intrinsic, Type result, ArrayRef<Val> a, ArrayRef<Val> b, ArrayRef<Val> c) {
   Vals operands(a.begin(), a.end());
   operands.append(b.begin(), b.end());
   operands.append(c.begin(), c.end());
-  auto type = LLVM::LLVMStructType::getLiteral(this->b.getContext(), SmallVector<Type>(4, i32()));
-  Val product = intrinsic("llvm.nvvm.mma.m16n8k32.row.col.u8.s8", type, operands);
+  Val product = e.intrinsic(intrinsic, LLVM::LLVMStructType::getLiteral(e.b.getContext(), SmallVector<Type>(4, result)), operands);
   Vals results;
   for (int64_t i = 0; i < 4; ++i)
-    results.push_back(wrap(LLVM::ExtractValueOp::create(this->b, product.value, i)));
+    results.push_back(e.wrap(LLVM::ExtractValueOp::create(e.b, product.value, i)));
   return results;
+}
+
+Vals GpuEmitter::multiply(ArrayRef<Val> a, ArrayRef<Val> b, ArrayRef<Val> c) { return multiplyTiles(*this, "llvm.nvvm.mma.m16n8k32.row.col.u8.s8", i32(), a, b, c); }
+
+Vals GpuEmitter::multiply(Type element, ArrayRef<Val> a, ArrayRef<Val> b, ArrayRef<Val> c) {
+  if (element.isBF16())
+    return multiplyTiles(*this, "llvm.nvvm.mma.m16n8k16.row.col.bf16", f32(), a, b, c);
+  auto halves = [&](ArrayRef<Val> words) {
+    Vals pairs;
+    for (Val word : words)
+      pairs.push_back(wrap(LLVM::BitcastOp::create(this->b, VectorType::get(2, element), word.value)));
+    return pairs;
+  };
+  return multiplyTiles(*this, "llvm.nvvm.mma.m16n8k16.row.col.f32.f32", f32(), halves(a), halves(b), c);
+}
+
+Val GpuEmitter::pack(Type element, Val low, Val high) {
+  Val pair = intrinsic(element.isBF16() ? "llvm.nvvm.ff2bf16x2.rn" : "llvm.nvvm.ff2f16x2.rn", VectorType::get(2, element), {high, low});
+  return wrap(LLVM::BitcastOp::create(b, i32(), pair.value));
 }
 
 Val GpuEmitter::dot4(Val a, Val b, Val c) { return intrinsic("llvm.nvvm.idp4a.u.u", i32(), {a, b, c}); }

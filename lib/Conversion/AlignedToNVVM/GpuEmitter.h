@@ -1,4 +1,4 @@
-// What kernels on a GPU say beyond arithmetic: who a thread is, what it shares with its warp and its block, and the integer tensor cores.
+// What kernels on a GPU say beyond arithmetic: who a thread is, what it shares with its warp and its block, and the tensor cores.
 //
 // Kernels are written as one thread sees them, with scalars and, for loads, short vectors. Offsets are in bytes or elements as i32 from a base that
 // is as wide as an address.
@@ -27,6 +27,7 @@ public:
 
   Val number(int64_t n) { return constant(i32(), static_cast<double>(n)); }
   Val real(double x) { return constant(f32(), x); }
+  Val unused(mlir::Type type); ///< what nobody will look at, so that no instruction makes it
 
   // Who this thread is; i32.
   Val thread();
@@ -40,6 +41,7 @@ public:
   /// `constant`: nobody writes there while the kernel runs. Vectors are aligned to their size.
   Val loadGlobal(Val pointer, mlir::Type type, Val offset, bool constant = true);
   void storeGlobal(Val value, Val pointer, Val offset);
+  Val vectorOf(llvm::ArrayRef<Val> scalars);
 
   // Shared memory, in elements.
   Shared shared(mlir::gpu::GPUModuleOp module, llvm::StringRef name, mlir::Type element, int64_t count);
@@ -55,6 +57,7 @@ public:
   Val shuffleXor(Val value, int64_t distance);
   Val shuffleFrom(Val value, Val lane);
   Val ballot(Val condition);
+  Val any(Val condition); ///< whether it holds in any lane
   Val countBits(Val bits);
   /// Over the lanes that differ in the bits of `distances` only.
   Val warpAdd(Val value, llvm::ArrayRef<int64_t> distances);
@@ -68,6 +71,11 @@ public:
   /// c + a b for unsigned bytes a [16 rows][32] and signed bytes b [32][8 columns], spread over the warp: lane 4 g + t holds a[g], a[g + 8] at 4 t .. 4 t + 3,
   /// then both at 16 + 4 t ..; b at the same places of column g; and c[g], c[g + 8] of columns 2 t, 2 t + 1.
   Vals multiply(llvm::ArrayRef<Val> a, llvm::ArrayRef<Val> b, llvm::ArrayRef<Val> c);
+  /// The same of `element`, f16 or bf16, two to a register, with f32 sums: a [16 rows][16], b [16][8 columns]; lane 4 g + t holds a[g], a[g + 8] at 2 t, 2 t + 1, then both
+  /// at 8 + 2 t ..; the rest alike.
+  Vals multiply(mlir::Type element, llvm::ArrayRef<Val> a, llvm::ArrayRef<Val> b, llvm::ArrayRef<Val> c);
+  /// Two f32 as a register of two `element`, f16 or bf16, rounded to the nearest.
+  Val pack(mlir::Type element, Val low, Val high);
 
   /// c + the sum of four products of unsigned bytes.
   Val dot4(Val a, Val b, Val c);

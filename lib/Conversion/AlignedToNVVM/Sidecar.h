@@ -43,8 +43,11 @@ public:
   mlir::Attribute launch(llvm::StringRef kernel, llvm::ArrayRef<Extent> grid) {
     return b.getDictionaryAttr({field("kernel", kernel), field("grid", extents(grid))});
   }
-  mlir::Attribute format(SplitAttr split, mlir::Type element) {
-    return b.getDictionaryAttr({field("kind", stringifyFormatKind(split.getKind())), field("role", stringifyCacheRole(split.getRole())), field("element", nameOf(element)),
+  /// Null: dense.
+  mlir::Attribute format(SplitAttr split, CacheRole role, mlir::Type element) {
+    if (!split)
+      return b.getDictionaryAttr({field("kind", "dense"), field("role", stringifyCacheRole(role)), field("element", nameOf(element))});
+    return b.getDictionaryAttr({field("kind", stringifyFormatKind(split.getKind())), field("role", stringifyCacheRole(role)), field("element", nameOf(element)),
                                 field("widths", b.getI64ArrayAttr(split.getWidths()))});
   }
 

@@ -54,6 +54,22 @@ Val aligned::areVisible(Val first, Val last, Val tokens, const DecodeShape &shap
   return seen & inWindow;
 }
 
+/// The first query sees the fewest of the newest tokens, the last one the fewest of the oldest.
+Val aligned::areAllVisible(Val first, Val last, Val tokens, const DecodeShape &shape) {
+  Val seen = always(first);
+  if (!shape.mask)
+    return seen;
+  Val end = as(tokens, first);
+  if (shape.mask.getCausal())
+    seen = last <= end - static_cast<double>(shape.queries);
+  if (!shape.mask.getWindow())
+    return seen;
+  Val inWindow = first >= end - counted(shape.mask.getWindow());
+  if (shape.mask.getSinks())
+    inWindow = inWindow | (last < counted(shape.mask.getSinks()));
+  return seen & inWindow;
+}
+
 Val aligned::isBlockVisible(Val block, Val tokens, const DecodeShape &shape) {
   Val first = block * kBlock;
   return areVisible(first, first + (kBlock - 1), tokens, shape);

@@ -24,6 +24,8 @@ Val softcapped(Val score, double cap);
 Val isVisible(Val token, Val query, Val tokens, const DecodeShape &shape);
 /// Whether any query sees any of the tokens first .. last.
 Val areVisible(Val first, Val last, Val tokens, const DecodeShape &shape);
+/// Whether every query sees all of the tokens first .. last.
+Val areAllVisible(Val first, Val last, Val tokens, const DecodeShape &shape);
 /// Whether any query sees a token of this block; others need not be read.
 Val isBlockVisible(Val block, Val tokens, const DecodeShape &shape);
 /// How many of the `held` tokens of the cache a query sees.

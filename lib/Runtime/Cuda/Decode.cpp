@@ -14,15 +14,33 @@ namespace {
 
 constexpr int64_t block = ALIGNED_BLOCK;
 
-/// Blocks of threads for each row: so many that all multiprocessors have work, but few with less than four blocks of tokens, and
-/// none with more than kernels have room for.
+/// The fewest blocks of threads for each row: none with more blocks of tokens than kernels have room for.
+int64_t leastSplits(int64_t capacity) {
+  constexpr int64_t mostBlocks = 2048;
+  return std::max<int64_t>(1, (capacity / block + mostBlocks - 1) / mostBlocks);
+}
+
+/// Blocks of threads for each row: so many that all multiprocessors have work, but few with less than four blocks of tokens.
 int64_t splitsOf(const Context &context, int64_t rows, int64_t capacity) {
-  constexpr int64_t perMultiprocessor = 2, most = 64, leastBlocks = 4, mostBlocks = 2048;
+  constexpr int64_t perMultiprocessor = 2, most = 64, leastBlocks = 4;
   if (rows < 1)
     return 1;
   int64_t blocks = capacity / block, wanted = (context.multiprocessors * perMultiprocessor + rows - 1) / rows;
-  return std::max<int64_t>(
-      {1, std::min({wanted, (blocks + leastBlocks - 1) / leastBlocks, most}), (blocks + mostBlocks - 1) / mostBlocks});
+  return std::max(std::min({wanted, (blocks + leastBlocks - 1) / leastBlocks, most}), leastSplits(capacity));
+}
+
+/// The same where blocks of threads take equal times: as few as leave multiprocessors idle about as little as any number would.
+/// Blocks run in waves, each as many as fit.
+int64_t balancedSplits(const Context &context, int64_t rows, int64_t capacity) {
+  constexpr int64_t perMultiprocessor = 2, most = 128, leastBlocks = 4;
+  constexpr double worth = 0.95;
+  int64_t slots = context.multiprocessors * perMultiprocessor,
+          limit = std::min((capacity / block + leastBlocks - 1) / leastBlocks, most), best = 1;
+  auto time = [&](int64_t splits) { return double((rows * splits + slots - 1) / slots) / splits; };
+  for (int64_t splits = 2; splits <= limit; ++splits)
+    if (time(splits) < worth * time(best))
+      best = splits;
+  return std::max(best, leastSplits(capacity));
 }
 
 class Decode {
@@ -32,6 +50,27 @@ public:
         offsets(site.arguments.size(), -1) {}
 
   bool check() {
+    constexpr int32_t mostSplits = 65535;
+    if (!(site.isDense() ? checkArrays() : checkCaches()))
+      return false;
+    if (!call.query)
+      return fail("expected a query, got null"), false;
+    if (call.location != ALIGNED_LOCATION_HOST && call.location != ALIGNED_LOCATION_CUDA)
+      return fail("expected location 0 (host) or 1 (device), got " + std::to_string(call.location)), false;
+    if (call.certificate && !site.certified)
+      return fail("expected no certificate to be asked for, got a site that was compiled without"), false;
+    if (int64_t least = leastSplits(symbols.capacity); call.splits && (call.splits < least || call.splits > mostSplits))
+      return fail("expected from " + std::to_string(least) + " to " + std::to_string(mostSplits) + " splits, or 0, got " +
+                  std::to_string(call.splits)),
+             false;
+    symbols.splits =
+        call.splits
+            ? call.splits
+            : (site.isDense() ? balancedSplits : splitsOf)(program.context, symbols.batch * symbols.kvHeads, symbols.capacity);
+    return program.checkGrids(site.launches, symbols);
+  }
+
+  bool checkCaches() {
     key = deviceCache("keys", call.key);
     value = key ? deviceCache("values", call.value) : nullptr;
     if (!key || !value)
@@ -60,14 +99,36 @@ public:
         return fail("expected as many values as keys, got " + std::to_string(key->length(n)) + " keys and " +
                     std::to_string(value->length(n)) + " values in batch entry " + std::to_string(n)),
                false;
-    if (!call.query)
-      return fail("expected a query, got null"), false;
-    if (call.location != ALIGNED_LOCATION_HOST && call.location != ALIGNED_LOCATION_CUDA)
-      return fail("expected location 0 (host) or 1 (device), got " + std::to_string(call.location)), false;
-    if (call.certificate && !site.certified)
-      return fail("expected no certificate to be asked for, got a site that was compiled without"), false;
-    symbols = {key->batch, key->kv_heads, key->capacity, splitsOf(program.context, key->rows, key->capacity), 1};
-    return program.checkGrids(site.launches, symbols);
+    symbols = {key->batch, key->kv_heads, key->capacity};
+    return true;
+  }
+
+  bool checkArrays() {
+    constexpr uintptr_t alignment = 16;
+    constexpr int64_t most = int64_t(1) << 30, mostBatch = 65535;
+    if (call.batch < 0 || call.batch > mostBatch)
+      return fail("expected a batch from 0 to " + std::to_string(mostBatch) + ", got " + std::to_string(call.batch)), false;
+    if (call.capacity < 0 || call.capacity > most)
+      return fail("expected a capacity from 0 to " + std::to_string(most) + " tokens, got " + std::to_string(call.capacity)),
+             false;
+    std::string ofSite = " of dense site " + std::to_string(site.number);
+    if (!call.lengths)
+      return fail("expected lengths" + ofSite + ", got null"), false;
+    for (auto [name, array] : {std::pair("keys", call.dense_key), std::pair("values", call.dense_value)}) {
+      if (!array && call.batch && call.capacity)
+        return fail(std::string("expected ") + name + ofSite + ", got null"), false;
+      if (auto address = reinterpret_cast<uintptr_t>(array); !onHost() && address % alignment)
+        return fail(std::string("expected ") + name + ofSite + " to be aligned to " + std::to_string(alignment) +
+                    " bytes, got address " + std::to_string(address)),
+               false;
+    }
+    for (int64_t n = 0; onHost() && n < call.batch; ++n)
+      if (call.lengths[n] < 0 || call.lengths[n] > call.capacity)
+        return fail("expected a length from 0 to the capacity of " + std::to_string(call.capacity) + ", got " +
+                    std::to_string(call.lengths[n]) + " in batch entry " + std::to_string(n)),
+               false;
+    symbols = {call.batch, site.kvHeads, call.capacity};
+    return true;
   }
 
   /// Memory for all arguments that the caller does not bring. Negative where sizes overflow.
@@ -95,9 +156,9 @@ public:
       Address own = offsets[i] < 0 ? 0 : workspace.address() + offsets[i];
       switch (argument.kind) {
       case Argument::Input:
-        if (own && !copyToDevice(own, call.query, argument.bytes(symbols), stream))
+        if (own && !copyToDevice(own, input(argument), argument.bytes(symbols), stream))
           return false;
-        parameters.set(i, own ? own : reinterpret_cast<Address>(call.query));
+        parameters.set(i, own ? own : reinterpret_cast<Address>(input(argument)));
         break;
       case Argument::Cache:
         parameters.set(i, (argument.meaning == Argument::Key ? key : value)->structure());
@@ -132,6 +193,13 @@ public:
         layers.resize(argument.bytes(symbols));
         to = layers.data();
       }
+      if (argument.meaning == Argument::Lengths && recording) {
+        lengths.resize(call.batch);
+        if (!copyToHost(lengths.data(),
+                        offsets[i] < 0 ? reinterpret_cast<Address>(call.lengths) : workspace.address() + offsets[i],
+                        argument.bytes(symbols), stream))
+          return false;
+      }
       if (to && offsets[i] >= 0 && !copyToHost(to, workspace.address() + offsets[i], argument.bytes(symbols), stream))
         return false;
     }
@@ -141,7 +209,23 @@ public:
   bool waits() const { return onHost() || recording; }
 
   /// What was read, row by row, as the CPU's kernels tell it.
-  void report() const {
+  void report() const { site.isDense() ? reportArrays() : reportCaches(); }
+
+  std::vector<DeviceCache *> caches() const { return site.isDense() ? std::vector<DeviceCache *>() : std::vector{key, value}; }
+
+  DeviceCache *key = nullptr, *value = nullptr; ///< null at dense sites
+
+private:
+  void reportArrays() const {
+    auto bits = [](const aligned_format &format) { return format.element == ALIGNED_ELEMENT_F32 ? 32 : 16; };
+    for (int64_t row = 0; row < symbols.batch * symbols.kvHeads; ++row) {
+      int64_t tokens = std::clamp<int64_t>(lengths[row / symbols.kvHeads], 0, call.capacity), keys = tokens * site.keyDim,
+              values = tokens * site.valueDim;
+      aligned_rt_tally(static_cast<int32_t>(site.number), keys * bits(site.key), keys, values * bits(site.value), values);
+    }
+  }
+
+  void reportCaches() const {
     int64_t units = site.keyDim / site.unitChannels, keyElement = 8 * key->elementBytes(),
             valueElement = 8 * value->elementBytes();
     int64_t capacity = symbols.capacity;
@@ -170,10 +254,19 @@ public:
     }
   }
 
-  DeviceCache *key = nullptr, *value = nullptr;
-
-private:
   bool onHost() const { return call.location == ALIGNED_LOCATION_HOST; }
+  const void *input(const Argument &argument) const {
+    switch (argument.meaning) {
+    case Argument::Key:
+      return call.dense_key;
+    case Argument::Value:
+      return call.dense_value;
+    case Argument::Lengths:
+      return call.lengths;
+    default:
+      return call.query;
+    }
+  }
   float *output(const Argument &argument) const {
     switch (argument.meaning) {
     case Argument::Acc:
@@ -195,6 +288,7 @@ private:
   Parameters parameters;
   std::vector<int64_t> offsets; ///< in the workspace, by argument; negative for what the caller brings
   std::vector<uint8_t> keyLayers, valueLayers;
+  std::vector<int64_t> lengths; ///< of a dense site, where somebody records
 };
 
 bool decode(Program &program, int32_t number, const aligned_decode_call &call) {
@@ -208,7 +302,9 @@ bool decode(Program &program, int32_t number, const aligned_decode_call &call) {
     std::lock_guard<std::mutex> lock(program.mutex);
     Scope scope(program.context);
     Workspace &workspace = program.workspace(*site);
-    Order *orders[] = {&workspace.order, &step.key->order, &step.value->order};
+    std::vector<Order *> orders{&workspace.order};
+    for (DeviceCache *cache : step.caches())
+      orders.push_back(&cache->order);
     Stream stream;
     if (!workspace.reserve(program.context, step.workspaceBytes()) || !currentStream(program.context, stream))
       return false;
@@ -222,8 +318,9 @@ bool decode(Program &program, int32_t number, const aligned_decode_call &call) {
       return false;
   }
   // What has been waited for tells of escapes for certain.
-  if (step.waits() && (!step.key->checkEscapes() || !step.value->checkEscapes()))
-    return false;
+  for (DeviceCache *cache : step.caches())
+    if (step.waits() && !cache->checkEscapes())
+      return false;
   if (aligned_rt_recording())
     step.report();
   return true;
@@ -295,7 +392,11 @@ bool aligned_graph::prepare(const aligned_step *list, int32_t count) {
     Memory workspace;
     if (!workspace.allocate(program->context, decode->workspaceBytes()))
       return false;
+    if (site->isDense() && step.key_data)
+      return fail("expected no tokens to append at dense site " + std::to_string(step.site) + ", got some"), false;
     for (auto [cache, data] : {std::pair(decode->key, step.key_data), std::pair(decode->value, step.value_data)}) {
+      if (!cache)
+        continue;
       use(cache);
       if (!data)
         continue;

@@ -12,7 +12,7 @@ using namespace aligned::cuda;
 namespace {
 
 const char *const elements[] = {"f16", "bf16", "f32"};
-const char *const kinds[] = {"fixed", "float"};
+const char *const kinds[] = {"fixed", "float", "dense"};
 const char *const roles[] = {"key", "value"};
 
 struct Width {
@@ -111,6 +111,8 @@ public:
     format.kind = (*this)["kind"].choice(kinds);
     format.role = (*this)["role"].choice(roles);
     format.element = (*this)["element"].choice(elements);
+    if (format.kind == ALIGNED_FORMAT_DENSE)
+      return format;
     Reader list = (*this)["widths"];
     int sum = 0;
     bool whole = true;
@@ -196,7 +198,8 @@ Argument readArgument(const Reader &reader, const std::vector<Known> &knowns) {
   for (const Known &known : knowns)
     if (known.kind == argument.kind)
       names += (names.empty() ? "" : ", ") + std::string(known.name);
-  reader["name"].fail("one of " + names + " for " + argumentKinds[argument.kind]);
+  std::string kind = argumentKinds[argument.kind];
+  reader["name"].fail(names.empty() ? "no argument of kind " + kind : "one of " + names + " for " + kind);
   return argument;
 }
 
@@ -256,12 +259,13 @@ Site readSite(const Reader &reader, const std::vector<KernelEntry> &kernels) {
     if (format->role != role)
       reader[name]["role"].fail(jsonQuoted(roles[role]));
   }
+  bool dense = site.isDense();
+  if (dense != (site.value.kind == ALIGNED_FORMAT_DENSE))
+    reader["value"]["kind"].fail(dense ? jsonQuoted(kinds[ALIGNED_FORMAT_DENSE]) + " as for the key" : "planes as for the key");
   site.unitChannels = site.key.kind == ALIGNED_FORMAT_FIXED ? 4 : 1;
   Extent rows = symbol(Extent::Rows), heads = fixed(site.heads), blocks = symbol(Extent::Blocks);
   std::vector<Known> knowns = {
       {"query", Argument::Input, Argument::Query, elements[site.query], {rows, heads, fixed(site.keyDim)}},
-      {"key", Argument::Cache, Argument::Key, "", {}},
-      {"value", Argument::Cache, Argument::Value, "", {}},
       {"key_layers", Argument::Record, Argument::KeyLayers, "i8", {rows, blocks, fixed(site.keyDim / site.unitChannels)}},
       {"value_layers", Argument::Record, Argument::ValueLayers, "i8", {rows, symbol(Extent::Capacity)}},
       {"acc", Argument::Output, Argument::Acc, "f32", {rows, heads, fixed(site.valueDim)}},
@@ -269,8 +273,17 @@ Site readSite(const Reader &reader, const std::vector<KernelEntry> &kernels) {
       {"sum", Argument::Output, Argument::Sum, "f32", {rows, heads}},
       {"certificate", Argument::Output, Argument::Certificate, "f32", {rows, heads, fixed(kCertificate)}},
       {"scale", Argument::Scalar, Argument::Scale, "f32", {}}};
+  for (auto [name, meaning, format, dim] : {std::tuple("key", Argument::Key, &site.key, site.keyDim),
+                                            std::tuple("value", Argument::Value, &site.value, site.valueDim)})
+    knowns.push_back(
+        dense ? Known{name, Argument::Input, meaning, elements[format->element], {rows, symbol(Extent::Capacity), fixed(dim)}}
+              : Known{name, Argument::Cache, meaning, "", {}});
   std::vector<Argument::Meaning> needed = {Argument::Query, Argument::Key, Argument::Value, Argument::Acc,
                                            Argument::Max,   Argument::Sum, Argument::Scale};
+  if (dense) {
+    knowns.push_back({"lengths", Argument::Input, Argument::Lengths, "i64", {symbol(Extent::Batch)}});
+    needed.push_back(Argument::Lengths);
+  }
   if (site.certified)
     needed.push_back(Argument::Certificate);
   readArguments(reader, knowns, needed, site.arguments);
@@ -281,6 +294,8 @@ Site readSite(const Reader &reader, const std::vector<KernelEntry> &kernels) {
 Append readAppend(const Reader &reader, const std::vector<KernelEntry> &kernels) {
   Append append;
   append.format = reader["format"].format();
+  if (append.format.kind == ALIGNED_FORMAT_DENSE)
+    reader["format"]["kind"].fail("\"fixed\" or \"float\"");
   append.headDim = reader["head_dim"].integer(16, 256);
   std::vector<Known> knowns = {{"cache", Argument::Cache, Argument::Appended, "", {}},
                                {"data", Argument::Input, Argument::Data, elements[append.format.element], {}},
@@ -372,8 +387,10 @@ bool cuda::sameFormat(const aligned_format &a, const aligned_format &b) {
 const char *cuda::elementText(int32_t element) { return element >= 0 && element < 3 ? elements[element] : "?"; }
 
 std::string cuda::formatText(const aligned_format &format) {
-  std::string text =
-      std::string(roles[format.role == ALIGNED_ROLE_VALUE]) + " " + kinds[format.kind == ALIGNED_FORMAT_FLOAT] + "<";
+  std::string role = roles[format.role == ALIGNED_ROLE_VALUE];
+  if (format.kind == ALIGNED_FORMAT_DENSE)
+    return "dense " + role + " of " + elementText(format.element);
+  std::string text = role + " " + kinds[format.kind == ALIGNED_FORMAT_FLOAT] + "<";
   for (int p = 0; p < format.planes && p < ALIGNED_MAX_PLANES; ++p)
     text += (p ? "," : "") + std::to_string(format.width[p]);
   return text + "> of " + elementText(format.element);

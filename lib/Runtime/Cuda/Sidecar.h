@@ -7,7 +7,7 @@
 //                "arguments": [ARGUMENT, ...], "launch": [{"kernel": "decode0_scores", "grid": ["splits", "rows"]}, ...]}, ...],
 //    "append": [{"format": FORMAT, "head_dim": 64, "arguments": [...], "launch": [...]}, ...]}
 //
-//   FORMAT    {"kind": "fixed", "role": "key", "element": "f16", "widths": [4, 4, 4, 4]}
+//   FORMAT    {"kind": "fixed", "role": "key", "element": "f16", "widths": [4, 4, 4, 4]}, or of kind "dense" without widths
 //   ARGUMENT  {"name": "scores", "kind": "scratch", "type": "f32", "shape": ["rows", 3, "capacity"]}
 //
 // All kernels of a site take all of its arguments, in this order. Everything that is needed later is checked when the text is
@@ -47,6 +47,7 @@ struct Argument {
     Query,
     Key,
     Value,
+    Lengths,
     Acc,
     Max,
     Sum,
@@ -91,6 +92,9 @@ struct Site {
   bool certified = false;
   aligned_format key = {}, value = {};
   int64_t unitChannels = 0; ///< channels of K that are decided together
+
+  /// Whether K and V are arrays, and no caches.
+  bool isDense() const { return key.kind == ALIGNED_FORMAT_DENSE; }
   std::vector<Argument> arguments;
   std::vector<Launch> launches;
 };

@@ -33,6 +33,12 @@ func.func @published(%q: tensor<1x2x1x64xbf16>, %k: !float_key, %v: !float_value
   return %acc : tensor<1x2x1x128xf32>
 }
 
+func.func @dense(%q: tensor<1x8x1x64xf16>, %k: tensor<1x2x?x64xf16>, %v: tensor<1x2x?x64xf16>, %scale: f32) -> tensor<1x8x1x64xf32> {
+  %acc, %max, %sum = aligned.decode_attention %q, %k, %v scale %scale policy <exact> {site = 3 : i32}
+      : tensor<1x8x1x64xf16>, tensor<1x2x?x64xf16>, tensor<1x2x?x64xf16> -> tensor<1x8x1x64xf32>, tensor<1x8x1xf32>, tensor<1x8x1xf32>
+  return %acc : tensor<1x8x1x64xf32>
+}
+
 // Planes are loaded 16 bytes at a time, where a group of channels is read so far, and multiplied as bytes; a float is made of a sum, not of a value.
 // CHECK-LABEL: gpu.func @decode0_scores(
 // CHECK-SAME: known_block_size = array<i32: 128, 1, 1>
@@ -72,6 +78,12 @@ func.func @published(%q: tensor<1x2x1x64xbf16>, %k: !float_key, %v: !float_value
 // CHECK-LABEL: gpu.func @decode2_probe(
 // CHECK-LABEL: gpu.func @decode2_values(
 // CHECK-LABEL: gpu.func @decode2_merge(
+
+// Dense caches are loaded 16 bytes at a time and multiplied as they are.
+// CHECK-LABEL: gpu.func @decode3_scan(
+// CHECK: llvm.load %{{.*}} invariant {alignment = 16 : i64} : !llvm.ptr<1> -> vector<4xi32>
+// CHECK: llvm.call_intrinsic "llvm.nvvm.mma.m16n8k16.row.col.f32.f32"
+// CHECK-LABEL: gpu.func @decode3_merge(
 
 // Two attentions over the same kind of cache share what appends to it: four kinds in all.
 // CHECK-LABEL: gpu.func @append3_split(

@@ -1,10 +1,20 @@
 // RUN: aligned-opt %s --convert-aligned-to-nvvm --split-input-file --verify-diagnostics
 
-// Dense caches have no planes.
+// Tensor cores take 16-bit floats.
 func.func @dense(%q: tensor<1x4x1x32xf32>, %k: tensor<1x2x?x32xf32>, %v: tensor<1x2x?x32xf32>, %scale: f32) -> tensor<1x4x1x32xf32> {
-  // expected-error @+1 {{'aligned.decode_attention' op expected a key in planes on this target, got 'tensor<1x2x?x32xf32>'}}
+  // expected-error @+1 {{'aligned.decode_attention' op expected a dense key of f16 or bf16 on this target, got 'tensor<1x2x?x32xf32>'}}
   %acc, %max, %sum = aligned.decode_attention %q, %k, %v scale %scale policy <exact>
       : tensor<1x4x1x32xf32>, tensor<1x2x?x32xf32>, tensor<1x2x?x32xf32> -> tensor<1x4x1x32xf32>, tensor<1x4x1xf32>, tensor<1x4x1xf32>
+  return %acc : tensor<1x4x1x32xf32>
+}
+
+// -----
+
+// What a certificate rests on is known of caches in planes.
+func.func @certified(%q: tensor<1x4x1x32xf16>, %k: tensor<1x2x?x32xf16>, %v: tensor<1x2x?x32xf16>, %scale: f32) -> tensor<1x4x1x32xf32> {
+  // expected-error @+1 {{'aligned.decode_attention' op expected no certificate over dense caches on this target, got one asked for}}
+  %acc, %max, %sum, %certificate = aligned.decode_attention %q, %k, %v scale %scale policy <exact>
+      : tensor<1x4x1x32xf16>, tensor<1x2x?x32xf16>, tensor<1x2x?x32xf16> -> tensor<1x4x1x32xf32>, tensor<1x4x1xf32>, tensor<1x4x1xf32> certified tensor<1x4x1x6xf32>
   return %acc : tensor<1x4x1x32xf32>
 }
 

@@ -96,6 +96,18 @@ inline std::string echoJson() {
     "launch": [{"kernel": "echo", "grid": [1, "rows"]}]})";
 }
 
+/// A site that takes arrays; kernels.c has none that would read them.
+inline std::string denseJson() {
+  return R"({"site": 6, "kv_heads": 2, "heads": 3, "key_dim": 16, "value_dim": 16, "query": "f32", "certified": 0,
+    "key": {"kind": "dense", "role": "key", "element": "f16"}, "value": {"kind": "dense", "role": "value", "element": "bf16"},
+    "arguments": [
+      {"name": "query", "kind": "input", "type": "f32", "shape": ["rows", 3, 16]}, {"name": "key", "kind": "input", "type": "f16", "shape": ["rows", "capacity", 16]},
+      {"name": "value", "kind": "input", "type": "bf16", "shape": ["rows", "capacity", 16]}, {"name": "lengths", "kind": "input", "type": "i64", "shape": ["batch"]},
+      {"name": "acc", "kind": "output", "type": "f32", "shape": ["rows", 3, 16]}, {"name": "max", "kind": "output", "type": "f32", "shape": ["rows", 3]},
+      {"name": "sum", "kind": "output", "type": "f32", "shape": ["rows", 3]}, {"name": "scale", "kind": "scalar", "type": "f32"}],
+    "launch": [{"kernel": "decode_values", "grid": [1, "rows"]}]})";
+}
+
 /// The sidecar of kernels.c: its append kernels serve every format.
 inline std::string sidecar() {
   std::string appends;

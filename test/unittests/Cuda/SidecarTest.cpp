@@ -112,4 +112,32 @@ TEST(Sidecar, Sites) {
   expectRefused(two, "kernels.json: expected a number that no other site has at decode[1].site, got 4");
 }
 
+TEST(Sidecar, DenseSites) {
+  auto refused = [](const std::string &what, const std::string &by, const std::string &message) {
+    expectRefused(replaced(sidecar(), decodeJson(), replaced(denseJson(), what, by)), message);
+  };
+  refused("\"kind\": \"dense\", \"role\": \"value\", \"element\": \"bf16\"",
+          "\"kind\": \"fixed\", \"role\": \"value\", \"element\": \"bf16\", \"widths\": [4, 4, 4, 4]",
+          "kernels.json: expected \"dense\" as for the key at decode[0].value.kind, got \"fixed\"");
+  refused("\"kind\": \"dense\", \"role\": \"key\", \"element\": \"f16\"",
+          "\"kind\": \"fixed\", \"role\": \"key\", \"element\": \"f16\", \"widths\": [4, 4, 4, 4]",
+          "kernels.json: expected planes as for the key at decode[0].value.kind, got \"dense\"");
+  refused("{\"name\": \"lengths\", \"kind\": \"input\", \"type\": \"i64\", \"shape\": [\"batch\"]},", "",
+          "kernels.json: expected an argument lengths at decode[0].arguments, got none");
+  refused("\"name\": \"lengths\", \"kind\": \"input\", \"type\": \"i64\"",
+          "\"name\": \"lengths\", \"kind\": \"input\", \"type\": \"i32\"",
+          "kernels.json: expected \"i64\" for lengths at decode[0].arguments[3].type, got \"i32\"");
+  refused("\"name\": \"value\", \"kind\": \"input\", \"type\": \"bf16\"",
+          "\"name\": \"value\", \"kind\": \"input\", \"type\": \"f16\"",
+          "kernels.json: expected \"bf16\" for value at decode[0].arguments[2].type, got \"f16\"");
+  refused("[\"rows\", \"capacity\", 16]", "[\"rows\", \"capacity\", 8]",
+          "kernels.json: expected as many elements as key has at decode[0].arguments[1].shape, got an array of 3");
+  refused("\"name\": \"key\", \"kind\": \"input\"", "\"name\": \"key\", \"kind\": \"cache\"",
+          "kernels.json: expected no argument of kind cache at decode[0].arguments[1].name, got \"key\"");
+  expectRefused("\"format\": {\"kind\": \"fixed\"", "\"format\": {\"kind\": \"dense\"",
+                "kernels.json: expected \"fixed\" or \"float\" at append[0].format.kind, got \"dense\"");
+  expectRefused("\"kind\": \"fixed\"", "\"kind\": \"sparse\"",
+                "kernels.json: expected \"fixed\", \"float\" or \"dense\" at decode[0].key.kind, got \"sparse\"");
+}
+
 } // namespace

@@ -67,7 +67,7 @@ protected:
     ASSERT_EQ(aligned_cache_append_ragged(cache, gathered.data(), rest.data(), gatheredStrides), 0) << aligned_last_error();
   }
 
-  std::vector<float> decode(aligned_cache *key, aligned_cache *value) {
+  std::vector<float> decode(aligned_cache *key, aligned_cache *value, int32_t splits = 0) {
     std::vector<float> acc(kBatch * kKvHeads * kGroup * kDim), sum(kBatch * kKvHeads * kGroup);
     aligned_decode_call call = {};
     call.batch = kBatch;
@@ -75,6 +75,7 @@ protected:
     call.value = value;
     call.query = q_.data();
     call.scale = 0.125f;
+    call.splits = splits;
     call.acc = acc.data();
     call.sum = sum.data();
     EXPECT_EQ(aligned_program_decode(program.get(), 0, &call), 0) << aligned_last_error();
@@ -133,7 +134,7 @@ TEST_P(CachesOnGpu, HaveOwnLengthsAndPages) {
   }
 }
 
-/// There is a split for each four blocks of the capacity: 3, 4 and 16.
+/// There is a split for each four blocks of the capacity, 3, 4 and 16, or as many as are asked for.
 TEST_P(CachesOnGpu, GiveTheSameWithAnyNumberOfSplits) {
   std::vector<std::vector<float>> results;
   for (int64_t capacity : {576, 1024, 4096}) {
@@ -142,9 +143,11 @@ TEST_P(CachesOnGpu, GiveTheSameWithAnyNumberOfSplits) {
     ASSERT_TRUE(key && value) << aligned_last_error();
     fill(key.get(), k_, {520, 300, 64});
     fill(value.get(), v_, {520, 300, 64});
-    results.push_back(decode(key.get(), value.get()));
-    for (size_t i = 0; i < results.back().size(); ++i)
-      EXPECT_NEAR(results.back()[i], results.front()[i], 1e-4) << capacity << ", " << i;
+    for (int32_t splits : {0, 1, 5, 70}) {
+      results.push_back(decode(key.get(), value.get(), splits));
+      for (size_t i = 0; i < results.back().size(); ++i)
+        EXPECT_NEAR(results.back()[i], results.front()[i], 1e-4) << capacity << ", " << splits << ", " << i;
+    }
   }
 }
 

@@ -10,7 +10,7 @@ def ConvertAlignedToNVVM : Pass<"convert-aligned-to-nvvm", "::mlir::ModuleOp"> {
     Puts kernels in the place of the module's functions, each in a `gpu.module` of its own: those of every `aligned.decode_attention`, named after its `site`, and those that append to
     the kinds of caches that they read, in gpu, nvvm, scf, arith, vector and llvm. The module's attribute `aligned.program` says how they are launched (docs/GPU.md).
 
-    Caches must be in planes. `later` is not served.
+    Caches are in planes, or dense and of f16 or bf16, without a certificate then. `later` is not served.
   }];
   let dependentDialects = ["::mlir::gpu::GPUDialect", "::mlir::NVVM::NVVMDialect", "::mlir::LLVM::LLVMDialect", "::mlir::scf::SCFDialect",
                            "::mlir::arith::ArithDialect", "::mlir::vector::VectorDialect"];

@@ -1,0 +1,408 @@
+// Kernels over dense caches, run by the interpreter: attention in float64 within what 16-bit weights and their sums leave, whatever the shape, the lengths and the splits.
+#include "aligned/JIT/Module.h"
+#include "aligned/Reference/Attention.h"
+#include "aligned/Runtime/Cuda.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+using namespace aligned;
+
+namespace {
+
+constexpr int64_t kKvHeads = 2;
+
+struct Case {
+  const char *element = "f16";
+  int64_t group = 3, keyDim = 64, valueDim = 64;
+  const char *query = nullptr; ///< element of queries, where it is another
+  int64_t queries = 1;
+  const char *sight = ""; ///< mask and softcap, as the op says them
+  Mask mask = {};
+  double softcap = 0;
+  bool infinite = false; ///< whether some of K and V is not finite
+  std::vector<int64_t> tokens = {1, 15, 63, 65, 1000};
+
+  const char *queryElement() const { return query ? query : element; }
+  double tolerance() const { return element == std::string("bf16") ? 5e-5 : 5e-4; } ///< of the relative error of a head: weights of 16 or 11 bits
+  int64_t heads() const { return group * queries; } ///< query rows of a kv head
+};
+
+std::ostream &operator<<(std::ostream &os, const Case &c) {
+  return os << c.queryElement() << " queries of " << c.element << ", " << c.group << "x" << c.queries << " rows, " << c.keyDim << "/" << c.valueDim << " " << c.sight
+            << (c.infinite ? ", not all finite" : "");
+}
+
+/// Numbers as a device has them, and what they are.
+struct Values {
+  std::vector<char> bytes;
+  std::vector<double> exact;
+
+  Values(const std::string &element, int64_t count, const std::function<double(int64_t)> &of) {
+    for (int64_t i = 0; i < count; ++i) {
+      float x = static_cast<float>(of(i));
+      if (element == "f32") {
+        bytes.insert(bytes.end(), reinterpret_cast<char *>(&x), reinterpret_cast<char *>(&x + 1));
+        exact.push_back(x);
+        continue;
+      }
+      Storage storage = element == "bf16" ? Storage::BFloat16 : Storage::Half;
+      uint16_t bits = narrow(x, storage);
+      bytes.insert(bytes.end(), reinterpret_cast<char *>(&bits), reinterpret_cast<char *>(&bits + 1));
+      exact.push_back(widen(bits, storage));
+    }
+  }
+};
+
+/// Probabilities that differ by orders of magnitude, loud channels of K and loud tokens. What lies past the tokens that are there is NaN: nobody may look at it.
+struct Inputs {
+  int64_t batch, capacity;
+  std::vector<int64_t> lengths;
+  Values q, k, v;
+
+  static Values random(const std::string &element, int64_t rows, int64_t dim, const std::function<double(int64_t row, int64_t channel)> &scale, bool halves = false) {
+    std::mt19937 random(uint32_t(rows * 131 + dim));
+    std::normal_distribution<double> normal;
+    return Values(element, rows * dim, [&](int64_t i) {
+      double x = normal(random) * scale(i / dim, i % dim);
+      return halves ? std::round(2 * x) / 2 : x;
+    });
+  }
+  Inputs(const Case &c, int64_t tokens)
+      : batch(2), capacity(tokens + 5), lengths{tokens, tokens / 3},
+        q(random(c.queryElement(), batch * kKvHeads * c.heads(), c.keyDim, [](int64_t, int64_t i) { return i % 5 ? 2.0 : 0.1; },
+                 /*halves=*/c.infinite)), // so that queries are zero, or have no second part
+        k(random(c.element, batch * kKvHeads * capacity, c.keyDim,
+                 [&](int64_t row, int64_t i) {
+                   if (row % capacity >= lengths[row / capacity / kKvHeads])
+                     return double(NAN);
+                   return c.infinite && (row * c.keyDim + i) % 9973 == 77 ? -INFINITY : i == 3 ? 8.0 : i < 8 ? 0.05 : 1.0;
+                 })),
+        v(random(c.element, batch * kKvHeads * capacity, c.valueDim, [&](int64_t row, int64_t i) {
+          if (row % capacity >= lengths[row / capacity / kKvHeads])
+            return double(NAN);
+          int64_t at = row * c.valueDim + i;
+          return c.infinite && at % 7919 == 5 ? (at % 2 ? double(INFINITY) : double(NAN)) : row % capacity % 17 ? 1.0 : 6.0;
+        })) {}
+};
+
+struct State {
+  std::vector<float> acc, max, sum;
+};
+
+using Program = std::unique_ptr<aligned_program, decltype(&aligned_program_destroy)>;
+
+class DenseOnGpu : public testing::TestWithParam<Case> {
+protected:
+  static void SetUpTestSuite() {
+    setenv("ALIGNED_LIBCUDA", ALIGNED_CUDA_EMULATOR, /*overwrite=*/0);
+    setenv("ALIGNED_EMULATOR_COLLECTIVES", "0", /*overwrite=*/0); // shuffles do not order memory: barriers do
+  }
+
+  static Program compile(const Case &c) {
+    auto type = [](int64_t heads, const std::string &tokens, int64_t dim, const char *element) {
+      return "tensor<?x" + std::to_string(heads) + "x" + tokens + "x" + std::to_string(dim) + "x" + element + ">";
+    };
+    std::string q = type(kKvHeads * c.group, std::to_string(c.queries), c.keyDim, c.queryElement()), k = type(kKvHeads, "?", c.keyDim, c.element),
+                v = type(kKvHeads, "?", c.valueDim, c.element), out = type(kKvHeads * c.group, std::to_string(c.queries), c.valueDim, "f32");
+    std::string source = "func.func @step(%q: " + q + ", %k: " + k + ", %v: " + v + ") -> " + out + " {\n  %scale = arith.constant 0.125 : f32\n  %out = aligned.attention %q, %k, %v scale %scale " + c.sight +
+                         " : " + q + ", " + k + ", " + v + " -> " + out + "\n  return %out : " + out + "\n}\n";
+    char *ptx = nullptr, *sidecar = nullptr;
+    EXPECT_EQ(aligned_compile_kernels(source.c_str(), "format=dense", &ptx, &sidecar), 0) << aligned_last_error();
+    Program program(ptx ? aligned_program_load(ptx, sidecar) : nullptr, aligned_program_destroy);
+    EXPECT_TRUE(program) << aligned_last_error();
+    aligned_text_free(ptx);
+    aligned_text_free(sidecar);
+    return program;
+  }
+
+  static State decode(const Case &c, const Program &program, const Inputs &in, int32_t splits = 0) {
+    int64_t rows = in.batch * kKvHeads * c.heads();
+    State state{std::vector<float>(rows * c.valueDim, 7), std::vector<float>(rows, 7), std::vector<float>(rows, 7)};
+    aligned_decode_call call = {};
+    call.batch = in.batch;
+    call.query = in.q.bytes.data();
+    call.dense_key = in.k.bytes.data();
+    call.dense_value = in.v.bytes.data();
+    call.lengths = in.lengths.data();
+    call.capacity = in.capacity;
+    call.scale = 0.125f;
+    call.splits = splits;
+    call.acc = state.acc.data();
+    call.max = state.max.data();
+    call.sum = state.sum.data();
+    EXPECT_EQ(aligned_program_decode(program.get(), 0, &call), 0) << aligned_last_error();
+    return state;
+  }
+
+  /// Arrays on the device.
+  class Device {
+  public:
+    template <typename T = void> T *upload(const void *data, int64_t bytes) {
+      memory.emplace_back(aligned_cuda_allocate(bytes), aligned_cuda_free);
+      EXPECT_TRUE(memory.back()) << aligned_last_error();
+      if (data)
+        EXPECT_EQ(aligned_cuda_copy_to_device(memory.back().get(), data, bytes), 0) << aligned_last_error();
+      return static_cast<T *>(memory.back().get());
+    }
+    aligned_decode_call call(const Case &c, const Inputs &in) {
+      int64_t rows = in.batch * kKvHeads * c.heads();
+      aligned_decode_call call = {};
+      call.batch = in.batch;
+      call.location = ALIGNED_LOCATION_CUDA;
+      call.scale = 0.125f;
+      call.query = upload(in.q.bytes.data(), in.q.bytes.size());
+      call.dense_key = upload(in.k.bytes.data(), in.k.bytes.size());
+      call.dense_value = upload(in.v.bytes.data(), in.v.bytes.size());
+      call.lengths = upload<int64_t>(in.lengths.data(), in.batch * sizeof(int64_t));
+      call.capacity = in.capacity;
+      call.acc = upload<float>(nullptr, rows * c.valueDim * sizeof(float));
+      call.max = upload<float>(nullptr, rows * sizeof(float));
+      call.sum = upload<float>(nullptr, rows * sizeof(float));
+      return call;
+    }
+
+  private:
+    std::vector<std::unique_ptr<void, decltype(&aligned_cuda_free)>> memory;
+  };
+
+  static State fetch(const Case &c, const Inputs &in, const aligned_decode_call &call) {
+    int64_t rows = in.batch * kKvHeads * c.heads();
+    State state{std::vector<float>(rows * c.valueDim), std::vector<float>(rows), std::vector<float>(rows)};
+    for (auto [to, from] : {std::pair(&state.acc, call.acc), std::pair(&state.max, call.max), std::pair(&state.sum, call.sum)})
+      EXPECT_EQ(aligned_cuda_copy_to_host(to->data(), from, to->size() * sizeof(float)), 0) << aligned_last_error();
+    return state;
+  }
+
+  static void expectAttention(const Case &c, const Inputs &in, const State &got) {
+    for (int64_t row = 0; row < in.batch * kKvHeads; ++row) {
+      int64_t tokens = in.lengths[row / kKvHeads], heads = c.heads();
+      auto part = [](const Values &values, int64_t first) { return values.exact.data() + first; };
+      std::vector<double> want(heads * c.valueDim);
+      exactAttention(part(in.q, row * heads * c.keyDim), heads, part(in.k, row * in.capacity * c.keyDim), part(in.v, row * in.capacity * c.valueDim), tokens, c.keyDim, c.valueDim, 0.125,
+                     /*maskedZero=*/false, want.data(), c.mask, c.softcap);
+      for (int64_t h = 0; h < heads; ++h) {
+        SCOPED_TRACE("row " + std::to_string(row) + ", query row " + std::to_string(h));
+        double off = 0, size = 0, sum = got.sum[row * heads + h];
+        for (int64_t i = 0; i < c.valueDim; ++i) {
+          double expected = want[h * c.valueDim + i], acc = got.acc[(row * heads + h) * c.valueDim + i], actual = sum == 0 ? 0 : acc / sum;
+          if (!std::isfinite(expected)) {
+            EXPECT_TRUE(std::isnan(expected) ? std::isnan(actual) : actual == expected) << i << ": " << actual << " for " << expected;
+            continue;
+          }
+          off += (actual - expected) * (actual - expected);
+          size += expected * expected;
+        }
+        EXPECT_LE(std::sqrt(off), c.tolerance() * std::sqrt(size));
+        if (tokens == 0) {
+          EXPECT_EQ(sum, 0);
+          EXPECT_EQ(got.max[row * heads + h], -INFINITY);
+          for (int64_t i = 0; i < c.valueDim; ++i)
+            EXPECT_EQ(got.acc[(row * heads + h) * c.valueDim + i], 0);
+        }
+      }
+    }
+  }
+};
+
+using DenseCalls = DenseOnGpu;
+
+TEST_P(DenseOnGpu, IsAttention) {
+  const Case &c = GetParam();
+  Program program = compile(c);
+  ASSERT_TRUE(program);
+  for (int64_t tokens : c.tokens) {
+    SCOPED_TRACE(std::to_string(tokens) + " tokens");
+    Inputs in(c, tokens);
+    expectAttention(c, in, decode(c, program, in));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, DenseOnGpu,
+                         testing::Values(Case{"f16", 1, 64, 64}, Case{"f16", 3, 64, 64}, Case{"f16", 8, 128, 128}, Case{"f16", 16, 128, 128}, Case{"bf16", 4, 128, 128}, Case{"bf16", 16, 96, 64},
+                                         Case{"f16", 4, 48, 80}, Case{"bf16", 3, 256, 96}, Case{"f16", 16, 256, 256}, Case{"bf16", 8, 16, 240}, Case{"f16", 32, 96, 128, nullptr, 1, "", {}, 0, false, {65}}));
+
+Case masked(Case c, const char *sight, Mask mask, double softcap = 0) {
+  c.sight = sight;
+  c.mask = mask;
+  c.mask.queries = c.queries;
+  c.softcap = softcap;
+  return c;
+}
+
+INSTANTIATE_TEST_SUITE_P(Masked, DenseOnGpu,
+                         testing::Values(masked({"f16", 2, 64, 64, nullptr, 3}, "mask <causal>", {1, true}), masked({"f16", 3, 64, 64}, "mask <causal, window = 100>", {1, true, 100}),
+                                         masked({"bf16", 2, 128, 128, nullptr, 3}, "mask <causal, window = 70, sinks = 4>", {1, true, 70, 4}),
+                                         masked({"f16", 3, 96, 48}, "softcap 2.0", {}, 2.0),
+                                         masked({"f16", 4, 256, 128, nullptr, 4}, "softcap 5.0 mask <causal, window = 300, sinks = 1>", {1, true, 300, 1}, 5.0)));
+
+INSTANTIATE_TEST_SUITE_P(Queries, DenseOnGpu,
+                         testing::Values(Case{"f16", 3, 64, 64, "f32"}, Case{"f16", 9, 128, 128, "f32"}, Case{"f16", 4, 48, 64, "bf16"}, Case{"bf16", 3, 128, 64, "f32"}, Case{"bf16", 9, 80, 256, "f16"}));
+
+Case notFinite(Case c) {
+  c.infinite = true;
+  c.tokens = {65, 200};
+  return c;
+}
+
+INSTANTIATE_TEST_SUITE_P(NotFinite, DenseOnGpu,
+                         testing::Values(notFinite({"f16", 3, 64, 64}), notFinite({"bf16", 8, 128, 128}), notFinite({"bf16", 2, 48, 80, "f32"}), notFinite({"f16", 2, 64, 96, "f32"}),
+                                         notFinite(masked({"f16", 2, 64, 64, nullptr, 3}, "mask <causal, window = 70, sinks = 4>", {1, true, 70, 4})),
+                                         notFinite(masked({"bf16", 2, 256, 256, nullptr, 3}, "softcap 3.0 mask <causal, window = 70>", {1, true, 70}, 3.0))));
+
+/// More splits than steps among them, whose states are the identity.
+TEST_F(DenseCalls, GiveTheSameWithAnyNumberOfSplits) {
+  for (const Case &c : {Case{"f16", 3, 64, 64}, Case{"bf16", 16, 128, 96}, masked({"f16", 2, 48, 64, nullptr, 2}, "mask <causal, window = 150, sinks = 3>", {1, true, 150, 3})}) {
+    SCOPED_TRACE(testing::PrintToString(c));
+    Program program = compile(c);
+    ASSERT_TRUE(program);
+    Inputs in(c, 500);
+    for (int32_t splits : {1, 2, 3, 7, 8, 9, 100}) {
+      SCOPED_TRACE(std::to_string(splits) + " splits");
+      expectAttention(c, in, decode(c, program, in, splits));
+    }
+  }
+}
+
+/// A captured step follows the lengths and what is in the arrays; nothing else is read again.
+TEST_F(DenseCalls, AreReplayedWhileCachesGrow) {
+  Case c{"f16", 3, 64, 64};
+  Program program = compile(c);
+  ASSERT_TRUE(program);
+  Inputs in(c, 300);
+  Device device;
+  aligned_step step = {};
+  step.call = device.call(c, in);
+  step.call.splits = 3;
+  aligned_graph *graph = aligned_program_capture(program.get(), &step, 1);
+  ASSERT_TRUE(graph) << aligned_last_error();
+  for (std::vector<int64_t> lengths : {std::vector<int64_t>{10, 0}, std::vector<int64_t>{65, 17}, std::vector<int64_t>{300, 100}}) {
+    in.lengths = lengths;
+    ASSERT_EQ(aligned_cuda_copy_to_device(const_cast<int64_t *>(step.call.lengths), lengths.data(), lengths.size() * sizeof(int64_t)), 0) << aligned_last_error();
+    ASSERT_EQ(aligned_graph_launch(graph), 0) << aligned_last_error();
+    expectAttention(c, in, fetch(c, in, step.call));
+  }
+  aligned_graph_destroy(graph);
+}
+
+/// Lengths on the device are nobody's to check: they stand for what there is room for.
+TEST_F(DenseCalls, StayWithinTheCapacity) {
+  Case c{"f16", 3, 64, 64};
+  Program program = compile(c);
+  ASSERT_TRUE(program);
+  Inputs in(c, 60);
+  in.lengths = {60, 20};
+  Device device;
+  aligned_decode_call call = device.call(c, in);
+  const int64_t wrong[] = {int64_t(1) << 40, -5};
+  ASSERT_EQ(aligned_cuda_copy_to_device(const_cast<int64_t *>(call.lengths), wrong, sizeof wrong), 0);
+  ASSERT_EQ(aligned_program_decode(program.get(), 0, &call), 0) << aligned_last_error();
+  State state = fetch(c, in, call);
+  for (size_t h = 0; h < state.sum.size() / 2; ++h) {
+    EXPECT_TRUE(std::isnan(state.sum[h])); // the tail of the first entry is NaN
+    EXPECT_EQ(state.sum[h + state.sum.size() / 2], 0);
+  }
+}
+
+TEST_F(DenseCalls, AreRefusedWithAReason) {
+  Case c{"f16", 3, 64, 64};
+  Program program = compile(c);
+  ASSERT_TRUE(program);
+  Inputs in(c, 60);
+  Device device;
+  auto refuses = [&](const std::function<void(aligned_decode_call &)> &spoil, const std::string &reason) {
+    aligned_decode_call call = device.call(c, in);
+    spoil(call);
+    EXPECT_NE(aligned_program_decode(program.get(), 0, &call), 0) << reason;
+    EXPECT_EQ(std::string(aligned_last_error()), reason);
+  };
+  refuses([](aligned_decode_call &call) { call.dense_key = nullptr; }, "expected keys of dense site 0, got null");
+  refuses([](aligned_decode_call &call) { call.dense_value = nullptr; }, "expected values of dense site 0, got null");
+  refuses([](aligned_decode_call &call) { call.lengths = nullptr; }, "expected lengths of dense site 0, got null");
+  refuses([](aligned_decode_call &call) { call.query = nullptr; }, "expected a query, got null");
+  refuses([](aligned_decode_call &call) { call.dense_key = reinterpret_cast<void *>(4104); }, "expected keys of dense site 0 to be aligned to 16 bytes, got address 4104");
+  refuses([](aligned_decode_call &call) { call.capacity = -1; }, "expected a capacity from 0 to 1073741824 tokens, got -1");
+  refuses([](aligned_decode_call &call) { call.batch = -2; }, "expected a batch from 0 to 65535, got -2");
+  refuses([](aligned_decode_call &call) { call.splits = -1; }, "expected from 1 to 65535 splits, or 0, got -1");
+  refuses([](aligned_decode_call &call) { call.splits = 65536; }, "expected from 1 to 65535 splits, or 0, got 65536");
+  static const int64_t lengths[] = {60, 66};
+  refuses(
+      [&](aligned_decode_call &call) {
+        call.location = ALIGNED_LOCATION_HOST;
+        call.lengths = lengths;
+      },
+      "expected a length from 0 to the capacity of 65, got 66 in batch entry 1");
+
+  aligned_step step = {};
+  step.call = device.call(c, in);
+  step.key_data = step.value_data = step.call.query;
+  EXPECT_FALSE(aligned_program_capture(program.get(), &step, 1));
+  EXPECT_EQ(std::string(aligned_last_error()), "expected no tokens to append at dense site 0, got some");
+
+  aligned_program_site site;
+  ASSERT_EQ(aligned_program_site_info(program.get(), 0, &site), 0);
+  EXPECT_EQ(site.key.kind, ALIGNED_FORMAT_DENSE);
+  EXPECT_FALSE(aligned_program_create_cache(program.get(), &site.key, 1, kKvHeads, 64, 64));
+  EXPECT_FALSE(aligned_cache_create(&site.key, 1, kKvHeads, 64, 64));
+  EXPECT_EQ(std::string(aligned_last_error()), "expected format kind 0 (fixed) or 1 (float), got 2");
+}
+
+/// Weights far below the largest: of many tokens that together count, and of one whose value is infinite.
+TEST_F(DenseCalls, SeeSmallWeights) {
+  for (Case c : {Case{"f16", 1, 16, 16}, Case{"bf16", 1, 16, 16}}) {
+    SCOPED_TRACE(testing::PrintToString(c));
+    Program program = compile(c);
+    ASSERT_TRUE(program);
+    Inputs in(c, 2000);
+    int64_t rows = in.batch * kKvHeads;
+    in.q = Values(c.element, rows * c.keyDim, [](int64_t i) { return i % 16 ? 0 : 8; }); // a score is channel 0 of its key
+    in.k = Values(c.element, rows * in.capacity * c.keyDim, [&](int64_t i) {
+      int64_t token = i / 16 % in.capacity;
+      return i % 16 ? 0.0 : token == 3 ? 0.0 : token == 9 ? -30 * std::log(2) : std::log(1.3) - 20 * std::log(2);
+    });
+    in.v = Values(c.element, rows * in.capacity * c.valueDim, [&](int64_t i) {
+      int64_t token = i / 16 % in.capacity;
+      return token == 3 ? 0.0 : token == 9 && i % 16 == 5 ? INFINITY : 1.0;
+    });
+    expectAttention(c, in, decode(c, program, in));
+  }
+}
+
+/// Through the compiled function, which brings its tensors from the host.
+TEST_F(DenseCalls, AreMadeByCompiledCode) {
+  Case c{"f16", 3, 64, 64};
+  Inputs in(c, 100);
+  std::string q = "tensor<2x6x1x64xf16>", kv = "tensor<2x2x?x64xf16>", out = "tensor<2x6x1x64xf32>";
+  std::string source = "func.func @step(%q: " + q + ", %k: " + kv + ", %v: " + kv + ") -> " + out + " {\n  %scale = arith.constant 0.125 : f32\n  %out = aligned.attention %q, %k, %v scale %scale : " + q +
+                       ", " + kv + ", " + kv + " -> " + out + "\n  return %out : " + out + "\n}\n";
+  std::unique_ptr<aligned_module, decltype(&aligned_module_destroy)> module(aligned_module_compile(source.c_str(), "format=dense target=cuda", nullptr), aligned_module_destroy);
+  ASSERT_TRUE(module) << aligned_last_error();
+  // The 20 first tokens of each row, where the arrays have room for 105.
+  constexpr int64_t kTokens = 20;
+  in.lengths = {kTokens, kTokens};
+  aligned_value arguments[3] = {}, result = {};
+  arguments[0].array = {in.q.bytes.data(), {2, 6, 1, 64}, {6 * 64, 64, 64, 1}, nullptr};
+  for (auto [argument, values] : {std::pair(&arguments[1], &in.k), std::pair(&arguments[2], &in.v)})
+    argument->array = {values->bytes.data(), {2, 2, kTokens, 64}, {2 * in.capacity * 64, in.capacity * 64, 64, 1}, nullptr};
+  aligned_tally tally = {};
+  aligned_rt_record(&tally, 1);
+  int failed = aligned_module_call(module.get(), arguments, &result);
+  aligned_rt_record(nullptr, 0);
+  ASSERT_EQ(failed, 0) << aligned_last_error();
+  const float *data = static_cast<const float *>(result.array.data);
+  expectAttention(c, in, {std::vector<float>(data, data + 2 * 6 * 64), std::vector<float>(12), std::vector<float>(12, 1)});
+  aligned_array_free(&result.array);
+  EXPECT_EQ(tally.key_bits, 4 * kTokens * 64 * 16);
+  EXPECT_EQ(tally.value_bits, 4 * kTokens * 64 * 16);
+}
+
+} // namespace
