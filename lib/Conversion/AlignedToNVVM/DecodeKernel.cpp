@@ -125,9 +125,11 @@ std::pair<Val, Val> DecodeKernel::stretch() {
   return {first, min(first + each, seenBlocks)};
 }
 
-void DecodeKernel::forBlocksOfWarp(function_ref<void(Val)> body) {
+void DecodeKernel::forBlocksOfWarp(function_ref<void(Val, Val)> body) {
   auto [first, end] = stretch();
-  e.loop(first + shrLogical(warp, number(llvm::Log2_64(warpsPerBlock))), end, warps / warpsPerBlock, [&](Val index) { body(blockAt(index)); });
+  Val behind = end;
+  int64_t step = warps / warpsPerBlock;
+  e.loop(first + shrLogical(warp, number(llvm::Log2_64(warpsPerBlock))), behind, step, [&](Val index) { body(blockAt(index), blockAt(min(index + step, behind - 1))); });
 }
 
 void DecodeKernel::meetSharers() {

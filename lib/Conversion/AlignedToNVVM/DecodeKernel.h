@@ -169,8 +169,8 @@ protected:
 
   /// First query row of the warp's tile `i`.
   Val firstHead(int64_t i) { return ((warp & (warpsPerBlock - 1)) * tilesPerWarp + i) * kTileHeads; }
-  /// Runs `body` for the blocks that this warp takes of the split's.
-  void forBlocksOfWarp(llvm::function_ref<void(Val)> body);
+  /// Runs `body` for the blocks that this warp takes of the split's. `next` is the one after, or the last once more.
+  void forBlocksOfWarp(llvm::function_ref<void(Val block, Val next)> body);
 
   /// Waits for the warps that share this one's blocks, and for all lanes.
   void meetSharers();

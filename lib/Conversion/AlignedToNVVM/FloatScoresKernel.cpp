@@ -147,7 +147,7 @@ void FloatScoresKernel::summarise() {
 
 void FloatScoresKernel::emit() {
   prepare();
-  forBlocksOfWarp([&](Val block) { scoreBlock(block); });
+  forBlocksOfWarp([&](Val block, Val) { scoreBlock(block); });
   e.when(isLastSplit(), [&] { scoreOpen([&](Val h, Val channel) { return queryAt(h, channel); }); });
   summarise();
   recordUnseen(shape.keyDim);

@@ -49,6 +49,11 @@ Val GpuEmitter::vectorOf(ArrayRef<Val> scalars) {
   return wrap(vector::FromElementsOp::create(b, VectorType::get(values.size(), scalars.front().type()), values));
 }
 
+/// As text: the intrinsic is selected for PTX 8.0 and sm_90 only, though all chips have the instruction.
+void GpuEmitter::prefetch(Val pointer) {
+  NVVM::InlinePtxOp::create(b, TypeRange(), ValueRange{pointer.value}, ValueRange(), "prefetch.global.L2 [$0];", /*predicate=*/Value());
+}
+
 Shared GpuEmitter::shared(gpu::GPUModuleOp module, StringRef name, Type element, int64_t count) {
   LLVM::GlobalOp global;
   {
@@ -64,6 +69,10 @@ Shared GpuEmitter::shared(gpu::GPUModuleOp module, StringRef name, Type element,
 Val GpuEmitter::load(Shared array, Val offset, int64_t lanes) {
   Type type = lanes ? Type(VectorType::get(lanes, array.element)) : array.element;
   return wrap(LLVM::LoadOp::create(b, type, at(array.base, array.element, offset).value, bytesOf(type)));
+}
+
+Val GpuEmitter::loadHere(Shared array, Val offset) {
+  return wrap(LLVM::LoadOp::create(b, array.element, at(array.base, array.element, offset).value, bytesOf(array.element), /*isVolatile=*/true));
 }
 
 void GpuEmitter::store(Val value, Shared array, Val offset) {

@@ -43,9 +43,14 @@ public:
   void storeGlobal(Val value, Val pointer, Val offset);
   Val vectorOf(llvm::ArrayRef<Val> scalars);
 
+  /// Brings the 128 bytes around an address nearer, for a load to come.
+  void prefetch(Val pointer);
+
   // Shared memory, in elements.
   Shared shared(mlir::gpu::GPUModuleOp module, llvm::StringRef name, mlir::Type element, int64_t count);
   Val load(Shared array, Val offset, int64_t lanes = 0);
+  /// Loads where it is said to, and not in front of a loop: what never changes there would take registers all along.
+  Val loadHere(Shared array, Val offset);
   void store(Val value, Shared array, Val offset);
   using Emitter::load;
   using Emitter::store;

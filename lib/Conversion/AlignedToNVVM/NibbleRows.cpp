@@ -14,7 +14,7 @@ Vals NibbleRows::load(GpuEmitter &e, Val plane, Val row, const LayerPlace &at, V
       wanted,
       [&]() -> Vals {
         Val start = e.at(plane, e.i8(), convert(row, e.i64()) * (at.planeLayers * headDim / 2));
-        return {e.loadGlobal(start, type, first + at.index * words)};
+        return {e.loadGlobal(e.at(start, e.i32(), first), type, e.number(at.index * words))};
       },
       [&]() -> Vals { return {e.constant(type, 0)}; })[0];
   Vals parts;

@@ -78,7 +78,9 @@ Val PlanKernel::planKeys(const Size &size, Val round, Val plan) {
   auto overBlocks = [&](int64_t count, function_ref<Vals(Val energy, Val loudest, Val variance)> of) {
     return addAll(e.loop(thread, seenBlocks, threads, Vals(count, real(0)), [&](Val index, Vals sums) {
       Val at = blockAt(index) * kBlockNumbers;
-      auto number = [&](BlockNumber which) { return get(numbers, at + which); };
+      Type four = VectorType::get(4, e.f32());
+      Val halves[] = {e.loadGlobal(numbers, four, at), e.loadGlobal(numbers, four, at + 4)};
+      auto number = [&](BlockNumber which) { return aligned::lane(halves[which / 4], which % 4); };
       // Of what an error of a score moves the output by, as squares: the loudest token's p and p * scale, and those of all tokens beside them.
       Val p = e.exp2((number(kBlockMaximum) * kLog2e - normal) * 2) * power, reach = e.exp2((number(kBlockLoudest) - top - normal) * 2) * size.fill;
       Vals added = of(fma(p, number(kBlockSquares), reach * number(kBlockReaches)), p + reach, number(kBlockVariance));

@@ -47,14 +47,16 @@ private:
   /// Of the lane's column: scale * q of query row firstHead + g / 4, channel `place` of the lane's group, in steps but for the exponent of the channel.
   Val weightOfColumn(int64_t tile, int64_t half) {
     Val head = columnHead(tile);
-    return e.load(query, head * shape.keyDim + (firstGroup() + half) * 4 + place) * (e.load(finest, head) * kRoom);
+    Shared own{e.at(query.base, e.f32(), head * shape.keyDim + firstGroup() * 4 + place), e.f32()}; // one address for all half steps
+    return e.loadHere(own, number(half * 4)) * (e.load(finest, head) * kRoom);
   }
   /// Of each of the lane's groups, a word of four exponents.
   Vals exponentsOfGroups(Val exponents);
   void storeLayers(const Vals &layers, Val block);
+  Val planeOf(const LayerPlace &at, Val where) { return blockOf(key.plane[at.plane], where, shape.keyDim * 8 * shape.keySplit.getWidths()[at.plane]); }
   Val blockNumbersOf(Val h) { return ofHead(rowOf(Argument::Blocks, key.stride * (shape.heads * kBlockNumbers)), h, key.stride * kBlockNumbers); }
 
-  void prepare();
+  void prepare(bool keepWeights);
   void planCoarse();
   /// What limits make of the layers of a block (P7).
   Val limited(Val layers, Val block);
@@ -75,7 +77,9 @@ private:
   };
   Sums sumsOf(Vals all);
   Val wants(const Reading &reading, int64_t half, int64_t upper);
-  Vals multiply(Vals sums, const Reading &reading, Steps steps, int64_t upper, const std::vector<Vals> &digits);
+  Vals loadLayers(const Reading &reading, Steps steps, int64_t upper);
+  Vals multiply(Vals sums, const Vals &loaded, const std::vector<Vals> &digits, int64_t first);
+  void prefetchBlock(Val block, const Vals &layers);
   Sums addSteps(Sums sums, const Reading &reading, Steps steps, const std::vector<Vals> &weighed);
   void scoreBlock(Val block, const Reading &reading);
   /// Of scores [tile][4], tokens `token` .. `token` + 3.
@@ -101,7 +105,7 @@ ScoresKernel::Sums ScoresKernel::sumsOf(Vals all) {
 }
 
 /// w = scale * q, and the finest step of weights: the loudest channel must not leave the digits.
-void ScoresKernel::prepare() {
+void ScoresKernel::prepare(bool keepWeights) {
   query = shared("query", e.f32(), paddedHeads * shape.keyDim);
   finest = shared("finest", e.f32(), paddedHeads);
   groupLayers = shared("layers", e.i32(), groups());
@@ -125,7 +129,7 @@ void ScoresKernel::prepare() {
   e.barrier();
   for (int64_t i = 0; i < tilesPerWarp; ++i) {
     steps.push_back(real(1) / e.load(finest, scoreHead(i)));
-    if (isWide(shape))
+    if (isWide(shape) || !keepWeights)
       continue;
     weights.emplace_back();
     for (int64_t half = 0; half < halfSteps(); ++half)
@@ -161,9 +165,10 @@ Val ScoresKernel::limited(Val layers, Val block) {
 
 Vals ScoresKernel::exponentsOfGroups(Val exponents) {
   int64_t together = halfSteps() % 4 == 0 ? 4 : halfSteps() % 2 == 0 ? 2 : 1; // words of 32 bits
+  Val first = e.at(exponents, e.i32(), firstGroup());
   Vals words;
   for (int64_t half = 0; half < halfSteps(); half += together) {
-    Val loaded = e.loadGlobal(exponents, together == 1 ? e.i32() : Type(VectorType::get(together, e.i32())), firstGroup() + half);
+    Val loaded = e.loadGlobal(first, together == 1 ? e.i32() : Type(VectorType::get(together, e.i32())), number(half));
     for (int64_t i = 0; i < together; ++i)
       words.push_back(together == 1 ? loaded : aligned::lane(loaded, i));
   }
@@ -198,35 +203,40 @@ Val ScoresKernel::wants(const Reading &reading, int64_t half, int64_t upper) {
   return reading.isFresh() ? layers > upper : (layers > max(reading.before[half], number(upper))) & (reading.before[half] < upper + 2);
 }
 
-/// Adds the products of layers `upper` and `upper` + 1: sums [tile][j][4], of columns 2 t and 2 t + 1 for token 4 g + j, then for 4 g + j + 32.
-Vals ScoresKernel::multiply(Vals sums, const Reading &reading, Steps steps, int64_t upper, const std::vector<Vals> &digits) {
-  Val none = number(0);
+/// Four words of the layers `upper` and `upper` + 1 of each half step, in turns; 0 where they are not wanted.
+Vals ScoresKernel::loadLayers(const Reading &reading, Steps steps, int64_t upper) {
   Type four = VectorType::get(4, e.i32());
   Val nothing = e.constant(four, 0);
-  auto load = [&](int64_t layer, int64_t half) {
-    if (layer >= residentLayers(shape.keySplit))
-      return nothing;
-    LayerPlace at = placeOf(shape.keySplit, layer);
-    Val plane = blockOf(key.plane[at.plane], reading.where, shape.keyDim * 8 * shape.keySplit.getWidths()[at.plane]);
-    Val word = ((firstGroup() + half) * at.planeLayers + at.index) * kWords + g * 4, wanted = reading.layers[half] > layer;
-    if (!reading.isFresh())
-      wanted = wanted & (reading.before[half] <= layer);
-    return e.choose(wanted, [&]() -> Vals { return {e.loadGlobal(plane, four, word)}; }, [&]() -> Vals { return {nothing}; })[0];
-  };
-  for (int64_t half = steps.begin; half < steps.end; half += 2) {
-    int64_t count = std::min<int64_t>(2, steps.end - half);
-    Vals first, second;
-    for (int64_t i = 0; i < count; ++i) {
-      first.push_back(load(upper, half + i));
-      second.push_back(load(upper + 1, half + i));
+  Vals loaded;
+  for (int64_t half = steps.begin; half < steps.end; ++half)
+    for (int64_t layer : {upper, upper + 1}) {
+      if (layer >= residentLayers(shape.keySplit)) {
+        loaded.push_back(nothing);
+        continue;
+      }
+      LayerPlace at = placeOf(shape.keySplit, layer);
+      // The lane's own address, and from there numbers that are known: many addresses would be many registers.
+      Val first = e.at(planeOf(at, reading.where), e.i32(), firstGroup() * (at.planeLayers * kWords) + g * 4), wanted = reading.layers[half] > layer;
+      if (!reading.isFresh())
+        wanted = wanted & (reading.before[half] <= layer);
+      loaded.push_back(e.choose(wanted, [&]() -> Vals { return {e.loadGlobal(first, four, number((half * at.planeLayers + at.index) * kWords))}; }, [&]() -> Vals { return {nothing}; })[0]);
     }
+  return loaded;
+}
+
+/// Adds their products with digits from half step `first` on: sums [tile][j][4], of columns 2 t and 2 t + 1 for token 4 g + j, then for 4 g + j + 32.
+Vals ScoresKernel::multiply(Vals sums, const Vals &loaded, const std::vector<Vals> &digits, int64_t first) {
+  int64_t halves = loaded.size() / 2;
+  Val none = number(0);
+  for (int64_t half = 0; half < halves; half += 2) {
+    int64_t count = std::min<int64_t>(2, halves - half);
     for (int64_t j = 0; j < 4; ++j) {
       Vals a(4, none);
       for (int64_t i = 0; i < count; ++i)
-        std::tie(a[2 * i], a[2 * i + 1]) = bytesOf(aligned::lane(first[i], j), aligned::lane(second[i], j));
+        std::tie(a[2 * i], a[2 * i + 1]) = bytesOf(aligned::lane(loaded[2 * (half + i)], j), aligned::lane(loaded[2 * (half + i) + 1], j));
       for (int64_t i = 0; i < tilesPerWarp; ++i) {
         Val *c = &sums[(i * 4 + j) * 4];
-        Vals product = e.multiply(a, {digits[i][half - steps.begin], count > 1 ? digits[i][half - steps.begin + 1] : none}, {c[0], c[1], c[2], c[3]});
+        Vals product = e.multiply(a, {digits[i][first + half], count > 1 ? digits[i][first + half + 1] : none}, {c[0], c[1], c[2], c[3]});
         std::copy(product.begin(), product.end(), c);
       }
     }
@@ -234,8 +244,28 @@ Vals ScoresKernel::multiply(Vals sums, const Reading &reading, Steps steps, int6
   return sums;
 }
 
+/// What the next block will be asked for, a line of 128 bytes for each lane: `layers` are those of groups lane, lane + 32, ...
+void ScoresKernel::prefetchBlock(Val block, const Vals &layers) {
+  Val where = physical(key, block);
+  for (auto [i, wanted] : llvm::enumerate(layers)) {
+    Val group = lane + int64_t(i) * GpuEmitter::kWarp, count = wanted;
+    for (int64_t layer = 0; layer < residentLayers(shape.keySplit); ++layer) {
+      LayerPlace at = placeOf(shape.keySplit, layer);
+      e.when(count > layer, [&] { e.prefetch(e.at(planeOf(at, where), e.i32(), (group * at.planeLayers + at.index) * kWords)); });
+    }
+  }
+  e.when(lane == 0, [&] {
+    for (int64_t line = 0; line < shape.keyDim; line += 128)
+      e.prefetch(e.at(blockOf(key.exponent, where, shape.keyDim), e.i8(), number(line)));
+    e.prefetch(blockOf(value.exponent, physical(value, block), ALIGNED_BLOCK));
+  });
+}
+
 /// Adds some half steps: to what all tokens share, and to products.
 ScoresKernel::Sums ScoresKernel::addSteps(Sums sums, const Reading &reading, Steps steps, const std::vector<Vals> &weighed) {
+  Vals loaded; // on their way while weights are made, where there are registers for them
+  if (reading.isFresh() && !isWide(shape))
+    loaded = loadLayers(reading, steps, 0);
   auto offset = [&](Val layers) { return select(layers > 0, offsetOf(layers), real(0)); };
   auto counted = [&](Val layers) { return select(layers > 0, real(1), real(0)); };
   std::vector<Vals> digits(tilesPerWarp); // for the upper bytes of values [tile][half step]
@@ -258,8 +288,18 @@ ScoresKernel::Sums ScoresKernel::addSteps(Sums sums, const Reading &reading, Ste
       any = any | wants(reading, half, upper);
     return e.ballot(any) != 0;
   };
-  auto addUpper = [&] { return multiply(sums.products, reading, steps, 0, digits); };
-  sums.products = reading.isFresh() ? addUpper() : e.choose(anyWants(0), addUpper, [&] { return sums.products; });
+  // Two half steps make a product's depth.
+  auto addPairs = [&](Vals products, int64_t upper, const std::vector<Vals> &digits) {
+    for (int64_t half = steps.begin; half < steps.end; half += 2) {
+      Steps pair{half, std::min(half + 2, steps.end)};
+      products = multiply(products, loadLayers(reading, pair, upper), digits, half - steps.begin);
+    }
+    return products;
+  };
+  if (!loaded.empty())
+    sums.products = multiply(sums.products, loaded, digits, 0);
+  else
+    sums.products = e.choose(anyWants(0), [&] { return addPairs(sums.products, 0, digits); }, [&] { return sums.products; });
   if (residentLayers(shape.keySplit) > 2)
     sums.products = e.choose(
         anyWants(2),
@@ -269,7 +309,7 @@ ScoresKernel::Sums ScoresKernel::addSteps(Sums sums, const Reading &reading, Ste
           for (int64_t i = 0; i < tilesPerWarp; ++i)
             for (Val upper : digits[i])
               lower[i].push_back(e.shuffleFrom(upper, (lane & 19) | ((lane + 4) & 12)));
-          return multiply(sums.products, reading, steps, 2, lower);
+          return addPairs(sums.products, 2, lower);
         },
         [&] { return sums.products; });
   return sums;
@@ -294,7 +334,7 @@ void ScoresKernel::scoreBlock(Val block, const Reading &reading) {
   }
 
   // So many half steps at once, or none of them where nothing is wanted: with more, loads that are under way would take more registers than there are.
-  const int64_t atOnce = tilesPerWarp > 1 || isWide(shape) ? 4 : 8;
+  const int64_t most = !reading.isFresh() ? 2 : tilesPerWarp > 1 || isWide(shape) ? 4 : 8, atOnce = halfSteps() % most ? 2 : most;
   Sums sums{Vals(tilesPerWarp, real(0)), Vals(tilesPerWarp, real(0)), Vals(tilesPerWarp * 4 * 4, number(0))};
   for (int64_t begin = 0; begin < halfSteps(); begin += atOnce) {
     Steps steps{begin, std::min(begin + atOnce, halfSteps())};
@@ -492,7 +532,7 @@ void ScoresKernel::summarise() {
 }
 
 void ScoresKernel::emit() {
-  prepare();
+  prepare(/*keepWeights=*/true);
   e.when(split == 0, [&] {
     Val keyWeights = rowOf(Argument::KeyWeights, shape.heads);
     forThreads(shape.heads, [&](Val h) { e.storeGlobal(e.load(finest, h), keyWeights, h); });
@@ -511,7 +551,11 @@ void ScoresKernel::emit() {
     forThreads(warps * ownHeads, [&](Val i) { e.store(real(kLowest), loudestBins, i); });
     e.barrier();
   }
-  forBlocksOfWarp([&](Val block) {
+  Vals fetched; // layers of the groups whose lines the lane asks for
+  for (int64_t group = 0; group < groups(); group += GpuEmitter::kWarp)
+    fetched.push_back(e.choose(lane + group < groups(), [&]() -> Vals { return {e.load(groupLayers, lane + group)}; }, [&]() -> Vals { return {number(0)}; })[0]);
+  forBlocksOfWarp([&](Val block, Val next) {
+    prefetchBlock(next, fetched);
     Reading reading{physical(key, block), {}, {}};
     for (Val wanted : coarse)
       reading.layers.push_back(limited(wanted, block));
@@ -530,9 +574,9 @@ void ScoresKernel::emit() {
 void ScoresKernel::emitRefined() {
   Val plan = rowOf(Argument::Plan, shape.heads * kPlanNumbers);
   e.when(isPlanOpen(), [&] {
-    prepare();
+    prepare(/*keepWeights=*/false);
     Shared wants = shared("wants", e.f32(), warps * GpuEmitter::kWarp); // of the block that a warp has
-    forBlocksOfWarp([&](Val block) {
+    forBlocksOfWarp([&](Val block, Val) {
       // Inverse of the precision wanted of addends of each query row; 0 for what is precise enough.
       Val h = min(lane, number(shape.heads - 1)), numbers = blockNumbersOf(h), at = block * kBlockNumbers;
       auto of = [&](PlanOf what) { return get(plan, h * kPlanNumbers + what); };

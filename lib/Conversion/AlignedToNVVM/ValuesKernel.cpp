@@ -1,9 +1,9 @@
 // The values: of each row of V what its probability makes visible, weighed and added; for most rows nothing.
 //
 // A warp takes a block of 64 tokens, two for each lane, decides how many layers of each are read, and puts those that are read into one of two rings of its own, with
-// their weights' digits: rows of at most two layers, whose lower bytes are nothing, and deeper ones. As soon as 32 are in one of them, they are a product's depth: a
-// lane's words of eight rows, of which it holds eight channels, are transposed to words of four tokens, one channel each. All weights have one step, so products of any
-// rows, layers and blocks add up as integers:
+// their weights' digits: rows of at most two layers, whose lower bytes are nothing, and deeper ones. They are asked for at once, and multiplied when 64 wait in a ring:
+// the oldest 32 are a product's depth. A lane's words of eight rows, of which it holds eight channels, are transposed to words of four tokens, one channel each. All
+// weights have one step, so products of any rows, layers and blocks add up as integers:
 //
 //   out = unit / step * (sum of W * top bits + sum of W * (offset(layers) - dither(token)))      W = round(p * scale / step)
 //
@@ -18,7 +18,8 @@ using namespace aligned;
 
 namespace {
 
-constexpr int64_t kRing = 128; // at most 31 that wait, and 64 more
+constexpr int64_t kWaiting = 2 * kTileDepth; // rows that are on their way, and not yet multiplied, as long as more may come
+constexpr int64_t kRing = 128;               // one less than those, and 64 more
 constexpr int64_t kLayerBits = 3;
 
 class ValuesKernel : public DecodeKernel {
@@ -54,7 +55,7 @@ private:
   void prepare();
   State listBlock(State state, Val block);
   State pad(State state);
-  State multiplyWaiting(State state);
+  State multiplyWaiting(State state, Val least);
   Vals multiply(Vals sums, Val ringOffset, Val head, Val isDeep);
   void finishSums(State state);
 };
@@ -152,9 +153,12 @@ ValuesKernel::State ValuesKernel::listBlock(State state, Val block) {
         state.unread[i] = state.unread[i] + select(read, real(0), weights[i]);
     }
     e.when(read, [&] {
-      e.store(((where * ALIGNED_BLOCK + within) << kLayerBits) | layers, ring, warp * (rings * kRing) + slot);
+      Val row = where * ALIGNED_BLOCK + within;
+      e.store((row << kLayerBits) | layers, ring, warp * (rings * kRing) + slot);
       for (int64_t i = 0; i < ownHeads; ++i)
         e.store(digitsOf(wholes[i]), ringDigits, (warp * ownHeads + i) * (rings * kRing) + slot);
+      for (int64_t plane = 0; plane < shape.valueSplit.getResident(); ++plane)
+        e.when(layers > shape.valueSplit.getFirstLayer(plane), [&] { e.prefetch(e.at(value.plane[plane], e.i8(), wide(row) * (shape.valueSplit.getWidths()[plane] * shape.valueDim / 8))); });
     });
   }
   return state;
@@ -219,21 +223,22 @@ Vals ValuesKernel::multiply(Vals sums, Val ringOffset, Val head, Val isDeep) {
   return rings == 1 ? sums : e.choose(isDeep, [&] { return add(sums, 2); }, [&] { return sums; });
 }
 
-/// Fills up what waits to a product's depth, with rows of no weight.
+/// Fills up what waits to whole products' depths, with rows of no weight.
 ValuesKernel::State ValuesKernel::pad(State state) {
   for (int64_t r = 0; r < rings; ++r) {
-    Val slot = ((state.head[r] + lane) & (kRing - 1)) + r * kRing;
-    e.when(lane >= state.pending[r], [&] {
+    Val missing = -state.pending[r] & (kTileDepth - 1), slot = ((state.head[r] + state.pending[r] + lane) & (kRing - 1)) + r * kRing;
+    e.when(lane < missing, [&] {
       e.store(number(0), ring, warp * (rings * kRing) + slot);
       for (int64_t i = 0; i < ownHeads; ++i)
         e.store(number(0), ringDigits, (warp * ownHeads + i) * (rings * kRing) + slot);
     });
-    state.pending[r] = select(state.pending[r] > 0, number(kTileDepth), number(0));
+    state.pending[r] = state.pending[r] + missing;
   }
   return state;
 }
 
-ValuesKernel::State ValuesKernel::multiplyWaiting(State state) {
+/// Multiplies while a ring has `least` rows.
+ValuesKernel::State ValuesKernel::multiplyWaiting(State state, Val least) {
   Vals carried = state.head;
   carried.append(state.pending);
   carried.append(state.sums);
@@ -243,10 +248,10 @@ ValuesKernel::State ValuesKernel::multiplyWaiting(State state) {
                        Val most = pending(s, 0);
                        for (int64_t r = 1; r < rings; ++r)
                          most = max(most, pending(s, r));
-                       return most >= kTileDepth;
+                       return most >= least;
                      },
                      [&](Vals s) {
-                       Val isDeep = pending(s, 0) < kTileDepth, head = s[0]; // one ring is always enough
+                       Val isDeep = pending(s, 0) < least, head = s[0]; // one ring is always enough
                        if (rings > 1)
                          head = select(isDeep, s[1], head);
                        Vals added = multiply(Vals(llvm::drop_begin(s, 2 * rings)), select(isDeep, number(kRing), number(0)), head, isDeep), next;
@@ -324,7 +329,7 @@ void ValuesKernel::emit() {
   state = stateOf(e.loop(number(0), rounds + 1, 1, state.all(), [&](Val round, Vals all) {
     State state = stateOf(e.choose(round < rounds, [&] { return listBlock(stateOf(all), blockAt(begin + round * streams)).all(); }, [&] { return pad(stateOf(all)).all(); }));
     e.warpBarrier(); // the ring is written
-    state = multiplyWaiting(state);
+    state = multiplyWaiting(state, select(round < rounds, number(kWaiting), number(kTileDepth)));
     e.warpBarrier(); // and read
     return state.all();
   }));
