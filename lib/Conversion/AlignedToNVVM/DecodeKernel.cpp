@@ -185,9 +185,8 @@ Val DecodeKernel::ofColumns(Val even, Val odd) {
 }
 
 std::pair<Val, Val> DecodeKernel::bytesOf(Val upper, Val lower) {
-  constexpr int64_t kLow = 0x0f0f0f0f;
   Val four = number(4);
-  return {((upper & kLow) << four) | (lower & kLow), (upper & static_cast<int32_t>(0xf0f0f0f0)) | (shrLogical(lower, four) & kLow)};
+  return {e.selectBits(0x0f0f0f0f, lower, upper << four), e.selectBits(0xf0f0f0f0, upper, shrLogical(lower, four))};
 }
 
 void DecodeKernel::forEscapes(const CacheView &cache, function_ref<void(Val, Val, Val)> body) {

@@ -123,6 +123,8 @@ Val GpuEmitter::warpMax(Val value, ArrayRef<int64_t> distances) {
   return value;
 }
 
+Val GpuEmitter::warpMaxAll(Val value) { return intrinsic("llvm.nvvm.redux.sync.umax", i32(), {value, number(-1)}); }
+
 //===----------------------------------------------------------------------===//
 // Numbers
 //===----------------------------------------------------------------------===//
@@ -144,6 +146,12 @@ static Vals multiplyTiles(GpuEmitter &e, StringRef intrinsic, Type result, Array
   for (int64_t i = 0; i < 4; ++i)
     results.push_back(e.wrap(LLVM::ExtractValueOp::create(e.b, product.value, i)));
   return results;
+}
+
+Val GpuEmitter::selectBits(int64_t mask, Val set, Val clear) {
+  return wrap(LLVM::InlineAsmOp::create(b, i32(), ValueRange{number(static_cast<int32_t>(mask)).value, set.value, clear.value}, "lop3.b32 $0, $1, $2, $3, 0xca;", "=r,r,r,r",
+                                        /*has_side_effects=*/false, /*is_align_stack=*/false, LLVM::tailcallkind::TailCallKind::None, LLVM::AsmDialectAttr(), ArrayAttr())
+                  .getResult(0));
 }
 
 Vals GpuEmitter::multiply(ArrayRef<Val> a, ArrayRef<Val> b, ArrayRef<Val> c) { return multiplyTiles(*this, "llvm.nvvm.mma.m16n8k32.row.col.u8.s8", i32(), a, b, c); }

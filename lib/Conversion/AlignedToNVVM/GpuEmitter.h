@@ -69,10 +69,13 @@ public:
   Val shuffleXorWide(Val value, int64_t distance); ///< of i64
   Val warpAddWide(Val value);                      ///< of i64, over all lanes
   Val warpMax(Val value, llvm::ArrayRef<int64_t> distances);
+  Val warpMaxAll(Val value); ///< of i32 that are not negative, over all lanes: one instruction
 
   /// Bytes of two words in the order of four selectors (0 .. 3 of low, 4 .. 7 of high), the first lowest.
   Val permuteBytes(Val low, Val high, std::array<int, 4> selectors);
   Val permuteBytes(Val low, Val high, Val selectors); ///< four bits each, from the lowest
+  /// The bits of `set` where a bit of the mask is, else those of `clear`: one instruction, which LLVM and ptxas make two of.
+  Val selectBits(int64_t mask, Val set, Val clear);
   /// c + a b for unsigned bytes a [16 rows][32] and signed bytes b [32][8 columns], spread over the warp: lane 4 g + t holds a[g], a[g + 8] at 4 t .. 4 t + 3,
   /// then both at 16 + 4 t ..; b at the same places of column g; and c[g], c[g + 8] of columns 2 t, 2 t + 1.
   Vals multiply(llvm::ArrayRef<Val> a, llvm::ArrayRef<Val> b, llvm::ArrayRef<Val> c);

@@ -424,12 +424,13 @@ void ScoresKernel::describeBlock(Val block, Val token, const std::vector<Vals> &
   Val bytes = e.loadGlobal(blockOf(value.exponent, physical(value, block), ALIGNED_BLOCK), e.i32(), shrLogical(token & (ALIGNED_BLOCK - 1), number(2)));
   constexpr int64_t kLanes[] = {1, 4, 8, 16}; // that have the same query row
   Vals exponents;
-  Val top = real(0);
+  Val top = number(0);
   for (int64_t j = 0; j < 4; ++j) {
-    exponents.push_back(convert(shrLogical(bytes, number(8 * j)) & 255, e.f32()));
-    top = e.largest(exponents[j], top);
+    Val exponent = shrLogical(bytes, number(8 * j)) & 255;
+    exponents.push_back(convert(exponent, e.f32()));
+    top = max(exponent, top);
   }
-  top = e.warpMax(top, kLanes);
+  top = convert(e.warpMaxAll(top), e.f32());
   for (int64_t i = 0; i < tilesPerWarp; ++i) {
     Val maximum = real(-INFINITY), loudest = real(kLowest), sum = real(0), squares = real(0), reaches = real(0);
     Vals octaves;
