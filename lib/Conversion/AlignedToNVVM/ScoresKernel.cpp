@@ -12,8 +12,6 @@
 // on the way.
 #include "DecodeKernel.h"
 
-#include "mlir/Dialect/Vector/IR/VectorOps.h"
-
 using namespace mlir;
 using namespace aligned;
 
@@ -31,9 +29,9 @@ public:
 private:
   Shared query, finest, groupLayers; // scale * q [heads, channels]; 1 / step of weights; layers of coarse scores
   std::vector<Vals> weights;         // weightOfColumn of [tile][half step], where there are registers for them
-  Vals steps;                        // of weights, of the query rows whose scores the lane will have, by tile
+  Vals stepsOfScores;                // of weights, of the query rows whose scores the lane will have, by tile
   const int64_t ownHeads = tilesPerWarp * kTileHeads; // that a warp has scores of
-  bool counts = false;               // whether tokens are counted: coarse scores are, under a budget
+  bool countsTokens = false;         // whether tokens are counted: coarse scores are, under a budget
   Shared tokenCounts, loudestBins;   // of warps' own heads: tokens by bin, number b at b mod kBins, of kBins that follow one another; and the number of the last, f32
   Val scores, keyLayers;             // of this row
 
@@ -56,7 +54,7 @@ private:
   Val planeOf(const LayerPlace &at, Val where) { return blockOf(key.plane[at.plane], where, shape.keyDim * 8 * shape.keySplit.getWidths()[at.plane]); }
   Val blockNumbersOf(Val h) { return ofHead(rowOf(Argument::Blocks, key.stride * (shape.heads * kBlockNumbers)), h, key.stride * kBlockNumbers); }
 
-  void prepare(bool keepWeights);
+  void prepare(bool isCoarse);
   void planCoarse();
   /// What limits make of the layers of a block (P7).
   Val limited(Val layers, Val block);
@@ -105,10 +103,9 @@ ScoresKernel::Sums ScoresKernel::sumsOf(Vals all) {
 }
 
 /// w = scale * q, and the finest step of weights: the loudest channel must not leave the digits.
-void ScoresKernel::prepare(bool keepWeights) {
+void ScoresKernel::prepare(bool isCoarse) {
   query = shared("query", e.f32(), paddedHeads * shape.keyDim);
   finest = shared("finest", e.f32(), paddedHeads);
-  groupLayers = shared("layers", e.i32(), groups());
   scores = rowOf(Argument::Scores, key.stride * (shape.heads * ALIGNED_BLOCK));
   keyLayers = rowOf(Argument::KeyLayers, key.stride * groups(), e.i8());
   Val rows = rowOf(Argument::Query, shape.heads * shape.keyDim, shape.query), scale = argument(Argument::Scale);
@@ -125,11 +122,12 @@ void ScoresKernel::prepare(bool keepWeights) {
     loudest = warpMax(loudest);
     e.when(lane == 0, [&] { e.store(real(kWeightLimit) / loudest, finest, h); });
   });
-  planCoarse();
+  if (isCoarse)
+    planCoarse();
   e.barrier();
   for (int64_t i = 0; i < tilesPerWarp; ++i) {
-    steps.push_back(real(1) / e.load(finest, scoreHead(i)));
-    if (isWide(shape) || !keepWeights)
+    stepsOfScores.push_back(real(1) / e.load(finest, scoreHead(i)));
+    if (isWide(shape) || !isCoarse)
       continue;
     weights.emplace_back();
     for (int64_t half = 0; half < halfSteps(); ++half)
@@ -139,6 +137,7 @@ void ScoresKernel::prepare(bool keepWeights) {
 
 /// Each group of channels is read so that its largest addend anywhere in the cache is known to half a logit.
 void ScoresKernel::planCoarse() {
+  groupLayers = shared("layers", e.i32(), groups());
   forThreads(groups(), [&](Val group) {
     Val layers = key.layers;
     if (!shape.exact()) {
@@ -362,12 +361,11 @@ void ScoresKernel::scoreBlock(Val block, const Reading &reading) {
     return {aligned::lane(loaded, 0), aligned::lane(loaded, 1), aligned::lane(loaded, 2), aligned::lane(loaded, 3)};
   };
   auto store = [&](int64_t i, ArrayRef<Val> scored) {
-    auto together = vector::FromElementsOp::create(e.b, four, ValueRange{scored[0].value, scored[1].value, scored[2].value, scored[3].value});
-    e.when(scoreHead(i) < shape.heads, [&] { e.storeGlobal(e.wrap(together), placeOfScores(i), token); });
+    e.when(scoreHead(i) < shape.heads, [&] { e.storeGlobal(e.vectorOf(scored), placeOfScores(i), token); });
   };
   std::vector<Vals> scored(tilesPerWarp);
   for (int64_t i = 0; i < tilesPerWarp; ++i) {
-    Val constant = e.shuffleFrom(sums.constants[i], source), step = steps[i];
+    Val constant = e.shuffleFrom(sums.constants[i], source), step = stepsOfScores[i];
     // A score whose error has variance s^2 is on average e^(s^2 / 2) times too likely.
     Val excess = real(0);
     if (!shape.exact()) {
@@ -455,15 +453,13 @@ void ScoresKernel::describeBlock(Val block, Val token, const std::vector<Vals> &
       squares = e.warpAdd(squares, kLanes);
       reaches = e.warpAdd(reaches, kLanes);
     }
-    if (counts)
+    if (countsTokens)
       countTokens(i, octaves, loudest);
     Val head = scoreHead(i);
     e.when((g == 0) & ((t & 1) == 0) & (head < shape.heads), [&] {
-      Val numbers[kBlockNumbers] = {maximum, sum, squares, loudest, reaches, top, variances[i], real(0)}; // in the order of BlockNumber
-      for (int64_t half : {0, 4}) {
-        auto together = vector::FromElementsOp::create(e.b, VectorType::get(4, e.f32()), ValueRange{numbers[half].value, numbers[half + 1].value, numbers[half + 2].value, numbers[half + 3].value});
-        e.storeGlobal(e.wrap(together), blockNumbersOf(head), block * kBlockNumbers + half);
-      }
+      Val place = e.at(blockNumbersOf(head), e.f32(), block * kBlockNumbers); // in the order of BlockNumber
+      e.storeGlobal(e.vectorOf({maximum, sum, squares, loudest}), place, number(0));
+      e.storeGlobal(e.vectorOf({reaches, top, variances[i], real(0)}), place, number(4));
     });
   }
 }
@@ -533,7 +529,7 @@ void ScoresKernel::summarise() {
 }
 
 void ScoresKernel::emit() {
-  prepare(/*keepWeights=*/true);
+  prepare(/*isCoarse=*/true);
   e.when(split == 0, [&] {
     Val keyWeights = rowOf(Argument::KeyWeights, shape.heads);
     forThreads(shape.heads, [&](Val h) { e.storeGlobal(e.load(finest, h), keyWeights, h); });
@@ -545,8 +541,8 @@ void ScoresKernel::emit() {
   Vals coarse;
   for (int64_t half = 0; half < halfSteps(); ++half)
     coarse.push_back(e.load(groupLayers, firstGroup() + half));
-  counts = !shape.exact();
-  if (counts) {
+  countsTokens = !shape.exact();
+  if (countsTokens) {
     tokenCounts = shared("counts", e.i32(), warps * ownHeads * kBins);
     loudestBins = shared("loudest", e.f32(), warps * ownHeads);
     forThreads(warps * ownHeads, [&](Val i) { e.store(real(kLowest), loudestBins, i); });
@@ -564,7 +560,7 @@ void ScoresKernel::emit() {
   });
   e.when(isLastSplit(), [&] { scoreOpen([&](Val h, Val channel) { return queryAt(h, channel); }); });
   e.barrier(); // scores, counts and numbers are there
-  if (counts)
+  if (countsTokens)
     storeHistogram();
   summarise();
   recordUnseen(groups());
@@ -575,7 +571,7 @@ void ScoresKernel::emit() {
 void ScoresKernel::emitRefined() {
   Val plan = rowOf(Argument::Plan, shape.heads * kPlanNumbers);
   e.when(isPlanOpen(), [&] {
-    prepare(/*keepWeights=*/false);
+    prepare(/*isCoarse=*/false);
     Shared wants = shared("wants", e.f32(), warps * GpuEmitter::kWarp); // of the block that a warp has
     forBlocksOfWarp([&](Val block, Val) {
       // Inverse of the precision wanted of addends of each query row; 0 for what is precise enough.
