@@ -4,6 +4,7 @@
 #include "aligned/Analysis/Passes.h"
 #include "aligned/Conversion/AlignedToCPU/Passes.h"
 #include "aligned/Conversion/AlignedToNVVM/Passes.h"
+#include "aligned/Conversion/AlignedToNVVM/Tuning.h"
 #include "aligned/Dialect/Aligned/IR/Aligned.h"
 #include "aligned/Pipelines/Passes.h"
 #include "aligned/Raise/Passes.h"
@@ -125,7 +126,9 @@ void lower(OpPassManager &pm, const PipelineOptions &options) {
 
 /// Kernels in the place of the functions that decode.
 void lowerToGPU(OpPassManager &pm, const PipelineOptions &options) {
-  pm.addPass(createConvertAlignedToNVVM());
+  ConvertAlignedToNVVMOptions kernels;
+  kernels.rounds = tuningFor(options.chip).rounds;
+  pm.addPass(createConvertAlignedToNVVM(kernels));
   AlignedAttachTargetOptions target;
   target.chip = options.chip;
   target.ptx = options.ptx;

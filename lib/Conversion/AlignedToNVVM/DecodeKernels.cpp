@@ -72,7 +72,7 @@ DictionaryAttr aligned::emitDecode(ModuleOp program, const DecodeShape &shape) {
       std::string look = kernel("look", emitLook), plan = kernel("plan", emitPlan), refine = kernel("refine", emitRefine);
       launch(look);
       launch(plan, shape.heads);
-      for (int64_t round = 0; round < kRounds; ++round) {
+      for (int64_t round = 0; round < shape.rounds; ++round) {
         launch(refine);
         launch(plan, shape.heads);
       }

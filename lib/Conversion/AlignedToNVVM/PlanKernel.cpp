@@ -89,7 +89,7 @@ Val PlanKernel::planKeys(const Size &size, Val round, Val plan) {
   };
   Val aim = size.size * policies.tolerance(CacheRole::Key), budget = aim * aim * kKeyShare;
   Val varied = overBlocks(1, [&](Val energy, Val, Val variance) -> Vals { return {energy * variance}; })[0];
-  Val over = (varied > budget * select(round == 0, real(1), real(kSlack))) & (round < real(kRounds));
+  Val over = (varied > budget * select(round == 0, real(1), real(kSlack))) & (round < real(shape.rounds));
   e.when(thread == 0, [&] { e.storeGlobal(varied, plan, number(kVaried)); });
   return e.choose(
       over,
@@ -114,7 +114,7 @@ std::pair<Shared, Val> PlanKernel::histogramOfRow() {
   Shared all = shared("histogram", e.f32(), kBins);
   Val histogram = rowOf(Argument::Histogram, splits * (shape.heads * kHistogramNumbers), e.i32());
   auto at = [&](Val s) { return (s * shape.heads + h) * kHistogramNumbers; };
-  auto load = [&](Val index) { return e.loadGlobal(histogram, e.i32(), index); };
+  auto load = [&](Val index) { return e.loadGlobal(histogram, e.i32(), index, /*constant=*/false); };
   Val last = e.loop(lane, splits, GpuEmitter::kWarp, {number(INT32_MIN / 2)}, [&](Val s, Vals last) -> Vals { return {max(load(at(s) + kBins), last[0])}; })[0];
   last = warpMax(last);
   forThreads(kBins, [&](Val bin) {
