@@ -78,7 +78,7 @@ DictionaryAttr aligned::emitDecode(ModuleOp program, const DecodeShape &shape) {
       }
     }
     launch(kernel("values", isFloat ? emitFloatValues : emitValues));
-    launch(kernel("merge", emitMerge), 1);
+    launch(kernel("merge", emitMerge), shape.heads);
     if (shape.certified) {
       launch(kernel("certify", emitCertify));
       launch(kernel("conclude", emitConclude), 1);
