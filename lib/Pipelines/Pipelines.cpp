@@ -81,9 +81,10 @@ void cleanUp(OpPassManager &pm) {
   pm.addPass(createCSEPass());
 }
 
-void verify(OpPassManager &pm, StringRef phase) {
+void verify(OpPassManager &pm, StringRef phase, uint64_t denseBelow = 0) {
   AlignedVerifyPhaseOptions options;
   options.phase = phase.str();
+  options.denseBelow = denseBelow;
   pm.addPass(createAlignedVerifyPhase(options));
 }
 
@@ -96,10 +97,17 @@ void applyBudget(OpPassManager &pm, const PipelineOptions &options) {
   pm.addPass(createAlignedApplyBudget(budget));
 }
 
+/// Bytes of K and V that are not worth splitting; kernels and what runs around them have to agree on it.
+uint64_t denseBelow(const PipelineOptions &options) {
+  bool onGPU = options.target == "nvptx" || options.target == "cuda";
+  return options.denseBelow || !onGPU ? options.denseBelow.getValue() : tuningFor(options.chip).denseBelow;
+}
+
 void split(OpPassManager &pm, const PipelineOptions &options) {
   AlignedSplitKVStorageOptions storage;
   storage.format = options.format;
   storage.preferFloat = options.policy == "alignedkv";
+  storage.denseBelow = denseBelow(options);
   pm.addPass(createAlignedSplitKVStorage(storage));
 }
 
@@ -228,7 +236,7 @@ void aligned::buildPipeline(OpPassManager &pm, const PipelineOptions &options) {
   if (options.target != "reference") { // which runs attention as it is declared
     if (last >= Phase::Split && options.format != "dense") {
       split(pm, options);
-      verify(pm, "split");
+      verify(pm, "split", denseBelow(options));
     }
     if (last >= Phase::Fuse) {
       fuse(pm, options);

@@ -16,7 +16,7 @@ struct Tuning {
   bool chained = false;                ///< whether kernels are brought to the multiprocessors while the ones before them end
   // Of code.
   int64_t rounds = 3;     ///< plans for K, at most (P5)
-  int64_t denseBelow = 0; ///< bytes of K and V together below which they stay dense; 0: none do
+  uint64_t denseBelow = 0; ///< bytes of K and V together below which they stay dense; 0: none do
 };
 
 /// The row of a chip's family, that of no family for what is no chip.
