@@ -9,6 +9,7 @@ contestant, so that whatever ends the run leaves a file that is valid. report.py
 
 import argparse
 import importlib
+import itertools
 import json
 import math
 import os
@@ -93,7 +94,7 @@ class Worker:
 
     def __init__(self, options):
         self.options = options
-        self.policies, self.splits = options.policies, options.splits
+        self.policies, self.splits, self.tunings = options.policies, options.splits, options.tunings
         self.torch, self.no_torch = imported("torch")
         self.flashinfer, self.no_flashinfer = None, "expected PyTorch with a GPU"
         imported("torch.nn.attention")  # older versions do not import it themselves
@@ -214,15 +215,15 @@ class Worker:
         for result in record["results"]:
             print("  " + report.line(result), flush=True)
 
-    def own(self, policy, cell, steps, splits):
+    def own(self, policy, cell, steps, splits=0, tuning=()):
         """A contestant of the project; policies that read the same format share caches."""
-        program, shared = self.programs.get(policy, cell.shape), None
+        program, shared = self.programs.get(policy, cell.shape, tuning), None
         if policy != "dense":
             key = bytes(program.site.key)
             if key not in self.plane_caches:
                 self.plane_caches[key] = contestants.PlaneCaches(program, self.arrays, cell, steps, self.timed)
             shared = self.plane_caches[key]
-        return contestants.Own(policy, program, self.arrays, cell, steps, shared, splits)
+        return contestants.Own(policy, program, self.arrays, cell, steps, shared, splits, tuning)
 
     def enter(self, contestant, cell, steps, record, racing):
         """Compares, and then, if it is right, takes a first time; of a family the fastest stays."""
@@ -526,7 +527,7 @@ def once(worker, policy):
     cell = worker.options.cells[0]
     worker.require_memory(cell, 1)
     step, worker.plane_caches = caches.make_step(worker.capture, worker.arrays, cell, 0), {}
-    contestant = worker.own(policy, cell, [step], 0)
+    contestant = worker.own(policy, cell, [step])
     contestant.program.decode(contestant.calls[0])
     worker.library.aligned_cuda_synchronize()
 
@@ -543,6 +544,20 @@ def chosen(parser, known, text, what):
     return [each for each in known if any(name in each for name in wanted)]
 
 
+def tunings(parser, text):
+    """Every choice of a value for each name: NAME=VALUE,... NAME=VALUE,... to tuples of names and values."""
+    choices = []
+    for part in text.split():
+        name, _, values = part.partition("=")
+        if name not in cuda.TUNING:
+            parser.error(f"expected tuning of {', '.join(cuda.TUNING)}, got {name}")
+        try:
+            choices.append([(name, int(value)) for value in values.split(",")])
+        except ValueError:
+            parser.error(f"expected numbers of {name}, such as {name}=1,2, got {part}")
+    return list(itertools.product(*choices))
+
+
 def parse():
     parser = argparse.ArgumentParser(description="Measures decode attention on the GPU at hand.")
     parser.add_argument("--minutes", type=float, default=9, help="stop after so many (default 9)")
@@ -550,6 +565,7 @@ def parse():
     parser.add_argument("--cells", default="", help="only cells whose names hold one of these, such as b8-32k,f16-8x4")
     parser.add_argument("--policies", default="", help="only these programs")
     parser.add_argument("--splits", default="0", help="numbers of blocks of threads for each row, such as 0,4,16; 0: chosen by the runtime")
+    parser.add_argument("--tune", default="", help="numbers of the sidecar's tuning that are tried with each other, such as 'chained=0,1 blocks_per_split=2,4,8'")
     parser.add_argument("--profile", action="store_true", help="run Nsight Compute over the first cell when all is measured")
     parser.add_argument("--small", action="store_true", help="sizes that the interpreter of the project's tests can do")
     for hidden in ("--worker", "--once"):
@@ -558,7 +574,7 @@ def parse():
     parser.add_argument("--describe", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--compile", nargs="*", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    options.passed = [f"--{name}={getattr(options, name)}" for name in ("minutes", "cells", "policies", "splits")] + ["--small"] * options.small
+    options.passed = [f"--{name}={getattr(options, name)}" for name in ("minutes", "cells", "policies", "splits", "tune")] + ["--small"] * options.small
     cells = {cell.name: cell for cell in (workload.SMALL_CELLS if options.small else workload.CELLS)}
     options.cells = [cells[name] for name in chosen(parser, list(cells), options.cells, "cells")]
     if options.policies and not set(options.policies.split(",")) <= set(workload.PROGRAMS):
@@ -568,6 +584,7 @@ def parse():
         options.splits = [int(part) for part in options.splits.split(",")]
     except ValueError:
         parser.error(f"expected numbers of splits, got {options.splits}")
+    options.tunings = tunings(parser, options.tune)
     if not options.minutes > 0:
         parser.error(f"expected a positive number of minutes, got {options.minutes}")
     return options

@@ -5,6 +5,8 @@ runs all steps once when it is launched. Of one `family` only the fastest is tim
 known, anything else where another library fails.
 """
 
+import itertools
+
 import numpy as np
 
 import cuda
@@ -66,8 +68,12 @@ class PlaneCaches:
 class Own(Contestant):
     """A program of the compiler. `dense`: it takes arrays in the place of caches."""
 
-    def __init__(self, policy, program, arrays, cell, steps, caches, splits=0):
-        super().__init__(f"aligned {policy}" + (f" splits={splits}" if splits else ""))
+    @staticmethod
+    def named(policy, splits=0, tuning=()):
+        return " ".join([f"aligned {policy}", *(f"{name}={value}" for name, value in ((("splits", splits),) if splits else ()) + tuning)])
+
+    def __init__(self, policy, program, arrays, cell, steps, caches, splits=0, tuning=()):
+        super().__init__(self.named(policy, splits, tuning))
         self.program, self.arrays, self.cell, self.steps = program, arrays, cell, steps
         shape, library = cell.shape, program.library
         offered = {name for name, _ in library.headers.structure("aligned_decode_call")._fields_}
@@ -270,8 +276,8 @@ class Copy(Contestant):
 
 def makers(bench, cell, steps):
     """Name and function of each contestant in this cell, the most telling first."""
-    own = [(f"aligned {policy}" + (f" splits={splits}" if splits else ""), lambda policy=policy, splits=splits: bench.own(policy, cell, steps, splits))
-           for policy in bench.policies for splits in bench.splits]
+    own = [(Own.named(*variant), lambda variant=variant: bench.own(variant[0], cell, steps, *variant[1:]))
+           for variant in itertools.product(bench.policies, bench.splits, bench.tunings)]
     if bench.torch is None:
         return own, {"torch, flashinfer, copy": bench.no_torch}
     torch, cpu = bench.torch, bench.arrays.device != "cuda"

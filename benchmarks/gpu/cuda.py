@@ -12,6 +12,7 @@ import weakref
 import zipfile
 
 LOCATION_CUDA = 1  # of aligned_location
+TUNING = ("blocks_per_multiprocessor", "blocks_per_split", "most_splits", "chained")  # of a sidecar
 
 
 class Refused(Exception):
@@ -160,21 +161,30 @@ class Programs:
         self.names = set(self.archive.namelist())
         self.refusals = json.loads(self.archive.read("programs.json"))["refused"]
 
-    def get(self, policy, shape):
-        """Of the newest chip that the device, and its driver, take."""
-        name = f"{policy}-{shape.name}"
-        if name not in self.loaded:
-            self.loaded[name] = self._load(name)
-        return self.loaded[name]
+    def get(self, policy, shape, tuning=()):
+        """Of the newest chip that the device, and its driver, take. `tuning`: names and values that the sidecar gets in the place of its own."""
+        wanted = f"{policy}-{shape.name}", tuning
+        if wanted not in self.loaded:
+            self.loaded[wanted] = self._load(*wanted)
+        return self.loaded[wanted]
 
-    def _load(self, wanted):
+    def _sidecar(self, folder, tuning):
+        sidecar = json.loads(self.archive.read(f"{folder}/kernels.json"))
+        if tuning and "tuning" not in sidecar:
+            raise Refused("expected a program with tuning in its sidecar, got one that was compiled before there was any")
+        if tuning:
+            sidecar["tuning"] |= dict(tuning)
+        return json.dumps(sidecar).encode()
+
+    def _load(self, wanted, tuning):
         chips = {int(name.split("/")[0].removeprefix("sm_")) for name in self.names if name.split("/")[1:] == [wanted, "kernels.ptx"]}
         if not chips:
             raise Refused(self.refusals.get(wanted, f"expected a program {wanted} in the folder, found none"))
         capability, refusal = self.library.aligned_cuda_compute_capability(), None
         for number in sorted((number for number in chips if number <= capability), reverse=True):
             try:
-                return Program(self.library, f"sm_{number}", *(self.archive.read(f"sm_{number}/{wanted}/{file}") for file in ("kernels.ptx", "kernels.json")))
+                folder = f"sm_{number}/{wanted}"
+                return Program(self.library, f"sm_{number}", self.archive.read(f"{folder}/kernels.ptx"), self._sidecar(folder, tuning))
             except Refused as error:
                 refusal = refusal or error
         raise refusal or Refused(f"no PTX for this chip: expected some for sm_{capability} or older, found {', '.join(f'sm_{n}' for n in sorted(chips))}")

@@ -233,7 +233,7 @@ Decode attention on NVIDIA GPUs, measured with [benchmarks/gpu](../benchmarks/gp
     make bench-gpu                  # here: a folder, build/bench-gpu, that needs neither this repository nor a compiler
     python3 bench.py --minutes 9    # in it, on a machine with NVIDIA's driver, and Python with NumPy and PyTorch
 
-`--splits 0,4,16` tries numbers of blocks of threads for each row, `--profile` runs Nsight Compute over a step of each policy, and wheels in a folder `wheels` beside bench.py are used where
+`--splits 0,4,16` tries numbers of blocks of threads for each row, `--tune 'chained=0,1 blocks_per_split=2,4,8'` numbers of the programs' [tuning](GPU.md#tuning), `--profile` runs Nsight Compute over a step of each policy, and wheels in a folder `wheels` beside bench.py are used where
 nothing of that name is installed.
 
 Caches are made of a captured one, blocks of which are repeated with small changes ([caches.py](../benchmarks/gpu/caches.py) says how, and why not of random numbers). Each result is compared

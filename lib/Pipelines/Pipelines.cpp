@@ -4,6 +4,7 @@
 #include "aligned/Analysis/Passes.h"
 #include "aligned/Conversion/AlignedToCPU/Passes.h"
 #include "aligned/Conversion/AlignedToNVVM/Passes.h"
+#include "aligned/Conversion/AlignedToNVVM/Tuning.h"
 #include "aligned/Dialect/Aligned/IR/Aligned.h"
 #include "aligned/Pipelines/Passes.h"
 #include "aligned/Raise/Passes.h"
@@ -80,9 +81,10 @@ void cleanUp(OpPassManager &pm) {
   pm.addPass(createCSEPass());
 }
 
-void verify(OpPassManager &pm, StringRef phase) {
+void verify(OpPassManager &pm, StringRef phase, uint64_t denseBelow = 0) {
   AlignedVerifyPhaseOptions options;
   options.phase = phase.str();
+  options.denseBelow = denseBelow;
   pm.addPass(createAlignedVerifyPhase(options));
 }
 
@@ -95,10 +97,17 @@ void applyBudget(OpPassManager &pm, const PipelineOptions &options) {
   pm.addPass(createAlignedApplyBudget(budget));
 }
 
+/// Bytes of K and V that are not worth splitting; kernels and what runs around them have to agree on it.
+uint64_t denseBelow(const PipelineOptions &options) {
+  bool onGPU = options.target == "nvptx" || options.target == "cuda";
+  return options.denseBelow || !onGPU ? options.denseBelow.getValue() : tuningFor(options.chip).denseBelow;
+}
+
 void split(OpPassManager &pm, const PipelineOptions &options) {
   AlignedSplitKVStorageOptions storage;
   storage.format = options.format;
   storage.preferFloat = options.policy == "alignedkv";
+  storage.denseBelow = denseBelow(options);
   pm.addPass(createAlignedSplitKVStorage(storage));
 }
 
@@ -125,7 +134,9 @@ void lower(OpPassManager &pm, const PipelineOptions &options) {
 
 /// Kernels in the place of the functions that decode.
 void lowerToGPU(OpPassManager &pm, const PipelineOptions &options) {
-  pm.addPass(createConvertAlignedToNVVM());
+  ConvertAlignedToNVVMOptions kernels;
+  kernels.rounds = tuningFor(options.chip).rounds;
+  pm.addPass(createConvertAlignedToNVVM(kernels));
   AlignedAttachTargetOptions target;
   target.chip = options.chip;
   target.ptx = options.ptx;
@@ -225,7 +236,7 @@ void aligned::buildPipeline(OpPassManager &pm, const PipelineOptions &options) {
   if (options.target != "reference") { // which runs attention as it is declared
     if (last >= Phase::Split && options.format != "dense") {
       split(pm, options);
-      verify(pm, "split");
+      verify(pm, "split", denseBelow(options));
     }
     if (last >= Phase::Fuse) {
       fuse(pm, options);

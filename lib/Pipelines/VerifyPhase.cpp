@@ -44,9 +44,9 @@ Breach checkRaised(Operation *op) {
   return {"ops of linalg and what lies below it", quote(op)};
 }
 
-Breach checkSplit(Operation *op) {
+Breach checkSplit(Operation *op, uint64_t denseBelow) {
   auto attention = dyn_cast<AttentionOp>(op);
-  if (!attention || getSplit(attention.getKey().getType()))
+  if (!attention || getSplit(attention.getKey().getType()) || takeLess({attention.getKey().getType(), attention.getValue().getType()}, denseBelow))
     return {};
   auto query = cast<RankedTensorType>(attention.getQuery().getType());
   for (Value value : {attention.getKey(), attention.getValue()}) {
@@ -102,9 +102,10 @@ struct AlignedVerifyPhasePass : aligned::impl::AlignedVerifyPhaseBase<AlignedVer
   using AlignedVerifyPhaseBase::AlignedVerifyPhaseBase;
 
   void runOnOperation() override {
-    using Check = Breach (*)(Operation *);
+    using Check = std::function<Breach(Operation *)>;
+    auto checkStored = [&](Operation *op) { return checkSplit(op, denseBelow); };
     Check check = llvm::StringSwitch<Check>(phase)
-                      .Case("raise", checkRaised).Case("split", checkSplit).Case("fuse", checkFused)
+                      .Case("raise", checkRaised).Case("split", checkStored).Case("fuse", checkFused)
                       .Case("lower", checkLowered).Case("llvm", checkLLVM).Default(nullptr);
     if (!check) {
       getOperation().emitError("expected phase 'raise', 'split', 'fuse', 'lower' or 'llvm', got '") << phase << "'";

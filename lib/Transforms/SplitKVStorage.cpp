@@ -55,7 +55,8 @@ struct Cache {
 
 class Splitter {
 public:
-  Splitter(ModuleOp module, SplitAttr format, bool preferFloat) : module(module), calls(module), format(format), preferFloat(preferFloat) {}
+  Splitter(ModuleOp module, SplitAttr format, bool preferFloat, uint64_t denseBelow)
+      : module(module), calls(module), format(format), preferFloat(preferFloat), denseBelow(denseBelow) {}
 
   LogicalResult run() {
     bool ok = true;
@@ -100,6 +101,10 @@ private:
     RankedTensorType query = typeOf(attention.getQuery()), key = typeOf(attention.getKey());
     if (key.getEncoding())
       return false; // as it should be
+    if (takeLess({key, attention.getValue().getType()}, denseBelow)) {
+      attention.emitRemark("attention stays dense: expected a key and a value of at least ") << denseBelow << " bytes together, got " << key << " and " << attention.getValue().getType();
+      return false;
+    }
     for (auto [name, value, role] : {std::tuple("key", attention.getKey(), CacheRole::Key), std::tuple("value", attention.getValue(), CacheRole::Value)}) {
       auto refuse = [&, &name = name, &value = value] {
         InFlightDiagnostic diagnostic = format ? attention.emitOpError() : attention.emitRemark("attention stays dense: ");
@@ -301,6 +306,7 @@ private:
   CallGraph calls;
   SplitAttr format; ///< null for auto
   bool preferFloat;
+  uint64_t denseBelow;
   std::vector<std::unique_ptr<Cache>> caches; ///< in order of appearance
   DenseMap<Value, Cache *> cacheOf;
   SmallPtrSet<OpOperand *, 16> reads; ///< key and value operands that become split
@@ -317,7 +323,7 @@ struct AlignedSplitKVStoragePass : aligned::impl::AlignedSplitKVStorageBase<Alig
       if (!parsed)
         return signalPassFailure();
     }
-    if (failed(Splitter(module, parsed, preferFloat).run()))
+    if (failed(Splitter(module, parsed, preferFloat, denseBelow).run()))
       signalPassFailure();
   }
 };

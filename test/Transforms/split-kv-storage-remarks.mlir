@@ -1,4 +1,4 @@
-// RUN: aligned-opt %s --aligned-split-kv-storage --split-input-file --verify-diagnostics | FileCheck %s
+// RUN: aligned-opt %s --aligned-split-kv-storage=dense-below=4097 --split-input-file --verify-diagnostics | FileCheck %s
 
 // With format=auto, what can't be split stays dense and a remark says why.
 
@@ -51,4 +51,21 @@ func.func @both(%q: tensor<1x1x1x32xf16>, %kv: tensor<1x1x?x32xf16>, %v: tensor<
   // expected-note@+1 {{it is the value here}}
   %2 = aligned.attention %q, %1, %kv scale %scale : tensor<1x1x1x32xf16>, tensor<1x1x?x32xf16>, tensor<1x1x?x32xf16> -> tensor<1x1x1x32xf16>
   return %0, %2 : tensor<1x1x1x32xf16>, tensor<1x1x1x32xf16>
+}
+
+// -----
+
+// 32 tokens of 32 channels in f16, twice, are 4096 bytes: less than are worth it. One token more is not, and of how many tokens nobody knows neither.
+
+// CHECK-LABEL: func.func @few(
+// CHECK: aligned.attention {{.*}} : tensor<1x6x1x32xf16>, tensor<1x1x32x32xf16>, tensor<1x1x32x32xf16> ->
+// CHECK: aligned.attention {{.*}} : tensor<1x6x1x32xf16>, tensor<1x1x33x32xf16, #aligned.split<fixed<4, 4, 4, 4>, key>>, tensor<1x1x33x32xf16, #aligned.split<fixed<4, 4, 4, 4>, value>> ->
+// CHECK: aligned.attention {{.*}} : tensor<1x6x1x32xf16>, tensor<1x1x?x32xf16, #aligned.split<fixed<4, 4, 4, 4>, key>>, tensor<1x1x?x32xf16, #aligned.split<fixed<4, 4, 4, 4>, value>> ->
+func.func @few(%q: tensor<1x6x1x32xf16>, %k: tensor<1x1x32x32xf16>, %v: tensor<1x1x32x32xf16>, %l: tensor<1x1x33x32xf16>, %w: tensor<1x1x33x32xf16>, %m: tensor<1x1x?x32xf16>,
+               %x: tensor<1x1x?x32xf16>, %scale: f32) -> (tensor<1x6x1x32xf16>, tensor<1x6x1x32xf16>, tensor<1x6x1x32xf16>) {
+  // expected-remark@+1 {{attention stays dense: expected a key and a value of at least 4097 bytes together, got 'tensor<1x1x32x32xf16>' and 'tensor<1x1x32x32xf16>'}}
+  %0 = aligned.attention %q, %k, %v scale %scale : tensor<1x6x1x32xf16>, tensor<1x1x32x32xf16>, tensor<1x1x32x32xf16> -> tensor<1x6x1x32xf16>
+  %1 = aligned.attention %q, %l, %w scale %scale : tensor<1x6x1x32xf16>, tensor<1x1x33x32xf16>, tensor<1x1x33x32xf16> -> tensor<1x6x1x32xf16>
+  %2 = aligned.attention %q, %m, %x scale %scale : tensor<1x6x1x32xf16>, tensor<1x1x?x32xf16>, tensor<1x1x?x32xf16> -> tensor<1x6x1x32xf16>
+  return %0, %1, %2 : tensor<1x6x1x32xf16>, tensor<1x6x1x32xf16>, tensor<1x6x1x32xf16>
 }

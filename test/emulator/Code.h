@@ -220,6 +220,7 @@ struct Warp {
   uint8_t *file = nullptr;
   Mask exists = 0, running = 0, atCollective = 0, atBarrier = 0, exited = 0;
   uint32_t pc[warpSize] = {};
+  Mask waited = 0;     // lanes that have executed griddepcontrol.wait
   bool unfair = false; // the next turn need not begin with the lowest pc
   std::vector<uint8_t> storage;
   WarpOrder order;

@@ -41,6 +41,17 @@ using CUstream = struct CUstream_st *;
 using CUevent = struct CUevent_st *;
 using CUgraph = struct CUgraph_st *;
 using CUgraphExec = struct CUgraphExec_st *;
+struct CUlaunchAttribute {
+  int id;
+  alignas(8) int value; // the first of 64 bytes
+  char rest[60];
+};
+struct CUlaunchConfig {
+  unsigned gridX, gridY, gridZ, blockX, blockY, blockZ, shared;
+  CUstream stream;
+  const CUlaunchAttribute *attributes;
+  unsigned count;
+};
 
 namespace {
 
@@ -335,11 +346,12 @@ public:
   //===--------------------------------------------------------------------===//
 
   CUresult runKernel(const CUfunc_st &function, Dim grid, Dim block, uint32_t shared,
-                     const std::vector<std::vector<uint8_t>> &arguments) {
+                     const std::vector<std::vector<uint8_t>> &arguments, bool chained) {
     std::vector<const void *> pointers;
     for (const auto &argument : arguments)
       pointers.push_back(argument.data());
     machine.options.seed = seed * 0x9e3779b97f4a7c15 + launches++;
+    machine.options.chained = chained;
     bool success = machine.launch(*function.module->program, nameOf(*function.kernel), grid, block, pointers.data(), shared);
     if (!countsFile.empty())
       writeCounts();
@@ -1006,18 +1018,17 @@ EXPORT CUresult cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, CUfunct
   return CUDA_SUCCESS;
 }
 
-EXPORT CUresult cuLaunchKernel(CUfunction function, unsigned gridX, unsigned gridY, unsigned gridZ, unsigned blockX,
-                               unsigned blockY, unsigned blockZ, unsigned shared, CUstream stream, void **parameters,
-                               void **extra) {
+/// `chained`: before what is ahead of it has ended, where the kernel waits for that itself. Here it only has to: kernels run in order.
+static CUresult launch(CUfunction function, Dim grid, Dim block, unsigned shared, CUstream stream, void **parameters, void **extra,
+                       bool chained) {
   Call call;
   if (!call)
     return call.state;
   if (!function)
     return CUDA_ERROR_INVALID_HANDLE;
   const KernelInfo &known = info(*function->kernel);
-  Dim grid{gridX, gridY, gridZ}, block{blockX, blockY, blockZ};
-  if (!grid.count() || !block.count() || gridX > 0x7fffffff || gridY > 65535 || gridZ > 65535 || blockX > 1024 || blockY > 1024 ||
-      blockZ > 64 || block.count() > 1024)
+  if (!grid.count() || !block.count() || grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535 || block.x > 1024 ||
+      block.y > 1024 || block.z > 64 || block.count() > 1024)
     return CUDA_ERROR_INVALID_VALUE;
   if (block.count() > known.maxThreads || (known.exactThreads && block.count() != known.maxThreads))
     return CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES;
@@ -1038,8 +1049,30 @@ EXPORT CUresult cuLaunchKernel(CUfunction function, unsigned gridX, unsigned gri
     arguments[i].assign(source, source + known.parameterBytes[i]);
   }
   CUfunc_st kept = *function;
-  return call->submit(
-      stream, [&d = call.d, kept, grid, block, shared, arguments] { return d.runKernel(kept, grid, block, shared, arguments); });
+  return call->submit(stream, [&d = call.d, kept, grid, block, shared, arguments, chained] {
+    return d.runKernel(kept, grid, block, shared, arguments, chained);
+  });
+}
+
+EXPORT CUresult cuLaunchKernel(CUfunction function, unsigned gridX, unsigned gridY, unsigned gridZ, unsigned blockX,
+                               unsigned blockY, unsigned blockZ, unsigned shared, CUstream stream, void **parameters,
+                               void **extra) {
+  return launch(function, {gridX, gridY, gridZ}, {blockX, blockY, blockZ}, shared, stream, parameters, extra, false);
+}
+EXPORT CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction function, void **parameters, void **extra) {
+  constexpr int programmaticStreamSerialization = 6;
+  if (!config || (config->count && !config->attributes))
+    return CUDA_ERROR_INVALID_VALUE;
+  bool chained = false;
+  for (unsigned i = 0; i < config->count; ++i) {
+    if (config->attributes[i].id != programmaticStreamSerialization)
+      return CUDA_ERROR_NOT_SUPPORTED;
+    chained = config->attributes[i].value != 0;
+  }
+  if (chained && driver().machine.options.capability < 90)
+    return CUDA_ERROR_NOT_SUPPORTED;
+  return launch(function, {config->gridX, config->gridY, config->gridZ}, {config->blockX, config->blockY, config->blockZ},
+                config->shared, config->stream, parameters, extra, chained);
 }
 
 //===----------------------------------------------------------------------===//

@@ -91,7 +91,7 @@ void Runner::start(Block &block, uint64_t linear, uint32_t firstWarp) {
     uint64_t left = threads - w * warpSize;
     warp.exists = left >= warpSize ? allLanes : (1u << left) - 1;
     warp.running = warp.exists;
-    warp.atCollective = warp.atBarrier = warp.exited = 0;
+    warp.atCollective = warp.atBarrier = warp.exited = warp.waited = 0;
     std::fill(std::begin(warp.pc), std::end(warp.pc), 0);
     warp.unfair = false;
     warp.order = WarpOrder();

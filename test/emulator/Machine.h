@@ -34,6 +34,7 @@ struct Options {
   bool acquireNeedsFence = false;  // an atomic that reads another block's signal needs .acquire or a fence behind it
   bool exitedMissBarriers = false; // threads that have exited count as arrived at barriers
   bool uninitialised = false;      // report reads of memory that nothing has written
+  bool chained = false;            // kernels before this one may still run: global memory is theirs up to griddepcontrol.wait
   bool counts = true;              // sectors and the distinct ones among them
   uint64_t instructionLimit = uint64_t(1) << 36; // warp instructions of a launch, against loops without end
   uint32_t processors = 4;                       // %nsmid

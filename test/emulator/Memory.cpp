@@ -69,6 +69,9 @@ struct Request {
 
   bool global(Mask lanes, bool counted) {
     Launch &launch = *warp.launch;
+    if (Mask early = lanes & ~warp.waited; launch.options->chained && early)
+      return fail(unsigned(__builtin_ctz(early)), Fault::Race,
+                  std::string("race: ") + verb() + " global memory before griddepcontrol.wait");
     Counters &counters = launch.counters[code];
     Region *region = counters.last;
     Region *of[warpSize];
@@ -867,6 +870,17 @@ bool decodePolicy(Decoder &d) {
   d.emit(zero, d.write(size_t(0), Type::B64));
   return true;
 }
+/// Who lets the next kernel come need not do anything: kernels run one after another, and the next one's accesses are judged by its own wait.
+void runGridWait(Warp &warp, const Step &, Mask active) { warp.waited |= active; }
+
+bool decodeGridControl(Decoder &d) {
+  std::string_view action = d.modifiers.takeOneOf({"wait", "launch_dependents"});
+  if (action.empty())
+    return d.unsupported();
+  d.emit(action == "wait" ? runGridWait : nothing);
+  return d.expectOperands(0);
+}
+
 bool decodeIgnored(Decoder &d) {
   while (!d.modifiers.next().empty())
     ;
@@ -885,8 +899,9 @@ void addMemoryOpcodes(OpcodeTable &table) {
   table["cvta"] = decodeConvertAddress;
   table["isspacep"] = decodeIsInSpace;
   table["createpolicy"] = decodePolicy;
+  table["griddepcontrol"] = decodeGridControl;
   for (const char *name :
-       {"prefetch", "prefetchu", "discard", "applypriority", "griddepcontrol", "nanosleep", "pmevent", "setmaxnreg"})
+       {"prefetch", "prefetchu", "discard", "applypriority", "nanosleep", "pmevent", "setmaxnreg"})
     table[name] = decodeIgnored;
 }
 

@@ -116,6 +116,22 @@ def test_interpreter(folder, tmp_path):
     assert f"### {CELL}" in report.page([tmp_path / "interpreter.json"])
 
 
+def test_tuning(folder, tmp_path):
+    """Launches are changed without compiling: other numbers of splits, and chained launches, of kernels for sm_90 alone."""
+    said, data = run(folder, tmp_path, "--policies", "exact", "--tune", "chained=0,1 blocks_per_multiprocessor=2,16")
+    assert said.returncode == 0, said.stderr
+    results = {result["name"]: result for result in data["cells"][0]["results"]}
+    assert list(results) == [f"aligned exact chained={chained} blocks_per_multiprocessor={count}" for chained in (0, 1) for count in (2, 16)]
+    assert all(result["error_mean"] < TOLERANCES["exact"] for result in results.values())
+    instructions = [result["kernels"]["scores"]["warp_instructions"] for result in results.values()]
+    assert instructions[2:] == pytest.approx(instructions[:2], rel=1e-3)
+    assert instructions[1] > 1.1 * instructions[0], "each split begins by reading the query"
+    said, data = run(folder, tmp_path, "--policies", "exact", "--tune", "chained=0,1", ALIGNED_EMULATOR_CC="80")
+    assert [result["name"] for result in data["cells"][0]["results"]] == ["aligned exact chained=0"]
+    reasons = {entry["name"]: entry["reason"] for entry in data["cells"][0]["skipped"]}
+    assert reasons["aligned exact chained=1"].startswith("kernels.json: expected 0 at tuning.chained for PTX of sm_80")
+
+
 @pytest.mark.parametrize("environment, expected", [
     ({"ALIGNED_EMULATOR_CC": "75"}, "no PTX for this chip: expected some for sm_75 or older, found sm_80, sm_90"),
     ({"ALIGNED_EMULATOR_MEMORY": "1000000"}, "more bytes of device memory, got: out of memory"),
@@ -169,14 +185,16 @@ def test_no_driver(folder, tmp_path):
 
 def test_command_line(folder, tmp_path):
     for options, expected in [(["--policies", "sloppy"], "expected policies of balanced"), (["--minutes", "0"], "expected a positive number of minutes"),
-                              (["--cells", "b3"], "expected cells of"), (["--splits", "many"], "expected numbers of splits")]:
+                              (["--cells", "b3"], "expected cells of"), (["--splits", "many"], "expected numbers of splits"),
+                              (["--tune", "warps=4"], "expected tuning of blocks_per_multiprocessor, blocks_per_split, most_splits, chained, got warps"),
+                              (["--tune", "chained=on"], "expected numbers of chained, such as chained=1,2, got chained=on")]:
         said, data = run(folder, tmp_path, *options)
         assert said.returncode == 2 and expected in said.stderr and data is None
 
 
 def test_a_fault_costs_its_contestant_only_the_place(folder, tmp_path):
     """Without one barrier the first program that a process loads races, and the device of that process is lost."""
-    said, data = run(folder, tmp_path, "--policies", "balanced,exact", ALIGNED_EMULATOR_DELETE="3")
+    said, data = run(folder, tmp_path, "--policies", "balanced,exact", ALIGNED_EMULATOR_DELETE="1")
     assert said.returncode == 1
     assert data["given_up"] == {f"aligned {policy}": {CELL: "expected the device to finish, got: unspecified launch failure"} for policy in ("balanced", "exact")}
     assert data["finished"] and [cell["cell"] for cell in data["cells"]] == [CELL]

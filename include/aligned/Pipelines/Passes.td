@@ -30,14 +30,16 @@ def AlignedVerifyPhase : Pass<"aligned-verify-phase", "::mlir::ModuleOp"> {
     | after | holds |
     |---|---|
     | raise | every op is registered and of a dialect that the phases to come can lower |
-    | split | key and value of every `aligned.attention` are split where storage and a kernel can hold them; skipped with format=dense |
+    | split | key and value of every `aligned.attention` are split where storage and a kernel can hold them, and do not take less than `dense-below` bytes; skipped with format=dense |
     | fuse | there is no `aligned.attention` |
     | lower | there is no `aligned` op and no split type |
     | llvm | every op is of the dialect `llvm` |
 
     The first op that breaks the contract is reported, each kind once.
   }];
-  let options = [Option<"phase", "phase", "std::string", "", "raise, split, fuse, lower or llvm">];
+  let options = [
+    Option<"phase", "phase", "std::string", "", "raise, split, fuse, lower or llvm">,
+    Option<"denseBelow", "dense-below", "uint64_t", "0", "what the storage was split with">];
 }
 
 def AlignedLowerTosa : Pass<"aligned-lower-tosa", "::mlir::ModuleOp"> {

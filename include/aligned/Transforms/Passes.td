@@ -65,11 +65,14 @@ def AlignedSplitKVStorage : Pass<"aligned-split-kv-storage", "::mlir::ModuleOp">
     element type: `float<8,4,4>`, for bf16 `float<12,4>`. A cache can have only one format, so policies that differ in it are an error there. Attention that this format can't hold stays dense, with a remark that says why; a format given by name is
     a request, so there it is an error. Attention of more query rows per kv head than a kernel holds stays dense in any case.
 
+    With `dense-below`, K and V that are known to take less bytes together stay dense, with a remark: reading a few of their bits does not pay for finding out which.
+
     A tensor that serves as key and as value has no one encoding. It stays dense and is packed where attention reads it.
   }];
   let options = [
     Option<"format", "format", "std::string", "\"auto\"", "auto, or a split format such as fixed<4,4,4,4> or float<8,4,4>">,
-    Option<"preferFloat", "prefer-float", "bool", "false", "with format=auto, the float format that policy alignedkv needs">];
+    Option<"preferFloat", "prefer-float", "bool", "false", "with format=auto, the float format that policy alignedkv needs">,
+    Option<"denseBelow", "dense-below", "uint64_t", "0", "bytes of K and V of an attention together, as dense tensors, below which they stay dense">];
   let dependentDialects = ["::aligned::AlignedDialect", "::mlir::arith::ArithDialect", "::mlir::tensor::TensorDialect"];
 }
 

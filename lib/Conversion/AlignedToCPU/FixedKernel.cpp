@@ -170,7 +170,7 @@ void FixedKernel::scores() {
               return {planKeys(state[0])};
             },
             [&]() -> Vals { return {e.constant(flag, 0)}; })[0];
-        more = more & (state[0] < kRounds);
+        more = more & (state[0] < shape.rounds);
         e.when(more, [&] { forBlocks(index(0), key.blocks, [&](Val block) { refineBlock(block); }); });
         return {state[0] + 1, more};
       });

@@ -1,6 +1,7 @@
-// aligned-attach-target: which chips there are, and the first PTX that knows each.
+// aligned-attach-target: which chips there are, the first PTX that knows each, and what programs do differently on some.
 #include "aligned/Conversion/AlignedToNVVM/Passes.h"
 #include "aligned/Conversion/AlignedToNVVM/Program.h"
+#include "aligned/Conversion/AlignedToNVVM/Tuning.h"
 
 #include "Sidecar.h"
 
@@ -45,13 +46,16 @@ int64_t aligned::ptxVersionFor(StringRef chip, int64_t wanted, function_ref<InFl
   return version;
 }
 
+int64_t aligned::capabilityOf(StringRef chip) {
+  int64_t number;
+  return chip.consume_front("sm_") && !chip.consumeInteger(10, number) ? number : 0;
+}
+
 StringRef aligned::chipFor(int64_t capability) {
   StringRef best = kChips[0].name;
-  for (const Chip &chip : kChips) {
-    int64_t number;
-    if (!chip.name.drop_front(3).getAsInteger(10, number) && number <= capability) // not those of one architecture alone, such as sm_90a
+  for (const Chip &chip : kChips)
+    if (!chip.name.ends_with("a") && capabilityOf(chip.name) <= capability) // not those of one architecture alone
       best = chip.name;
-  }
   return best;
 }
 
@@ -70,9 +74,23 @@ struct AlignedAttachTargetPass : aligned::impl::AlignedAttachTargetBase<AlignedA
       NamedAttrList fields(program);
       fields.set("chip", b.getStringAttr(chip));
       fields.set("ptx", b.getI64IntegerAttr(version));
+      fields.set("tuning", Sidecar(b).tuning(tuningFor(chip)));
       getOperation()->setAttr(kProgramName, fields.getDictionary(&getContext()));
     }
     getOperation().walk([&](gpu::GPUModuleOp module) { module.setTargetsAttr(ArrayAttr::get(&getContext(), target)); });
+    if (capabilityOf(chip) >= kFirstChained)
+      getOperation().walk(chain);
+  }
+
+private:
+  static constexpr int64_t kFirstChained = 90;
+
+  /// A kernel that is launched before the one ahead of it has ended (docs/GPU.md, Chained launches) waits for that one first, and lets the next one come to wait in turn. Where
+  /// launches are not chained, neither instruction does anything.
+  static void chain(gpu::GPUFuncOp kernel) {
+    auto b = OpBuilder::atBlockBegin(&kernel.getBody().front());
+    for (NVVM::GridDepActionKind kind : {NVVM::GridDepActionKind::wait, NVVM::GridDepActionKind::launch_dependents})
+      NVVM::GriddepcontrolOp::create(b, kernel.getLoc(), kind);
   }
 };
 

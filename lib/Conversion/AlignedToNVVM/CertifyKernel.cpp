@@ -72,7 +72,7 @@ Val CertifyKernel::scoreError(Val h, Val block) {
   // Bits that are not read leave scale * 2^-bits of each value (S1), and integer weights are off by half their step, times an integer of at most 2^15. A weight is
   // rounded five times on its way to an integer and back, and the sums of its products, the constant and the dithers, each bounded by twice the weights' reach, 48 times
   // whenever the block is read.
-  const double kRoundings = (5 + 2 * 48 * (shape.exact() ? 1 : 1 + kRounds)) * 0x1p-24;
+  const double kRoundings = (5 + 2 * 48 * (shape.exact() ? 1 : 1 + shape.rounds)) * 0x1p-24;
   Val exponents = blockOf(key.exponent, physical(key, block), shape.keyDim);
   Val error = overChannels([&](Val c) {
     Val weight = weightOfChannel(h, c) * unitScale(zext(e.loadGlobal(exponents, e.i8(), c), e.i32()));

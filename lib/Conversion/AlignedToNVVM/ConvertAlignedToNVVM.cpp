@@ -19,6 +19,8 @@ using namespace aligned;
 
 namespace {
 
+constexpr int64_t kMostRounds = 16;
+
 /// What the kernels can't do, said of the op.
 FailureOr<DecodeShape> check(DecodeAttentionOp op) {
   FailureOr<DecodeShape> shape = decodeShape(op);
@@ -35,15 +37,23 @@ FailureOr<DecodeShape> check(DecodeAttentionOp op) {
 }
 
 struct ConvertAlignedToNVVMPass : aligned::impl::ConvertAlignedToNVVMBase<ConvertAlignedToNVVMPass> {
+  using ConvertAlignedToNVVMBase::ConvertAlignedToNVVMBase;
+
   void runOnOperation() override {
     ModuleOp top = getOperation();
     SmallVector<DecodeShape> shapes;
     bool ok = true;
+    if (rounds < 0 || rounds > kMostRounds) {
+      top.emitError("expected from 0 to ") << kMostRounds << " rounds, got " << rounds.getValue();
+      return signalPassFailure();
+    }
     top.walk([&](DecodeAttentionOp op) {
       FailureOr<DecodeShape> shape = check(op);
       ok &= succeeded(shape);
-      if (succeeded(shape))
-        shapes.push_back(*shape);
+      if (failed(shape))
+        return;
+      shape->rounds = rounds;
+      shapes.push_back(*shape);
     });
     if (!ok)
       return signalPassFailure();

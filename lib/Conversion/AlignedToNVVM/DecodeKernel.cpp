@@ -42,6 +42,36 @@ Val GpuKernel::physical(Val pages, Val stride, Val row, Val batch, Val kvHeads, 
       [&]() -> Vals { return {row * stride + block}; })[0];
 }
 
+Val GpuKernel::overSplits(Val first, Val splits, int64_t step, Val start, function_ref<Vals(Val)> load, function_ref<Val(Val, Vals)> add) {
+  constexpr int64_t kAtOnce = 8;
+  return e.loop(first, splits, step * kAtOnce, {start}, [&](Val s, Vals sum) {
+    SmallVector<Vals> loaded;
+    for (int64_t j = 0; j < kAtOnce; ++j)
+      loaded.push_back(load(min(s + j * step, splits - 1)));
+    for (int64_t j = 0; j < kAtOnce; ++j)
+      sum[0] = select(s + j * step < splits, add(sum[0], loaded[j]), sum[0]);
+    return sum;
+  })[0];
+}
+
+Shared GpuKernel::addSplits(Val splits, int64_t width, function_ref<Vals(Val, Val)> load, function_ref<Val(Val, Vals)> add) {
+  int64_t vectors = width / kVector, groups = groupsFor(width);
+  Shared parts = shared("parts", e.f32(), groups * width);
+  e.when(thread < groups * vectors, [&] {
+    Val offset = thread % vectors * kVector, none = e.constant(VectorType::get(kVector, e.f32()), 0);
+    e.store(overSplits(thread / vectors, splits, groups, none, [&](Val s) { return load(s, offset); }, add), parts, thread * kVector);
+  });
+  e.barrier();
+  return parts;
+}
+
+Val GpuKernel::sumOf(Shared parts, int64_t width, Val at, int64_t lanes) {
+  Val sum = e.load(parts, at, lanes);
+  for (int64_t group = 1; group < groupsFor(width); ++group)
+    sum = sum + e.load(parts, at + group * width, lanes);
+  return sum;
+}
+
 /// Pointers, but for two.
 static SmallVector<Type> argumentTypes(MLIRContext *context, const DecodeShape &shape) {
   Builder b(context);
@@ -139,25 +169,28 @@ void DecodeKernel::meetSharers() {
     e.barrier(shrLogical(warp, number(llvm::Log2_64(warpsPerBlock))) + 1, warpsPerBlock * GpuEmitter::kWarp);
 }
 
+Vals DecodeKernel::statisticsOf(Val h) {
+  Val statistics = rowOf(Argument::Statistics, splits * (shape.heads * kStatistics)), lowest = real(kLowest);
+  auto at = [&](Val s) { return (s * shape.heads + h) * kStatistics; };
+  Vals tops = e.loop(lane, splits, GpuEmitter::kWarp, {real(-INFINITY), lowest, real(0)}, [&](Val s, Vals top) -> Vals {
+    return {e.largest(get(statistics, at(s) + kMaximum), top[0]), e.largest(get(statistics, at(s) + kLoudest), top[1]),
+            e.largest(get(statistics, at(s) + kExponent), top[2])};
+  });
+  for (Val &top : tops)
+    top = warpMax(top);
+  Val sum = e.loop(lane, splits, GpuEmitter::kWarp, {real(0)}, [&](Val s, Vals sum) -> Vals {
+    return {sum[0] + get(statistics, at(s) + kSum) * weightOf(max(get(statistics, at(s) + kMaximum), lowest), tops[0])};
+  })[0];
+  return {tops[0], warpAdd(sum), tops[1], tops[2]};
+}
+
 Shared DecodeKernel::statisticsOfRow(Readers readers) {
   Shared all = shared("statistics", e.f32(), shape.heads * kStatistics);
-  Val statistics = rowOf(Argument::Statistics, splits * (shape.heads * kStatistics));
   forHeadsOfWarp(shape.heads, [&](Val h) {
-    Val lowest = real(kLowest);
-    auto at = [&](Val s) { return (s * shape.heads + h) * kStatistics; };
-    Vals tops = e.loop(lane, splits, GpuEmitter::kWarp, {real(-INFINITY), lowest, real(0)}, [&](Val s, Vals top) -> Vals {
-      return {e.largest(get(statistics, at(s) + kMaximum), top[0]), e.largest(get(statistics, at(s) + kLoudest), top[1]),
-              e.largest(get(statistics, at(s) + kExponent), top[2])};
-    });
-    for (Val &top : tops)
-      top = warpMax(top);
-    Val sum = e.loop(lane, splits, GpuEmitter::kWarp, {real(0)}, [&](Val s, Vals sum) -> Vals {
-      return {sum[0] + get(statistics, at(s) + kSum) * weightOf(max(get(statistics, at(s) + kMaximum), lowest), tops[0])};
-    })[0];
-    sum = warpAdd(sum);
+    Vals ofHead = statisticsOf(h);
     e.when(lane == 0, [&] {
-      for (auto [which, what] : {std::pair(kMaximum, tops[0]), std::pair(kSum, sum), std::pair(kLoudest, tops[1]), std::pair(kExponent, tops[2])})
-        e.store(what, all, h * kStatistics + which);
+      for (int64_t which = 0; which < kStatistics; ++which)
+        e.store(ofHead[which], all, h * kStatistics + which);
     });
   });
   if (readers == Readers::All)
@@ -165,6 +198,15 @@ Shared DecodeKernel::statisticsOfRow(Readers readers) {
   else
     e.warpBarrier();
   return all;
+}
+
+Shared DecodeKernel::addPartials(Val h, int64_t width) {
+  int64_t stride = shape.valueDim + kSeen;
+  Val partial = rowOf(Argument::Partial, splits * (shape.heads * stride));
+  return addSplits(
+      splits, width,
+      [&](Val s, Val offset) -> Vals { return {e.loadGlobal(partial, VectorType::get(kVector, e.f32()), (s * shape.heads + h) * stride + offset, /*constant=*/false)}; },
+      [](Val sum, Vals loaded) { return sum + loaded[0]; });
 }
 
 Val DecodeKernel::loudestReach(Shared statistics, Val h) {

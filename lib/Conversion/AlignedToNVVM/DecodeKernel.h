@@ -110,7 +110,18 @@ protected:
   Val warpMax(Val x) { return e.warpMax(x, {16, 8, 4, 2, 1}); }
   /// e^(s - max), from a score and its row's maximum.
   Val weightOf(Val score, Val maximum) { return e.exp2((score - max(maximum, real(kLowest))) * kLog2e); }
+  /// A loop over splits first, first + step, ...: `load` is asked for several of them before `add` gets what the first one gave, so that their loads don't wait for one another.
+  Val overSplits(Val first, Val splits, int64_t step, Val start, llvm::function_ref<Vals(Val split)> load, llvm::function_ref<Val(Val sum, Vals loaded)> add);
+  static constexpr int64_t kVector = 4; ///< f32 of an output that a thread loads or stores at once
+  /// What is left to add of the splits' arrays of `width` f32: one array from each group of threads, for all threads. `load` and `add` are those of overSplits, for the kVector
+  /// elements from `offset` on.
+  Shared addSplits(Val splits, int64_t width, llvm::function_ref<Vals(Val split, Val offset)> load, llvm::function_ref<Val(Val sum, Vals loaded)> add);
+  /// Of those arrays, the sum of element `at`, or of `lanes` elements.
+  Val sumOf(Shared parts, int64_t width, Val at, int64_t lanes = 0);
   void finish() { mlir::gpu::ReturnOp::create(e.b); }
+
+private:
+  int64_t groupsFor(int64_t width) const { return threads / (width / kVector); }
 };
 
 class DecodeKernel : public GpuKernel {
@@ -175,10 +186,14 @@ protected:
   /// Waits for the warps that share this one's blocks, and for all lanes.
   void meetSharers();
 
+  /// The whole row's statistics of a query row, by Statistic, once all splits have theirs; the same in all lanes of the warp.
+  Vals statisticsOf(Val h);
   /// Who reads what a warp has computed for its query rows: all threads, or the same warp that works on the same query rows.
   enum class Readers { All, SameWarp };
-  /// The statistics of the whole row, once all splits have theirs: [heads, kStatistics] in shared memory.
+  /// Those of all query rows: [heads, kStatistics] in shared memory.
   Shared statisticsOfRow(Readers readers = Readers::All);
+  /// The first `width` numbers of what splits have in Partial of a query row, for sumOf.
+  Shared addPartials(Val h, int64_t width);
   /// The loudest p * scale of a query row, in units of the loudest row's scale.
   Val loudestReach(Shared statistics, Val h);
   /// Whether the plan asks for finer scores of any query row; true before there is one, whose precisions are 0.

@@ -72,13 +72,13 @@ DictionaryAttr aligned::emitDecode(ModuleOp program, const DecodeShape &shape) {
       std::string look = kernel("look", emitLook), plan = kernel("plan", emitPlan), refine = kernel("refine", emitRefine);
       launch(look);
       launch(plan, shape.heads);
-      for (int64_t round = 0; round < kRounds; ++round) {
+      for (int64_t round = 0; round < shape.rounds; ++round) {
         launch(refine);
         launch(plan, shape.heads);
       }
     }
     launch(kernel("values", isFloat ? emitFloatValues : emitValues));
-    launch(kernel("merge", emitMerge), 1);
+    launch(kernel("merge", emitMerge), shape.heads);
     if (shape.certified) {
       launch(kernel("certify", emitCertify));
       launch(kernel("conclude", emitConclude), 1);

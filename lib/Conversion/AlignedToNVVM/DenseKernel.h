@@ -30,7 +30,6 @@ public:
   DenseKernel(mlir::ModuleOp program, llvm::StringRef name, const DecodeShape &shape);
 
 protected:
-  static constexpr int64_t kVector = 4; ///< f32 of an output that a thread loads or stores at once
   const DecodeShape &shape;
   Val row, splits;
   Val capacity, tokens; ///< i32; never more tokens than there is room for

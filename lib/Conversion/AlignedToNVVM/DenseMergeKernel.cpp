@@ -33,10 +33,9 @@ public:
   void emit();
 };
 
-/// All warps weigh the states; each adds up the outputs of some splits, several at once so that their loads are under way together.
+/// All warps weigh the states, and all threads add up the outputs of some splits.
 void DenseMergeKernel::emit() {
-  constexpr int64_t kAtOnce = 8;
-  int64_t dim = shape.valueDim, vectors = dim / kVector;
+  int64_t dim = shape.valueDim;
   Val h = e.block(gpu::Dimension::x), statistics = ofSplits(DenseArgument::Statistics, shape.heads * kDenseStatistics), partial = ofSplits(DenseArgument::Partial, shape.heads * dim);
   auto of = [&](Val s, Statistic which) { return get(statistics, (s * shape.heads + h) * kDenseStatistics + which); };
   Val top = e.loop(lane, splits, GpuEmitter::kWarp, {real(-INFINITY)}, [&](Val s, Vals top) -> Vals { return {e.largest(of(s, kMaximum), top[0])}; })[0];
@@ -51,30 +50,14 @@ void DenseMergeKernel::emit() {
   });
 
   Type some = VectorType::get(kVector, e.f32());
-  Shared totals = shared("totals", e.f32(), warps * dim);
-  e.loop(lane, number(vectors), GpuEmitter::kWarp, [&](Val i) {
-    Val total = e.loop(warp, splits, warps * kAtOnce, {e.constant(some, 0)}, [&](Val first, Vals total) {
-      Vals numbers, parts, maxima;
-      for (int64_t j = 0; j < kAtOnce; ++j) {
-        numbers.push_back(first + j * warps);
-        Val s = min(numbers[j], splits - 1);
-        parts.push_back(e.loadGlobal(partial, some, (s * shape.heads + h) * dim + i * kVector, /*constant=*/false));
-        maxima.push_back(of(s, kMaximum));
-      }
-      for (int64_t j = 0; j < kAtOnce; ++j)
-        total[0] = select(numbers[j] < splits, fma(parts[j], e.splat(weightOf(maxima[j], top), kVector), total[0]), total[0]);
-      return total;
-    })[0];
-    e.store(total, totals, warp * dim + i * kVector);
-  });
-  e.barrier();
+  Shared parts = addSplits(
+      splits, dim,
+      [&](Val s, Val offset) -> Vals { return {e.loadGlobal(partial, some, (s * shape.heads + h) * dim + offset, /*constant=*/false), of(s, kMaximum)}; },
+      [&](Val sum, Vals loaded) { return fma(loaded[0], e.splat(weightOf(loaded[1], top), kVector), sum); });
   Val acc = rowOf(DenseArgument::Acc, shape.heads * dim, e.f32());
-  forThreads(vectors, [&](Val i) {
-    Val total = e.load(totals, i * kVector, kVector);
-    for (int64_t other = 1; other < warps; ++other)
-      total = total + e.load(totals, i * kVector + other * dim, kVector);
+  forThreads(dim / kVector, [&](Val i) {
     // A row without weight has the identity as its state.
-    e.storeGlobal(select(sum == 0, e.constant(some, 0), total), acc, h * dim + i * kVector);
+    e.storeGlobal(select(sum == 0, e.constant(some, 0), sumOf(parts, dim, i * kVector, kVector)), acc, h * dim + i * kVector);
   });
   finish();
 }

@@ -38,7 +38,7 @@ public:
 
   // Global memory, at `offset` elements of `type` (a vector counts as its elements) from a pointer.
   Val at(Val pointer, mlir::Type element, Val offset);
-  /// `constant`: nobody writes there while the kernel runs. Vectors are aligned to their size.
+  /// `constant`: nobody writes there while the kernel runs, nor in the launches that it is chained to, which may end meanwhile. Vectors are aligned to their size.
   Val loadGlobal(Val pointer, mlir::Type type, Val offset, bool constant = true);
   void storeGlobal(Val value, Val pointer, Val offset);
   Val vectorOf(llvm::ArrayRef<Val> scalars);

@@ -87,7 +87,7 @@ void LookKernel::prepareFactors() {
 Val LookKernel::isLoud(Val block, Val firstHead) {
   Val least = e.loop(number(0), number(groupHeads), 1, {real(INFINITY)}, [&](Val i, Vals least) -> Vals {
     Val h = clamped(firstHead + i), numbers = ofHead(rowOf(Argument::Blocks, key.stride * (shape.heads * kBlockNumbers)), h, key.stride * kBlockNumbers);
-    return {e.smallest(statistic(h, kLoudest) - e.loadGlobal(numbers, e.f32(), block * kBlockNumbers + kBlockLoudest), least[0])};
+    return {e.smallest(statistic(h, kLoudest) - get(numbers, block * kBlockNumbers + kBlockLoudest), least[0])};
   })[0];
   return least <= kLoudOctaves;
 }
@@ -102,7 +102,7 @@ Val LookKernel::loudTokens(Val block, Val firstHead) {
     octaves.push_back(convert(shrLogical(bytes, number(8 * j)) & 255, e.f32()));
   Val loud = e.loop(number(0), number(groupHeads), 2, {number(0)}, [&](Val pair, Vals loud) -> Vals {
     Val h = clamped(firstHead + min(pair + half, number(groupHeads - 1))), least = statistic(h, kLoudest) - kLoudOctaves, bits = loud[0];
-    Val four = e.loadGlobal(scoresOf(h), VectorType::get(kLaneTokens, e.f32()), block * ALIGNED_BLOCK + quad * kLaneTokens);
+    Val four = e.loadGlobal(scoresOf(h), VectorType::get(kLaneTokens, e.f32()), block * ALIGNED_BLOCK + quad * kLaneTokens, /*constant=*/false);
     for (int64_t j = 0; j < kLaneTokens; ++j)
       bits = bits | select(fma(aligned::lane(four, j), real(kLog2e), octaves[j]) >= least, number(1 << j), number(0));
     return {bits};

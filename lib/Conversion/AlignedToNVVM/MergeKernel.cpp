@@ -1,4 +1,4 @@
-// The row's softmax state from those of its splits; one block of threads for each row.
+// A query row's softmax state from those of its splits; one block of threads for each query row.
 #include "DecodeKernel.h"
 
 using namespace mlir;
@@ -13,40 +13,35 @@ public:
 };
 
 void MergeKernel::emit() {
-  int64_t dim = shape.valueDim, width = dim + kSeen;
-  Shared statistics = statisticsOfRow();
-  Val partial = rowOf(Argument::Partial, splits * (shape.heads * width));
-  auto sumOf = [&](Val h) { // of a row whose scores are all -inf: 0 / 0, unless front ends guard against it
-    Val sum = e.load(statistics, h * kStatistics + kSum), maximum = e.load(statistics, h * kStatistics + kMaximum);
-    return shape.maskedZero ? sum : select((maximum == -INFINITY) & (key.tokens > 0), real(NAN), sum);
-  };
-  forThreads(shape.heads, [&](Val h) {
-    e.storeGlobal(e.load(statistics, h * kStatistics + kMaximum), rowOf(Argument::Max, shape.heads), h);
-    e.storeGlobal(sumOf(h), rowOf(Argument::Sum, shape.heads), h);
+  int64_t dim = shape.valueDim;
+  bool hasMeans = !shape.exact() && !isFloat(shape); // rows that are not read stand for their mean
+  const Val h = split;                               // the query row: there are no splits here
+  Vals statistics = statisticsOf(h);
+  Val maximum = statistics[kMaximum], sum = statistics[kSum];
+  if (!shape.maskedZero) // of a row whose scores are all -inf: 0 / 0, unless front ends guard against it
+    sum = select((maximum == -INFINITY) & (key.tokens > 0), real(NAN), sum);
+  e.when(thread == 0, [&] {
+    e.storeGlobal(maximum, rowOf(Argument::Max, shape.heads), h);
+    e.storeGlobal(sum, rowOf(Argument::Sum, shape.heads), h);
   });
-  forThreads(shape.heads * dim, [&](Val i) {
-    Val h = i / dim, channel = i % dim;
-    auto total = [&](Val number) {
-      return e.loop(this->number(0), splits, 1, {real(0)}, [&](Val s, Vals sum) -> Vals { return {sum[0] + get(partial, (s * shape.heads + h) * width + number)}; })[0];
-    };
-    Val out = total(channel);
-    if (!shape.exact() && !isFloat(shape)) // rows that are not read stand for their mean
-      out = e.choose(key.blocks > 0, [&]() -> Vals { return {fma(total(number(dim)), meanOf(channel, e.load(statistics, h * kStatistics + kExponent)), out)}; }, [&]() -> Vals { return {out}; })[0];
-    Val slot = rowOf(Argument::Acc, shape.heads * dim);
-    e.storeGlobal(out, slot, i);
+  Val acc = ofHead(rowOf(Argument::Acc, shape.heads * dim), h, number(dim));
+  int64_t width = hasMeans ? dim + kSeen : dim;
+  Shared parts = addPartials(h, width);
+  forThreads(dim, [&](Val channel) {
+    Val out = sumOf(parts, width, channel);
+    if (hasMeans)
+      out = e.choose(key.blocks > 0, [&]() -> Vals { return {fma(sumOf(parts, width, number(dim)), meanOf(channel, statistics[kExponent]), out)}; }, [&]() -> Vals { return {out}; })[0];
+    e.storeGlobal(out, acc, channel);
     e.when(value.escapes > 0, [&] {
-      Val scores = ofHead(rowOf(Argument::Scores, key.stride * (shape.heads * ALIGNED_BLOCK)), h, key.stride * ALIGNED_BLOCK);
       forEscapes(value, [&](Val token, Val escaped, Val number) {
         Val counts = escaped == channel;
         if (isMasked())
           counts = counts & isSeen(h, token);
-        e.when(counts, [&] {
-          e.storeGlobal(fma(weightOf(get(scores, token), e.load(statistics, h * kStatistics + kMaximum)), number, get(slot, i)), slot, i);
-        });
+        e.when(counts, [&] { e.storeGlobal(fma(weightOf(get(scoresOf(h), token), maximum), number, get(acc, channel)), acc, channel); });
       });
     });
     // A row without weight has the identity as its state, whatever its scales were.
-    e.when(sumOf(h) == 0, [&] { e.storeGlobal(real(0), slot, i); });
+    e.when(sum == 0, [&] { e.storeGlobal(real(0), acc, channel); });
   });
   finish();
 }

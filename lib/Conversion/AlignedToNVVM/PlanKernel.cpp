@@ -20,12 +20,13 @@ public:
 
 private:
   const Val h = split; ///< the query row: there are no splits here
-  Shared statistics, meeting;
+  Vals statistics;
+  Shared meeting;
   Val normal; ///< log2 of e^s / p
   struct Size {
     Val size, fill;
   };
-  Val statistic(Statistic which) { return e.load(statistics, h * kStatistics + which); }
+  Val statistic(Statistic which) { return statistics[which]; }
   /// Sums over the block of threads.
   Vals addAll(Vals sums);
   Size sizeOf();
@@ -54,16 +55,12 @@ Vals PlanKernel::addAll(Vals sums) {
 /// The rms of the output and the fill of V's rows, in units of the loudest row's scale.
 PlanKernel::Size PlanKernel::sizeOf() {
   int64_t dim = shape.valueDim, width = dim + kSeen;
-  Val partial = rowOf(Argument::Partial, splits * (shape.heads * width));
-  auto sum = [&](Val channel) {
-    return e.loop(number(0), splits, 1, {real(0)}, [&](Val s, Vals sum) -> Vals { return {sum[0] + get(partial, (s * shape.heads + h) * width + channel)}; })[0];
-  };
-  Val mine = e.choose(lane < kSeen, [&]() -> Vals { return {sum(lane + dim)}; }, [&]() -> Vals { return {real(0)}; })[0];
-  auto seen = [&](Seen which) { return e.shuffleFrom(mine, number(which)); };
+  Shared parts = addPartials(h, width);
+  auto seen = [&](Seen which) { return sumOf(parts, width, number(dim + which)); };
   Val top = statistic(kExponent), toRelative = real(1) / (unitScale(convert(top, e.i32())) * 32768.0);
   Val unseen = max(real(1) - seen(kMass), real(0));
   Val square = e.loop(thread, number(dim), threads, {real(0)}, [&](Val c, Vals square) -> Vals {
-    Val output = fma(unseen, meanOf(c, top) * toRelative, sum(c));
+    Val output = fma(unseen, meanOf(c, top) * toRelative, sumOf(parts, width, c));
     return {fma(output, output, square[0])};
   })[0];
   Val size = sqrt(addAll({square})[0] * (1.0 / dim));
@@ -91,7 +88,7 @@ Val PlanKernel::planKeys(const Size &size, Val round, Val plan) {
   };
   Val aim = size.size * policies.tolerance(CacheRole::Key), budget = aim * aim * kKeyShare;
   Val varied = overBlocks(1, [&](Val energy, Val, Val variance) -> Vals { return {energy * variance}; })[0];
-  Val over = (varied > budget * select(round == 0, real(1), real(kSlack))) & (round < real(kRounds));
+  Val over = (varied > budget * select(round == 0, real(1), real(kSlack))) & (round < real(shape.rounds));
   e.when(thread == 0, [&] { e.storeGlobal(varied, plan, number(kVaried)); });
   return e.choose(
       over,
@@ -116,14 +113,17 @@ std::pair<Shared, Val> PlanKernel::histogramOfRow() {
   Shared all = shared("histogram", e.f32(), kBins);
   Val histogram = rowOf(Argument::Histogram, splits * (shape.heads * kHistogramNumbers), e.i32());
   auto at = [&](Val s) { return (s * shape.heads + h) * kHistogramNumbers; };
-  auto load = [&](Val index) { return e.loadGlobal(histogram, e.i32(), index); };
+  auto load = [&](Val index) { return e.loadGlobal(histogram, e.i32(), index, /*constant=*/false); };
   Val last = e.loop(lane, splits, GpuEmitter::kWarp, {number(INT32_MIN / 2)}, [&](Val s, Vals last) -> Vals { return {max(load(at(s) + kBins), last[0])}; })[0];
   last = warpMax(last);
   forThreads(kBins, [&](Val bin) {
-    Val count = e.loop(number(0), splits, 1, {number(0)}, [&](Val s, Vals count) -> Vals {
-      Val below = bin - (last - load(at(s) + kBins));
-      return {count[0] + select(below >= 0, load(at(s) + max(below, number(0))), number(0))};
-    })[0];
+    Val count = overSplits(
+        number(0), splits, 1, number(0),
+        [&](Val s) -> Vals {
+          Val below = bin - (last - load(at(s) + kBins));
+          return {select(below >= 0, load(at(s) + max(below, number(0))), number(0))};
+        },
+        [](Val count, Vals loaded) { return count + loaded[0]; });
     e.store(convert(count, e.f32()), all, bin);
   });
   e.barrier();
@@ -157,9 +157,9 @@ void PlanKernel::emit() {
   e.when((get(plan, number(kPrecisionK)) < INFINITY) & (seenBlocks > 0), [&] {
     meeting = shared("meeting", e.f32(), warps * kAtOnce);
     Val round = get(plan, number(kRound));
-    statistics = statisticsOfRow(); // whose barrier also says that all have looked at the plan before it changes
+    statistics = statisticsOf(h);
     normal = fma(max(statistic(kMaximum), real(kLowest)), real(kLog2e), e.log2(statistic(kSum)));
-    Size size = sizeOf();
+    Size size = sizeOf(); // whose barriers also say that all have looked at the plan before it changes
     Val precisionK = planKeys(size, round, plan);
     auto [histogram, loudest] = histogramOfRow();
     Shared counts = histogram;

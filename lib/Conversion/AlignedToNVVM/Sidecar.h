@@ -3,6 +3,7 @@
 #ifndef ALIGNED_LIB_CONVERSION_ALIGNEDTONVVM_SIDECAR_H
 #define ALIGNED_LIB_CONVERSION_ALIGNEDTONVVM_SIDECAR_H
 
+#include "aligned/Conversion/AlignedToNVVM/Tuning.h"
 #include "aligned/Dialect/Aligned/IR/Aligned.h"
 
 namespace aligned {
@@ -42,6 +43,10 @@ public:
   }
   mlir::Attribute launch(llvm::StringRef kernel, llvm::ArrayRef<Extent> grid) {
     return b.getDictionaryAttr({field("kernel", kernel), field("grid", extents(grid))});
+  }
+  mlir::Attribute tuning(const Tuning &t) {
+    return b.getDictionaryAttr({field("blocks_per_multiprocessor", t.blocksPerMultiprocessor), field("blocks_per_split", t.blocksPerSplit), field("most_splits", t.mostSplits),
+                                field("chained", int64_t(t.chained))});
   }
   /// Null: dense.
   mlir::Attribute format(SplitAttr split, CacheRole role, mlir::Type element) {

@@ -19,6 +19,7 @@ struct DecodeShape {
   MaskAttr mask = {};  ///< null: all tokens are visible
   double softcap = 0;  ///< 0: none
   bool later = false;  ///< whether tokens newer than the last query may follow, given when the kernel runs
+  int64_t rounds = 3;  ///< plans for K, at most (P5)
 
   bool exact() const { return policies.front().getKind() == PolicyKind::Exact; }
 };

@@ -13,7 +13,6 @@ constexpr int64_t kLayers = 4;
 constexpr double kCoarse = 0.5;           // absolute precision of each addend of a coarse score, in logits
 constexpr double kUnread = 0.125;         // of the wanted precision: what a key that is not read may reach, since its error is not dithered
 constexpr double kSlack = 2.0;            // of a budget, as variance, before a plan is made again
-constexpr int64_t kRounds = 3;            // plans for K, at most
 constexpr double kCommon = 0.02;          // how far rows of V that are not read may lie off their mean together, as a share of their scale
 constexpr double kLeastFill = 1.0 / 256;  // of the share of their scales that values fill, as variance
 constexpr double kRoom = 16.0 / 15.0;     // scale / 2^E: room for the dither

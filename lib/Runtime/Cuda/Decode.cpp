@@ -20,22 +20,13 @@ int64_t leastSplits(int64_t capacity) {
   return std::max<int64_t>(1, (capacity / block + mostBlocks - 1) / mostBlocks);
 }
 
-/// Blocks of threads for each row: so many that all multiprocessors have work, but few with less than four blocks of tokens.
-int64_t splitsOf(const Context &context, int64_t rows, int64_t capacity) {
-  constexpr int64_t perMultiprocessor = 2, most = 64, leastBlocks = 4;
-  if (rows < 1)
-    return 1;
-  int64_t blocks = capacity / block, wanted = (context.multiprocessors * perMultiprocessor + rows - 1) / rows;
-  return std::max(std::min({wanted, (blocks + leastBlocks - 1) / leastBlocks, most}), leastSplits(capacity));
-}
-
-/// The same where blocks of threads take equal times: as few as leave multiprocessors idle about as little as any number would.
-/// Blocks run in waves, each as many as fit.
-int64_t balancedSplits(const Context &context, int64_t rows, int64_t capacity) {
-  constexpr int64_t perMultiprocessor = 2, most = 128, leastBlocks = 4;
+/// Blocks of threads for each row: as few as leave multiprocessors idle about as little as any number would, where all take equal
+/// times and run in waves of as many as fit, and few with less tokens than are worth one.
+int64_t splitsOf(const Program &program, int64_t rows, int64_t capacity) {
   constexpr double worth = 0.95;
-  int64_t slots = context.multiprocessors * perMultiprocessor,
-          limit = std::min((capacity / block + leastBlocks - 1) / leastBlocks, most), best = 1;
+  const Tuning &tuning = program.sidecar.tuning;
+  int64_t slots = std::max<int64_t>(1, program.context.multiprocessors * tuning.blocksPerMultiprocessor),
+          limit = std::min((capacity / block + tuning.blocksPerSplit - 1) / tuning.blocksPerSplit, tuning.mostSplits), best = 1;
   auto time = [&](int64_t splits) { return double((rows * splits + slots - 1) / slots) / splits; };
   for (int64_t splits = 2; splits <= limit; ++splits)
     if (time(splits) < worth * time(best))
@@ -63,10 +54,7 @@ public:
       return fail("expected from " + std::to_string(least) + " to " + std::to_string(mostSplits) + " splits, or 0, got " +
                   std::to_string(call.splits)),
              false;
-    symbols.splits =
-        call.splits
-            ? call.splits
-            : (site.isDense() ? balancedSplits : splitsOf)(program.context, symbols.batch * symbols.kvHeads, symbols.capacity);
+    symbols.splits = call.splits ? call.splits : splitsOf(program, symbols.batch * symbols.kvHeads, symbols.capacity);
     return program.checkGrids(site.launches, symbols);
   }
 

@@ -23,6 +23,7 @@ Driver find() {
     missing += (missing.empty() ? "" : ", ") + std::string(#name);
   ALIGNED_CUDA_ENTRY_POINTS(ALIGNED_CUDA_FIND)
 #undef ALIGNED_CUDA_FIND
+  found.launchKernelEx = reinterpret_cast<decltype(found.launchKernelEx)>(dlsym(handle, "cuLaunchKernelEx"));
   if (!missing.empty()) {
     found.why = std::string("CUDA driver too old: expected ") + library + " to have " + missing;
     return found;

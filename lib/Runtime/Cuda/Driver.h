@@ -24,6 +24,20 @@ constexpr int kComputeMajor = 75, kComputeMinor = 76, kMultiprocessors = 16; // 
 constexpr int kJitErrorLog = 5, kJitErrorLogBytes = 6;                       // options of a module
 constexpr unsigned kStreamNonBlocking = 1, kEventDefault = 0, kEventDisableTiming = 2;
 constexpr int kCaptureThreadLocal = 1;
+constexpr int kProgrammaticStreamSerialization = 6; // attribute of a launch
+
+struct LaunchAttribute {
+  int id;
+  alignas(8) int value; ///< the first of 64 bytes that hold values of all kinds
+  char rest[60];
+};
+struct LaunchConfig {
+  unsigned gridX, gridY, gridZ, blockX, blockY, blockZ, sharedBytes;
+  Stream stream;
+  LaunchAttribute *attributes;
+  unsigned count;
+};
+static_assert(sizeof(LaunchAttribute) == 72 && sizeof(LaunchConfig) == 56);
 
 // X(member, name in the library, parameters)
 #define ALIGNED_CUDA_ENTRY_POINTS(X)                                                                                             \
@@ -74,6 +88,8 @@ struct Driver {
 #define ALIGNED_CUDA_MEMBER(member, name, parameters) Result(*member) parameters = nullptr;
   ALIGNED_CUDA_ENTRY_POINTS(ALIGNED_CUDA_MEMBER)
 #undef ALIGNED_CUDA_MEMBER
+  /// Null where the driver is older than CUDA 11.6.
+  Result (*launchKernelEx)(const LaunchConfig *config, Function function, void **arguments, void **extra) = nullptr;
   std::string why; ///< it can't be used; empty when it can
   int devices = 0;
 

@@ -51,6 +51,19 @@ bool checkChip(const Context &context, const std::string &chip) {
   return fits;
 }
 
+/// Launches can be chained only of kernels that wait for the ones ahead of them.
+bool checkChaining(const Sidecar &sidecar, const std::string &ptx) {
+  const std::string wait = "griddepcontrol.wait;";
+  size_t waits = 0;
+  for (size_t at = ptx.find(wait); at != std::string::npos; at = ptx.find(wait, at + wait.size()))
+    ++waits;
+  if (!sidecar.tuning.chained || waits >= sidecar.kernels.size())
+    return true;
+  return fail("kernels.json: expected 0 at tuning.chained for PTX of " + sidecar.chip + " in which " + std::to_string(waits) + " of " +
+              std::to_string(sidecar.kernels.size()) + " kernels wait for those ahead of them, got 1"),
+         false;
+}
+
 bool readFile(const std::string &path, std::string &text) {
   std::ifstream stream(path, std::ios::binary);
   std::ostringstream contents;
@@ -127,6 +140,8 @@ std::shared_ptr<Program> Program::load(const std::string &ptx, const std::string
   std::optional<Sidecar> sidecar = parseSidecar(json, error);
   if (!sidecar)
     return fail(error), nullptr;
+  if (!checkChaining(*sidecar, ptx))
+    return nullptr;
   const Context *context = currentContext();
   if (!context || !checkChip(*context, sidecar->chip))
     return nullptr;
@@ -171,14 +186,22 @@ bool Program::checkGrids(const std::vector<Launch> &launches, const Symbols &sym
 }
 
 bool Program::launch(const std::vector<Launch> &launches, const Symbols &symbols, Parameters &parameters, Stream stream) const {
+  LaunchAttribute early = {kProgrammaticStreamSerialization, 1, {}};
+  // The first waits for all that is ahead of it on the stream, which need not be ours; and it is only for the list's own kernels that
+  // the compiler tells apart what is written meanwhile.
+  bool chained = false;
   for (const Launch &launch : launches) {
     auto x = static_cast<unsigned>(launch.grid[0].at(symbols)), y = static_cast<unsigned>(launch.grid[1].at(symbols));
     if (!x || !y)
       continue;
     const KernelEntry &kernel = sidecar.kernels[launch.kernel];
-    if (Result result = driver().launchKernel(functions[launch.kernel], x, y, 1, static_cast<unsigned>(kernel.threads), 1, 1, 0,
-                                              stream, parameters.data(), nullptr))
+    auto threads = static_cast<unsigned>(kernel.threads);
+    LaunchConfig config = {x, y, 1, threads, 1, 1, 0, stream, &early, 1};
+    if (Result result = chained ? driver().launchKernelEx(&config, functions[launch.kernel], parameters.data(), nullptr)
+                                : driver().launchKernel(functions[launch.kernel], x, y, 1, threads, 1, 1, 0, stream,
+                                                        parameters.data(), nullptr))
       return fail("expected " + kernel.name + " to start, got: " + driver().textOf(result)), false;
+    chained = sidecar.tuning.chained && driver().launchKernelEx;
   }
   return true;
 }

@@ -52,6 +52,8 @@ public:
     return inner;
   }
 
+  bool has(const char *name) const { return json.find(name); }
+
   /// The items of an array, at least `least`.
   std::vector<Reader> items(size_t least = 0) const {
     std::vector<Reader> readers;
@@ -291,6 +293,15 @@ Site readSite(const Reader &reader, const std::vector<KernelEntry> &kernels) {
   return site;
 }
 
+Tuning readTuning(const Reader &reader) {
+  Tuning tuning;
+  tuning.blocksPerMultiprocessor = reader["blocks_per_multiprocessor"].integer(1, 32);
+  tuning.blocksPerSplit = reader["blocks_per_split"].integer(1, 1 << 20);
+  tuning.mostSplits = reader["most_splits"].integer(1, 65535);
+  tuning.chained = reader["chained"].flag();
+  return tuning;
+}
+
 Append readAppend(const Reader &reader, const std::vector<KernelEntry> &kernels) {
   Append append;
   append.format = reader["format"].format();
@@ -354,6 +365,8 @@ std::optional<Sidecar> cuda::parseSidecar(const std::string &text, std::string &
   Sidecar sidecar;
   sidecar.chip = root["chip"].string();
   sidecar.ptx = root["ptx"].integer(10, 999);
+  if (root.has("tuning"))
+    sidecar.tuning = readTuning(root["tuning"]);
   for (const Reader &each : root["kernels"].items()) {
     KernelEntry kernel{each["name"].string(), each["threads"].integer(1, 1024)};
     for (const KernelEntry &other : sidecar.kernels)

@@ -1,6 +1,6 @@
 // What the compiler says of its PTX: which kernels a site launches, in what grids, with what arguments.
 //
-//   {"version": 1, "chip": "sm_90", "ptx": 78,
+//   {"version": 1, "chip": "sm_90", "ptx": 78, "tuning": {"blocks_per_multiprocessor": 2, ...},
 //    "kernels": [{"name": "decode0_scores", "threads": 128}, ...],
 //    "decode": [{"site": 0, "kv_heads": 3, "heads": 3, "key_dim": 64, "value_dim": 64, "query": "f16", "certified": 0, "key":
 //    FORMAT, "value": FORMAT,
@@ -106,9 +106,18 @@ struct Append {
   std::vector<Launch> launches;
 };
 
+/// What only a measurement can choose well of launches. These are the values of programs that say nothing of it.
+struct Tuning {
+  int64_t blocksPerMultiprocessor = 2; ///< blocks of threads that grids reckon with
+  int64_t blocksPerSplit = 4;          ///< blocks of 64 tokens: no more splits than have as many
+  int64_t mostSplits = 128;            ///< of a row
+  bool chained = false;                ///< whether kernels are launched before the ones ahead of them have ended
+};
+
 struct Sidecar {
   std::string chip;
   int64_t ptx = 0;
+  Tuning tuning;
   std::vector<KernelEntry> kernels;
   std::vector<Site> decode;
   std::vector<Append> append;

@@ -1,4 +1,9 @@
 // RUN: aligned-opt %s --convert-aligned-to-nvvm | FileCheck %s
+// RUN: aligned-opt %s --convert-aligned-to-nvvm=rounds=1 | FileCheck %s --check-prefix=ROUND
+// RUN: not aligned-opt %s --convert-aligned-to-nvvm=rounds=-1 2>&1 | FileCheck %s --check-prefix=ROUNDS
+
+// ROUND: kernel = "decode0_look"}, {grid = [3, "rows"], kernel = "decode0_plan"}, {grid = ["splits", "rows"], kernel = "decode0_refine"}, {grid = [3, "rows"], kernel = "decode0_plan"}, {grid = ["splits", "rows"], kernel = "decode0_values"}, {grid = [3, "rows"], kernel = "decode0_merge"}]
+// ROUNDS: error: expected from 0 to 16 rounds, got -1
 
 // Functions go; each attention leaves its kernels, each kind of cache those that append to it, and the module says how they are launched.
 

@@ -37,6 +37,25 @@ TEST(Sidecar, Head) {
                 "kernels.json: expected a name that no other kernel has at kernels[1].name, got \"append_split\"");
 }
 
+TEST(Sidecar, Tuning) {
+  auto expectTuningRefused = [](const std::string &tuning, const std::string &message) {
+    expectRefused("\"ptx\": 70", "\"ptx\": 70, \"tuning\": " + tuning, message);
+  };
+  std::string good = R"({"blocks_per_multiprocessor": 1, "blocks_per_split": 8, "most_splits": 64, "chained": 0})";
+  auto with = [&](const std::string &what, const std::string &by) { return replaced(good, what, by); };
+  expectTuningRefused("2", "kernels.json: expected an object at tuning, got 2");
+  expectTuningRefused("{}", "kernels.json: expected a member at tuning.blocks_per_multiprocessor, got none");
+  expectTuningRefused(with("\"blocks_per_multiprocessor\": 1", "\"blocks_per_multiprocessor\": 0"),
+                      "kernels.json: expected an integer from 1 to 32 at tuning.blocks_per_multiprocessor, got 0");
+  expectTuningRefused(with("8", "\"8\""), "kernels.json: expected an integer from 1 to 1048576 at tuning.blocks_per_split, got \"8\"");
+  expectTuningRefused(with("64", "65536"), "kernels.json: expected an integer from 1 to 65535 at tuning.most_splits, got 65536");
+  expectTuningRefused(with("\"chained\": 0", "\"chained\": 2"),
+                      "kernels.json: expected an integer from 0 to 1 at tuning.chained, got 2");
+  expectTuningRefused(with("\"chained\": 0", "\"chained\": 1"),
+                      "kernels.json: expected 0 at tuning.chained for PTX of sm_70 in which 0 of 5 kernels wait for those ahead of "
+                      "them, got 1");
+}
+
 TEST(Sidecar, Site) {
   expectRefused("\"heads\": 3", "\"heads\": 0", "kernels.json: expected an integer from 1 to 65535 at decode[0].heads, got 0");
   expectRefused("\"key_dim\": 16", "\"key_dim\": \"16\"",

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -32,6 +33,18 @@ template <typename... A> struct Entry<Result(A...)> {
 };
 #define ENTRY(name, ...)                                                                                                         \
   const Entry<Result(__VA_ARGS__)> name { #name }
+
+/// CUlaunchConfig and CUlaunchAttribute, by the offsets of their members in cuda.h.
+struct Attribute {
+  int id, padding, value[16];
+};
+struct Config {
+  unsigned grid[3], block[3], shared;
+  Handle stream;
+  const Attribute *attributes;
+  unsigned count;
+};
+static_assert(sizeof(Attribute) == 72 && offsetof(Attribute, value) == 8 && offsetof(Config, stream) == 32 && sizeof(Config) == 56);
 
 struct Api {
   ENTRY(cuInit, unsigned);
@@ -70,6 +83,7 @@ struct Api {
   ENTRY(cuFuncGetAttribute, int *, int, Handle);
   ENTRY(cuFuncSetAttribute, Handle, int, int);
   ENTRY(cuLaunchKernel, Handle, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, Handle, void **, void **);
+  ENTRY(cuLaunchKernelEx, const Config *, Handle, void **, void **);
   ENTRY(cuStreamCreate, Handle *, unsigned);
   ENTRY(cuStreamDestroy_v2, Handle);
   ENTRY(cuStreamSynchronize, Handle);
@@ -229,6 +243,50 @@ TEST_F(Driver, Kernels) {
   int value = 0;
   EXPECT_EQ(cu.cuFuncGetAttribute(&value, 0, poke), 0);
   EXPECT_EQ(value, 64);
+}
+
+TEST_F(Driver, ChainedLaunches) {
+  constexpr const char *waits = ".version 7.8\n.target sm_90\n.address_size 64\n"
+                                ".visible .entry add(.param .u64 p)\n{\n.reg .b64 %w;\n.reg .b32 %r;\nld.param.u64 %w, [p];\n"
+                                "griddepcontrol.wait;\ngriddepcontrol.launch_dependents;\n"
+                                "ld.global.u32 %r, [%w];\nadd.u32 %r, %r, 5;\nst.global.u32 [%w], %r;\nret;\n}\n";
+  Handle own, add;
+  ASSERT_EQ(cu.cuModuleLoadData(&own, waits), 0);
+  ASSERT_EQ(cu.cuModuleGetFunction(&add, own, "add"), 0);
+  Attribute serialization = {6, 0, {1}};
+  Config config = {{1, 1, 1}, {1, 1, 1}, 0, nullptr, &serialization, 1};
+  void *arguments[] = {&memory};
+  EXPECT_EQ(cu.cuMemsetD32_v2(memory, 3, 64), 0);
+  EXPECT_EQ(cu.cuLaunchKernelEx(&config, add, arguments, nullptr), 0);
+  EXPECT_EQ(cu.cuLaunchKernel(add, 1, 1, 1, 1, 1, 1, 0, nullptr, arguments, nullptr), 0) << "to wait is allowed in any case";
+  EXPECT_EQ(contents()[0], 13u);
+  Handle stream, graph, executable;
+  ASSERT_EQ(cu.cuStreamCreate(&stream, 1), 0);
+  config.stream = stream;
+  EXPECT_EQ(cu.cuStreamBeginCapture_v2(stream, 0), 0);
+  EXPECT_EQ(cu.cuLaunchKernelEx(&config, add, arguments, nullptr), 0);
+  EXPECT_EQ(cu.cuStreamEndCapture(stream, &graph), 0);
+  EXPECT_EQ(contents()[0], 13u);
+  EXPECT_EQ(cu.cuGraphInstantiateWithFlags(&executable, graph, 0), 0);
+  EXPECT_EQ(cu.cuGraphLaunch(executable, stream), 0);
+  EXPECT_EQ(cu.cuStreamSynchronize(stream), 0);
+  EXPECT_EQ(contents()[0], 18u);
+
+  Attribute cooperative = {2, 0, {1}};
+  Config other = config;
+  other.attributes = &cooperative;
+  EXPECT_EQ(cu.cuLaunchKernelEx(&other, add, arguments, nullptr), 801);
+  other.attributes = nullptr;
+  EXPECT_EQ(cu.cuLaunchKernelEx(&other, add, arguments, nullptr), 1);
+  other.count = 0;
+  EXPECT_EQ(cu.cuLaunchKernelEx(&other, poke, arguments, nullptr), 0) << "not chained";
+  EXPECT_EQ(cu.cuStreamSynchronize(stream), 0);
+  EXPECT_EQ(contents()[0], 1u);
+  testing::internal::CaptureStderr();
+  EXPECT_EQ(cu.cuLaunchKernelEx(&config, poke, arguments, nullptr), 0);
+  EXPECT_EQ(cu.cuStreamSynchronize(stream), 719);
+  std::string message = testing::internal::GetCapturedStderr();
+  EXPECT_NE(message.find("race: write to global memory before griddepcontrol.wait"), std::string::npos) << message;
 }
 
 TEST_F(Driver, DynamicSharedMemory) {

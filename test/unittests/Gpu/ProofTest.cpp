@@ -172,7 +172,7 @@ protected:
 
   /// What the launches of a kernel counted since `counts` was last removed.
   struct Count {
-    int64_t instructions = 0;
+    int64_t instructions = 0, columns = 0; ///< of all launches; of the last one's grid
     std::map<std::string, int64_t> bytes; ///< of distinct sectors that were read, by allocation
   };
   static std::map<std::string, Count> readCounts() {
@@ -187,6 +187,7 @@ protected:
       EXPECT_TRUE(bool(launch));
       Count &count = kernels[launch->getAsObject()->getString("kernel")->str()];
       count.instructions += *launch->getAsObject()->getInteger("warp_instructions");
+      count.columns = *(*launch->getAsObject()->getArray("grid"))[0].getAsInteger();
       for (const llvm::json::Value &allocation : *launch->getAsObject()->getArray("allocations"))
         count.bytes[allocation.getAsObject()->getString("name")->str()] += 32 * *allocation.getAsObject()->getObject("read")->getInteger("distinct");
     }
@@ -196,6 +197,12 @@ protected:
   static inline std::string counts;
   static inline void *driver = nullptr;
 };
+
+std::string replaced(std::string text, const std::string &what, const std::string &by) {
+  size_t at = text.find(what);
+  EXPECT_NE(at, std::string::npos) << what;
+  return at == std::string::npos ? text : text.replace(at, what.size(), by);
+}
 
 Program load(const Kernels &kernels) { return Program(aligned_program_load(kernels.ptx.c_str(), kernels.sidecar.c_str()), aligned_program_destroy); }
 
@@ -243,6 +250,67 @@ TEST_F(Proof, EveryBarrierIsNeeded) {
   EXPECT_GT(needed.size(), 30u);
   for (const auto &[barrier, isNeeded] : needed)
     EXPECT_TRUE(isNeeded) << barrier;
+}
+
+/// Chained launches give the same, and each kernel but the first of a list has to wait for the one ahead of it: without that it meets global memory that is not its own yet.
+TEST_F(Proof, EveryWaitIsNeeded) {
+  for (const char *options : {"policy=tight certify", "policy=alignedkv", "format=dense"}) {
+    SCOPED_TRACE(options);
+    Kernels kernels = compile(3, 64, options);
+    const Data data{200, true};
+    Step whole = step(load(kernels), data);
+    ASSERT_EQ(whole.error, "");
+    kernels.sidecar = replaced(kernels.sidecar, "\"chained\": 0", "\"chained\": 1");
+    Step chained = step(load(kernels), data);
+    ASSERT_EQ(chained.error, "");
+    EXPECT_EQ(memcmp(chained.acc.data(), whole.acc.data(), whole.acc.size() * sizeof(float)), 0); // some are NaN
+    for (size_t at = 0; (at = kernels.ptx.find("griddepcontrol.wait;", at)) != std::string::npos; ++at) {
+      size_t name = kernels.ptx.rfind(".entry ", at) + 7;
+      std::string kernel = kernels.ptx.substr(name, kernels.ptx.find('(', name) - name), phase = kernel.substr(kernel.find('_') + 1);
+      Kernels without = kernels;
+      without.ptx.insert(at, "//");
+      Program mutant = load(without);
+      ASSERT_TRUE(mutant) << aligned_last_error();
+      testing::internal::CaptureStderr(); // the interpreter says what it finds
+      Step other = step(mutant, data);
+      std::string said = testing::internal::GetCapturedStderr();
+      bool isFirst = phase == "scores" || phase == "scan" || phase == "split";
+      EXPECT_EQ(said.find(kernel + ": line") != std::string::npos && said.find(" before griddepcontrol.wait") != std::string::npos, !isFirst) << kernel << ": " << said;
+      EXPECT_EQ(other.error.empty(), isFirst) << kernel << ": " << other.error;
+      mutant.reset();
+      reset();
+    }
+  }
+}
+
+/// Kernels that do not wait are not chained.
+TEST_F(Proof, KernelsThatDoNotWaitAreNotChained) {
+  Kernels kernels = compile(3, 64, "policy=exact chip=sm_80");
+  EXPECT_EQ(kernels.ptx.find("griddepcontrol"), std::string::npos);
+  EXPECT_TRUE(load(kernels)) << aligned_last_error();
+  kernels.sidecar = replaced(kernels.sidecar, "\"chained\": 0", "\"chained\": 1");
+  EXPECT_FALSE(load(kernels));
+  EXPECT_STREQ(aligned_last_error(), "kernels.json: expected 0 at tuning.chained for PTX of sm_80 in which 0 of 8 kernels wait for those ahead of them, got 1");
+}
+
+/// The sidecar says how many splits a row has: as many as fill the device's one multiprocessor, two without a word, where there are so many and tokens enough.
+TEST_F(Proof, SplitsAreTuned) {
+  Kernels kernels = compile(3, 64, "policy=exact");
+  const std::string perMultiprocessor = "\"blocks_per_multiprocessor\": 2", perSplit = "\"blocks_per_split\": 4", most = "\"most_splits\": 128";
+  auto splits = [&](const std::string &what, const std::string &by) {
+    Program program = load({kernels.ptx, replaced(kernels.sidecar, what, by)});
+    EXPECT_TRUE(program) << aligned_last_error();
+    llvm::sys::fs::remove(counts);
+    EXPECT_EQ(step(program, {1000}).error, "");
+    return readCounts()["decode0_scores"].columns;
+  };
+  EXPECT_EQ(splits("", ""), 2);
+  EXPECT_EQ(splits("\"tuning\"", "\"tuned\""), 2) << "as older compilers left it";
+  EXPECT_EQ(splits(perMultiprocessor, "\"blocks_per_multiprocessor\": 3"), 3);
+  EXPECT_EQ(splits(perMultiprocessor, "\"blocks_per_multiprocessor\": 32"), 4);
+  EXPECT_EQ(splits(perSplit, "\"blocks_per_split\": 9"), 2);
+  EXPECT_EQ(splits(perSplit, "\"blocks_per_split\": 16"), 1);
+  EXPECT_EQ(splits(most, "\"most_splits\": 1"), 1);
 }
 
 /// Distinct sectors that kernels touch of the planes, against the bits that the policy calls for. A row of V of 64 channels is a sector for each layer, a unit of K four.

@@ -12,6 +12,7 @@ def ConvertAlignedToNVVM : Pass<"convert-aligned-to-nvvm", "::mlir::ModuleOp"> {
 
     Caches are in planes, or dense and of f16 or bf16, without a certificate then. `later` is not served.
   }];
+  let options = [Option<"rounds", "rounds", "int64_t", "3", "plans for K, at most: a budget's program launches as many refinements">];
   let dependentDialects = ["::mlir::gpu::GPUDialect", "::mlir::NVVM::NVVMDialect", "::mlir::LLVM::LLVMDialect", "::mlir::scf::SCFDialect",
                            "::mlir::arith::ArithDialect", "::mlir::vector::VectorDialect"];
 }
@@ -21,6 +22,8 @@ def AlignedAttachTarget : Pass<"aligned-attach-target", "::mlir::ModuleOp"> {
   let description = [{
     Attaches an `#nvvm.target` to every `gpu.module`. Chips that the kernels can't run on, and PTX versions that a chip or this compiler does not know, are
     reported here: the code generator behind would end the process over them.
+
+    `aligned.program` gets the row of `Tuning.h` that the chip's family has. On sm_90 and later, kernels begin with `nvvm.griddepcontrol`, so that their launches can be chained.
   }];
   let options = [
     Option<"chip", "chip", "std::string", "\"sm_90\"", "architecture, such as sm_80, sm_90 or sm_100">,

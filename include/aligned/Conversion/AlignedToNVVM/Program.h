@@ -18,6 +18,9 @@ struct Program {
 /// and a version that the chip or this compiler does not know: the code generator would end the process over them.
 int64_t ptxVersionFor(llvm::StringRef chip, int64_t wanted, llvm::function_ref<mlir::InFlightDiagnostic()> emitError);
 
+/// 90 for sm_90 and sm_90a; 0 for what is no chip.
+int64_t capabilityOf(llvm::StringRef chip);
+
 /// The newest chip that kernels can be compiled for and a device of this compute capability (90 for 9.0) runs; that of the oldest where there is none.
 llvm::StringRef chipFor(int64_t capability);
 

@@ -225,6 +225,20 @@ SplitAttr aligned::getSplit(Type type) {
   return tensor ? dyn_cast_or_null<SplitAttr>(tensor.getEncoding()) : SplitAttr();
 }
 
+bool aligned::takeLess(TypeRange tensors, uint64_t bytes) {
+  uint64_t sum = 0;
+  for (Type type : tensors) {
+    auto tensor = cast<RankedTensorType>(type);
+    if (!tensor.hasStaticShape())
+      return false;
+    uint64_t size = tensor.getElementTypeBitWidth() / 8;
+    for (int64_t extent : tensor.getShape())
+      size = llvm::SaturatingMultiply<uint64_t>(size, extent);
+    sum = llvm::SaturatingAdd(sum, size);
+  }
+  return sum < bytes;
+}
+
 bool aligned::isSupportedHeadDim(int64_t headDim) {
   return headDim > 0 && headDim <= kMaxHeadDim && headDim % kHeadDimMultiple == 0;
 }

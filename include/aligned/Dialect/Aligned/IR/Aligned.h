@@ -60,6 +60,9 @@ constexpr int64_t kCertificateNumbers = 6;
 /// The split encoding of a cache tensor, null for a dense one.
 SplitAttr getSplit(mlir::Type type);
 
+/// Whether dense tensors are of static shapes and take less than so many bytes together.
+bool takeLess(mlir::TypeRange tensors, uint64_t bytes);
+
 /// Whether a head dimension can be stored in planes: static, a multiple of 16, at most 256.
 bool isSupportedHeadDim(int64_t headDim);
 

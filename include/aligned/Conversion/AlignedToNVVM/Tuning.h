@@ -1,0 +1,27 @@
+// What only a measurement can choose well of GPU programs: numbers that change times and, but for rounds, no result.
+//
+// There is a row for each family of chips. Those of launches go into the sidecar, where they can be changed without compiling again.
+#ifndef ALIGNED_CONVERSION_ALIGNEDTONVVM_TUNING_H
+#define ALIGNED_CONVERSION_ALIGNEDTONVVM_TUNING_H
+
+#include "mlir/Support/LLVM.h"
+
+namespace aligned {
+
+struct Tuning {
+  // Of launches.
+  int64_t blocksPerMultiprocessor = 2; ///< blocks of threads that grids reckon with
+  int64_t blocksPerSplit = 4;          ///< blocks of 64 tokens: no more splits than have as many
+  int64_t mostSplits = 128;            ///< of a row
+  bool chained = false;                ///< whether kernels are brought to the multiprocessors while the ones before them end
+  // Of code.
+  int64_t rounds = 3;     ///< plans for K, at most (P5)
+  uint64_t denseBelow = 0; ///< bytes of K and V together below which they stay dense; 0: none do
+};
+
+/// The row of a chip's family, that of no family for what is no chip.
+const Tuning &tuningFor(llvm::StringRef chip);
+
+} // namespace aligned
+
+#endif // ALIGNED_CONVERSION_ALIGNEDTONVVM_TUNING_H
