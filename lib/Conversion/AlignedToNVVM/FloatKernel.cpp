@@ -14,29 +14,60 @@ Vals FloatKernel::wordsOf(Val layers, SplitAttr split, function_ref<Val(const La
       words.push_back(load(place));
       continue;
     }
-    Val midpoint = select(layers == layer, number(static_cast<int32_t>(0x88888888)), number(0)); // the most significant missing bit, if it is in this layer
+    Val word = select(layers == layer, number(static_cast<int32_t>(0x88888888)), number(0)); // the most significant missing bit, if it is in this layer
+    if (words[0].lanes())
+      word = e.splat(word, words[0].lanes());
     if (place.plane < split.getResident()) // nothing but a load in the branch, so that it becomes a predicate
-      midpoint = midpoint | e.choose(layers > layer, [&]() -> Vals { return {load(place)}; }, [&]() -> Vals { return {number(0)}; })[0];
-    words.push_back(midpoint);
+      word = e.choose(layers > layer, [&]() -> Vals { return {load(place)}; }, [&]() -> Vals { return {word}; })[0];
+    words.push_back(word);
   }
   return words;
 }
 
-Vals FloatKernel::valuesOf(const Vals &words, Type element) {
-  Vals values;
+Vals FloatKernel::pairsOf(const Vals &words) {
+  Vals pairs;
   auto upper = bytesOf(words[0], words[1]), lower = bytesOf(words[2], words[3]);
   for (auto [high, low] : {std::pair(upper.first, lower.first), std::pair(upper.second, lower.second)})
-    for (std::array<int, 4> selectors : {std::array{0, 4, 1, 5}, std::array{2, 6, 3, 7}}) {
-      Val two = e.permuteBytes(low, high, selectors);
-      if (element.isBF16()) {
-        values.push_back(bitcast(two << 16, e.f32()));
-        values.push_back(bitcast(two & static_cast<int32_t>(0xffff0000), e.f32()));
-      } else {
-        Val halves = convert(e.wrap(LLVM::BitcastOp::create(e.b, VectorType::get(2, e.types.getF16Type()), two.value)), e.f32());
-        values.push_back(aligned::lane(halves, 0));
-        values.push_back(aligned::lane(halves, 1));
-      }
+    for (std::array<int, 4> selectors : {std::array{0, 4, 1, 5}, std::array{2, 6, 3, 7}})
+      pairs.push_back(e.permuteBytes(low, high, selectors));
+  return pairs;
+}
+
+std::vector<Vals> FloatKernel::operandsOf(ArrayRef<Vals> words) {
+  std::vector<Vals> operands(kWordValues / 2);
+  for (size_t i = 0; i < words.size(); i += 2) {
+    Vals first = pairsOf(words[i]), second = pairsOf(words[i + 1]);
+    for (size_t pair = 0; pair < operands.size(); ++pair)
+      for (std::array<int, 4> selectors : {std::array{0, 1, 4, 5}, std::array{2, 3, 6, 7}})
+        operands[pair].push_back(e.permuteBytes(first[pair], second[pair], selectors));
+  }
+  return operands;
+}
+
+std::pair<Val, Val> FloatKernel::partsOf(Type storage, Val first, Val second) {
+  Vals upper, rest;
+  for (Val x : {first, second}) {
+    Val bits = bitcast(x, e.i32());
+    if (storage.isBF16())
+      bits = bits | 1;
+    upper.push_back(bitcast(bits & (storage.isBF16() ? -0x10000 : -0x2000), e.f32()));
+    rest.push_back(bitcast(bits, e.f32()) - upper.back());
+  }
+  return {e.pack(storage, upper[0], upper[1]), e.pack(storage, rest[0], rest[1])};
+}
+
+Vals FloatKernel::valuesOf(const Vals &words, Type element) {
+  Vals values;
+  for (Val two : pairsOf(words)) {
+    if (element.isBF16()) {
+      values.push_back(bitcast(two << 16, e.f32()));
+      values.push_back(bitcast(two & static_cast<int32_t>(0xffff0000), e.f32()));
+    } else {
+      Val halves = convert(e.wrap(LLVM::BitcastOp::create(e.b, VectorType::get(2, e.types.getF16Type()), two.value)), e.f32());
+      values.push_back(aligned::lane(halves, 0));
+      values.push_back(aligned::lane(halves, 1));
     }
+  }
   return values;
 }
 
@@ -52,20 +83,4 @@ Vals FloatKernel::rowWords(Val layers, ArrayRef<Val> planes, Val within) {
   return wordsOf(layers, shape.valueSplit, [&](const LayerPlace &place) {
     return e.loadGlobal(planes[place.plane], e.i32(), (within * place.planeLayers + place.index) * words + wordInRow());
   });
-}
-
-Vals FloatKernel::ownWeights(Shared table, Val first) {
-  Vals weights;
-  for (int64_t i = 0; i < ownHeads; i += headVector) {
-    Val some = e.load(table, first + i, headVector == 1 ? 0 : headVector);
-    for (int64_t j = 0; j < headVector; ++j)
-      weights.push_back(headVector == 1 ? some : aligned::lane(some, j));
-  }
-  return weights;
-}
-
-void FloatKernel::add(Vals &sums, const Vals &weights, const Vals &values) {
-  for (int64_t h = 0; h < ownHeads; ++h)
-    for (int64_t i = 0; i < kWordValues; ++i)
-      sums[h * kWordValues + i] = fma(weights[h], values[i], sums[h * kWordValues + i]);
 }
