@@ -73,7 +73,7 @@ Val CertifyKernel::scoreError(Val h, Val block, Val lost) {
   Val keyLayers = rowOf(Argument::KeyLayers, key.stride * (shape.keyDim / unitChannels), e.i8());
   auto layersOf = [&](Val c) { return zext(e.loadGlobal(keyLayers, e.i8(), block * (shape.keyDim / unitChannels) + c / unitChannels, /*constant=*/false), e.i32()); };
   if (!isFixed) {
-    const double roundings = (kProductRoundings * shape.keyDim + 8) * 0x1p-24 + (queryParts(shape) == 1 ? 0 : restOfParts(shape.key));
+    const double roundings = (kProductRoundings * llvm::divideCeil(queryParts(shape), 2) * shape.keyDim + 8) * 0x1p-24 + (shape.query.isF32() && !shape.key.isBF16() ? kRestInF16 : 0);
     return overChannels([&](Val c) {
       Val largest = get(key.channelMax, c), least = real(shape.key.isBF16() ? 0x1p-126 : 0x1p-14); // below it steps stay the same
       Val error = e.largest(largest, least) * floatRemainder(layersOf(c), shape.key) + storageError(largest, shape.key);
@@ -182,8 +182,8 @@ void CertifyKernel::emitConclusion() {
       weightError = select(key.blocks > 0, sumOf(kReadRows) * (shape.exact() ? 0.5 : 1) * rowSum / weightScale, real(0));
     }
     if (!isFixed) // weights in two parts, whose steps in f16 get no smaller than 2^-24 of the 2^15 that the largest becomes
-      weightError = sumOf(kReach) * restOfParts(shape.value) + tokens * largest * (shape.value.isBF16() ? 0 : 0x1p-39);
-    Val additions = isFixed ? blocks * 2 : tokens * (2 * kProductRoundings);
+      weightError = shape.value.isBF16() ? sumOf(kReach) * kRestInBF16 : sumOf(kReach) * kRestInF16 + tokens * largest * 0x1p-39;
+    Val additions = isFixed ? blocks * 2 : tokens * (kWeightParts * kProductRoundings);
     Vals numbers = certificateOf({sumOf(kGrown), sumOf(kGrownReach), sumOf(kReach), sumOf(kError), sumOf(kVariance), sumOf(kUnreadReach), sumOf(kLost), mass,
                                   growth(scoreRounding + (kSoftmaxRounding + shape.softcap * kSoftcapRounding)), one, largest, weightError, scoreVariance, rowSum, tokens,
                                   (additions + 256) * 0x1p-24, (blocks * 2 + 512) * 0x1p-24 + 1, isFixed && !shape.exact() ? kCommon : 0});

@@ -44,16 +44,18 @@ std::vector<Vals> FloatKernel::operandsOf(ArrayRef<Vals> words) {
   return operands;
 }
 
-std::pair<Val, Val> FloatKernel::partsOf(Type storage, Val first, Val second) {
-  Vals upper, rest;
-  for (Val x : {first, second}) {
-    Val bits = bitcast(x, e.i32());
-    if (storage.isBF16())
-      bits = bits | 1;
-    upper.push_back(bitcast(bits & (storage.isBF16() ? -0x10000 : -0x2000), e.f32()));
-    rest.push_back(bitcast(bits, e.f32()) - upper.back());
+Vals FloatKernel::partsOf(int64_t count, Type storage, Vals two) {
+  Vals parts;
+  while (--count) {
+    Vals upper;
+    for (Val &x : two) {
+      upper.push_back(bitcast(bitcast(x, e.i32()) & (storage.isBF16() ? -0x10000 : -0x2000), e.f32()));
+      x = x - upper.back();
+    }
+    parts.push_back(e.pack(storage, upper[0], upper[1]));
   }
-  return {e.pack(storage, upper[0], upper[1]), e.pack(storage, rest[0], rest[1])};
+  parts.push_back(e.pack(storage, two[0], two[1]));
+  return parts;
 }
 
 Vals FloatKernel::valuesOf(const Vals &words, Type element) {

@@ -7,12 +7,12 @@
 // The order in which a sum is taken is free. Of 16 channels (tokens of V) that a product adds, lane 4 g + t takes t, t + 4, t + 8 and t + 12, so that a warp loads
 // neighbours, and of each of them word g. Pairs of the words' values, transposed, are operands of products:
 //
-//   scores   left   queries; the result's rows are query rows
+//   scores   left   queries: row g of the result is a query row, g + 8 what its next part adds
 //            right  keys: the eight tokens of word g are column g of eight products
 //   values   left   values: the eight channels of word g are rows g and g + 8 of four products
-//            right  weights; the result's columns are query rows
+//            right  weights: column g of the result is a query row, or what its second part adds
 //
-// Queries and weights that a float of storage can't hold are the sum of two. Both kinds lie in shared memory in the order in which lanes take them; see `swizzled`.
+// Queries and weights that a float of storage can't hold are the sum of two parts. Both lie in shared memory in the order in which lanes take them; see `swizzled`.
 #ifndef ALIGNED_LIB_CONVERSION_ALIGNEDTONVVM_FLOATKERNEL_H
 #define ALIGNED_LIB_CONVERSION_ALIGNEDTONVVM_FLOATKERNEL_H
 
@@ -21,17 +21,20 @@
 namespace aligned {
 
 constexpr int64_t kWordValues = 8;
-constexpr int64_t kProductDepth = 16, kProductRows = 16, kProductColumns = 8;
+constexpr int64_t kProductDepth = 16, kProductColumns = 8;
 constexpr int64_t kDepthWords = kProductDepth / 2; ///< of shared memory that hold the depth of a row or column
 
-/// In how many floats of storage a query of K is written.
+/// In how many floats of storage a query is written, and a weight of V.
 inline int64_t queryParts(const DecodeShape &shape) {
-  return shape.query.isBF16() || (shape.query.isF16() && !shape.key.isBF16()) ? 1 : 2;
+  if (shape.key.isBF16())
+    return shape.query.isBF16() ? 1 : shape.query.isF16() ? 2 : 3;
+  return shape.query.isF32() ? 2 : 1;
 }
+constexpr int64_t kWeightParts = 2;
+/// What two parts leave of an f32, relative.
+constexpr double kRestInF16 = 0x1p-21, kRestInBF16 = 0x1p-15;
 /// Whether f16 has not the range of the queries, so that a power of two takes each row's there.
 inline bool areQueriesScaled(const DecodeShape &shape) { return !shape.key.isBF16() && !shape.query.isF16(); }
-/// What two parts of an f32 leave of it, relative: the first is cut, the second rounded.
-inline double restOfParts(mlir::Type element) { return element.isBF16() ? 0x1p-15 : 0x1p-21; }
 /// Roundings of a half unit that an addend on the tensor cores costs, which cut what they add: all of a product, and its sum once more.
 constexpr double kProductRoundings = 2 * (1 + 1.0 / kProductDepth);
 
@@ -68,9 +71,8 @@ protected:
   /// Those of words of the lane's four channels (tokens) of a product, two of these to a register: of each pair of neighbours the first of channels 0 and 1, the second
   /// of them, and both of channels 2 and 3.
   std::vector<Vals> operandsOf(llvm::ArrayRef<Vals> words);
-  /// Two f32 as the sum of two registers of two `storage`: what they begin with, which is cut and not rounded, and what is left. Of bf16, where planes may spell an
-  /// infinite value, neither is zero unless all is.
-  std::pair<Val, Val> partsOf(mlir::Type storage, Val first, Val second);
+  /// Two f32 as the sum of `count` registers of two `storage`: what they begin with, which is cut and not rounded, and then the same of what is left, but the last.
+  Vals partsOf(int64_t count, mlir::Type storage, Vals two);
   /// As f32.
   Vals valuesOf(const Vals &words, mlir::Type element);
   /// This lane's words of a row of V, from where the planes of its block lie.

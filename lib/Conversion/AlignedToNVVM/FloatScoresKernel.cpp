@@ -18,14 +18,11 @@ private:
   const Type storage = storageOf(shape.key);
   const int64_t parts = queryParts(shape);
   const bool isScaled = areQueriesScaled(shape);
-  // A product takes 16 query rows, or 8 whose second parts are its rows 8 .. 15. Those are left out where they would be empty.
-  const int64_t productHeads = kProductRows / parts, products = llvm::divideCeil(ownHeads, productHeads);
-  const bool isHalf = parts == 1 && ownHeads <= kProductRows / 2;
-  const int64_t rowsOfWarp = isHalf ? kProductRows / 2 : products * kProductRows, tableRows = warpsPerBlock * rowsOfWarp;
+  const int64_t rowsOfWarp = parts * kProductColumns, tableRows = warpsPerBlock * rowsOfWarp;
   const int64_t steps = shape.keyDim % (2 * kProductDepth) == 0 ? 2 : 1; ///< of products' depth whose loads are under way together
 
   Val queries;             // of this row, as they came
-  Shared query;            // of the products [depth][warp of a block][row][t][channels t, t + 4, t + 8, t + 12], two to a word
+  Shared query;            // in floats of storage [depth][warp of a block][part][own head][t][channels t, t + 4, t + 8, t + 12], two to a word
   Shared layersOf, powers; // layers of each channel, swizzled, but for limits; what query rows are scaled by
 
   Val queryOf(Val h, Val channel) { return convert(e.loadGlobal(queries, shape.query, h * shape.keyDim + channel), e.f32()); }
@@ -58,18 +55,18 @@ void FloatScoresKernel::prepare() {
     e.barrier();
   }
   forThreads(shape.keyDim / kProductDepth * tableRows * kDepthWords, [&](Val i) {
-    Val atRow = shrLogical(i, number(llvm::Log2_64(kDepthWords))), row = atRow % tableRows, ofWarp = row % rowsOfWarp;
-    Val own = parts == 1 ? ofWarp : shrLogical(ofWarp, number(4)) * productHeads + (ofWarp & (productHeads - 1)), h = row / rowsOfWarp * ownHeads + own;
+    Val atRow = shrLogical(i, number(llvm::Log2_64(kDepthWords))), row = atRow % tableRows, own = row & (kProductColumns - 1), h = row / rowsOfWarp * ownHeads + own;
     Val c = atRow / tableRows * kProductDepth + swizzled((i & (kDepthWords - 1)) * 2);
     Val word = e.choose((own < ownHeads) & (h < shape.heads), [&]() -> Vals {
       Vals two{queryOf(h, c), queryOf(h, c + 4)};
       if (isScaled)
         for (Val &x : two)
           x = x * e.load(powers, h);
-      if (parts == 1)
-        return {e.pack(storage, two[0], two[1])};
-      auto [upper, lower] = partsOf(storage, two[0], two[1]);
-      return {select((ofWarp & productHeads) == 0, upper, lower)};
+      Vals all = partsOf(parts, storage, two);
+      Val word = all[0], part = shrLogical(row % rowsOfWarp, number(llvm::Log2_64(kProductColumns)));
+      for (int64_t i = 1; i < parts; ++i)
+        word = select(part == i, all[i], word);
+      return {word};
     }, [&]() -> Vals { return {number(0)}; })[0];
     e.store(word, query, i);
   });
@@ -114,7 +111,7 @@ void FloatScoresKernel::scoreBlock(Val block) {
   for (int64_t plane = 0; plane < shape.keySplit.getResident(); ++plane)
     planes[plane] = e.at(planes[plane], e.i32(), t * (shape.keySplit.getWidths()[plane] / 4 * kChannelWords) + g);
   Val ownQueries = (sharer() * rowsOfWarp + g) * kDepthWords + t * 2;
-  Vals sums = e.loop(number(0), number(shape.keyDim), steps * kProductDepth, Vals(products * kWordValues * 4, real(0)), [&](Val first, Vals sums) {
+  Vals sums = e.loop(number(0), number(shape.keyDim), steps * kProductDepth, Vals(kWordValues * 4, real(0)), [&](Val first, Vals sums) {
     std::vector<Vals> words;
     for (int64_t step = 0; step < steps; ++step) {
       Val layers = e.load(layersOf, first + t * 4 + step * kProductDepth, 4);
@@ -126,15 +123,15 @@ void FloatScoresKernel::scoreBlock(Val block) {
     }
     for (int64_t step = 0; step < steps; ++step) {
       std::vector<Vals> operands = operandsOf(ArrayRef<Vals>(words).slice(step * 4, 4));
-      Val from = ownQueries + first * (tableRows * kDepthWords / kProductDepth);
-      for (int64_t product = 0; product < products; ++product) {
-        auto rows = [&](int64_t row) { return e.load(query, from + ((step * tableRows + product * kProductRows + row) * kDepthWords), 2); };
-        Val upper = rows(0), lower = isHalf ? e.constant(upper.type(), 0) : rows(kProductRows / 2);
+      for (int64_t part = 0; part < parts; part += 2) {
+        auto rows = [&](int64_t part) {
+          return e.load(query, ownQueries + first * (tableRows * kDepthWords / kProductDepth) + (step * tableRows + part * kProductColumns) * kDepthWords, 2);
+        };
+        Val upper = rows(part), lower = part + 1 < parts ? rows(part + 1) : e.constant(upper.type(), 0);
         Vals left{aligned::lane(upper, 0), aligned::lane(lower, 0), aligned::lane(upper, 1), aligned::lane(lower, 1)};
         for (int64_t token = 0; token < kWordValues; ++token) {
-          Val *sum = &sums[(product * kWordValues + token) * 4];
-          Vals right{operands[token / 2][token % 2], operands[token / 2][2 + token % 2]};
-          Vals added = e.multiply(storage, left, right, ArrayRef<Val>(sum, 4));
+          Val *sum = &sums[token * 4];
+          Vals added = e.multiply(storage, left, {operands[token / 2][token % 2], operands[token / 2][2 + token % 2]}, ArrayRef<Val>(sum, 4));
           std::copy(added.begin(), added.end(), sum);
         }
       }
@@ -142,25 +139,22 @@ void FloatScoresKernel::scoreBlock(Val block) {
     return sums;
   });
 
-  // The lane has rows g and g + 8 of words 2 t and 2 t + 1.
-  for (int64_t product = 0; product < products; ++product)
-    for (int64_t lower = 0; lower < (parts == 2 || isHalf ? 1 : 2); ++lower) {
-      Val own = g + (product * productHeads + lower * kProductRows / 2), h = firstHead() + own;
-      e.when((own < ownHeads) & (h < shape.heads), [&] {
-        Val scale = argument(Argument::Scale);
-        if (isScaled) // by the inverse of a power of two
-          scale = scale * bitcast(number(254 << 23) - bitcast(e.load(powers, h), e.i32()), e.f32());
-        for (int64_t half : {0, 1})
-          for (int64_t column : {0, 1}) {
-            Vals four;
-            for (int64_t i = 0; i < 4; ++i) {
-              Val *sum = &sums[(product * kWordValues + half * 4 + i) * 4];
-              four.push_back((parts == 2 ? sum[column] + sum[2 + column] : sum[2 * lower + column]) * scale);
-            }
-            e.storeGlobal(e.vectorOf(four), scoresOf(h), block * ALIGNED_BLOCK + t * 8 + (half * 32 + column * 4));
-          }
-      });
-    }
+  // The lane has query row g of words 2 t and 2 t + 1.
+  Val h = firstHead() + g;
+  e.when((g < ownHeads) & (h < shape.heads), [&] {
+    Val scale = argument(Argument::Scale);
+    if (isScaled) // by the inverse of a power of two
+      scale = scale * bitcast(number(254 << 23) - bitcast(e.load(powers, h), e.i32()), e.f32());
+    for (int64_t half : {0, 1})
+      for (int64_t column : {0, 1}) {
+        Vals four;
+        for (int64_t i = 0; i < 4; ++i) {
+          Val *sum = &sums[(half * 4 + i) * 4];
+          four.push_back((parts == 1 ? sum[column] : sum[column] + sum[2 + column]) * scale);
+        }
+        e.storeGlobal(e.vectorOf(four), scoresOf(h), block * ALIGNED_BLOCK + t * 8 + (half * 32 + column * 4));
+      }
+  });
   addKeyEscapes([&](Val h, Val channel) { return queryAt(h, channel); }, block, firstHead(), ownHeads);
   finishScores(block, firstHead(), ownHeads);
   e.when(isAsked(Argument::KeyLayers) & (sharer() == 0), [&] {

@@ -17,8 +17,8 @@ public:
 
 private:
   const Type storage = storageOf(shape.value);
-  const bool isFolded = ownHeads <= kProductColumns / 2;
-  const int64_t groups = llvm::divideCeil(ownHeads, kProductColumns), operands = isFolded ? 1 : 2 * groups; ///< of query rows; right operands for a depth of tokens
+  const bool isFolded = ownHeads <= kProductColumns / kWeightParts;
+  const int64_t operands = isFolded ? 1 : kWeightParts; ///< weights of a depth of tokens
   const int64_t operandWords = kProductColumns * kDepthWords, warpWords = ALIGNED_BLOCK / kProductDepth * operands * operandWords; ///< of shared memory
   const int64_t steps = words <= 8 ? 2 : 1;              ///< of products' depth whose loads are under way together
   const double headroom = storage.isF16() ? 15 : 0;      ///< weights are at most 2^this, so that those of f16 reach as far below the largest as they can
@@ -36,8 +36,8 @@ private:
   // Of the block at work, swizzled: [warp][depth][operand][column][tokens t, t + 4, t + 8, t + 12], two to a word; [parity][warp][token].
   Shared weights, layers;
 
-  /// Where results of a product are among the sums: of a group of query rows, a word of the lane, and a pair of neighbours in it.
-  int64_t quad(int64_t group, int64_t word, int64_t pair) const { return ((group * ownWords + word) * (kWordValues / 2) + pair) * 4; }
+  /// Where results of a product are among the sums: of a word of the lane, and a pair of neighbours in it.
+  static int64_t quad(int64_t word, int64_t pair) { return (word * (kWordValues / 2) + pair) * 4; }
 
   void planChunks();
   void prepare();
@@ -91,10 +91,8 @@ void FloatValuesKernel::listBlock(Val block, Val parity) {
       Val p = max(two[j] * of(kInverse), std::ldexp(1.0, -24));
       wanted[j] = max(wanted[j], wholePlanes(tierLayers(p <= of(kLeast), p <= of(kMiddle)), value.layers, shape.valueSplit));
     }
-    auto [upper, rest] = partsOf(storage, two[0], two[1]);
-    int64_t column = isFolded ? i : i / kProductColumns * 2 * kProductColumns + i % kProductColumns;
-    e.store(upper, weights, own + column * kDepthWords);
-    e.store(rest, weights, own + (column + (isFolded ? kProductColumns / 2 : kProductColumns)) * kDepthWords);
+    for (auto [part, word] : llvm::enumerate(partsOf(kWeightParts, storage, two)))
+      e.store(word, weights, own + (int64_t(part) * kProductColumns / (isFolded ? kWeightParts : 1) + i) * kDepthWords);
   }
   for (int64_t j = 0; j < 2; ++j) {
     if (policies.isLimited(CacheRole::Value))
@@ -156,7 +154,7 @@ Vals FloatValuesKernel::addBlock(Vals sums, Val index) {
           }
           for (auto [pair, left] : llvm::enumerate(operandsOf(rows)))
             for (int64_t operand = 0; operand < operands; ++operand) {
-              Val weight = right[step * operands + operand], *sum = &sums[quad(operand / 2, before + word, pair)];
+              Val weight = right[step * operands + operand], *sum = &sums[quad(before + word, pair)];
               Vals added = e.multiply(storage, left, {aligned::lane(weight, 0), aligned::lane(weight, 1)}, ArrayRef<Val>(sum, 4));
               std::copy(added.begin(), added.end(), sum);
             }
@@ -169,7 +167,7 @@ Vals FloatValuesKernel::addBlock(Vals sums, Val index) {
   return sums;
 }
 
-/// Adds up what the block's warps have. The lane has words of row pairs 2 t and 2 t + 1.
+/// Adds up what the block's warps have. The lane has query rows 2 t and 2 t + 1.
 void FloatValuesKernel::store(Vals sums) {
   int64_t dim = shape.valueDim, rowWidth = dim + kSeen;
   for (Val &sum : sums) {
@@ -179,25 +177,24 @@ void FloatValuesKernel::store(Vals sums) {
   }
   Val partial = rowOf(Argument::Partial, splits * (shape.heads * rowWidth));
   auto each = [&](function_ref<void(Val h, Val channel, Val four)> body) {
-    for (int64_t group = 0; group < groups; ++group)
-      for (int64_t column : {0, 1}) {
-        Val own = t * 2 + (group * kProductColumns + column), h = firstHead() + own;
-        e.when((own < ownHeads) & (h < shape.heads), [&] {
-          int64_t before = 0;
-          for (const Chunk &chunk : chunks) {
-            e.when(g * chunk.width < chunk.count, [&] {
-              for (int64_t word = 0; word < chunk.width; ++word)
-                for (int64_t half : {0, 1}) {
-                  Vals four;
-                  for (int64_t i = 0; i < 4; ++i)
-                    four.push_back(sums[quad(group, before + word, half * 2 + i / 2) + i % 2 * 2 + column]);
-                  body(h, (g * chunk.width + (chunk.first + word)) * 4 + half * dim / 2, e.vectorOf(four));
-                }
-            });
-            before += chunk.width;
-          }
-        });
-      }
+    for (int64_t column : {0, 1}) {
+      Val own = t * 2 + column, h = firstHead() + own;
+      e.when((own < ownHeads) & (h < shape.heads), [&] {
+        int64_t before = 0;
+        for (const Chunk &chunk : chunks) {
+          e.when(g * chunk.width < chunk.count, [&] {
+            for (int64_t word = 0; word < chunk.width; ++word)
+              for (int64_t half : {0, 1}) {
+                Vals four;
+                for (int64_t i = 0; i < 4; ++i)
+                  four.push_back(sums[quad(before + word, half * 2 + i / 2) + i % 2 * 2 + column]);
+                body(h, (g * chunk.width + (chunk.first + word)) * 4 + half * dim / 2, e.vectorOf(four));
+              }
+          });
+          before += chunk.width;
+        }
+      });
+    }
   };
   if (streams == 1)
     return each([&](Val h, Val channel, Val four) { e.storeGlobal(four, partial, (split * shape.heads + h) * rowWidth + channel); });
@@ -219,7 +216,7 @@ void FloatValuesKernel::emit() {
   planChunks();
   prepare();
   auto [first, end] = stretch();
-  Vals sums = e.loop(first + stream(), end, streams, Vals(quad(groups, 0, 0), real(0)), [&](Val index, Vals sums) { return addBlock(sums, index); });
+  Vals sums = e.loop(first + stream(), end, streams, Vals(quad(ownWords, 0), real(0)), [&](Val index, Vals sums) { return addBlock(sums, index); });
   store(sums);
   e.when(isLastSplit() & (key.open > 0), [&] { addOpenValues(statistics); });
   finish();
