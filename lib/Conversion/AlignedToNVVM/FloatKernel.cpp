@@ -35,11 +35,23 @@ Vals FloatKernel::pairsOf(const Vals &words) {
 
 std::vector<Vals> FloatKernel::operandsOf(ArrayRef<Vals> words) {
   std::vector<Vals> operands(kWordValues / 2);
+  Val midpoint = number(0x80);
   for (size_t i = 0; i < words.size(); i += 2) {
+    auto both = [&](int64_t pair, Val first, Val second, std::array<int, 4> even, std::array<int, 4> odd) {
+      operands[pair].append({e.permuteBytes(first, second, even), e.permuteBytes(first, second, odd)});
+    };
+    if (words[i].size() == 2) {
+      auto [first, firstLater] = bytesOf(words[i][0], words[i][1]);
+      auto [second, secondLater] = bytesOf(words[i + 1][0], words[i + 1][1]);
+      for (int64_t pair = 0; pair < kWordValues / 2; ++pair) {
+        std::array<int, 4> bytes = pair % 2 ? std::array{2, 6, 3, 7} : std::array{0, 4, 1, 5};
+        both(pair, midpoint, pair < 2 ? e.permuteBytes(first, second, bytes) : e.permuteBytes(firstLater, secondLater, bytes), {0, 4, 0, 5}, {0, 6, 0, 7});
+      }
+      continue;
+    }
     Vals first = pairsOf(words[i]), second = pairsOf(words[i + 1]);
-    for (size_t pair = 0; pair < operands.size(); ++pair)
-      for (std::array<int, 4> selectors : {std::array{0, 1, 4, 5}, std::array{2, 3, 6, 7}})
-        operands[pair].push_back(e.permuteBytes(first[pair], second[pair], selectors));
+    for (int64_t pair = 0; pair < kWordValues / 2; ++pair)
+      both(pair, first[pair], second[pair], {0, 1, 4, 5}, {2, 3, 6, 7});
   }
   return operands;
 }

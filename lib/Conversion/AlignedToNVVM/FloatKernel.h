@@ -69,7 +69,7 @@ protected:
   /// The values in words of all layers, two neighbours to a register.
   Vals pairsOf(const Vals &words);
   /// Those of words of the lane's four channels (tokens) of a product, two of these to a register: of each pair of neighbours the first of channels 0 and 1, the second
-  /// of them, and both of channels 2 and 3.
+  /// of them, and both of channels 2 and 3. Where words are those of two layers, the midpoint of what is missing is added.
   std::vector<Vals> operandsOf(llvm::ArrayRef<Vals> words);
   /// Two f32 as the sum of `count` registers of two `storage`: what they begin with, which is cut and not rounded, and then the same of what is left, but the last.
   Vals partsOf(int64_t count, mlir::Type storage, Vals two);

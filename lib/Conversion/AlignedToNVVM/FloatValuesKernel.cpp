@@ -43,6 +43,7 @@ private:
   void prepare();
   Val layersOf(Val at, Val parity, int64_t lanes = 0);
   void listBlock(Val block, Val parity);
+  Vals addRows(Vals sums, const Vals &planes, Val first, const Vals &wanted);
   Vals addBlock(Vals sums, Val index);
   void store(Vals sums);
 };
@@ -113,6 +114,45 @@ Val FloatValuesKernel::layersOf(Val at, Val parity, int64_t lanes) {
   return most;
 }
 
+/// Adds the tokens from `first` on of a block, of which as many layers are read as each of the lane's tokens wants; two where that is empty.
+Vals FloatValuesKernel::addRows(Vals sums, const Vals &planes, Val first, const Vals &wanted) {
+  Vals right; // [step][operand]
+  Val own = warp * warpWords + first * (operands * operandWords / kProductDepth) + g * kDepthWords + t * 2;
+  for (int64_t operand = 0; operand < steps * operands; ++operand)
+    right.push_back(e.load(weights, own + operand * operandWords, 2));
+  int64_t before = 0; // words of the lane
+  for (const Chunk &chunk : chunks) {
+    std::vector<Vals> loaded; // [step][token]
+    for (int64_t i = 0; i < steps * 4; ++i) {
+      auto load = [&](const LayerPlace &place) {
+        // The lane's own address, and from there numbers that are known: many addresses would be many registers.
+        int64_t rowWords = place.planeLayers * words;
+        Val from = e.at(e.at(planes[place.plane], e.i32(), t * rowWords + min(g * chunk.width, number(chunk.count - chunk.width))), e.i32(), first * rowWords);
+        Type type = chunk.width == 1 ? e.i32() : Type(VectorType::get(chunk.width, e.i32()));
+        return e.loadGlobal(from, type, number(i * 4 * rowWords + place.index * words + chunk.first));
+      };
+      loaded.push_back(wanted.empty() ? Vals{load(placeOf(shape.valueSplit, 0)), load(placeOf(shape.valueSplit, 1))} : wordsOf(wanted[i], shape.valueSplit, load));
+    }
+    for (int64_t step = 0; step < steps; ++step)
+      for (int64_t word = 0; word < chunk.width; ++word) {
+        std::vector<Vals> rows;
+        for (int64_t i = 0; i < 4; ++i) {
+          rows.push_back(loaded[step * 4 + i]);
+          for (Val &layer : rows.back())
+            layer = layer.lanes() ? aligned::lane(layer, word) : layer;
+        }
+        for (auto [pair, left] : llvm::enumerate(operandsOf(rows)))
+          for (int64_t operand = 0; operand < operands; ++operand) {
+            Val weight = right[step * operands + operand], *sum = &sums[quad(before + word, pair)];
+            Vals added = e.multiply(storage, left, {aligned::lane(weight, 0), aligned::lane(weight, 1)}, ArrayRef<Val>(sum, 4));
+            std::copy(added.begin(), added.end(), sum);
+          }
+      }
+    before += chunk.width;
+  }
+  return sums;
+}
+
 Vals FloatValuesKernel::addBlock(Vals sums, Val index) {
   Val block = blockAt(index), parity = shrLogical(index, number(llvm::Log2_64(streams))) & 1; // what others may still read of the last block stays
   listBlock(block, parity);
@@ -126,42 +166,19 @@ Vals FloatValuesKernel::addBlock(Vals sums, Val index) {
   });
   Vals planes = planesOf(value, shape.valueSplit, block, shape.valueDim);
   sums = e.loop(number(0), number(ALIGNED_BLOCK), steps * kProductDepth, sums, [&](Val first, Vals sums) {
-    Vals wanted, right; // [step], [step][operand]
+    Vals wanted; // of the lane's tokens
     for (int64_t step = 0; step < steps; ++step) {
-      wanted.push_back(layersOf(first + t * 4 + step * kProductDepth, parity, 4));
-      Val own = warp * warpWords + first * (operands * operandWords / kProductDepth) + g * kDepthWords + t * 2;
-      for (int64_t operand = 0; operand < operands; ++operand)
-        right.push_back(e.load(weights, own + (step * operands + operand) * operandWords, 2));
+      Val four = layersOf(first + t * 4 + step * kProductDepth, parity, 4);
+      for (int64_t i = 0; i < 4; ++i)
+        wanted.push_back(aligned::lane(four, i));
     }
-    int64_t before = 0; // words of the lane
-    for (const Chunk &chunk : chunks) {
-      std::vector<Vals> loaded; // [step][token]
-      for (int64_t i = 0; i < steps * 4; ++i)
-        loaded.push_back(wordsOf(aligned::lane(wanted[i / 4], i % 4), shape.valueSplit, [&](const LayerPlace &place) {
-          // The lane's own address, and from there numbers that are known: many addresses would be many registers.
-          int64_t rowWords = place.planeLayers * words;
-          Val from = e.at(e.at(planes[place.plane], e.i32(), t * rowWords + min(g * chunk.width, number(chunk.count - chunk.width))), e.i32(), first * rowWords);
-          Type type = chunk.width == 1 ? e.i32() : Type(VectorType::get(chunk.width, e.i32()));
-          return e.loadGlobal(from, type, number(i * 4 * rowWords + place.index * words + chunk.first));
-        }));
-      for (int64_t step = 0; step < steps; ++step)
-        for (int64_t word = 0; word < chunk.width; ++word) {
-          std::vector<Vals> rows;
-          for (int64_t i = 0; i < 4; ++i) {
-            rows.push_back(loaded[step * 4 + i]);
-            for (Val &layer : rows.back())
-              layer = layer.lanes() ? aligned::lane(layer, word) : layer;
-          }
-          for (auto [pair, left] : llvm::enumerate(operandsOf(rows)))
-            for (int64_t operand = 0; operand < operands; ++operand) {
-              Val weight = right[step * operands + operand], *sum = &sums[quad(before + word, pair)];
-              Vals added = e.multiply(storage, left, {aligned::lane(weight, 0), aligned::lane(weight, 1)}, ArrayRef<Val>(sum, 4));
-              std::copy(added.begin(), added.end(), sum);
-            }
-        }
-      before += chunk.width;
-    }
-    return sums;
+    if (shape.exact() || shape.valueSplit.getWidths()[0] != 8)
+      return addRows(sums, planes, first, wanted);
+    // Most rows are read no further than their upper bytes, which is half the work.
+    Val others = number(0);
+    for (Val layers : wanted)
+      others = others | (layers ^ number(2));
+    return e.choose(e.any(others != 0), [&] { return addRows(sums, planes, first, wanted); }, [&] { return addRows(sums, planes, first, {}); });
   });
   e.warpBarrier(); // the weights have been read
   return sums;
