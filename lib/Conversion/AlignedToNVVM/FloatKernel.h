@@ -57,7 +57,6 @@ protected:
   Val word() { return lane & (lanesPerRow - 1); }
   Val rowOfLane() { return shrLogical(lane, number(llvm::Log2_64(lanesPerRow))); }
   Val wordInRow() { return min(word(), number(words - 1)); }
-  Val isWord() { return word() < words; }
 
   /// What a plane's floats are.
   mlir::Type storageOf(mlir::Type element) { return element.isBF16() ? element : e.types.getF16Type(); }
