@@ -1,6 +1,6 @@
 // The certificate (P4): from the layers that scores and values were read to, what they may be off by. `certify` sums over the tokens of a split, a warp for each query
 // row; `conclude`, one block of threads for each row, makes the numbers of it.
-#include "DecodeKernel.h"
+#include "FloatKernel.h"
 
 #include "../Common/Certificate.h"
 
@@ -43,7 +43,9 @@ private:
   }
   Val unit() { return isFixed ? select(key.blocks > 0, unitScale(convert(statistic(number(0), kExponent), e.i32())) * 32768.0, real(1)) : real(1); }
 
-  Val scoreError(Val h, Val block);
+  /// Of float planes: what a power of two in front of its queries costs each channel at most, relative to its largest key.
+  Val lostQueries(Val h);
+  Val scoreError(Val h, Val block, Val lost);
   struct Bounds {
     Val reach, error, variance, unread;
   };
@@ -59,16 +61,25 @@ Val CertifyKernel::floatRemainder(Val layers, Type element) {
   return select(layers < kLayers, bitcast((layers * -4 + (126 + signAndExponent)) << 23, e.f32()), real(0));
 }
 
+/// Queries below 2^-14 of the 2^14 and more that the row's largest is brought to are rounded to steps of f16 that get no smaller, twice where they have two parts.
+Val CertifyKernel::lostQueries(Val h) {
+  if (isFixed || !areQueriesScaled(shape))
+    return real(0);
+  return warpMax(e.loop(lane, number(shape.keyDim), GpuEmitter::kWarp, {real(0)}, [&](Val c, Vals top) -> Vals { return {e.largest(weightOfChannel(h, c), top[0])}; })[0]) * 0x1p-38;
+}
+
 /// The most that a score of this block may be off, rounding included.
-Val CertifyKernel::scoreError(Val h, Val block) {
+Val CertifyKernel::scoreError(Val h, Val block, Val lost) {
   Val keyLayers = rowOf(Argument::KeyLayers, key.stride * (shape.keyDim / unitChannels), e.i8());
   auto layersOf = [&](Val c) { return zext(e.loadGlobal(keyLayers, e.i8(), block * (shape.keyDim / unitChannels) + c / unitChannels, /*constant=*/false), e.i32()); };
-  if (!isFixed)
+  if (!isFixed) {
+    const double roundings = (kProductRoundings * llvm::divideCeil(queryParts(shape), 2) * shape.keyDim + 8) * 0x1p-24 + (shape.query.isF32() && !shape.key.isBF16() ? kRestInF16 : 0);
     return overChannels([&](Val c) {
       Val largest = get(key.channelMax, c), least = real(shape.key.isBF16() ? 0x1p-126 : 0x1p-14); // below it steps stay the same
       Val error = e.largest(largest, least) * floatRemainder(layersOf(c), shape.key) + storageError(largest, shape.key);
-      return weightOfChannel(h, c) * (error + largest * ((shape.keyDim + 4) * 0x1p-24)); // channels are added one after another
+      return weightOfChannel(h, c) * (error + largest * roundings) + largest * lost;
     });
+  }
   // Bits that are not read leave scale * 2^-bits of each value (S1), and integer weights are off by half their step, times an integer of at most 2^15. A weight is
   // rounded five times on its way to an integer and back, and the sums of its products, the constant and the dithers, each bounded by twice the weights' reach, 48 times
   // whenever the block is read.
@@ -115,9 +126,9 @@ void CertifyKernel::emit() {
   auto [first, end] = stretch();
   Val begin = first, behind = end;
   forHeadsOfWarp(shape.heads, [&](Val h) {
-    Val scores = ofHead(rowOf(Argument::Scores, key.stride * (shape.heads * ALIGNED_BLOCK)), h, key.stride * ALIGNED_BLOCK), maximum = statistic(h, kMaximum);
+    Val scores = ofHead(rowOf(Argument::Scores, key.stride * (shape.heads * ALIGNED_BLOCK)), h, key.stride * ALIGNED_BLOCK), maximum = statistic(h, kMaximum), lost = lostQueries(h);
     Vals sums = e.loop(begin, behind, 1, Vals(kCertified, real(0)), [&](Val index, Vals sums) {
-      Val block = blockAt(index), grown = growth(scoreError(h, block) + (kSoftmaxRounding + shape.softcap * kSoftcapRounding));
+      Val block = blockAt(index), grown = growth(scoreError(h, block, lost) + (kSoftmaxRounding + shape.softcap * kSoftcapRounding));
       for (int64_t half : {0, 1}) {
         Val within = lane + half * GpuEmitter::kWarp, weight = weightOf(get(scores, block * ALIGNED_BLOCK + within), maximum);
         Bounds bounds = boundsOf(block, within, one, meanMax, fillMax, largest);
@@ -170,7 +181,9 @@ void CertifyKernel::emitConclusion() {
       }
       weightError = select(key.blocks > 0, sumOf(kReadRows) * (shape.exact() ? 0.5 : 1) * rowSum / weightScale, real(0));
     }
-    Val additions = isFixed ? blocks * 2 : tokens;
+    if (!isFixed) // weights in two parts, whose steps in f16 get no smaller than 2^-24 of the 2^15 that the largest becomes
+      weightError = shape.value.isBF16() ? sumOf(kReach) * kRestInBF16 : sumOf(kReach) * kRestInF16 + tokens * largest * 0x1p-39;
+    Val additions = isFixed ? blocks * 2 : tokens * (kWeightParts * kProductRoundings);
     Vals numbers = certificateOf({sumOf(kGrown), sumOf(kGrownReach), sumOf(kReach), sumOf(kError), sumOf(kVariance), sumOf(kUnreadReach), sumOf(kLost), mass,
                                   growth(scoreRounding + (kSoftmaxRounding + shape.softcap * kSoftcapRounding)), one, largest, weightError, scoreVariance, rowSum, tokens,
                                   (additions + 256) * 0x1p-24, (blocks * 2 + 512) * 0x1p-24 + 1, isFixed && !shape.exact() ? kCommon : 0});

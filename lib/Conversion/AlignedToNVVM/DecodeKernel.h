@@ -21,7 +21,7 @@ constexpr double kLowest = -3e38; ///< in the place of -infinity, so that no dif
 constexpr int64_t kTileColumns = 8, kTileDepth = 32, kPlaces = 4, kTileHeads = kTileColumns / kPlaces;
 constexpr int64_t kWords = 32; ///< of 32 bits in a unit of keys
 constexpr int64_t kSharedBytes = 48 << 10; ///< that a block of threads has without asking for more
-constexpr int64_t kWarpTiles = 2, kFloatTiles = 4; ///< that a warp takes before tiles are shared out; of float planes, which take no tensor cores
+constexpr int64_t kWarpTiles = 2, kFloatTiles = 4; ///< that a warp takes before tiles are shared out; of float planes: the columns of a product
 
 /// Arguments, the same for every kernel of an attention. `split` numbers the blocks of threads that share a row's tokens.
 enum class Argument {

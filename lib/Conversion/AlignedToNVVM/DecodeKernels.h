@@ -13,7 +13,7 @@
 // `exact` takes scores, values and merge. Grids depend on capacities and not on tokens, so that a captured step can be replayed while caches grow. Both products are
 // 4-bit planes times weights of signed bytes on the integer tensor cores; see DecodeKernel.h.
 //
-// Float planes (S2) are read as f32; FloatKernel.h. The published rule (P1) takes scores, values and merge too, and between the first two
+// Float planes (S2) are multiplied on those of floats; FloatKernel.h. The published rule (P1) takes scores, values and merge too, and between the first two
 //
 //   probe   the margin of the rule: what shows in the output of the most probable rows of V, against V's largest; one block of threads for each row
 //

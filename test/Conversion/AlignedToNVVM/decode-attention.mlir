@@ -76,12 +76,14 @@ func.func @dense(%q: tensor<1x8x1x64xf16>, %k: tensor<1x2x?x64xf16>, %v: tensor<
 // CHECK-LABEL: gpu.func @decode1_values(
 // CHECK-LABEL: gpu.func @decode1_merge(
 
-// Float planes have no shared exponent: they are multiplied as floats.
+// Float planes have no shared exponent: bytes become floats of storage again, which are multiplied as they are.
 // CHECK-LABEL: gpu.func @decode2_scores(
-// CHECK-NOT: llvm.nvvm.mma
-// CHECK: llvm.call_intrinsic "llvm.fma"
+// CHECK: llvm.call_intrinsic "llvm.nvvm.prmt"
+// CHECK: llvm.call_intrinsic "llvm.nvvm.mma.m16n8k16.row.col.bf16"
 // CHECK-LABEL: gpu.func @decode2_probe(
+// CHECK-NOT: llvm.nvvm.mma
 // CHECK-LABEL: gpu.func @decode2_values(
+// CHECK: llvm.call_intrinsic "llvm.nvvm.mma.m16n8k16.row.col.bf16"
 // CHECK-LABEL: gpu.func @decode2_merge(
 
 // Dense caches are loaded 16 bytes at a time and multiplied as they are.
