@@ -19,7 +19,7 @@ using namespace aligned;
 
 namespace {
 
-/// The optimisations that kernels gain from: those of standard levels take four times as long, and find two instructions in a hundred more.
+/// The optimisations that kernels gain from: those of the first standard level take three times as long, and find two instructions in a hundred more.
 constexpr StringLiteral kOptimisations =
     "function(early-cse<memssa>,instcombine<no-verify-fixpoint>,simplifycfg,loop-mssa(licm),early-cse<memssa>,loop-mssa(loop-rotate),loop-unroll<O1>)";
 
