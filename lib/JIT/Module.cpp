@@ -317,6 +317,16 @@ llvm::orc::SymbolMap runtimeSymbols(llvm::orc::MangleAndInterner intern) {
 
 } // namespace
 
+/// Puts kernels in the place of the module, side by side, and takes them out.
+static FailureOr<Program> compileKernels(Session &session, ModuleOp module, StringRef options) {
+  session.context.enableMultithreading();
+  LogicalResult done = runPhases(session, module, (options + " target=nvptx").str(), nullptr);
+  session.context.disableMultithreading();
+  if (failed(done))
+    return failure();
+  return programOf(module);
+}
+
 int aligned_compile_kernels(const char *source, const char *options, char **ptx, char **sidecar) {
   Session session;
   OwningOpRef<ModuleOp> module = parseSourceString<ModuleOp>(source, ParserConfig(&session.context));
@@ -324,10 +334,9 @@ int aligned_compile_kernels(const char *source, const char *options, char **ptx,
     session.fail();
     return -1;
   };
-  session.context.enableMultithreading(); // kernels are compiled side by side
-  if (!module || failed(runPhases(session, *module, std::string(options ? options : "") + " target=nvptx", nullptr)))
+  if (!module)
     return refuse();
-  FailureOr<Program> program = programOf(*module);
+  FailureOr<Program> program = compileKernels(session, *module, options ? options : "");
   if (failed(program))
     return refuse();
   *ptx = strdup(program->ptx.c_str());
@@ -342,14 +351,9 @@ static bool loadKernels(Session &session, ModuleOp module, StringRef options, al
     return false;
   }
   // What comes later wins, and what the caller says comes later.
-  std::string text = (llvm::Twine("chip=") + chipFor(aligned_cuda_compute_capability()) + " " + options + " target=nvptx").str();
+  std::string text = (llvm::Twine("chip=") + chipFor(aligned_cuda_compute_capability()) + " " + options).str();
   OwningOpRef<ModuleOp> copy = module.clone();
-  session.context.enableMultithreading(); // kernels are compiled side by side
-  LogicalResult done = runPhases(session, *copy, text, nullptr);
-  session.context.disableMultithreading();
-  if (failed(done))
-    return false;
-  FailureOr<Program> kernels = programOf(*copy);
+  FailureOr<Program> kernels = compileKernels(session, *copy, text);
   if (failed(kernels))
     return false;
   compiled.program.reset(aligned_program_load(kernels->ptx.c_str(), kernels->sidecar.c_str()));

@@ -23,10 +23,8 @@ public:
 private:
   const bool isFixed = shape.keySplit.getKind() == FormatKind::Fixed;
   const int64_t unitChannels = isFixed ? 4 : 1; ///< of K, that are read alike
-  Shared statistics;
   Val scale;
 
-  Val statistic(Val h, Statistic which) { return e.load(statistics, h * kStatistics + which); }
   Val planOf(Val h, PlanOf which) { return get(rowOf(Argument::Plan, shape.heads * kPlanNumbers), h * kPlanNumbers + which); }
   Val certificates() { return rowOf(Argument::Certificates, splits * (shape.heads * kCertified)); }
   Val weightOfChannel(Val h, Val c) {
@@ -93,8 +91,7 @@ Val CertifyKernel::scoreError(Val h, Val block, Val lost) {
   error = error + step * (shape.keyDim * 16384.0 * 1.001);
   if (shape.exact())
     return error;
-  Val numbers = ofHead(rowOf(Argument::Blocks, key.stride * (shape.heads * kBlockNumbers)), h, key.stride * kBlockNumbers);
-  return error + get(numbers, block * kBlockNumbers + kBlockVariance) * 0.5;
+  return error + get(blockNumbersOf(h), block * kBlockNumbers + kBlockVariance) * 0.5;
 }
 
 CertifyKernel::Bounds CertifyKernel::boundsOf(Val block, Val within, Val unit, Val meanMax, Val fillMax, Val largest) {
@@ -113,7 +110,7 @@ CertifyKernel::Bounds CertifyKernel::boundsOf(Val block, Val within, Val unit, V
 }
 
 void CertifyKernel::emit() {
-  statistics = statisticsOfRow();
+  shareStatistics();
   scale = argument(Argument::Scale);
   Val one = unit(), meanMax = real(0), fillMax = real(0), largest = largestOf(value.channelMax);
   if (isFixed && !shape.exact()) {
@@ -156,7 +153,7 @@ void CertifyKernel::emit() {
 }
 
 void CertifyKernel::emitConclusion() {
-  statistics = statisticsOfRow();
+  shareStatistics();
   scale = argument(Argument::Scale);
   Val one = unit(), largest = largestOf(value.channelMax), tokens = convert(key.tokens, e.f32());
   Val blocks = convert(key.blocks, e.f32());
@@ -173,7 +170,7 @@ void CertifyKernel::emitConclusion() {
     Val scoreRounding = overChannels([&](Val c) { return weightOfChannel(h, c) * get(key.channelMax, c); }) * ((shape.keyDim / 8 + 12) * 0x1p-24);
     Val rowSum = statistic(h, kSum), weightError = real(0), scoreVariance = real(0);
     if (isFixed) {
-      Val weightScale = real(kWeightLimit) / loudestReach(statistics, h);
+      Val weightScale = real(kWeightLimit) / loudestReach(h);
       if (!shape.exact()) {
         Val wanted = e.smallest(real(kWeightGuard) / planOf(h, kPrecisionV), weightScale);
         weightScale = policies.isLimited(CacheRole::Value) ? select(policies.wantsMoreValues(), weightScale, wanted) : wanted;

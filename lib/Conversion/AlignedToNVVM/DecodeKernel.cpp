@@ -170,34 +170,33 @@ void DecodeKernel::meetSharers() {
 }
 
 Vals DecodeKernel::statisticsOf(Val h) {
-  Val statistics = rowOf(Argument::Statistics, splits * (shape.heads * kStatistics)), lowest = real(kLowest);
+  Val ofSplits = rowOf(Argument::Statistics, splits * (shape.heads * kStatistics)), lowest = real(kLowest);
   auto at = [&](Val s) { return (s * shape.heads + h) * kStatistics; };
   Vals tops = e.loop(lane, splits, GpuEmitter::kWarp, {real(-INFINITY), lowest, real(0)}, [&](Val s, Vals top) -> Vals {
-    return {e.largest(get(statistics, at(s) + kMaximum), top[0]), e.largest(get(statistics, at(s) + kLoudest), top[1]),
-            e.largest(get(statistics, at(s) + kExponent), top[2])};
+    return {e.largest(get(ofSplits, at(s) + kMaximum), top[0]), e.largest(get(ofSplits, at(s) + kLoudest), top[1]),
+            e.largest(get(ofSplits, at(s) + kExponent), top[2])};
   });
   for (Val &top : tops)
     top = warpMax(top);
   Val sum = e.loop(lane, splits, GpuEmitter::kWarp, {real(0)}, [&](Val s, Vals sum) -> Vals {
-    return {sum[0] + get(statistics, at(s) + kSum) * weightOf(max(get(statistics, at(s) + kMaximum), lowest), tops[0])};
+    return {sum[0] + get(ofSplits, at(s) + kSum) * weightOf(max(get(ofSplits, at(s) + kMaximum), lowest), tops[0])};
   })[0];
   return {tops[0], warpAdd(sum), tops[1], tops[2]};
 }
 
-Shared DecodeKernel::statisticsOfRow(Readers readers) {
-  Shared all = shared("statistics", e.f32(), shape.heads * kStatistics);
+void DecodeKernel::shareStatistics(Readers readers) {
+  statistics = shared("statistics", e.f32(), shape.heads * kStatistics);
   forHeadsOfWarp(shape.heads, [&](Val h) {
     Vals ofHead = statisticsOf(h);
     e.when(lane == 0, [&] {
       for (int64_t which = 0; which < kStatistics; ++which)
-        e.store(ofHead[which], all, h * kStatistics + which);
+        e.store(ofHead[which], statistics, h * kStatistics + which);
     });
   });
   if (readers == Readers::All)
     e.barrier();
   else
     e.warpBarrier();
-  return all;
 }
 
 Shared DecodeKernel::addPartials(Val h, int64_t width) {
@@ -209,8 +208,8 @@ Shared DecodeKernel::addPartials(Val h, int64_t width) {
       [](Val sum, Vals loaded) { return sum + loaded[0]; });
 }
 
-Val DecodeKernel::loudestReach(Shared statistics, Val h) {
-  auto of = [&](Statistic which) { return e.load(statistics, h * kStatistics + which); };
+Val DecodeKernel::loudestReach(Val h) {
+  auto of = [&](Statistic which) { return statistic(h, which); };
   return e.exp2(of(kLoudest) - max(of(kMaximum), real(kLowest)) * kLog2e - of(kExponent)) / of(kSum);
 }
 

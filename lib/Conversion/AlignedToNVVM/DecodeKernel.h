@@ -190,12 +190,14 @@ protected:
   Vals statisticsOf(Val h);
   /// Who reads what a warp has computed for its query rows: all threads, or the same warp that works on the same query rows.
   enum class Readers { All, SameWarp };
-  /// Those of all query rows: [heads, kStatistics] in shared memory.
-  Shared statisticsOfRow(Readers readers = Readers::All);
+  /// Puts those of all query rows into shared memory, [heads, kStatistics], for `statistic`.
+  void shareStatistics(Readers readers = Readers::All);
+  Shared statistics;
+  Val statistic(Val h, Statistic which) { return e.load(statistics, h * kStatistics + which); }
   /// The first `width` numbers of what splits have in Partial of a query row, for sumOf.
   Shared addPartials(Val h, int64_t width);
   /// The loudest p * scale of a query row, in units of the loudest row's scale.
-  Val loudestReach(Shared statistics, Val h);
+  Val loudestReach(Val h);
   /// Whether the plan asks for finer scores of any query row; true before there is one, whose precisions are 0.
   Val isPlanOpen();
 
@@ -209,6 +211,10 @@ protected:
   /// The upper (or lower) two layers of a word as bytes, for its low and its high nibbles.
   std::pair<Val, Val> bytesOf(Val upper, Val lower);
 
+  /// The query row that a number stands for: those that pad tiles stand for the last one.
+  Val clamped(Val h) { return min(h, number(shape.heads - 1)); }
+  /// A query row's numbers of its blocks, see BlockNumber.
+  Val blockNumbersOf(Val h) { return ofHead(rowOf(Argument::Blocks, key.stride * (shape.heads * kBlockNumbers)), h, key.stride * kBlockNumbers); }
   Val scoresOf(Val h) { return ofHead(rowOf(Argument::Scores, key.stride * (shape.heads * ALIGNED_BLOCK)), h, key.stride * ALIGNED_BLOCK); }
   /// Whether somebody asks for what a record argument holds.
   Val isAsked(Argument record);
@@ -232,7 +238,7 @@ protected:
   /// The split's statistics of a query row from those of the warp's lanes.
   void storeStatistics(Val h, Val maximum, Val sum, Val loudest, Val exponent);
   /// Adds the tokens of the open block, which are dense, to this split's share of the output.
-  void addOpenValues(Shared statistics);
+  void addOpenValues();
 
   /// Adds what is kept aside (S7): calls `body` with token, channel and value of each escape of this row in `cache`.
   void forEscapes(const CacheView &cache, llvm::function_ref<void(Val token, Val channel, Val value)> body);

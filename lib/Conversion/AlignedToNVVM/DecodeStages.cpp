@@ -88,19 +88,19 @@ Vals DecodeKernel::addScores(Val maximum, Val sum, ArrayRef<Val> scores) {
 void DecodeKernel::storeStatistics(Val h, Val maximum, Val sum, Val loudest, Val exponent) {
   Val highest = warpMax(maximum), whole = warpAdd(sum * weightOf(maximum, highest)), top = warpMax(loudest), largest = warpMax(exponent);
   e.when(lane == 0, [&] {
-    Val statistics = rowOf(Argument::Statistics, splits * (shape.heads * kStatistics)), at = (split * shape.heads + h) * kStatistics;
+    Val ofSplits = rowOf(Argument::Statistics, splits * (shape.heads * kStatistics)), at = (split * shape.heads + h) * kStatistics;
     for (auto [which, what] : {std::pair(kMaximum, highest), std::pair(kSum, whole), std::pair(kLoudest, top), std::pair(kExponent, largest)})
-      e.storeGlobal(what, statistics, at + which);
+      e.storeGlobal(what, ofSplits, at + which);
   });
 }
 
-void DecodeKernel::addOpenValues(Shared statistics) {
+void DecodeKernel::addOpenValues() {
   int64_t dim = shape.valueDim, rowWidth = dim + kSeen;
   Shared weights = shared("open", e.f32(), shape.heads * ALIGNED_BLOCK);
   forThreads(shape.heads * ALIGNED_BLOCK, [&](Val i) {
     Val h = shrLogical(i, number(6)), token = i & (ALIGNED_BLOCK - 1);
     e.when(token < key.open, [&] {
-      e.store(weightOf(get(scoresOf(h), key.blocks * ALIGNED_BLOCK + token), e.load(statistics, h * kStatistics + kMaximum)), weights, i);
+      e.store(weightOf(get(scoresOf(h), key.blocks * ALIGNED_BLOCK + token), statistic(h, kMaximum)), weights, i);
     });
   });
   e.barrier(); // the weights are there, and what the splits' planes gave

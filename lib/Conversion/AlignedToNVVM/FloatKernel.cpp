@@ -1,8 +1,6 @@
 // See the header for the idea.
 #include "FloatKernel.h"
 
-#include "mlir/Dialect/LLVMIR/LLVMDialect.h"
-
 using namespace mlir;
 using namespace aligned;
 
@@ -70,31 +68,10 @@ Vals FloatKernel::partsOf(int64_t count, Type storage, Vals two) {
   return parts;
 }
 
-Vals FloatKernel::valuesOf(const Vals &words, Type element) {
-  Vals values;
-  for (Val two : pairsOf(words)) {
-    if (element.isBF16()) {
-      values.push_back(bitcast(two << 16, e.f32()));
-      values.push_back(bitcast(two & static_cast<int32_t>(0xffff0000), e.f32()));
-    } else {
-      Val halves = convert(e.wrap(LLVM::BitcastOp::create(e.b, VectorType::get(2, e.types.getF16Type()), two.value)), e.f32());
-      values.push_back(aligned::lane(halves, 0));
-      values.push_back(aligned::lane(halves, 1));
-    }
-  }
-  return values;
-}
-
 Vals FloatKernel::planesOf(const CacheView &cache, SplitAttr split, Val block, int64_t headDim) {
   Val where = physical(cache, block);
   Vals planes;
   for (int64_t plane = 0; plane < split.getResident(); ++plane)
     planes.push_back(blockOf(cache.plane[plane], where, headDim * (ALIGNED_BLOCK / 8) * split.getWidths()[plane]));
   return planes;
-}
-
-Vals FloatKernel::rowWords(Val layers, ArrayRef<Val> planes, Val within) {
-  return wordsOf(layers, shape.valueSplit, [&](const LayerPlace &place) {
-    return e.loadGlobal(planes[place.plane], e.i32(), (within * place.planeLayers + place.index) * words + wordInRow());
-  });
 }

@@ -45,18 +45,11 @@ public:
 protected:
   const int64_t streams = warps / warpsPerBlock;                            ///< blocks of tokens that are worked on at the same time
   const int64_t ownHeads = llvm::divideCeil(shape.heads, warpsPerBlock);    ///< query rows of a warp
-  // A nibble row of V is `words` words; lanes share it, or several of them.
-  const int64_t words = shape.valueDim / kWordValues, lanesPerRow = llvm::PowerOf2Ceil(words), rowsAtOnce = GpuEmitter::kWarp / lanesPerRow;
+  const int64_t words = shape.valueDim / kWordValues;                       ///< of a nibble row of V
 
   Val sharer() { return warp & (warpsPerBlock - 1); } ///< which of the warps that share a block this is
   Val stream() { return shrLogical(warp, number(llvm::Log2_64(warpsPerBlock))); }
   Val firstHead() { return sharer() * ownHeads; }
-  Val clamped(Val h) { return min(h, number(shape.heads - 1)); }
-
-  // Of a row of V.
-  Val word() { return lane & (lanesPerRow - 1); }
-  Val rowOfLane() { return shrLogical(lane, number(llvm::Log2_64(lanesPerRow))); }
-  Val wordInRow() { return min(word(), number(words - 1)); }
 
   /// What a plane's floats are.
   mlir::Type storageOf(mlir::Type element) { return element.isBF16() ? element : e.types.getF16Type(); }
@@ -72,10 +65,6 @@ protected:
   std::vector<Vals> operandsOf(llvm::ArrayRef<Vals> words);
   /// Two f32 as the sum of `count` registers of two `storage`: what they begin with, which is cut and not rounded, and then the same of what is left, but the last.
   Vals partsOf(int64_t count, mlir::Type storage, Vals two);
-  /// As f32.
-  Vals valuesOf(const Vals &words, mlir::Type element);
-  /// This lane's words of a row of V, from where the planes of its block lie.
-  Vals rowWords(Val layers, llvm::ArrayRef<Val> planes, Val within);
   Vals planesOf(const CacheView &cache, SplitAttr split, Val block, int64_t headDim);
 };
 

@@ -32,7 +32,7 @@ private:
 
   enum Rule { kInverse, kLeast, kMiddle, kRule }; // of a query row: 1 / sum, and the largest p that want the first tier, the second
 
-  Shared statistics, rule;
+  Shared rule;
   // Of the block at work, swizzled: [warp][depth][operand][column][tokens t, t + 4, t + 8, t + 12], two to a word; [parity][warp][token].
   Shared weights, layers;
 
@@ -49,7 +49,7 @@ private:
 };
 
 void FloatValuesKernel::prepare() {
-  statistics = statisticsOfRow();
+  shareStatistics();
   int64_t padded = llvm::alignTo(shape.heads, 4); // they are loaded four at a time
   rule = shared("rule", e.f32(), padded * kRule);
   // Used twice: by weights of blocks, then by sums.
@@ -63,7 +63,7 @@ void FloatValuesKernel::prepare() {
     // A row lies margin - log2(p) powers of two below: compare p with powers of two instead of taking logarithms.
     Val margin = e.choose(seenBlocks > 0, [&]() -> Vals { return {convert(get(rowOf(Argument::Plan, shape.heads), h), e.i32())}; }, [&]() -> Vals { return {number(0)}; })[0];
     auto power = [&](int64_t below) { return bitcast((margin + (127 - below)) << 23, e.f32()); };
-    e.store(real(std::exp2(-headroom)) / e.load(statistics, h * kStatistics + kSum), rule, at * kRule + kInverse);
+    e.store(real(std::exp2(-headroom)) / statistic(h, kSum), rule, at * kRule + kInverse);
     e.store(power(2), rule, at * kRule + kLeast);
     e.store(power(1), rule, at * kRule + kMiddle);
   });
@@ -82,7 +82,7 @@ void FloatValuesKernel::listBlock(Val block, Val parity) {
   Val first = swizzled(lane * 2), own = warp * warpWords + shrLogical(lane, number(3)) * (operands * operandWords) + (lane & (kDepthWords - 1));
   Vals tokens{block * ALIGNED_BLOCK + first, block * ALIGNED_BLOCK + first + 4}, wanted(2, shape.exact() ? value.layers : number(0));
   for (int64_t i = 0; i < ownHeads; ++i) {
-    Val h = clamped(firstHead() + i), scores = scoresOf(h), maximum = max(e.load(statistics, h * kStatistics + kMaximum), kLowest);
+    Val h = clamped(firstHead() + i), scores = scoresOf(h), maximum = max(statistic(h, kMaximum), kLowest);
     Vals two;
     for (int64_t j = 0; j < 2; ++j) {
       two.push_back(e.exp2(fma(get(scores, tokens[j]) - maximum, real(kLog2e), real(headroom))));
@@ -235,7 +235,7 @@ void FloatValuesKernel::emit() {
   auto [first, end] = stretch();
   Vals sums = e.loop(first + stream(), end, streams, Vals(quad(ownWords, 0), real(0)), [&](Val index, Vals sums) { return addBlock(sums, index); });
   store(sums);
-  e.when(isLastSplit() & (key.open > 0), [&] { addOpenValues(statistics); });
+  e.when(isLastSplit() & (key.open > 0), [&] { addOpenValues(); });
   finish();
 }
 

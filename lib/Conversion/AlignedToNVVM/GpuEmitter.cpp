@@ -100,6 +100,18 @@ Val GpuEmitter::ballot(Val condition) { return intrinsic("llvm.nvvm.vote.ballot.
 Val GpuEmitter::any(Val condition) { return intrinsic("llvm.nvvm.vote.any.sync", types.getI1Type(), {number(-1), condition}); }
 Val GpuEmitter::countBits(Val bits) { return intrinsic("llvm.ctpop.i32", i32(), {bits}); }
 
+Vals GpuEmitter::forEachLane(Val lanes, Vals initial, function_ref<Vals(Val, Vals)> body) {
+  Vals state{lanes};
+  state.append(initial);
+  Vals done = repeat(state, [](Vals s) { return s[0] != 0; }, [&](Vals s) {
+    Val others = s[0] & (s[0] - 1);
+    Vals next{others};
+    next.append(body(countBits((s[0] ^ others) - 1), Vals(llvm::drop_begin(s))));
+    return next;
+  });
+  return Vals(llvm::drop_begin(done));
+}
+
 Val GpuEmitter::warpAdd(Val value, ArrayRef<int64_t> distances) {
   for (int64_t distance : distances)
     value = value + shuffleXor(value, distance);

@@ -64,6 +64,8 @@ public:
   Val ballot(Val condition);
   Val any(Val condition); ///< whether it holds in any lane
   Val countBits(Val bits);
+  /// Runs `body` for each lane whose bit is set in a ballot, from the lowest on.
+  Vals forEachLane(Val lanes, Vals initial, llvm::function_ref<Vals(Val lane, Vals state)> body);
   /// Over the lanes that differ in the bits of `distances` only.
   Val warpAdd(Val value, llvm::ArrayRef<int64_t> distances);
   Val shuffleXorWide(Val value, int64_t distance); ///< of i64

@@ -31,7 +31,7 @@ private:
   const int64_t headGroups = llvm::divideCeil(shape.heads, headsAtOnce), groupHeads = llvm::divideCeil(shape.heads, headGroups);
   const NibbleRows rows{shape.valueDim};
 
-  Shared statistics, factors, meeting;
+  Shared factors, meeting;
   Shared ring, tokens, weights, digits; // of warps: rows of V, and their tokens; of 32 rows p * scale^2, f32 [head][32], and p * scale, bytes [column][32]
 
   /// What a warp carries from block to block, for each query row of the group but for `sums`, which are [chunk][word][byte][4].
@@ -43,8 +43,6 @@ private:
   };
   State stateOf(Vals all);
 
-  Val statistic(Val h, Statistic which) { return e.load(statistics, h * kStatistics + which); }
-  Val clamped(Val h) { return min(h, number(shape.heads - 1)); }
   Val factor(Val h, Factor which) { return e.load(factors, h * kFactors + which); }
   Val top() { return statistic(number(0), kExponent); }
   void prepareFactors();
@@ -79,15 +77,15 @@ void LookKernel::prepareFactors() {
   factors = shared("factors", e.f32(), shape.heads * kFactors);
   forThreads(shape.heads, [&](Val h) {
     e.store(real(1) / statistic(h, kSum), factors, h * kFactors + kInverse);
-    e.store(loudestReach(statistics, h), factors, h * kFactors + kReach);
+    e.store(loudestReach(h), factors, h * kFactors + kReach);
   });
 }
 
 /// Whether a block has a loud token for any query row of the group.
 Val LookKernel::isLoud(Val block, Val firstHead) {
   Val least = e.loop(number(0), number(groupHeads), 1, {real(INFINITY)}, [&](Val i, Vals least) -> Vals {
-    Val h = clamped(firstHead + i), numbers = ofHead(rowOf(Argument::Blocks, key.stride * (shape.heads * kBlockNumbers)), h, key.stride * kBlockNumbers);
-    return {e.smallest(statistic(h, kLoudest) - get(numbers, block * kBlockNumbers + kBlockLoudest), least[0])};
+    Val h = clamped(firstHead + i);
+    return {e.smallest(statistic(h, kLoudest) - get(blockNumbersOf(h), block * kBlockNumbers + kBlockLoudest), least[0])};
   })[0];
   return least <= kLoudOctaves;
 }
@@ -261,7 +259,7 @@ void LookKernel::addOpen(Val firstHead) {
 
 void LookKernel::emit() {
   e.when(seenBlocks > 0, [&] {
-    statistics = statisticsOfRow();
+    shareStatistics();
     prepareFactors();
     ring = shared("ring", e.i32(), warps * kRing);
     tokens = shared("tokens", e.i32(), warps * kRing);
@@ -282,11 +280,8 @@ void LookKernel::emit() {
       state = stateOf(e.loop(number(0), rounds + 1, 1, state.all(), [&](Val round, Vals all) {
         Val isLast = round == rounds, index = begin + (round * GpuEmitter::kWarp + lane) * warps;
         Val loud = e.choose(index < last, [&]() -> Vals { return {isLoud(blockAt(index), firstHead)}; }, [&]() -> Vals { return {e.constant(e.types.getI1Type(), 0)}; })[0];
-        Vals carried{select(isLast, number(1), e.ballot(loud))};
-        carried.append(all);
-        carried = e.repeat(carried, [&](Vals s) { return s[0] != 0; }, [&](Vals s) {
-          Val others = s[0] & (s[0] - 1), source = e.countBits((s[0] ^ others) - 1);
-          State state = stateOf(Vals(llvm::drop_begin(s)));
+        return e.forEachLane(select(isLast, number(1), e.ballot(loud)), all, [&](Val source, Vals all) {
+          State state = stateOf(all);
           Vals waiting = e.choose(
               isLast, [&]() -> Vals { return {state.pending, number(1)}; },
               [&]() -> Vals {
@@ -295,7 +290,7 @@ void LookKernel::emit() {
               });
           state.pending = waiting[0];
           e.warpBarrier(); // the ring is written
-          Vals done = e.repeat(state.all(), [&](Vals s) { return s[1] >= waiting[1]; },
+          return e.repeat(state.all(), [&](Vals s) { return s[1] >= waiting[1]; },
                                [&](Vals s) {
                                  State now = weigh(stateOf(s), firstHead);
                                  e.warpBarrier(); // weights are there
@@ -307,11 +302,7 @@ void LookKernel::emit() {
                                  now.pending = max(now.pending - kTileDepth, number(0));
                                  return now.all();
                                });
-          Vals next{others};
-          next.append(done);
-          return next;
         });
-        return Vals(llvm::drop_begin(carried));
       }));
       store(state, firstHead);
       e.when(isLastSplit() & (value.open > 0), [&] { addOpen(firstHead); });

@@ -20,13 +20,13 @@ public:
 
 private:
   const Val h = split; ///< the query row: there are no splits here
-  Vals statistics;
+  Vals statisticsOfHead;
   Shared meeting;
   Val normal; ///< log2 of e^s / p
   struct Size {
     Val size, fill;
   };
-  Val statistic(Statistic which) { return statistics[which]; }
+  Val statistic(Statistic which) { return statisticsOfHead[which]; }
   /// Sums over the block of threads.
   Vals addAll(Vals sums);
   Size sizeOf();
@@ -70,7 +70,7 @@ PlanKernel::Size PlanKernel::sizeOf() {
 
 /// The precision of addends of K where that is to be finer, else infinity.
 Val PlanKernel::planKeys(const Size &size, Val round, Val plan) {
-  Val numbers = ofHead(rowOf(Argument::Blocks, key.stride * (shape.heads * kBlockNumbers)), h, key.stride * kBlockNumbers);
+  Val numbers = blockNumbersOf(h);
   Val power = size.size * size.size, top = statistic(kExponent);
   auto overBlocks = [&](int64_t count, function_ref<Vals(Val energy, Val loudest, Val variance)> of) {
     return addAll(e.loop(thread, seenBlocks, threads, Vals(count, real(0)), [&](Val index, Vals sums) {
@@ -157,7 +157,7 @@ void PlanKernel::emit() {
   e.when((get(plan, number(kPrecisionK)) < INFINITY) & (seenBlocks > 0), [&] {
     meeting = shared("meeting", e.f32(), warps * kAtOnce);
     Val round = get(plan, number(kRound));
-    statistics = statisticsOf(h);
+    statisticsOfHead = statisticsOf(h);
     normal = fma(max(statistic(kMaximum), real(kLowest)), real(kLog2e), e.log2(statistic(kSum)));
     Size size = sizeOf(); // whose barriers also say that all have looked at the plan before it changes
     Val precisionK = planKeys(size, round, plan);

@@ -5,6 +5,8 @@
 // Of equal scores the earlier token comes first.
 #include "FloatKernel.h"
 
+#include "mlir/Dialect/LLVMIR/LLVMDialect.h"
+
 using namespace mlir;
 using namespace aligned;
 
@@ -19,6 +21,10 @@ public:
 
 private:
   static constexpr int64_t kNobody = INT32_MAX;
+  // Lanes share a nibble row of V, or several of them.
+  const int64_t lanesPerRow = llvm::PowerOf2Ceil(words), rowsAtOnce = GpuEmitter::kWarp / lanesPerRow;
+  Val rowOfLane() { return shrLogical(lane, number(llvm::Log2_64(lanesPerRow))); }
+  Val wordInRow() { return min(lane & (lanesPerRow - 1), number(words - 1)); }
 
   /// Tokens or blocks and their scores, the best in lane 0.
   struct Best {
@@ -29,23 +35,25 @@ private:
   Best insert(const Best &best, const Best &mine, Val there);
   Best findBlocks(Val h);
   Best findTokens(Val h, const Best &blocks);
-  Val marginOf(Val h, const Best &tokens, Shared statistics);
+  /// This lane's words of a row of V, from where the planes of its block lie, and their values as f32.
+  Vals rowWords(Val layers, ArrayRef<Val> planes, Val within);
+  Vals valuesOf(const Vals &words);
+  Val marginOf(Val h, const Best &tokens);
 };
 
 /// Inserts what the lanes have, where it is there.
 ProbeKernel::Best ProbeKernel::insert(const Best &best, const Best &mine, Val there) {
   Val last = number(GpuEmitter::kWarp - 1);
   Val waiting = e.ballot(there & precedes(mine, {e.shuffleFrom(best.score, last), e.shuffleFrom(best.number, last)}));
-  Vals s = e.repeat({waiting, best.score, best.number}, [](Vals s) { return s[0] != 0; },
-                    [&](Vals s) -> Vals {
-                      Val others = s[0] & (s[0] - 1), source = e.countBits((s[0] ^ others) - 1), before = max(lane - 1, number(0));
-                      Best own{s[1], s[2]}, next{e.shuffleFrom(mine.score, source), e.shuffleFrom(mine.number, source)};
-                      Best better{e.shuffleFrom(own.score, before), e.shuffleFrom(own.number, before)};
-                      Val place = e.countBits(e.ballot(precedes(own, next)));
-                      auto pick = [&](Val own, Val next, Val better) { return select(lane < place, own, select(lane == place, next, better)); };
-                      return {others, pick(own.score, next.score, better.score), pick(own.number, next.number, better.number)};
-                    });
-  return {s[1], s[2]};
+  Vals s = e.forEachLane(waiting, {best.score, best.number}, [&](Val source, Vals s) -> Vals {
+    Val before = max(lane - 1, number(0));
+    Best own{s[0], s[1]}, next{e.shuffleFrom(mine.score, source), e.shuffleFrom(mine.number, source)};
+    Best better{e.shuffleFrom(own.score, before), e.shuffleFrom(own.number, before)};
+    Val place = e.countBits(e.ballot(precedes(own, next)));
+    auto pick = [&](Val own, Val next, Val better) { return select(lane < place, own, select(lane == place, next, better)); };
+    return {pick(own.score, next.score, better.score), pick(own.number, next.number, better.number)};
+  });
+  return {s[0], s[1]};
 }
 
 ProbeKernel::Best ProbeKernel::findBlocks(Val h) {
@@ -92,12 +100,33 @@ ProbeKernel::Best ProbeKernel::findTokens(Val h, const Best &blocks) {
   return best;
 }
 
+Vals ProbeKernel::rowWords(Val layers, ArrayRef<Val> planes, Val within) {
+  return wordsOf(layers, shape.valueSplit, [&](const LayerPlace &place) {
+    return e.loadGlobal(planes[place.plane], e.i32(), (within * place.planeLayers + place.index) * words + wordInRow());
+  });
+}
+
+Vals ProbeKernel::valuesOf(const Vals &words) {
+  Vals values;
+  for (Val two : pairsOf(words)) {
+    if (shape.value.isBF16()) {
+      values.push_back(bitcast(two << 16, e.f32()));
+      values.push_back(bitcast(two & static_cast<int32_t>(0xffff0000), e.f32()));
+    } else {
+      Val halves = convert(e.wrap(LLVM::BitcastOp::create(e.b, VectorType::get(2, e.types.getF16Type()), two.value)), e.f32());
+      values.push_back(aligned::lane(halves, 0));
+      values.push_back(aligned::lane(halves, 1));
+    }
+  }
+  return values;
+}
+
 /// How many powers of two the channel where most shows lies above, or below, its largest value.
-Val ProbeKernel::marginOf(Val h, const Best &tokens, Shared statistics) {
+Val ProbeKernel::marginOf(Val h, const Best &tokens) {
   int64_t dim = shape.valueDim, steps = std::min<int64_t>(4, kProbed / rowsAtOnce);
   auto channelOf = [&](int64_t i) { return wordInRow() * 4 + (i < 4 ? i : i - 4 + dim / 2); };
-  Val full = key.blocks * ALIGNED_BLOCK, inverse = real(1) / e.load(statistics, h * kStatistics + kSum);
-  Val p = weightOf(tokens.score, e.load(statistics, h * kStatistics + kMaximum)) * inverse;
+  Val full = key.blocks * ALIGNED_BLOCK, inverse = real(1) / statistic(h, kSum);
+  Val p = weightOf(tokens.score, statistic(h, kMaximum)) * inverse;
   Vals sums = e.loop(number(0), number(kProbed), steps * rowsAtOnce, Vals(kWordValues, real(0)), [&](Val first, Vals sums) {
     struct Row {
       Val token, weight;
@@ -111,7 +140,7 @@ Val ProbeKernel::marginOf(Val h, const Best &tokens, Shared statistics) {
       rows.push_back({token, select(token < key.tokens, weight, real(0)), rowWords(value.layers, planes, inPlanes & (ALIGNED_BLOCK - 1))});
     }
     for (const Row &row : rows) {
-      Vals values = valuesOf(row.words, shape.value);
+      Vals values = valuesOf(row.words);
       Val isOpen = (row.token >= full) & (row.token < key.tokens);
       if (isMasked()) // what is hidden weighs nothing, whatever it holds
         isOpen = isOpen & (row.weight > 0);
@@ -140,9 +169,9 @@ Val ProbeKernel::marginOf(Val h, const Best &tokens, Shared statistics) {
 
 void ProbeKernel::emit() {
   e.when(seenBlocks > 0, [&] {
-    Shared statistics = statisticsOfRow(Readers::SameWarp);
+    shareStatistics(Readers::SameWarp);
     forHeadsOfWarp(shape.heads, [&](Val h) {
-      Val margin = marginOf(h, findTokens(h, findBlocks(h)), statistics);
+      Val margin = marginOf(h, findTokens(h, findBlocks(h)));
       e.when(lane == 0, [&] { e.storeGlobal(convert(margin, e.f32()), rowOf(Argument::Plan, shape.heads), h); });
     });
   });

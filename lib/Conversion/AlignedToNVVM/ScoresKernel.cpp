@@ -52,7 +52,6 @@ private:
   Vals exponentsOfGroups(Val exponents);
   void storeLayers(const Vals &layers, Val block);
   Val planeOf(const LayerPlace &at, Val where) { return blockOf(key.plane[at.plane], where, shape.keyDim * 8 * shape.keySplit.getWidths()[at.plane]); }
-  Val blockNumbersOf(Val h) { return ofHead(rowOf(Argument::Blocks, key.stride * (shape.heads * kBlockNumbers)), h, key.stride * kBlockNumbers); }
 
   void prepare(bool isCoarse);
   void planCoarse();
@@ -575,7 +574,7 @@ void ScoresKernel::emitRefined() {
     Shared wants = shared("wants", e.f32(), warps * GpuEmitter::kWarp); // of the block that a warp has
     forBlocksOfWarp([&](Val block, Val) {
       // Inverse of the precision wanted of addends of each query row; 0 for what is precise enough.
-      Val h = min(lane, number(shape.heads - 1)), numbers = blockNumbersOf(h), at = block * kBlockNumbers;
+      Val h = clamped(lane), numbers = blockNumbersOf(h), at = block * kBlockNumbers;
       auto of = [&](PlanOf what) { return get(plan, h * kPlanNumbers + what); };
       auto powerOf = [&](Val octaves) { return e.exp2((octaves - of(kNormal)) * 2); };
       Val leverage = sqrt(powerOf(get(numbers, at + kBlockMaximum) * kLog2e) * of(kPower) + powerOf(get(numbers, at + kBlockLoudest) - of(kTop)) * of(kFill));

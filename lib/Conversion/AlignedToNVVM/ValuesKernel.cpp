@@ -33,14 +33,12 @@ private:
   const NibbleRows rows{shape.valueDim};
   const int64_t sumsPerTile = rows.sums();
 
-  Shared statistics, ring, ringDigits; // of warps: row * 8 + layers [ring][kRing]; digits of a weight [own head][ring][kRing]
+  Shared ring, ringDigits; // of warps: row * 8 + layers [ring][kRing]; digits of a weight [own head][ring][kRing]
   Shared factors;   // of each query row: see Factor
   enum Factor { kToPrecision, kToStep, kScale, kFactors }; ///< weight * scale in units of the precision of V, and of a step; and 1 / step of p * scale
   Vals maxima, toPrecision, toStep, weightScale; // of each own head: of its scores, and its factors
 
-  Val statistic(Val h, Statistic which) { return e.load(statistics, h * kStatistics + which); }
   Val ownHead(int64_t i) { return firstHead(0) + i; }
-  Val clamped(Val h) { return min(h, number(shape.heads - 1)); }
 
   /// What a warp carries from block to block.
   struct State {
@@ -79,13 +77,13 @@ ValuesKernel::State ValuesKernel::stateOf(Vals all) {
 }
 
 void ValuesKernel::prepare() {
-  statistics = statisticsOfRow();
+  shareStatistics();
   ring = shared("ring", e.i32(), warps * rings * kRing);
   ringDigits = shared("digits", e.i32(), warps * ownHeads * rings * kRing);
   factors = shared("factors", e.f32(), paddedHeads * kFactors);
   forThreads(paddedHeads, [&](Val padded) {
     Val h = clamped(padded);
-    Val limit = real(kWeightLimit) / loudestReach(statistics, h), inverse = real(0), scale = limit;
+    Val limit = real(kWeightLimit) / loudestReach(h), inverse = real(0), scale = limit;
     if (!shape.exact()) {
       inverse = real(1) / get(rowOf(Argument::Plan, shape.heads * kPlanNumbers), h * kPlanNumbers + kPrecisionV);
       scale = min(inverse * kWeightGuard, limit);
@@ -334,7 +332,7 @@ void ValuesKernel::emit() {
     return state.all();
   }));
   finishSums(state);
-  e.when(isLastSplit() & (key.open > 0), [&] { addOpenValues(statistics); });
+  e.when(isLastSplit() & (key.open > 0), [&] { addOpenValues(); });
   finish();
 }
 

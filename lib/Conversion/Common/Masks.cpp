@@ -23,51 +23,38 @@ static Val always(Val like) {
   return like.e->constant(like.lanes() ? VectorType::get(like.lanes(), flag) : flag, 1);
 }
 
-Val aligned::isVisible(Val token, Val query, Val tokens, const DecodeShape &shape) {
-  Val seen = always(token);
-  if (!shape.mask)
+/// What a mask says of tokens like `like`: its parts are asked for where it has them, the last two with the number that they go by.
+static Val seenBy(const DecodeShape &shape, Val like, function_ref<Val()> isPast, function_ref<Val(int64_t window)> isNear, function_ref<Val(double sinks)> isSink) {
+  Val seen = always(like);
+  if (shape.mask && shape.mask.getCausal())
+    seen = isPast();
+  if (!shape.mask || !shape.mask.getWindow())
     return seen;
-  Val position = as(tokens, token) + as(query, token) - static_cast<double>(shape.queries);
-  if (shape.mask.getCausal())
-    seen = token <= position;
-  if (!shape.mask.getWindow())
-    return seen;
-  Val inWindow = position - token < counted(shape.mask.getWindow());
+  Val kept = isNear(shape.mask.getWindow());
   if (shape.mask.getSinks())
-    inWindow = inWindow | (token < counted(shape.mask.getSinks()));
-  return seen & inWindow;
+    kept = kept | isSink(counted(shape.mask.getSinks()));
+  return seen & kept;
+}
+
+Val aligned::isVisible(Val token, Val query, Val tokens, const DecodeShape &shape) {
+  auto position = [&] { return as(tokens, token) + as(query, token) - static_cast<double>(shape.queries); };
+  return seenBy(
+      shape, token, [&] { return token <= position(); }, [&](int64_t window) { return position() - token < counted(window); }, [&](double sinks) { return token < sinks; });
 }
 
 /// Windows of neighbouring queries lie one token apart, so that together they are one stretch: from that of the first query to the last query.
 Val aligned::areVisible(Val first, Val last, Val tokens, const DecodeShape &shape) {
-  Val seen = always(first);
-  if (!shape.mask)
-    return seen;
-  Val end = as(tokens, first);
-  if (shape.mask.getCausal())
-    seen = first < end;
-  if (!shape.mask.getWindow())
-    return seen;
-  Val inWindow = last > end - counted(shape.queries + shape.mask.getWindow());
-  if (shape.mask.getSinks())
-    inWindow = inWindow | (first < counted(shape.mask.getSinks()));
-  return seen & inWindow;
+  auto end = [&] { return as(tokens, first); };
+  return seenBy(
+      shape, first, [&] { return first < end(); }, [&](int64_t window) { return last > end() - counted(shape.queries + window); }, [&](double sinks) { return first < sinks; });
 }
 
 /// The first query sees the fewest of the newest tokens, the last one the fewest of the oldest.
 Val aligned::areAllVisible(Val first, Val last, Val tokens, const DecodeShape &shape) {
-  Val seen = always(first);
-  if (!shape.mask)
-    return seen;
-  Val end = as(tokens, first);
-  if (shape.mask.getCausal())
-    seen = last <= end - static_cast<double>(shape.queries);
-  if (!shape.mask.getWindow())
-    return seen;
-  Val inWindow = first >= end - counted(shape.mask.getWindow());
-  if (shape.mask.getSinks())
-    inWindow = inWindow | (last < counted(shape.mask.getSinks()));
-  return seen & inWindow;
+  auto end = [&] { return as(tokens, first); };
+  return seenBy(
+      shape, first, [&] { return last <= end() - static_cast<double>(shape.queries); }, [&](int64_t window) { return first >= end() - counted(window); },
+      [&](double sinks) { return last < sinks; });
 }
 
 Val aligned::isBlockVisible(Val block, Val tokens, const DecodeShape &shape) {

@@ -37,8 +37,8 @@ def AlignedCompileKernels : Pass<"aligned-compile-kernels", "::mlir::ModuleOp"> 
     Puts one `gpu.binary` with the PTX of all kernels in the place of the `gpu.module`s of the llvm dialect, which `aligned-attach-target` has given one target each. Kernels are compiled at the same
     time, by as many threads as the context has.
 
-    Unlike `gpu-module-to-binary`, which runs a standard pipeline over all of them one after another, this one optimises no more than such kernels gain from: they have no calls and no stack, and loops
-    are unrolled as they are written.
+    Unlike `gpu-module-to-binary`, which runs a standard pipeline over all of them one after another, this one optimises no more than such kernels gain from, which have no calls
+    and no stack.
   }];
   let dependentDialects = ["::mlir::gpu::GPUDialect"];
 }
