@@ -21,6 +21,7 @@ SHAPES = (
     ("policy=balanced", "bf16", 8, 96, 128),
     ("policy=balanced", "f16", 12, 256, 96),
     ("policy=balanced", "f16", 16, 256, 256),
+    ("policy=balanced", "f16", 32, 128, 128),
     ("policy=alignedkv", "f16", 4, 128, 128),
     ("policy=alignedkv", "bf16", 16, 128, 256),
     ("format=dense", "f16", 1, 64, 64),

@@ -33,7 +33,7 @@ enum class Argument {
   Statistics,    ///< f32 [rows, splits, heads, 4]: see Statistic
   Blocks,        ///< f32 [rows, heads, blocks, 8]: see BlockNumber. Float planes: [rows, heads, blocks], the largest score
   KeyWeights,    ///< f32 [rows, heads]: the inverse of the step of K's weights
-  Histogram,     ///< i32 [rows, splits, heads, 129]: tokens by p * scale, in quarter octaves below the loudest; and the number of that bin
+  Histogram,     ///< i32 [rows, splits, heads, 129]: tokens by p * scale, by how far they are below the loudest, see `bins`; and the number of its bin
   Partial,       ///< f32 [rows, splits, heads, value_dim + 4]: outputs of splits, and what the look saw
   Plan,          ///< f32 [rows, heads, 8]: see PlanOf. Float planes: [rows, heads], the margin of P1
   KeyLayers,     ///< i8 [rows, blocks, units]: nibble layers that were read; of float planes null where nobody asks
@@ -59,8 +59,8 @@ enum PlanOf { kPrecisionK, kPrecisionV, kPower, kFill, kVaried, kRound, kNormal,
 enum Seen { kSquares, kOpenSquares, kMass, kScales, kSeen };
 /// Sums over a split for the certificate: see CertificateSums; and how many rows of V are read.
 enum Certified { kGrown, kGrownReach, kReach, kError, kVariance, kUnreadReach, kLost, kReadRows, kCertified };
-constexpr int64_t kBins = 128, kHistogramNumbers = kBins + 1;
-constexpr double kQuarters = 4; ///< of an octave, that bins are numbered by
+constexpr int64_t kBins = 128, kHistogramNumbers = kBins + 1; ///< bins at most, and behind them the number of the loudest token's
+constexpr int64_t kBinOctaves = 32;                           ///< that the bins of a histogram span
 
 /// A cache as the threads of a row see it.
 struct CacheView {
@@ -143,6 +143,9 @@ protected:
   const int64_t warpsPerBlock = std::min<int64_t>(warps, llvm::PowerOf2Ceil(llvm::divideCeil(tiles, isFloat(shape) ? kFloatTiles : isWide(shape) ? 1 : kWarpTiles))); ///< that share the tokens of a block
   const int64_t tilesPerWarp = llvm::divideCeil(tiles, warpsPerBlock);
   const int64_t paddedHeads = warpsPerBlock * tilesPerWarp * kTileHeads;
+  // Warps count tokens beside the queries, in half as many bins where shared memory has no room for more.
+  const int64_t bins = paddedHeads * (shape.keyDim + warps / warpsPerBlock * kBins) * 4 + (2 << 10) > kSharedBytes ? kBins / 2 : kBins;
+  const double binsPerOctave = static_cast<double>(bins) / kBinOctaves;
 
   Val row, split, splits;
   Val g, t;           ///< the lane's place in a tile: lane = 4 g + t
@@ -237,8 +240,8 @@ protected:
   Vals addScores(Val maximum, Val sum, llvm::ArrayRef<Val> scores);
   /// The split's statistics of a query row from those of the warp's lanes.
   void storeStatistics(Val h, Val maximum, Val sum, Val loudest, Val exponent);
-  /// Adds the tokens of the open block, which are dense, to this split's share of the output.
-  void addOpenValues();
+  /// Adds the tokens of the open block, which are dense, to this split's share of the output. `weights` is room for f32 [heads, 64].
+  void addOpenValues(Shared weights);
 
   /// Adds what is kept aside (S7): calls `body` with token, channel and value of each escape of this row in `cache`.
   void forEscapes(const CacheView &cache, llvm::function_ref<void(Val token, Val channel, Val value)> body);

@@ -94,9 +94,8 @@ void DecodeKernel::storeStatistics(Val h, Val maximum, Val sum, Val loudest, Val
   });
 }
 
-void DecodeKernel::addOpenValues() {
+void DecodeKernel::addOpenValues(Shared weights) {
   int64_t dim = shape.valueDim, rowWidth = dim + kSeen;
-  Shared weights = shared("open", e.f32(), shape.heads * ALIGNED_BLOCK);
   forThreads(shape.heads * ALIGNED_BLOCK, [&](Val i) {
     Val h = shrLogical(i, number(6)), token = i & (ALIGNED_BLOCK - 1);
     e.when(token < key.open, [&] {

@@ -235,7 +235,7 @@ void FloatValuesKernel::emit() {
   auto [first, end] = stretch();
   Vals sums = e.loop(first + stream(), end, streams, Vals(quad(ownWords, 0), real(0)), [&](Val index, Vals sums) { return addBlock(sums, index); });
   store(sums);
-  e.when(isLastSplit() & (key.open > 0), [&] { addOpenValues(); });
+  e.when(isLastSplit() & (key.open > 0), [&] { addOpenValues(shared("open", e.f32(), shape.heads * ALIGNED_BLOCK)); });
   finish();
 }
 

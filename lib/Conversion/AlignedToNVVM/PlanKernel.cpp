@@ -1,7 +1,7 @@
 // The plan (P2): the coarsest precisions of K and V whose predicted error keeps within the budget, from what the look saw. One block of threads for each query row; the
 // threads share its channels and its blocks, and the lanes of each warp the bins of its histogram.
 //
-// A bin of the histogram stands for the reach in its middle: an eighth of an octave more or less, as often one as the other.
+// A bin of the histogram stands for the reach in its middle: half of its width more or less, as often one as the other.
 #include "DecodeKernel.h"
 
 #include <cmath>
@@ -108,15 +108,15 @@ Val PlanKernel::planKeys(const Size &size, Val round, Val plan) {
       [&]() -> Vals { return {real(INFINITY)}; })[0];
 }
 
-/// The tokens of all splits by how far they are below the row's loudest: [kBins] counts, f32; and the number of that one's bin, f32.
+/// The tokens of all splits by how far they are below the row's loudest: [bins] counts, f32; and the number of that one's bin, f32.
 std::pair<Shared, Val> PlanKernel::histogramOfRow() {
-  Shared all = shared("histogram", e.f32(), kBins);
+  Shared all = shared("histogram", e.f32(), bins);
   Val histogram = rowOf(Argument::Histogram, splits * (shape.heads * kHistogramNumbers), e.i32());
   auto at = [&](Val s) { return (s * shape.heads + h) * kHistogramNumbers; };
   auto load = [&](Val index) { return e.loadGlobal(histogram, e.i32(), index, /*constant=*/false); };
   Val last = e.loop(lane, splits, GpuEmitter::kWarp, {number(INT32_MIN / 2)}, [&](Val s, Vals last) -> Vals { return {max(load(at(s) + kBins), last[0])}; })[0];
   last = warpMax(last);
-  forThreads(kBins, [&](Val bin) {
+  forThreads(bins, [&](Val bin) {
     Val count = overSplits(
         number(0), splits, 1, number(0),
         [&](Val s) -> Vals {
@@ -131,12 +131,12 @@ std::pair<Shared, Val> PlanKernel::histogramOfRow() {
 }
 
 Val PlanKernel::planValues(const Size &size, Shared histogram, Val loudest) {
-  constexpr int64_t kLaneBins = kBins / GpuEmitter::kWarp;
+  const int64_t laneBins = bins / GpuEmitter::kWarp;
   Vals counts, reaches;
-  for (int64_t i = 0; i < kLaneBins; ++i) {
+  for (int64_t i = 0; i < laneBins; ++i) {
     Val bin = lane + i * GpuEmitter::kWarp;
     counts.push_back(e.load(histogram, bin));
-    reaches.push_back(e.exp2((loudest - convert(bin, e.f32())) * (1 / kQuarters) - statistic(kExponent) - normal));
+    reaches.push_back(e.exp2((loudest - convert(bin, e.f32())) * (1 / binsPerOctave) - statistic(kExponent) - normal));
   }
   Val aim = size.size * policies.tolerance(CacheRole::Value);
   return coarsest(aim * aim * (1 - kKeyShare), [&](Val precision) {

@@ -18,7 +18,7 @@ using namespace aligned;
 namespace {
 
 constexpr int64_t kHalfDepth = kTileDepth / 2; // channels of a half step: four groups, one for each t
-constexpr int64_t kHeadroom = 16; // bins above the loudest token, so that they need not move for each that is a little louder
+constexpr int64_t kHeadroom = 4; // octaves above the loudest token, so that they need not move for each that is a little louder
 
 class ScoresKernel : public DecodeKernel {
 public:
@@ -32,7 +32,7 @@ private:
   Vals stepsOfScores;                // of weights, of the query rows whose scores the lane will have, by tile
   const int64_t ownHeads = tilesPerWarp * kTileHeads; // that a warp has scores of
   bool countsTokens = false;         // whether tokens are counted: coarse scores are, under a budget
-  Shared tokenCounts, loudestBins;   // of warps' own heads: tokens by bin, number b at b mod kBins, of kBins that follow one another; and the number of the last, f32
+  Shared tokenCounts, loudestBins;   // of warps' own heads: tokens by bin, number b at b mod bins, of bins that follow one another; and the number of the last, f32
   Val scores, keyLayers;             // of this row
 
   int64_t halfSteps() const { return shape.keyDim / kHalfDepth; }
@@ -84,7 +84,7 @@ private:
   void countTokens(int64_t tile, const Vals &octaves, Val loudest);
   void storeHistogram();
   /// The number of the bin of a log2 of p * scale, but for what all tokens share.
-  Val binOf(Val octaves) { return e.nearest(e.smallest(e.largest(octaves * kQuarters, real(-kWeightLimit)), real(kWeightLimit))).second; }
+  Val binOf(Val octaves) { return e.nearest(e.smallest(e.largest(octaves * binsPerOctave, real(-kWeightLimit)), real(kWeightLimit))).second; }
   /// Statistics of the split, once all blocks have theirs.
   void summarise();
 };
@@ -467,35 +467,35 @@ void ScoresKernel::describeBlock(Val block, Val token, const std::vector<Vals> &
 void ScoresKernel::countTokens(int64_t tile, const Vals &octaves, Val loudest) {
   auto own = [&](Val second) { return warp * ownHeads + tile * kTileHeads + second; };
   Val mine = own(shrLogical(t, number(1))), before = e.load(loudestBins, mine), reached = binOf(loudest);
-  Val last = select(reached > before, reached + kHeadroom, before);
+  Val last = select(reached > before, reached + kHeadroom * binsPerOctave, before);
   e.when(e.ballot(last > before) != 0, [&] { // bins that nobody counted in so far
     e.warpBarrier(); // all lanes know what was
     for (int64_t second = 0; second < kTileHeads; ++second) {
       Val from = e.shuffleFrom(before, number(2 * second)), to = e.shuffleFrom(last, number(2 * second));
-      Val moved = convert(e.smallest(to - from, real(kBins)), e.i32()), end = e.nearest(to).first;
-      for (int64_t i = 0; i < kBins; i += GpuEmitter::kWarp)
-        e.when(lane + i < moved, [&] { e.store(number(0), tokenCounts, own(number(second)) * kBins + ((end - lane - i) & (kBins - 1))); });
+      Val moved = convert(e.smallest(to - from, real(bins)), e.i32()), end = e.nearest(to).first;
+      for (int64_t i = 0; i < bins; i += GpuEmitter::kWarp)
+        e.when(lane + i < moved, [&] { e.store(number(0), tokenCounts, own(number(second)) * bins + ((end - lane - i) & (bins - 1))); });
     }
     e.when((g == 0) & ((t & 1) == 0), [&] { e.store(last, loudestBins, mine); });
     e.warpBarrier(); // all lanes find them empty
   });
   for (Val octave : octaves) {
-    Val quarters = octave * kQuarters;
-    e.when(quarters > last - (kBins - 0.5), [&] { e.atomicAdd(number(1), tokenCounts, mine * kBins + (e.nearest(quarters).first & (kBins - 1))); });
+    Val position = octave * binsPerOctave;
+    e.when(position > last - (bins - 0.5), [&] { e.atomicAdd(number(1), tokenCounts, mine * bins + (e.nearest(position).first & (bins - 1))); });
   }
 }
 
 /// Those of the split's warps together.
 void ScoresKernel::storeHistogram() {
   Val histogram = rowOf(Argument::Histogram, splits * (shape.heads * kHistogramNumbers), e.i32());
-  forThreads(shape.heads * kBins, [&](Val i) {
-    Val h = i / kBins, bin = i % kBins, tile = shrLogical(h, number(1)), last = real(kLowest), count = number(0);
+  forThreads(shape.heads * bins, [&](Val i) {
+    Val h = i / bins, bin = i % bins, tile = shrLogical(h, number(1)), last = real(kLowest), count = number(0);
     auto own = [&](int64_t stream) { return (tile / tilesPerWarp + stream * warpsPerBlock) * ownHeads + tile % tilesPerWarp * kTileHeads + (h & 1); };
     for (int64_t stream = 0; stream < warps / warpsPerBlock; ++stream)
       last = e.largest(e.load(loudestBins, own(stream)), last);
     for (int64_t stream = 0; stream < warps / warpsPerBlock; ++stream) {
-      Val ownLast = e.load(loudestBins, own(stream)), below = bin - convert(e.smallest(last - ownLast, real(kBins)), e.i32());
-      count = e.choose((below >= 0) & (ownLast > kLowest), [&]() -> Vals { return {count + e.load(tokenCounts, own(stream) * kBins + ((e.nearest(ownLast).first - below) & (kBins - 1)))}; },
+      Val ownLast = e.load(loudestBins, own(stream)), below = bin - convert(e.smallest(last - ownLast, real(bins)), e.i32());
+      count = e.choose((below >= 0) & (ownLast > kLowest), [&]() -> Vals { return {count + e.load(tokenCounts, own(stream) * bins + ((e.nearest(ownLast).first - below) & (bins - 1)))}; },
                        [&]() -> Vals { return {count}; })[0];
     }
     Val at = (split * shape.heads + h) * kHistogramNumbers;
@@ -542,7 +542,7 @@ void ScoresKernel::emit() {
     coarse.push_back(e.load(groupLayers, firstGroup() + half));
   countsTokens = !shape.exact();
   if (countsTokens) {
-    tokenCounts = shared("counts", e.i32(), warps * ownHeads * kBins);
+    tokenCounts = shared("counts", e.i32(), warps * ownHeads * bins);
     loudestBins = shared("loudest", e.f32(), warps * ownHeads);
     forThreads(warps * ownHeads, [&](Val i) { e.store(real(kLowest), loudestBins, i); });
     e.barrier();

@@ -332,7 +332,11 @@ void ValuesKernel::emit() {
     return state.all();
   }));
   finishSums(state);
-  e.when(isLastSplit() & (key.open > 0), [&] { addOpenValues(); });
+  e.when(isLastSplit() & (key.open > 0), [&] {
+    if (streams == 1) // else all warps have met
+      e.barrier();    // they are through with their rings, whose room is taken
+    addOpenValues({ringDigits.base, e.f32()});
+  });
   finish();
 }
 

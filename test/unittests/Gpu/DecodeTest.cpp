@@ -209,7 +209,8 @@ INSTANTIATE_TEST_SUITE_P(Fixed, DecodeOnGpu,
                                          Case{"policy=balanced", 3.0 / 256, "bf16"}, Case{"policy=balanced", 3.0 / 256, "f16", 1, 1, 1, 1, 128, 128},
                                          Case{"policy=balanced", 3.0 / 256, "f16", 8, 1, 1, 2, 96, 64}, Case{"policy=tight", 3.0 / 2048, "f16", 16, 1, 1, 1, 128, 256},
                                          Case{"policy=fast", 3.0 / 64, "f16", 4, 3, 1, 1, 256, 96}, Case{"policy=balanced format=fixed<8,8>", 3.0 / 256},
-                                         Case{"policy=balanced", 3.0 / 256, "f16", 2, 1, 1, 1, 48, 80}, Case{"policy=exact", 3e-4, "f16", 2, 1, 1, 1, 64, 64, {200}, true}));
+                                         Case{"policy=balanced", 3.0 / 256, "f16", 2, 1, 1, 1, 48, 80}, Case{"policy=exact", 3e-4, "f16", 2, 1, 1, 1, 64, 64, {200}, true},
+                                         Case{"policy=balanced", 3.0 / 256, "f16", 16, 2, 1, 1, 256, 256, {200}}));
 
 Case masked(Case c, const char *sight, Mask mask, double softcap = 0) {
   c.sight = sight;

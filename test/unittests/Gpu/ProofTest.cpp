@@ -214,7 +214,7 @@ TEST_F(Proof, EveryBarrierIsNeeded) {
     Data data;
   };
   std::map<std::string, bool> needed; // kernels of one kind have the same barriers in the same order
-  for (const Run &run : {Run{8, 64, "policy=tight certify", {1000, true}}, Run{3, 64, "policy=balanced", {1000, true}}, Run{1, 64, "policy=budget tolerance=1e-4", {1700, false, true}},
+  for (const Run &run : {Run{8, 64, "policy=tight certify", {1000, true}}, Run{3, 64, "policy=balanced", {1000, true}}, Run{16, 64, "policy=fast", {1000, true}}, Run{1, 64, "policy=budget tolerance=1e-4", {1700, false, true}},
                          Run{3, 128, "policy=alignedkv", {1000, true}}, Run{8, 128, "policy=alignedkv", {1000, true}}, Run{3, 64, "format=dense", {1000}}, Run{16, 128, "format=dense", {1000}}}) {
     SCOPED_TRACE(std::string(run.options) + ", " + std::to_string(run.group) + " query heads");
     std::string options = run.options, storage = options == "policy=alignedkv" ? " of float planes" : options == "format=dense" ? " of dense caches" : "";
