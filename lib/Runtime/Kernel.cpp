@@ -1,6 +1,9 @@
 // What compiled kernels call. The thread pool is made for calls of some ten microseconds that follow one another closely: workers
 // spin for a moment before they sleep, ranges are handed out by an atomic counter, and the caller works along. Its state is never
 // destroyed and its threads are detached, so that a process may exit at any time; a child of fork starts a pool of its own.
+//
+// Loops nest: rows outside, splits of a row's tokens inside. As many rows as go evenly into the threads run side by side, each with its inner loop on its own
+// thread, where nothing has to be shared. A row that is left over would keep one thread busy and the others waiting, so it runs alone, its inner loop on all.
 
 #include "aligned/Runtime/Kernel.h"
 
@@ -9,6 +12,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
@@ -16,6 +20,7 @@
 #include <new>
 #include <pthread.h>
 #include <thread>
+#include <vector>
 
 using namespace aligned;
 
@@ -25,7 +30,7 @@ namespace {
 struct Record {
   aligned_tally *list = nullptr;
   int32_t sites = 0;
-  aligned_plan_listener *listener = nullptr;
+  aligned_bits_listener *listener = nullptr;
   void *context = nullptr;
 };
 thread_local Record record;
@@ -44,13 +49,17 @@ void pause() {
 #endif
 }
 
-/// Waits a moment, some 20 microseconds, for `condition`, and says whether it came true.
+/// Waits a moment for `condition`, and says whether it came true. To sleep and to be woken takes as long as a decode step.
 template <typename Condition> bool spin(Condition condition) {
-  for (int i = 0; i < 1000; ++i) {
-    if (condition())
-      return true;
-    pause();
-  }
+  constexpr std::chrono::microseconds moment(40);
+  auto start = std::chrono::steady_clock::now();
+  do {
+    for (int i = 0; i < 32; ++i) { // the clock costs more than a look
+      if (condition())
+        return true;
+      pause();
+    }
+  } while (std::chrono::steady_clock::now() - start < moment);
   return false;
 }
 
@@ -109,10 +118,7 @@ public:
     }
   }
 
-  int32_t threads() {
-    std::lock_guard<std::mutex> lock(mutex);
-    return wanted + 1;
-  }
+  int32_t threads() { return wanted.load(std::memory_order_relaxed) + 1; }
 
   void setThreads(int32_t threads) {
     {
@@ -171,7 +177,7 @@ private:
   std::atomic<uint64_t> arrivals{0};
   Job *jobs = nullptr;
   int32_t workers = 0;
-  int32_t wanted = std::max(1, int(std::thread::hardware_concurrency())) - 1;
+  std::atomic<int32_t> wanted{std::max(1, int(std::thread::hardware_concurrency())) - 1}; // changed under the mutex
 };
 
 std::atomic<Pool *> pool{nullptr};
@@ -194,15 +200,19 @@ Pool &Pool::get() {
 void aligned_rt_parallel(int64_t count, void (*body)(void *args, int64_t begin, int64_t end), void *args) {
   if (count <= 0)
     return;
-  if (count == 1 || insideParallel)
+  if (insideParallel)
     return body(args, 0, count);
   Pool &pool = Pool::get();
-  int64_t threads = pool.threads();
+  int64_t threads = pool.threads(), even = count / threads * threads;
   if (threads == 1)
     return body(args, 0, count);
-  // Single items while they are few, else some ranges for each thread, so that a slow one holds nobody up.
-  Job job{body, args, count, std::max<int64_t>(1, count / (threads * 16)), record, 0};
-  pool.run(job);
+  if (even) {
+    // Single items while they are few, else some ranges for each thread, so that a slow one holds nobody up.
+    Job job{body, args, even, std::max<int64_t>(1, even / (threads * 16)), record, 0};
+    pool.run(job);
+  }
+  for (int64_t item = even; item < count; ++item)
+    body(args, item, item + 1);
 }
 
 void aligned_rt_set_threads(int32_t threads) { Pool::get().setThreads(threads); }
@@ -253,17 +263,17 @@ void aligned_rt_tally(int32_t site, int64_t keyBits, int64_t keyValues, int64_t 
   add(tally.rows, 1);
 }
 
-void aligned_rt_record_plan(aligned_plan_listener *listener, void *context) {
+void aligned_rt_record_bits(aligned_bits_listener *listener, void *context) {
   record.listener = listener;
   record.context = context;
 }
 
-void aligned_rt_plan(int32_t site, int64_t row, int64_t blocks, int64_t units, const uint8_t *keyLayers, const uint8_t *valueLayers) {
+void aligned_rt_bits(int32_t site, int64_t row, int64_t first, int64_t tokens, int64_t channels, const uint8_t *keyBits, const uint8_t *valueBits) {
   if (record.listener)
-    record.listener(record.context, site, row, blocks, units, keyLayers, valueLayers);
+    record.listener(record.context, site, row, first, tokens, channels, keyBits, valueBits);
 }
 
-int aligned_rt_recording(void) { return (record.list ? ALIGNED_RECORD_TALLY : 0) | (record.listener ? ALIGNED_RECORD_PLAN : 0); }
+int aligned_rt_recording(void) { return (record.list ? ALIGNED_RECORD_TALLY : 0) | (record.listener ? ALIGNED_RECORD_BITS : 0); }
 
 //===----------------------------------------------------------------------===//
 // Reference
@@ -282,6 +292,10 @@ template <typename Element> struct ReferenceAttention {
   bool maskedZero;
   Mask mask;
   double softcap;
+  int64_t kvHeads;
+  const float *attnMask; // or null
+  int32_t maskDims;
+  const float *sinkLogits; // or null
 
   void kvRow(int64_t row) const {
     int64_t queries = queryRows * keyDim, keys = tokens * keyDim, values = tokens * valueDim, results = queryRows * valueDim;
@@ -291,7 +305,18 @@ template <typename Element> struct ReferenceAttention {
     widen(q + row * queries, queries, wide);
     widen(k + row * keys, keys, wideK);
     widen(v + row * values, values, wideV);
-    exactAttention(wide, queryRows, wideK, wideV, tokens, keyDim, valueDim, scale, maskedZero, wideOut, mask, softcap);
+    std::vector<double> additive, sinks;
+    int64_t group = queryRows / mask.queries, entry = row / kvHeads, firstHead = row % kvHeads * group;
+    for (int64_t h = 0; h < queryRows && attnMask; ++h) { // a dimension without numbers of its own is one long
+      int64_t at = maskDims & 1 ? entry : 0;
+      at = maskDims & 2 ? at * kvHeads * group + firstHead + h / mask.queries : at;
+      at = maskDims & 4 ? at * mask.queries + h % mask.queries : at;
+      additive.insert(additive.end(), attnMask + at * tokens, attnMask + (at + 1) * tokens);
+    }
+    for (int64_t h = 0; h < queryRows && sinkLogits; ++h)
+      sinks.push_back(sinkLogits[firstHead + h / mask.queries]);
+    exactAttention(wide, queryRows, wideK, wideV, tokens, keyDim, valueDim, scale, maskedZero, wideOut, mask, softcap, attnMask ? additive.data() : nullptr,
+                   sinkLogits ? sinks.data() : nullptr);
     std::transform(wideOut, wideOut + results, out + row * results, [](double x) { return Element::fromFloat(float(x)); });
   }
 };
@@ -300,7 +325,8 @@ template <typename Element> struct ReferenceAttention {
 
 void aligned_rt_reference_attention(const void *q, const void *k, const void *v, void *out, int32_t element, int64_t batch,
                                     int64_t qHeads, int64_t kvHeads, int64_t queries, int64_t tokens, int64_t keyDim,
-                                    int64_t valueDim, float scale, int32_t maskedZero, int32_t causal, int64_t window, int64_t sinks, double softcap) {
+                                    int64_t valueDim, float scale, int32_t maskedZero, int32_t causal, int64_t window, int64_t sinks, double softcap,
+                                    const float *attnMask, int32_t maskDims, const float *sinkLogits) {
   withElement(element, [&](auto type) {
     using Attention = ReferenceAttention<decltype(type)>;
     using Bits = typename Attention::Bits;
@@ -315,11 +341,47 @@ void aligned_rt_reference_attention(const void *q, const void *k, const void *v,
                         scale,
                         maskedZero != 0,
                         Mask{queries, causal != 0, window, sinks},
-                        softcap};
+                        softcap,
+                        kvHeads,
+                        attnMask,
+                        maskDims,
+                        sinkLogits};
     auto rows = [](void *args, int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row)
         static_cast<Attention *>(args)->kvRow(row);
     };
     aligned_rt_parallel(batch * kvHeads, rows, &attention);
   });
+}
+
+void aligned_rt_reference_prepare(const aligned_stage *stage, const void *query, const aligned_cache *key, const aligned_cache *value, float scale,
+                                  int64_t row, int64_t later, int8_t *digits, float *facts, float *mean) {
+  aligned_reference_prepare(stage, query, key, value, scale, row, later, digits, facts, mean);
+}
+
+void aligned_rt_reference_scan(const aligned_stage *stage, const void *query, const aligned_cache *key, const aligned_cache *value, float scale,
+                               int64_t row, int64_t split, int64_t later, const void *mask, const int8_t *digits, const float *facts, float *scores,
+                               float *tops, float *part) {
+  aligned_reference_scan(stage, query, key, value, scale, row, split, later, mask, digits, facts, scores, tops, part);
+}
+
+void aligned_rt_reference_attend(const aligned_stage *stage, const void *query, const aligned_cache *key, const aligned_cache *value, int64_t row,
+                                 int64_t split, int64_t later, const void *mask, const float *sinkLogits, const int8_t *digits, const float *facts,
+                                 const float *mean, const float *scores, const float *tops, const float *parts, float *acc, float *max, float *sum,
+                                 float *certificate, int32_t site) {
+  constexpr int64_t kSplit = ALIGNED_SPLIT_TILES * ALIGNED_TILE, kCodeBits = 8;
+  uint8_t keyBits[kSplit] = {}, valueBits[kSplit] = {};
+  aligned_reference_attend(stage, query, key, value, row, split, later, mask, sinkLogits, digits, facts, mean, scores, tops, parts, acc, max, sum,
+                           certificate, keyBits, valueBits);
+  const int64_t tokens = aligned_cache_length(key, row / stage->kv_heads), first = split * kSplit, held = std::clamp<int64_t>(tokens - first, 0, kSplit);
+  const Mask seen{stage->queries, stage->causal != 0, stage->window, stage->sinks, later};
+  int64_t codes = 0, keys = 0, values = 0;
+  for (int64_t t = 0; t < held; ++t) {
+    codes += seen.isTileSeen((first + t) / ALIGNED_TILE, tokens);
+    keys += keyBits[t];
+    values += valueBits[t];
+  }
+  aligned_rt_tally(site, codes * kCodeBits + keys * stage->key_dim, held * stage->key_dim, codes * kCodeBits + values * stage->value_dim,
+                   held * stage->value_dim);
+  aligned_rt_bits(site, row, first, held, 1, keyBits, valueBits);
 }

@@ -25,6 +25,7 @@ struct Half {
   using Bits = uint16_t;
   static constexpr Bits magnitude = 0x7fff, infinity = 0x7c00;
   static constexpr float largest = 65504.0f;
+  static constexpr uint32_t overflow = 0x477ff000; ///< bits of 65520, the least float that rounds to infinity
 
   static float toFloat(Bits bits) {
 #if defined(__clang__)
@@ -45,7 +46,7 @@ struct Half {
     uint32_t subnormal = bitCast<uint32_t>(bitCast<float>(absolute) + 0.5f) - bitCast<uint32_t>(0.5f); // the sum's unit is 2^-24
     uint32_t finite = absolute < 0x38800000 ? subnormal : normal;
     uint32_t beyond = absolute > 0x7f800000 ? 0x7e00 : infinity;
-    return Bits((absolute < 0x477ff000 ? finite : beyond) | (bits >> 16 & 0x8000));
+    return Bits((absolute < overflow ? finite : beyond) | (bits >> 16 & 0x8000));
   }
 };
 

@@ -153,7 +153,7 @@ private:
   std::string text() const {
     auto [element, rows, keyDim, valueDim, options, format, policy, merged, result, scoring, mask, softcap] = subject;
     int64_t heads = rows / mask.queries;
-    auto split = [&](const char *role) { return subject.merged ? ", #aligned.split<" + subject.format + ", " + role + ">" : std::string(); };
+    auto split = [&](const char *role) { return subject.merged ? ", #aligned.planes<" + subject.format + ", " + role + ">" : std::string(); };
     char bits[16];
     float factor = float(subject.scale());
     uint32_t pattern;

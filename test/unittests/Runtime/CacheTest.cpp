@@ -1,65 +1,20 @@
-// Caches against a packer that sets one nibble after another, straight from the formulas of Cache.h, in float64 and with
-// arithmetic instead of bit patterns.
+// Caches against what Cache.h, Scale.h and Layout.h say, stated anew in float64, one value after another; and against other caches that should hold
+// the same. K is rotated in floats, so that a value near a tie of rounding may fall to either side of it.
 
-#include "aligned/Runtime/Cache.h"
+#include "Caches.h"
+
 #include "aligned/Runtime/Error.h"
 
-#include <gtest/gtest.h>
-
-#include <cmath>
-#include <cstring>
-#include <memory>
-#include <ostream>
-#include <random>
-#include <string>
-#include <vector>
+#include <functional>
+#include <set>
 
 // Allocations that cannot succeed are part of the tests.
 extern "C" const char *__asan_default_options() { return "allocator_may_return_null=1"; }
 extern "C" const char *__tsan_default_options() { return "allocator_may_return_null=1"; }
 
+using namespace caches;
+
 namespace {
-
-//===----------------------------------------------------------------------===//
-// Numbers: sign, exponent and significand by definition
-//===----------------------------------------------------------------------===//
-
-struct Precision {
-  int bits, significand, leastExponent, greatestExponent; // of the least normal and of the greatest number
-};
-Precision precisionOf(int element) {
-  return element == ALIGNED_ELEMENT_F16    ? Precision{16, 11, -14, 15}
-         : element == ALIGNED_ELEMENT_BF16 ? Precision{16, 8, -126, 127}
-                                           : Precision{32, 24, -126, 127};
-}
-
-double decode(int element, uint32_t pattern) {
-  Precision p = precisionOf(element);
-  int fieldBits = p.significand - 1, exponentBits = p.bits - p.significand;
-  uint32_t fraction = pattern & ((1u << fieldBits) - 1), field = pattern >> fieldBits & ((1u << exponentBits) - 1);
-  double sign = pattern >> (p.bits - 1) ? -1 : 1;
-  if (field == (1u << exponentBits) - 1)
-    return fraction ? NAN : sign * INFINITY;
-  double significand = fraction + (field ? std::ldexp(1, fieldBits) : 0);
-  return sign * std::ldexp(significand, p.leastExponent - fieldBits + (field ? int(field) - 1 : 0));
-}
-
-/// The nearest number, ties to even; infinite if that is beyond the greatest.
-uint32_t encode(int element, double value) {
-  Precision p = precisionOf(element);
-  int fieldBits = p.significand - 1;
-  uint32_t sign = uint32_t(std::signbit(value)) << (p.bits - 1), infinity = uint32_t(p.greatestExponent - p.leastExponent + 2)
-                                                                            << fieldBits;
-  double magnitude = std::fabs(value);
-  if (magnitude == 0)
-    return sign;
-  int exponent = std::isinf(magnitude) ? p.greatestExponent + 1 : std::max(std::ilogb(magnitude), p.leastExponent);
-  if (exponent > p.greatestExponent)
-    return sign | infinity;
-  // A significand that rounds up to the next power of two carries into the exponent as it should.
-  auto significand = uint32_t(std::nearbyint(std::ldexp(magnitude, fieldBits - exponent)));
-  return sign | (significand + (uint32_t(exponent - p.leastExponent) << fieldBits));
-}
 
 TEST(TestNumbers, DecodeAndEncode) {
   EXPECT_EQ(decode(ALIGNED_ELEMENT_F16, 0x3e00), 1.5);
@@ -78,462 +33,789 @@ TEST(TestNumbers, DecodeAndEncode) {
 // The oracle
 //===----------------------------------------------------------------------===//
 
-/// What a test appends: patterns [rows][tokens][head_dim].
-struct Values {
-  int element;
-  int64_t batch, heads, tokens, channels;
-  std::vector<uint32_t> patterns;
+using Row = std::vector<double>;
 
-  Values(int element, int64_t batch, int64_t heads, int64_t tokens, int64_t channels)
-      : element(element), batch(batch), heads(heads), tokens(tokens), channels(channels),
-        patterns(batch * heads * tokens * channels) {}
-
-  int64_t rows() const { return batch * heads; }
-  uint32_t &at(int64_t row, int64_t token, int64_t channel) { return patterns[(row * tokens + token) * channels + channel]; }
-  uint32_t at(int64_t row, int64_t token, int64_t channel) const { return patterns[(row * tokens + token) * channels + channel]; }
-  double value(int64_t row, int64_t token, int64_t channel) const { return decode(element, at(row, token, channel)); }
-};
-
-/// Channels of very different size, zeros, numbers on a coarse grid (ties of every rounding), a channel of zeros, subnormals.
-Values randomValues(int element, int64_t batch, int64_t heads, int64_t tokens, int64_t channels) {
-  Values values(element, batch, heads, tokens, channels);
-  std::mt19937 random(uint32_t(element * 7919 + tokens * 31 + channels));
-  std::normal_distribution<double> normal;
-  for (int64_t row = 0; row < values.rows(); ++row)
-    for (int64_t t = 0; t < tokens; ++t)
-      for (int64_t c = 0; c < channels; ++c) {
-        double x = normal(random) * std::exp2(int(c % 7) * 3 - 12);
-        if (c % 11 == 5)
-          x = 0;
-        if (c % 5 == 2)
-          x = std::nearbyint(x * 64) / 64;
-        if (c % 13 == 7)
-          x = normal(random) * 0x1p-22;
-        if (t % 9 == 4 && c % 3 == 0)
-          x *= 100;
-        values.at(row, t, c) = encode(element, x);
-      }
-  return values;
+/// x H, H = [[H', H'], [H', -H']].
+void hadamard(double *x, size_t size) {
+  for (size_t i = 0, half = size / 2; i < half; ++i) {
+    const double sum = x[i] + x[half + i];
+    x[half + i] = x[i] - x[half + i];
+    x[i] = sum;
+  }
+  if (size > 2) {
+    hadamard(x, size / 2);
+    hadamard(x + size / 2, size / 2);
+  }
 }
 
-int ditherOf(int64_t token, int64_t channel) { return int((token * 2531 + channel % 4 * 1092) % 4096) - 2048; }
+double signOf(uint64_t channel) {
+  uint64_t hash = (channel + 1) * 0x9E3779B9 % (uint64_t(1) << 32);
+  hash = (hash ^ hash / 32768) * 0x85EBCA6B % (uint64_t(1) << 32);
+  return hash >= uint64_t(1) << 31 ? -1 : 1;
+}
 
-/// The whole content of the split blocks of a cache.
-struct Oracle {
-  std::vector<uint8_t> planes[ALIGNED_MAX_PLANES], exponents;
-  std::vector<uint16_t> stored; // as `Values`, of the split tokens
-  std::vector<aligned_escape> escapes;
-  int64_t split;
-
-  Oracle(const aligned_format &format, const Values &values, int64_t capacity) : split(values.tokens / 64 * 64) {
-    bool fixed = format.kind == ALIGNED_FORMAT_FIXED, key = format.role == ALIGNED_ROLE_KEY;
-    int64_t rows = values.rows(), d = values.channels;
-    int storage = format.element == ALIGNED_ELEMENT_BF16 ? ALIGNED_ELEMENT_BF16 : ALIGNED_ELEMENT_F16;
-    for (int p = 0; p < format.planes; ++p)
-      planes[p].resize(rows * capacity * d * format.width[p] / 8);
-    exponents.resize(!fixed ? 0 : key ? rows * capacity / 64 * d : rows * capacity);
-    stored.resize(rows * split * d);
-    std::vector<double> original(rows * split * d), kept(rows * split * d), largest(fixed ? exponents.size() : 0, 0x1p-100);
-    auto place = [=](int64_t row, int64_t t, int64_t c) { return (row * split + t) * d + c; };
-    auto shared = [=](int64_t row, int64_t t, int64_t c) {
-      return key ? (row * capacity / 64 + t / 64) * d + c : row * capacity + t;
-    };
-    auto forEach = [=](auto body) {
-      for (int64_t row = 0; row < rows; ++row)
-        for (int64_t t = 0; t < split; ++t)
-          for (int64_t c = 0; c < d; ++c)
-            body(row, t, c, place(row, t, c));
-    };
-    forEach([&](int64_t row, int64_t t, int64_t c, int64_t i) {
-      double x = original[i] = values.value(row, t, c);
-      bool escapes = !std::isfinite(x) || (!fixed && !std::isfinite(decode(storage, encode(storage, x))));
-      if (escapes)
-        this->escapes.push_back({row, t, int32_t(c), values.at(row, t, c), float(x), 0});
-      kept[i] = escapes ? 0 : x;
-      if (fixed)
-        largest[shared(row, t, c)] = std::max(largest[shared(row, t, c)], std::fabs(kept[i]));
-    });
-    forEach([&](int64_t row, int64_t t, int64_t c, int64_t i) {
-      if (fixed) {
-        int e = std::ilogb(largest[shared(row, t, c)]) + 1;
-        exponents[shared(row, t, c)] = uint8_t(e + 112);
-        double scale = std::ldexp(1, e) * 16 / 15, n = std::nearbyint(kept[i] / scale * 0x1p15) + ditherOf(t, key ? c : 0);
-        stored[i] = uint16_t(std::min(std::max(n, -32768.0), 32767.0) + 32768);
-      } else {
-        stored[i] = uint16_t(encode(storage, kept[i]));
-      }
-      store(format, row, t, c, d, capacity, stored[i]);
-    });
+/// Hadamard blocks, the largest first. Each is its own inverse.
+Row blocks(Row x) {
+  size_t size = 256;
+  for (size_t first = 0; first < x.size(); first += size) {
+    while (size > x.size() - first)
+      size /= 2;
+    hadamard(&x[first], size);
+    for (size_t c = first; c < first + size; ++c)
+      x[c] /= std::sqrt(double(size));
   }
+  return x;
+}
+Row rotated(Row x) {
+  for (size_t c = 0; c < x.size(); ++c)
+    x[c] *= signOf(c);
+  return blocks(x);
+}
+Row rotatedBack(const Row &x) {
+  Row y = blocks(x);
+  for (size_t c = 0; c < x.size(); ++c)
+    y[c] *= signOf(c);
+  return y;
+}
 
-  void store(const aligned_format &format, int64_t row, int64_t t, int64_t c, int64_t d, int64_t capacity, uint16_t bits) {
-    bool fixed = format.kind == ALIGNED_FORMAT_FIXED, key = format.role == ALIGNED_ROLE_KEY;
-    for (int p = 0, shift = 12; p < format.planes; ++p)
-      for (int w4 = format.width[p] / 4, layer = 0; layer < w4; ++layer, shift -= 4) {
-        int64_t block = row * (capacity / 64) + t / 64, i = t % 64, byte;
-        bool high = key ? i >= 32 : c >= d / 2;
-        if (!key)
-          byte = ((row * capacity + t) * w4 + layer) * (d / 2) + c % (d / 2);
-        else if (fixed)
-          byte = (((block * (d / 4) + c / 4) * w4 + layer) * 32 + i % 32) * 4 + c % 4;
-        else
-          byte = ((block * d + c) * w4 + layer) * 32 + i % 32;
-        planes[p][byte] |= (bits >> shift & 15) << (high ? 4 : 0);
-      }
+double largestOf(const Row &x) {
+  double largest = 0;
+  for (double value : x)
+    largest = std::isfinite(value) ? std::max(largest, std::fabs(value)) : INFINITY;
+  return largest;
+}
+bool isFinite(const Row &x) {
+  return std::all_of(x.begin(), x.end(), [](double value) { return std::isfinite(value); });
+}
+
+int ditherOf(const aligned_format &format, int64_t token) { return int(token * (isKey(format) ? 3091 : 2333) % 4096) - 2048; }
+double scaleOf(int code, int64_t bias) { return std::exp2((code - double(bias)) / 8); }
+
+/// 8 log2 of the least scale that holds a value, of which the code is the ceiling.
+double eighths(double largest) { return 8 * std::log2(largest * 16 / 15); }
+/// 0 where there is none.
+int codeFor(double eighths, int64_t bias) {
+  const double code = std::max<double>(1, std::ceil(eighths - 1e-9) + double(bias));
+  return code > 255 ? 0 : int(code);
+}
+
+int storageOf(const aligned_format &format) { return format.element == ALIGNED_ELEMENT_BF16 ? ALIGNED_ELEMENT_BF16 : ALIGNED_ELEMENT_F16; }
+
+/// The middle of what a pattern may be of which the top bits are known.
+double middle(int bits) { return bits < 16 ? std::exp2(15 - bits) : 0; }
+
+void expectScales(const Contents &contents) {
+  std::vector<int> codes;
+  std::vector<int64_t> expected(4 + 256);
+  for (int code : contents.codes)
+    if (code) {
+      codes.push_back(code);
+      ++expected[4 + code];
+    }
+  std::sort(codes.begin(), codes.end());
+  if (!codes.empty()) {
+    expected[0] = codes.back();
+    expected[1] = codes[(codes.size() + 1) / 2 - 1];
+    expected[2] = std::lower_bound(codes.begin(), codes.end(), expected[1]) - codes.begin();
+    expected[3] = codes.size();
   }
-};
+  EXPECT_EQ(contents.scales, expected);
+}
 
-//===----------------------------------------------------------------------===//
-// Caches
-//===----------------------------------------------------------------------===//
-
-struct Destroy {
-  void operator()(aligned_cache *cache) const { aligned_cache_destroy(cache); }
-};
-using CachePtr = std::unique_ptr<aligned_cache, Destroy>;
-
-/// Appends tokens [begin, end) of the values, laid out in one of several ways.
-int append(aligned_cache *cache, const Values &values, int64_t begin, int64_t end, int arrangement = 0) {
-  int64_t n = end - begin, d = values.channels;
-  int64_t strides[4] = {values.heads * n * d, n * d, d, 1}; // contiguous
-  if (arrangement == 1) {                                   // [tokens, batch, heads, channels] with gaps
-    int64_t other[4] = {values.heads * (d + 3), d + 3, values.rows() * (d + 3), 1};
-    std::copy_n(other, 4, strides);
-  } else if (arrangement == 2) { // channels outermost
-    int64_t other[4] = {values.heads * n, n, 1, values.rows() * n};
-    std::copy_n(other, 4, strides);
-  }
-  size_t bytes = values.element == ALIGNED_ELEMENT_F32 ? 4 : 2;
-  std::vector<char> data((values.rows() * n * (d + 3)) * bytes);
-  for (int64_t row = 0; row < values.rows(); ++row)
-    for (int64_t t = 0; t < n; ++t)
+/// Checks a row of a cache of fixed format that holds the first tokens of a row of values.
+void expectFixed(const aligned_cache &cache, int64_t row, const Values &values, const Contents &contents) {
+  const aligned_format &format = cache.format;
+  const int64_t d = cache.head_dim, step = 1 << (16 - residentBits(cache)); // of n
+  std::vector<int64_t> sum(d);
+  Row maxima(d);
+  std::set<int64_t> aside;
+  for (int64_t t = 0; t < contents.tokens; ++t) {
+    const Row raw = values.token(row, t);
+    Row x = raw;
+    for (int64_t c = 0; c < d && isKey(format); ++c)
+      x[c] = float(x[c] - contents.offset[c]);
+    const Row less = x;
+    if (isKey(format))
+      x = rotated(x);
+    // What rotation and offset in floats may be off by, relative to the largest value.
+    const double largest = largestOf(x), error = isKey(format) && largest ? 0x1p-22 * (largestOf(less) + largestOf(raw)) / largest : 0;
+    const double reach = largest ? eighths(largest) : -9999;
+    const int code = contents.codes[t];
+    ASSERT_TRUE(code == codeFor(reach, cache.bias) || code == codeFor(reach - 16 * error, cache.bias) ||
+                code == codeFor(reach + 16 * error, cache.bias))
+        << "token " << t << ": code " << code << " for " << largest;
+    if (code == 0) {
+      aside.insert(t);
+      ASSERT_EQ(contents.aside.count(t), 1u) << "token " << t;
       for (int64_t c = 0; c < d; ++c) {
-        uint32_t pattern = values.at(row, begin + t, c); // little endian: the low bytes come first
-        int64_t place = row / values.heads * strides[0] + row % values.heads * strides[1] + t * strides[2] + c * strides[3];
-        std::memcpy(&data[place * bytes], &pattern, bytes);
+        float value;
+        std::memcpy(&value, &contents.aside.at(t)[c], 4);
+        ASSERT_TRUE(double(value) == less[c] || (std::isnan(value) && std::isnan(less[c]))) << "token " << t << ", channel " << c;
+        ASSERT_EQ(contents.patterns[t * d + c], 0) << "token " << t << ", channel " << c;
       }
-  return aligned_cache_append(cache, data.data(), n, strides);
+      continue;
+    }
+    const double scale = scaleOf(code, cache.bias);
+    const int dither = ditherOf(format, t);
+    for (int64_t c = 0; c < d; ++c) {
+      const int pattern = contents.patterns[t * d + c], n = isKey(format) ? pattern - 0x8000 : int16_t(pattern);
+      const double exact = x[c] / scale * 32768 + dither, off = 0x1p-7 + (error < 1 ? error * 32768 : 0);
+      if (!(exact >= n - 0.5 - off && exact <= n + step - 1 + 0.5 + off))
+        FAIL() << "token " << t << ", channel " << c << ": expected " << exact << ", got " << n << " to " << n + step - 1;
+      sum[c] += n - dither;
+      maxima[c] = std::max(maxima[c], std::fabs(raw[c]));
+    }
+  }
+  EXPECT_EQ(contents.aside.size(), aside.size());
+  expectScales(contents);
+  if (!isKey(format))
+    EXPECT_EQ(contents.sum, sum);
+  for (int64_t c = 0; c < d; ++c)
+    ASSERT_EQ(contents.maxima[c], maxima[c]) << "channel " << c;
 }
 
-uint32_t patternAt(const void *data, int element, int64_t place) {
-  if (element == ALIGNED_ELEMENT_F32)
-    return static_cast<const uint32_t *>(data)[place];
-  return static_cast<const uint16_t *>(data)[place];
+void expectFloat(const aligned_cache &cache, int64_t row, const Values &values, const Contents &contents) {
+  const int64_t d = cache.head_dim;
+  const int storage = storageOf(cache.format), resident = 0xffff << (16 - residentBits(cache)) & 0xffff;
+  Row maxima(d);
+  size_t aside = 0;
+  for (int64_t t = 0; t < contents.tokens; ++t) {
+    const Row x = values.token(row, t);
+    std::vector<uint32_t> patterns;
+    bool fits = isFinite(x);
+    for (double value : x) {
+      patterns.push_back(fits ? encode(storage, value) : 0);
+      fits &= std::isfinite(decode(storage, patterns.back()));
+    }
+    aside += !fits;
+    ASSERT_EQ(contents.aside.count(t), !fits) << "token " << t;
+    for (int64_t c = 0; c < d; ++c) {
+      if (contents.patterns[t * d + c] != (fits ? patterns[c] & resident : 0))
+        FAIL() << "token " << t << ", channel " << c << ": expected " << patterns[c] << ", got " << contents.patterns[t * d + c];
+      maxima[c] = fits ? std::max(maxima[c], std::fabs(x[c])) : maxima[c];
+      if (!fits) {
+        float value;
+        std::memcpy(&value, &contents.aside.at(t)[c], 4);
+        ASSERT_TRUE(double(value) == x[c] || (std::isnan(value) && std::isnan(x[c])));
+      }
+    }
+  }
+  EXPECT_EQ(contents.aside.size(), aside);
+  for (int64_t c = 0; c < d; ++c)
+    ASSERT_EQ(contents.maxima[c], maxima[c]) << "channel " << c;
 }
 
-void expectJoin(const aligned_cache &cache, const Values &values, const Oracle &oracle, int bits) {
-  int64_t d = values.channels;
-  std::vector<uint32_t> out(values.patterns.size() + 1, 0xabababab);
-  ASSERT_EQ(aligned_cache_join(&cache, bits, out.data()), 0);
-  int read = 0;
-  for (int p = 0; read < bits && cache.plane[p]; ++p)
-    read += cache.format.width[p];
-  bool fixed = cache.format.kind == ALIGNED_FORMAT_FIXED, key = cache.format.role == ALIGNED_ROLE_KEY;
-  int storage = cache.format.element == ALIGNED_ELEMENT_BF16 ? ALIGNED_ELEMENT_BF16 : ALIGNED_ELEMENT_F16;
-  std::vector<uint32_t> expected = values.patterns;
-  for (int64_t row = 0; row < cache.rows; ++row)
-    for (int64_t t = 0; t < oracle.split; ++t)
-      for (int64_t c = 0; c < d; ++c) {
-        int n = oracle.stored[(row * oracle.split + t) * d + c] >> (16 - read) << (16 - read);
-        n += read < 16 ? 1 << (15 - read) : 0;
-        double x = decode(storage, n);
-        if (fixed) {
-          uint8_t e = oracle.exponents[key ? (row * cache.capacity / 64 + t / 64) * d + c : row * cache.capacity + t];
-          double scale = std::ldexp(1, e - 112) * 16 / 15;
-          x = (n - (read < 16 ? 0.5 : 0) - 32768 - ditherOf(t, key ? c : 0)) * scale / 0x1p15;
-          if (double original = values.value(row, t, c); std::isfinite(original)) {
-            ASSERT_LE(std::fabs(x - original), scale * std::exp2(-read) * (1 + 1e-12)) << "S1: cut and rounding";
-          }
-        }
-        uint32_t pattern = encode(values.element, x), sign = pattern & (1u << (precisionOf(values.element).bits - 1));
-        if (!std::isfinite(decode(values.element, pattern)))
-          pattern = sign | (encode(values.element, INFINITY) - 1); // the greatest number
-        expected[(row * values.tokens + t) * d + c] = pattern;
-      }
-  for (const aligned_escape &escape : oracle.escapes)
-    expected[(escape.row * values.tokens + escape.token) * d + escape.channel] = escape.bits;
-  for (size_t i = 0; i < expected.size(); ++i)
-    ASSERT_EQ(patternAt(out.data(), values.element, i), expected[i]) << bits << " bits, element " << i;
+/// Checks what `bits` bits of all tokens unpack to.
+void expectUnpacked(const aligned_cache &cache, const Values &values, int bits) {
+  const aligned_format &format = cache.format;
+  const Precision precision = precisionOf(format.element);
+  const int64_t d = cache.head_dim;
+  std::vector<uint32_t> out(cache.rows * cache.tokens * d + 1, 0xabababab);
+  ASSERT_EQ(aligned_cache_unpack(&cache, bits, out.data()), 0) << aligned_last_error();
   ASSERT_EQ(out.back(), 0xabababab);
+  int read = 0;
+  for (int p = 0; read < bits && p < cache.planes; ++p)
+    read += format.width[p];
+  const double greatest = decode(format.element, encode(format.element, INFINITY) - 1);
+  for (int64_t row = 0; row < cache.rows; ++row) {
+    const Contents contents = contentsOf(cache, row);
+    for (int64_t t = 0; t < cache.tokens; ++t) {
+      Row actual;
+      for (int64_t c = 0; c < d; ++c)
+        actual.push_back(decode(format.element, patternAt(out.data(), format.element, (row * cache.tokens + t) * d + c)));
+      if (t >= contents.tokens || contents.aside.count(t)) {
+        for (int64_t c = 0; c < d; ++c)
+          ASSERT_EQ(patternAt(out.data(), format.element, (row * cache.tokens + t) * d + c), t < contents.tokens ? values.at(row, t, c) : 0u)
+              << "row " << row << ", token " << t << ", channel " << c;
+        continue;
+      }
+      Row expected;
+      double scale = 0;
+      for (int64_t c = 0; c < d; ++c) {
+        const int pattern = contents.patterns[t * d + c] >> (16 - read) << (16 - read);
+        if (isFixed(format)) {
+          scale = scaleOf(contents.codes[t], cache.bias);
+          const int n = isKey(format) ? pattern - 0x8000 : int16_t(pattern);
+          expected.push_back((n + middle(read) - ditherOf(format, t)) * scale / 32768);
+        } else {
+          expected.push_back(decode(storageOf(format), uint32_t(pattern + middle(read))));
+        }
+      }
+      // The bound of S4, of which rounding takes half of the last place; of K in the rotated domain.
+      const Row raw = values.token(row, t);
+      Row exact = raw;
+      for (int64_t c = 0; c < d && isFixedKey(format); ++c)
+        exact[c] -= contents.offset[c];
+      const double left = 0x1p-20 * (largestOf(exact) + largestOf(raw));
+      if (isFixedKey(format))
+        exact = rotated(exact);
+      const double bound = scale * (std::exp2(-read) + 0x1p-16 + 0x1p-22) + left;
+      for (int64_t c = 0; c < d && isFixed(format); ++c)
+        if (!(std::fabs(expected[c] - exact[c]) <= bound))
+          FAIL() << "row " << row << ", token " << t << ", channel " << c << ", " << read << " bits: " << expected[c] << " for " << exact[c];
+      if (isFixedKey(format)) {
+        expected = rotatedBack(expected);
+        for (int64_t c = 0; c < d; ++c)
+          expected[c] += contents.offset[c];
+      }
+      for (int64_t c = 0; c < d; ++c) {
+        const double value = std::clamp(expected[c], -greatest, greatest);
+        const double rounding = std::ldexp(1, std::max(value ? std::ilogb(value) : -9999, precision.leastExponent) - precision.significand + 1);
+        if (!(std::fabs(actual[c] - value) <= rounding * 0.51 + scale * 1e-9))
+          FAIL() << "row " << row << ", token " << t << ", channel " << c << ", " << read << " bits: expected " << value << ", got " << actual[c];
+      }
+    }
+  }
 }
 
-/// Checks all that a reader sees, and what is joined when each of `joins` bits are read.
-void expectCache(const aligned_cache &cache, const Values &values, std::initializer_list<int> joins = {}) {
+/// Checks all that a reader sees, and what is unpacked when each of `bits` bits are read.
+void expectCache(const aligned_cache &cache, const Values &values, std::initializer_list<int> bits = {}) {
   ASSERT_EQ(cache.tokens, values.tokens);
   ASSERT_EQ(cache.rows, values.rows());
   ASSERT_EQ(cache.capacity % 64, 0);
-  ASSERT_GE(cache.capacity, values.tokens / 64 * 64);
-  Oracle oracle(cache.format, values, cache.capacity);
-  int64_t d = values.channels;
-  auto expectSplit = [&](const void *actual, const std::vector<uint8_t> &expected, int64_t rowBytes, const char *what) {
-    ASSERT_EQ(reinterpret_cast<uintptr_t>(actual) % 64, 0u);
-    for (int64_t row = 0; row < cache.rows; ++row) // what is beyond the split tokens is nobody's
-      for (int64_t i = 0; cache.capacity && i < rowBytes / cache.capacity * oracle.split +
-                                                    rowBytes % cache.capacity * oracle.split / cache.capacity;
-           ++i)
-        ASSERT_EQ(static_cast<const uint8_t *>(actual)[row * rowBytes + i], expected[row * rowBytes + i])
-            << what << ", row " << row << ", byte " << i;
-  };
-  int resident = 0;
-  for (int layers = 0; layers < cache.layers; ++resident)
-    layers += cache.format.width[resident] / 4;
-  for (int p = 0; p < resident; ++p)
-    expectSplit(cache.plane[p], oracle.planes[p], cache.capacity * d * cache.format.width[p] / 8, "plane");
-  for (int p = resident; p < ALIGNED_MAX_PLANES; ++p)
-    EXPECT_EQ(cache.plane[p], nullptr);
-  expectSplit(cache.exponent, oracle.exponents, int64_t(oracle.exponents.size()) / cache.rows, "exponents");
-
-  for (int64_t row = 0; row < cache.rows; ++row)
-    for (int64_t c = 0; c < d; ++c) {
-      double largest = 0;
-      for (int64_t t = 0; t < values.tokens; ++t) {
-        double x = std::fabs(values.value(row, t, c));
-        largest = std::isfinite(x) ? std::max(largest, x) : largest;
-        if (t >= oracle.split) {
-          ASSERT_EQ(patternAt(cache.open, values.element, (row * 64 + t % 64) * d + c), values.at(row, t, c))
-              << "open token " << t;
-        }
-      }
-      ASSERT_EQ(cache.channel_max[row * d + c], largest) << "row " << row << ", channel " << c;
-    }
-  bool means = cache.format.kind == ALIGNED_FORMAT_FIXED && cache.format.role == ALIGNED_ROLE_VALUE;
-  ASSERT_EQ(cache.channel_mean != nullptr, means);
-  for (int64_t row = 0; means && row < cache.rows; ++row)
-    for (int64_t c = 0; c < d; ++c) {
-      double mean = 0, size = 0;
-      for (int64_t t = 0; t < oracle.split; ++t)
-        if (double x = values.value(row, t, c); std::isfinite(x)) {
-          mean += x / oracle.split;
-          size += std::fabs(x) / oracle.split;
-        }
-      ASSERT_NEAR(cache.channel_mean[row * d + c], mean, 1e-5 * size) << "row " << row << ", channel " << c;
-    }
-
-  // Escapes come in any order.
-  ASSERT_EQ(cache.escapes, int64_t(oracle.escapes.size()));
-  for (const aligned_escape &expected : oracle.escapes) {
-    int found = 0;
-    for (int64_t i = 0; i < cache.escapes; ++i) {
-      const aligned_escape &actual = cache.escape[i];
-      if (actual.row != expected.row || actual.token != expected.token || actual.channel != expected.channel)
-        continue;
-      ++found;
-      EXPECT_EQ(actual.bits, expected.bits);
-      EXPECT_TRUE(actual.value == expected.value || (std::isnan(actual.value) && std::isnan(expected.value)));
-    }
-    EXPECT_EQ(found, 1) << "row " << expected.row << ", token " << expected.token << ", channel " << expected.channel;
+  ASSERT_GE(cache.capacity, values.tokens);
+  for (int p = 0; p < ALIGNED_MAX_PLANES; ++p) {
+    ASSERT_EQ(cache.plane[p] != nullptr, p < cache.planes && cache.capacity) << "plane " << p;
+    ASSERT_EQ(reinterpret_cast<uintptr_t>(cache.plane[p]) % 64, 0u) << "plane " << p;
   }
-  for (int bits : joins)
-    expectJoin(cache, values, oracle, bits);
-}
-
-struct Format {
-  const char *name;
-  int kind;
-  std::vector<int> widths;
-
-  aligned_format with(int role, int element) const {
-    aligned_format format = {kind, role, element, int32_t(widths.size()), {}};
-    std::copy(widths.begin(), widths.end(), format.width);
-    return format;
-  }
-};
-void PrintTo(const Format &format, std::ostream *stream) { *stream << format.name; }
-
-const Format formats[] = {
-    {"fixed4444", ALIGNED_FORMAT_FIXED, {4, 4, 4, 4}}, {"fixed88", ALIGNED_FORMAT_FIXED, {8, 8}},
-    {"fixed16", ALIGNED_FORMAT_FIXED, {16}},           {"float844", ALIGNED_FORMAT_FLOAT, {8, 4, 4}},
-    {"float124", ALIGNED_FORMAT_FLOAT, {12, 4}},       {"float16", ALIGNED_FORMAT_FLOAT, {16}},
-};
-const aligned_format fixedKey = formats[0].with(ALIGNED_ROLE_KEY, ALIGNED_ELEMENT_F16);
-
-class EveryFormat : public testing::TestWithParam<std::tuple<Format, int, int>> {
-protected:
-  aligned_format format() const { return std::get<0>(GetParam()).with(std::get<1>(GetParam()), std::get<2>(GetParam())); }
-  int element() const { return std::get<2>(GetParam()); }
-};
-
-TEST_P(EveryFormat, AppendInPieces) {
-  struct Size {
-    int64_t tokens, channels, piece;
-  };
-  const Size sizes[] = {{0, 64, 1},   {1, 64, 1},     {63, 48, 7},     {64, 16, 64}, {65, 64, 65},
-                        {97, 80, 41}, {200, 128, 33}, {130, 256, 130}, {129, 64, 1}};
-  for (const Size &size : sizes) {
-    SCOPED_TRACE(testing::Message() << size.tokens << " tokens, head_dim " << size.channels << ", by " << size.piece);
-    Values values = randomValues(element(), 2, 3, size.tokens, size.channels);
-    aligned_format f = format();
-    CachePtr cache(aligned_cache_create(&f, 2, 3, size.channels, size.tokens == 200 ? 100 : 0));
-    ASSERT_TRUE(cache) << aligned_last_error();
-    int64_t begin = 0;
-    for (int piece = 0; begin < size.tokens; ++piece) {
-      int64_t end = std::min(begin + size.piece + piece % 3, size.tokens);
-      ASSERT_EQ(append(cache.get(), values, begin, end, piece % 3), 0) << aligned_last_error();
-      begin = end;
-    }
-    expectCache(*cache, values, {1, 8, 9, 16});
-    if (HasFatalFailure())
+  ASSERT_EQ(cache.scales != nullptr, isFixed(cache.format));
+  ASSERT_EQ(cache.code != nullptr, isFixed(cache.format) && cache.capacity);
+  ASSERT_EQ(cache.offset != nullptr, isFixedKey(cache.format));
+  ASSERT_EQ(cache.sum != nullptr, isFixed(cache.format) && !isKey(cache.format));
+  for (int64_t row = 0; row < cache.rows; ++row) {
+    SCOPED_TRACE("row " + std::to_string(row));
+    const Contents contents = contentsOf(cache, row);
+    (isFixed(cache.format) ? expectFixed : expectFloat)(cache, row, values, contents);
+    if (testing::Test::HasFatalFailure())
       return;
   }
+  for (int b : bits)
+    expectUnpacked(cache, values, b);
 }
 
-TEST_P(EveryFormat, Escapes) {
-  Values values = randomValues(element(), 1, 2, 140, 32);
-  uint32_t infinity = encode(element(), INFINITY), sign = 1u << (precisionOf(element()).bits - 1);
+//===----------------------------------------------------------------------===//
+// Every format
+//===----------------------------------------------------------------------===//
+
+class EveryFormat : public testing::TestWithParam<EveryStorage> {
+protected:
+  aligned_format format() const { return formatOf(GetParam()); }
+  int element() const { return std::get<2>(GetParam()); }
+};
+INSTANTIATE_TEST_SUITE_P(Cache, EveryFormat, everyStorage(), nameOf);
+
+TEST_P(EveryFormat, AppendInPieces) {
+  std::mt19937 random(3);
+  int combination = 0;
+  for (int64_t channels : {16, 48, 64, 80, 96, 128, 256})
+    for (int64_t tokens : {0, 1, 63, 64, 65, 130}) {
+      if (combination++ % 5 && element() != ALIGNED_ELEMENT_F16) // the others differ from it in how they are loaded
+        continue;
+      SCOPED_TRACE(testing::Message() << tokens << " tokens, head_dim " << channels);
+      const Values values = randomValues(element(), 1, 2, tokens, channels);
+      CachePtr pieces = create(format(), 1, 2, channels, tokens == 65 ? 100 : 0), whole = create(format(), 1, 2, channels);
+      setOffset(pieces);
+      setOffset(whole);
+      if (element() != ALIGNED_ELEMENT_F16 && tokens) { // whose bias the first append settles: let it be the same
+        ASSERT_EQ(append(pieces, values, 0, tokens), 0) << aligned_last_error();
+        ASSERT_EQ(aligned_cache_truncate(pieces.get(), 1), 0);
+      }
+      for (int64_t begin = pieces->tokens, piece = 0; begin < tokens; ++piece) {
+        const int64_t end = std::min<int64_t>(begin + 1 + random() % (random() % 3 ? 9 : 90), tokens);
+        ASSERT_EQ(append(pieces, values, begin, end, int(piece % 3)), 0) << aligned_last_error();
+        begin = end;
+      }
+      ASSERT_EQ(append(whole, values, 0, tokens), 0) << aligned_last_error();
+      expectCache(*whole, values);
+      if (tokens == 65)
+        for (int bits : {1, 5, 8, 9, 16})
+          expectUnpacked(*whole, values, bits);
+      expectSameCaches(*pieces, *whole);
+      if (HasFailure())
+        return;
+    }
+}
+
+/// NaN, infinities, and what planes can't hold.
+void makeAsides(Values &values, const aligned_format &format) {
+  const int element = values.element;
+  const uint32_t infinity = encode(element, INFINITY), sign = 1u << (precisionOf(element).bits - 1);
   values.at(0, 3, 5) = infinity;
   values.at(0, 63, 31) = infinity | sign;
   values.at(1, 64, 0) = infinity + 1; // a NaN with a payload
   values.at(1, 127, 16) = infinity | (infinity >> 1) | sign;
-  values.at(1, 139, 2) = infinity; // open: not listed
-  for (int64_t t = 64; t < 128; ++t)
-    values.at(0, t, 9) = infinity; // more than the list has room for at first, and a channel without a finite value
-  if (element() == ALIGNED_ELEMENT_F32) {
-    values.at(0, 10, 1) = encode(element(), 65519.9); // the half 65504
-    values.at(0, 11, 1) = encode(element(), 65520);   // overflows the half
-    values.at(1, 12, 1) = encode(element(), -3.4e38);
-    values.at(1, 13, 2) = encode(element(), 0x1.8p-25); // a subnormal half, of a tie
-    values.at(1, 14, 2) = encode(element(), 0x1p-25);
-    values.at(1, 15, 2) = encode(element(), 0x1p-140);
+  values.at(1, 139, 2) = infinity;
+  for (int64_t t = 70; t < 100; ++t)
+    values.at(0, t, 9) = infinity;
+  if (element == ALIGNED_ELEMENT_F32) {
+    values.set(0, 10, 1, 65519.9);   // the half 65504
+    values.set(0, 11, 1, 65520);     // overflows the half
+    values.set(1, 12, 1, -3.4e38);   // beyond the largest scale, where the others are small
+    values.set(1, 13, 2, 0x1.8p-25); // a subnormal half, of a tie
+    values.set(1, 14, 2, 0x1p-25);
+    values.set(1, 15, 2, 0x1p-140);
   }
-  aligned_format f = format();
-  CachePtr cache(aligned_cache_create(&f, 1, 2, 32, 0));
-  ASSERT_EQ(append(cache.get(), values, 0, 70), 0);
-  ASSERT_EQ(append(cache.get(), values, 70, 140, 2), 0);
-  expectCache(*cache, values, {4, 8, 12, 16});
+  if (element == ALIGNED_ELEMENT_BF16)
+    values.set(1, 12, 1, 1e37);
 }
 
-TEST_P(EveryFormat, Clone) {
+TEST_P(EveryFormat, KeptAside) {
+  Values values = randomValues(element(), 1, 2, 140, 32);
+  const aligned_format f = format();
+  makeAsides(values, f);
+  CachePtr cache = create(f, 1, 2, 32), few = create(f, 1, 2, 32);
+  setOffset(cache);
+  setOffset(few);
+  ASSERT_EQ(append(cache, values, 0, 3), 0); // settles the bias
+  ASSERT_EQ(append(few, values, 0, 3), 0);
+  ASSERT_EQ(append(cache, values, 3, 70), 0);
+  ASSERT_EQ(append(cache, values, 70, 140, 2), 0);
+  for (int64_t t = 3; t < 140; t += 3)
+    ASSERT_EQ(append(few, values, t, std::min<int64_t>(t + 3, 140), 1), 0);
+  const bool beyond = isFixed(f) ? element() != ALIGNED_ELEMENT_F16 : element() == ALIGNED_ELEMENT_F32;
+  EXPECT_EQ(cache->asides, 35 + beyond + (beyond && !isFixed(f)));
+  expectCache(*cache, values, {4, 8, 12, 16});
+  expectSameCaches(*few, *cache);
+
+  // They go with their tokens, and come again.
+  CachePtr copy = fork(cache);
+  ASSERT_EQ(aligned_cache_truncate(copy.get(), 80), 0);
+  EXPECT_EQ(copy->asides, 2 + 10 + 1 + beyond + (beyond && !isFixed(f)));
+  ASSERT_EQ(append(copy, values, 80, 140), 0);
+  expectSameCaches(*copy, *cache);
+  expectCache(*copy, values, {16});
+}
+
+TEST_P(EveryFormat, TruncateUndoesAppend) {
+  std::mt19937 random(11);
+  const int64_t channels = 48, most = 200;
+  Values values = randomValues(element(), 1, 2, most, channels);
+  for (int64_t t = 7; t < most; t += 19)
+    values.at(t % 2, t, t % channels) = encode(element(), INFINITY);
+  CachePtr cache = create(format(), 1, 2, channels);
+  setOffset(cache);
+  ASSERT_EQ(append(cache, values, 0, most), 0);
+  ASSERT_EQ(aligned_cache_truncate(cache.get(), 1), 0); // one bias for all
+  for (int round = 0; round < 12; ++round) {
+    const int64_t length = cache->tokens;
+    CachePtr copy = fork(cache);
+    const int64_t longer = length + random() % (most - length + 1), left = random() % 4 ? length : 1 + random() % length;
+    for (int64_t t = length; t < longer;) {
+      const int64_t end = std::min<int64_t>(t + 1 + random() % 60, longer);
+      ASSERT_EQ(append(cache, values, t, end), 0);
+      t = end;
+    }
+    for (int64_t t = longer; t > left;) { // in one or several steps
+      t = std::max<int64_t>(left, t - 1 - int64_t(random() % 80));
+      ASSERT_EQ(aligned_cache_truncate(cache.get(), t), 0) << aligned_last_error();
+    }
+    CachePtr other = fork(copy);
+    ASSERT_EQ(aligned_cache_truncate(other.get(), left), 0);
+    expectSameCaches(*cache, *other, false);
+    const int64_t next = left + random() % (most - left + 1); // and what comes later is the same
+    ASSERT_EQ(append(cache, values, left, next), 0);
+    ASSERT_EQ(append(other, values, left, next), 0);
+    expectSameCaches(*cache, *other, false);
+    if (HasFailure())
+      return;
+  }
+}
+
+TEST_P(EveryFormat, Fork) {
   Values values = randomValues(element(), 1, 3, 200, 16);
   values.at(2, 5, 3) = encode(element(), INFINITY);
-  aligned_format f = format();
-  CachePtr first(aligned_cache_create(&f, 1, 3, 16, 0));
-  ASSERT_EQ(append(first.get(), values, 0, 150), 0);
-  CachePtr second(aligned_cache_clone(first.get()));
-  ASSERT_TRUE(second);
+  CachePtr first = create(format(), 1, 3, 16);
+  ASSERT_EQ(append(first, values, 0, 150), 0);
+  CachePtr second = fork(first);
+  expectSameCaches(*second, *first);
+  const std::vector<Contents> before = snapshot(*first);
   Values others = values;
   for (int64_t row = 0; row < 3; ++row)
-    for (int64_t t = 150; t < 200; ++t)
+    for (int64_t t = 140; t < 200; ++t)
       std::swap_ranges(&others.at(row, t, 0), &others.at(row, t, 0) + 8, &others.at(row, t, 8));
-  ASSERT_EQ(append(first.get(), values, 150, 200), 0);
-  ASSERT_EQ(append(second.get(), others, 150, 200), 0);
+  ASSERT_EQ(aligned_cache_truncate(second.get(), 140), 0);
+  ASSERT_EQ(append(second, others, 140, 200), 0);
+  EXPECT_TRUE(snapshot(*first) == before);
+  ASSERT_EQ(append(first, values, 150, 200), 0);
   expectCache(*first, values);
   first.reset();
+  for (int64_t row = 0; row < 3; ++row) // maxima know the tokens that were forgotten
+    for (int64_t c = 0; c < 16; ++c)
+      for (int64_t t = 140; t < 150; ++t)
+        EXPECT_GE(second->channel_max[row * 16 + c], std::fabs(decode(element(), values.at(row, t, c))));
+  std::fill_n(second->channel_max, 3 * 16, 0.0f);
+  for (int64_t row = 0; row < 3; ++row)
+    for (int64_t t = 0; t < 200; ++t)
+      for (int64_t c = 0; c < 16 && isFinite(others.token(row, t)); ++c)
+        second->channel_max[row * 16 + c] = std::max(second->channel_max[row * 16 + c], std::fabs(float(decode(element(), others.at(row, t, c)))));
   expectCache(*second, others, {16});
 }
 
 TEST_P(EveryFormat, DropPlanes) {
   Values values = randomValues(element(), 1, 2, 200, 32);
-  aligned_format f = format();
+  values.at(1, 20, 3) = encode(element(), INFINITY);
+  const aligned_format f = format();
   for (int kept = 1; kept <= f.planes; ++kept) {
-    CachePtr cache(aligned_cache_create(&f, 1, 2, 32, 128));
-    ASSERT_EQ(append(cache.get(), values, 0, 100), 0);
-    int64_t before = aligned_cache_bytes(cache.get()), bits = 0;
+    CachePtr cache = create(f, 1, 2, 32, 128);
+    ASSERT_EQ(append(cache, values, 0, 100), 0);
+    const int64_t before = aligned_cache_bytes(cache.get());
     ASSERT_EQ(aligned_cache_drop_planes(cache.get(), kept), 0);
-    for (int p = 0; p < kept; ++p)
-      bits += f.width[p];
-    EXPECT_EQ(cache->layers * 4, bits);
-    EXPECT_EQ(before - aligned_cache_bytes(cache.get()), 2 * 128 * 32 * (16 - bits) / 8);
-    EXPECT_NE(aligned_cache_drop_planes(cache.get(), kept + 1), 0);
+    EXPECT_EQ(cache->planes, kept);
+    EXPECT_EQ(before - aligned_cache_bytes(cache.get()), 2 * 128 * 32 * (16 - residentBits(*cache)) / 8);
+    EXPECT_LT(aligned_cache_drop_planes(cache.get(), kept + 1), 0);
     EXPECT_EQ(std::string(aligned_last_error()), "expected to keep 1 to " + std::to_string(kept) + " planes, got " + std::to_string(kept + 1));
-    EXPECT_NE(aligned_cache_drop_planes(cache.get(), 0), 0);
-    CachePtr clone(aligned_cache_clone(cache.get()));
-    for (CachePtr *each : {&cache, &clone}) { // blocks that come later, in memory that grows, have no more
-      ASSERT_EQ(append(each->get(), values, 100, 200), 0);
-      expectCache(**each, values, {4, 12, 16});
+    EXPECT_LT(aligned_cache_drop_planes(cache.get(), 0), 0);
+    CachePtr copy = fork(cache);
+    const std::vector<Contents> summary = snapshot(*cache);
+    for (const CachePtr *each : {&cache, &copy}) { // tokens that come later, in memory that grows, have no more
+      ASSERT_EQ(append(*each, values, 100, 200), 0);
+      expectCache(**each, values, {4, 16});
+    }
+    // Truncation takes the resident bits out of the sums.
+    ASSERT_EQ(aligned_cache_truncate(cache.get(), 100), 0);
+    for (int64_t row = 0; row < 2; ++row)
+      expectSame(contentsOf(*cache, row), summary[row], false);
+  }
+}
+
+//===----------------------------------------------------------------------===//
+// Layout and scales
+//===----------------------------------------------------------------------===//
+
+/// The worked example of Layout.h: where n + 2^15 = 0xA5C3 of token 70, channel 13 lies.
+TEST(Cache, WorkedExampleOfLayout) {
+  CachePtr cache = create(usual(ALIGNED_ROLE_KEY), 1, 1, 64);
+  const Values values = randomValues(ALIGNED_ELEMENT_F16, 1, 1, 100, 64);
+  ASSERT_EQ(append(cache, values, 0, 100), 0);
+  const int tile = 1, t = 6;
+  auto plane = [&](int p) { return static_cast<const uint8_t *>(cache->plane[p]); };
+  const int first = plane(0)[tile * 64 * 32 + (1 * 64 + t) * 4 + 1] >> 4, second = plane(1)[tile * 64 * 32 + t * 32 + 6] >> 4;
+  const int third = plane(2)[tile * 64 * 64 + t * 64 + 13];
+  EXPECT_EQ(first << 12 | second << 8 | third, patternsOf(*cache, 0, 70)[13]);
+  expectCache(*cache, values);
+}
+
+/// The worked example of Scale.h.
+TEST(Cache, WorkedExampleOfScale) {
+  CachePtr cache = create(usual(ALIGNED_ROLE_VALUE, ALIGNED_ELEMENT_F32), 1, 1, 16);
+  cache->bias = 126; // that of halves
+  Values values(ALIGNED_ELEMENT_F32, 1, 1, 2, 16);
+  values.set(0, 1, 0, 0.8);
+  values.set(0, 1, 1, -1.5);
+  CachePtr half = create(usual(ALIGNED_ROLE_VALUE), 1, 1, 16);
+  Values halves(ALIGNED_ELEMENT_F16, 1, 1, 2, 16);
+  halves.set(0, 1, 0, 0.8);
+  halves.set(0, 1, 1, -1.5);
+  ASSERT_EQ(append(half, halves, 0, 2), 0);
+  EXPECT_EQ(half->bias, 126);
+  EXPECT_EQ(half->code[1], 132);
+  EXPECT_EQ(patternsOf(*half, 0, 1)[0], 0x3E00 - 4); // the half nearest to 0.8 is 0.7998
+  ASSERT_EQ(append(cache, values, 0, 2), 0);
+  EXPECT_EQ(cache->bias, 128 - 6); // settled by 1.5
+  EXPECT_EQ(cache->code[1], 128);
+  EXPECT_EQ(patternsOf(*cache, 0, 1)[0], 0x3E00);
+  std::vector<float> out(2 * 16);
+  ASSERT_EQ(aligned_cache_unpack(cache.get(), 8, out.data()), 0);
+  EXPECT_NEAR(out[16], 0.8066, 1e-4);
+}
+
+/// Every finite f16 and bf16 in turn as a token's largest: its code is the ceiling that float64 gives.
+TEST(Cache, CodeOfEveryPattern) {
+  for (int element : {ALIGNED_ELEMENT_F16, ALIGNED_ELEMENT_BF16}) {
+    const int64_t count = 0x7f80; // magnitudes
+    Values values(element, 1, 1, count, 16);
+    for (int64_t t = 0; t < count; ++t) {
+      values.at(0, t, t % 16) = std::isfinite(decode(element, t)) ? t | (t % 3 ? 0 : 0x8000) : 0;
+      values.at(0, t, (t + 5) % 16) = values.at(0, t, t % 16) & 0x7fff;
+    }
+    CachePtr cache = create(usual(ALIGNED_ROLE_VALUE, element), 1, 1, 16);
+    if (element == ALIGNED_ELEMENT_BF16) { // codes reach 127 eighths up from what settles the bias: most tokens of all are above or below
+      Values first(element, 1, 1, 1, 16);
+      first.set(0, 0, 0, 1);
+      ASSERT_EQ(append(cache, first, 0, 1), 0);
+      ASSERT_EQ(cache->bias, 127);
+      Values all = values;
+      std::copy(first.patterns.begin(), first.patterns.end(), all.patterns.begin());
+      ASSERT_EQ(append(cache, all, 1, count), 0);
+      expectCache(*cache, all);
+      continue;
+    }
+    ASSERT_EQ(append(cache, values, 0, count), 0);
+    EXPECT_EQ(cache->asides, 0);
+    EXPECT_EQ(*std::max_element(cache->code, cache->code + count), 255);
+    expectCache(*cache, values);
+  }
+}
+
+/// Floats on both sides of each threshold, and of every size.
+TEST(Cache, CodeOfFloats) {
+  Values values(ALIGNED_ELEMENT_F32, 1, 1, 0, 16);
+  for (int exponent : {-149, -140, -126, -125, -3, 0, 4, 127})
+    for (int k = 0; k <= 8; ++k)
+      for (int step = -2; step <= 2; ++step) {
+        const double threshold = std::exp2(exponent + k / 8.0) * 15 / 16;
+        uint32_t pattern = encode(ALIGNED_ELEMENT_F32, threshold) + uint32_t(step);
+        if (!std::isfinite(decode(ALIGNED_ELEMENT_F32, pattern)))
+          continue;
+        // A cache for each: its bias puts the code to 128.
+        Values one(ALIGNED_ELEMENT_F32, 1, 1, 1, 16);
+        one.at(0, 0, 3) = pattern;
+        CachePtr cache = create(usual(ALIGNED_ROLE_VALUE, ALIGNED_ELEMENT_F32), 1, 1, 16);
+        ASSERT_EQ(append(cache, one, 0, 1), 0);
+        const double value = std::fabs(decode(ALIGNED_ELEMENT_F32, pattern));
+        if (value == 0) {
+          EXPECT_EQ(cache->code[0], 1);
+          continue;
+        }
+        EXPECT_EQ(cache->bias, 128 - std::ceil(eighths(value) - 1e-9)) << value;
+        EXPECT_EQ(cache->code[0], 128) << value;
+        expectCache(*cache, one, {16});
+      }
+}
+
+TEST(Cache, BiasSettles) {
+  for (int element : {ALIGNED_ELEMENT_BF16, ALIGNED_ELEMENT_F32})
+    for (int role : {ALIGNED_ROLE_KEY, ALIGNED_ROLE_VALUE}) {
+      Values values(element, 1, 2, 40, 64);
+      for (int64_t c = 0; c < 64; ++c) {
+        values.set(0, 20, c, c == 7 ? 4 : 0);
+        values.set(1, 21, c, c == 9 ? -0x1p20 : 0); // row 1 settles it
+        values.set(0, 22, c, 0x1p19);
+        values.set(0, 23, c, 0x1p-10);
+        values.set(1, 24, c, INFINITY);
+      }
+      CachePtr cache = create(usual(role, element), 1, 2, 64);
+      ASSERT_EQ(append(cache, values, 0, 20), 0); // zeros say nothing
+      CachePtr zeros = fork(cache);
+      ASSERT_EQ(append(cache, values, 20, 40), 0);
+      const double largest = role == ALIGNED_ROLE_VALUE ? 0x1p20 : 0x1p22; // all of row 0, token 22, goes to one rotated channel, or so
+      EXPECT_LE(cache->bias, 128 - std::floor(eighths(role == ALIGNED_ROLE_VALUE ? largest : 0x1p17)));
+      EXPECT_GE(cache->bias, 128 - std::ceil(eighths(largest)));
+      auto largestCode = [](const aligned_cache &cache) { return std::max(cache.scales[0].largest, cache.scales[1].largest); };
+      EXPECT_EQ(largestCode(*cache), 128);
+      expectCache(*cache, values, {16});
+
+      ASSERT_EQ(append(zeros, values, 20, 21), 0); // its copy waits for its own
+      EXPECT_EQ(largestCode(*zeros), 128);
+      EXPECT_NE(zeros->bias, cache->bias);
+
+      const int64_t bias = cache->bias;
+      ASSERT_EQ(aligned_cache_truncate(cache.get(), 1), 0); // settled while there are tokens
+      EXPECT_EQ(cache->bias, bias);
+      ASSERT_EQ(aligned_cache_truncate(cache.get(), 0), 0); // and anew after that
+      ASSERT_EQ(append(cache, values, 20, 21), 0);
+      EXPECT_EQ(cache->bias, zeros->bias);
+    }
+}
+
+/// Sums of scales, at every step, with codes that jump.
+TEST(Cache, MedianFollows) {
+  std::mt19937 random(5);
+  Values values(ALIGNED_ELEMENT_F16, 1, 1, 300, 16);
+  for (int64_t t = 0; t < 300; ++t)
+    values.set(0, t, t % 16, t < 60 ? 1 : t < 90 ? (t % 2 ? 60000 : 1e-6) : t % 23 == 4 ? INFINITY : std::exp2(double(random() % 31) - 15));
+  CachePtr cache = create(usual(ALIGNED_ROLE_VALUE), 1, 1, 16);
+  for (int64_t t = 0; t < 300; ++t) {
+    ASSERT_EQ(append(cache, values, t, t + 1), 0);
+    expectScales(contentsOf(*cache, 0));
+  }
+  while (cache->tokens) {
+    ASSERT_EQ(aligned_cache_truncate(cache.get(), cache->tokens - std::min<int64_t>(cache->tokens, 1 + random() % 3)), 0);
+    expectScales(contentsOf(*cache, 0));
+  }
+}
+
+//===----------------------------------------------------------------------===//
+// Offset
+//===----------------------------------------------------------------------===//
+
+std::vector<float> offsetOf(const CachePtr &cache, int64_t row) { return contentsOf(*cache, row).offset; }
+
+std::vector<float> meanOf(const Values &values, int64_t row, int64_t tokens) {
+  std::vector<double> sum(values.channels);
+  int count = 0;
+  for (int64_t t = 0; t < tokens; ++t)
+    if (Row x = values.token(row, t); isFinite(x)) {
+      ++count;
+      std::transform(x.begin(), x.end(), sum.begin(), sum.begin(), std::plus<>());
+    }
+  std::vector<float> mean;
+  for (double x : sum)
+    mean.push_back(float(x / count));
+  return mean;
+}
+
+TEST(Offset, FirstTokensSettleIt) {
+  for (int element : {ALIGNED_ELEMENT_F16, ALIGNED_ELEMENT_BF16, ALIGNED_ELEMENT_F32}) {
+    Values values = randomValues(element, 2, 2, 200, 64);
+    values.at(1, 7, 3) = encode(element, INFINITY);
+    values.at(1, 8, 3) = encode(element, INFINITY) + 1;
+    const std::vector<float> none(64);
+    for (int64_t first : {63, 64, 150}) {
+      CachePtr cache = create(usual(ALIGNED_ROLE_KEY, element), 2, 2, 64);
+      ASSERT_EQ(append(cache, values, 0, first), 0);
+      for (int64_t row = 0; row < 4; ++row)
+        EXPECT_EQ(offsetOf(cache, row), first < 64 ? none : meanOf(values, row, 64));
+      ASSERT_EQ(append(cache, values, first, 200), 0); // it stays
+      for (int64_t row = 0; row < 4; ++row)
+        EXPECT_EQ(offsetOf(cache, row), first < 64 ? none : meanOf(values, row, 64));
+      expectCache(*cache, values, {16});
+
+      // An entry that starts anew settles its own.
+      ASSERT_EQ(aligned_cache_release(cache.get(), 1), 0);
+      EXPECT_EQ(offsetOf(cache, 2), none);
+      EXPECT_EQ(offsetOf(cache, 3), none);
+      Block block(values, 100, 164);
+      const int64_t counts[] = {1, 64};
+      ASSERT_EQ(aligned_cache_append_ragged(cache.get(), block.data.data(), counts, block.strides), 0);
+      Values late(element, 2, 2, 64, 64);
+      for (int64_t row = 0; row < 4; ++row)
+        std::copy_n(&values.at(row, 100, 0), 64 * 64, &late.at(row, 0, 0));
+      EXPECT_EQ(offsetOf(cache, 0), first < 64 ? none : meanOf(values, 0, 64));
+      EXPECT_EQ(offsetOf(cache, 3), meanOf(late, 3, 64));
     }
   }
 }
 
-std::string nameOf(const testing::TestParamInfo<EveryFormat::ParamType> &info) {
-  const char *roles[] = {"Key", "Value"}, *elements[] = {"F16", "BF16", "F32"};
-  return std::string(std::get<0>(info.param).name) + roles[std::get<1>(info.param)] + elements[std::get<2>(info.param)];
-}
-INSTANTIATE_TEST_SUITE_P(Cache, EveryFormat,
-                         testing::Combine(testing::ValuesIn(formats), testing::Values(ALIGNED_ROLE_KEY, ALIGNED_ROLE_VALUE),
-                                          testing::Values(ALIGNED_ELEMENT_F16, ALIGNED_ELEMENT_BF16, ALIGNED_ELEMENT_F32)),
-                         nameOf);
-
-/// The worked example of Cache.h.
-TEST(Cache, WorkedExample) {
-  CachePtr cache(aligned_cache_create(&fixedKey, 1, 1, 16, 0));
-  Values values(ALIGNED_ELEMENT_F16, 1, 1, 64, 16);
-  values.at(0, 0, 0) = encode(ALIGNED_ELEMENT_F16, 1.5);
-  values.at(0, 1, 0) = encode(ALIGNED_ELEMENT_F16, -3);
-  ASSERT_EQ(append(cache.get(), values, 0, 64), 0);
-  EXPECT_EQ(cache->exponent[0], 2 + 112);
-  const int expected[] = {0xA, 5, 0, 0};
-  for (int p = 0; p < 4; ++p)
-    EXPECT_EQ(static_cast<uint8_t *>(cache->plane[p])[0] & 15, expected[p]);
-  std::vector<uint16_t> out(64 * 16);
-  ASSERT_EQ(aligned_cache_join(cache.get(), 4, out.data()), 0);
-  EXPECT_EQ(out[0], encode(ALIGNED_ELEMENT_F16, 12287.5 / 32768 * 64 / 15));
+TEST(Offset, NoFiniteToken) {
+  Values values = randomValues(ALIGNED_ELEMENT_F16, 1, 1, 64, 16);
+  for (int64_t t = 0; t < 64; ++t)
+    values.at(0, t, t % 16) = encode(ALIGNED_ELEMENT_F16, INFINITY);
+  CachePtr cache = create(usual(ALIGNED_ROLE_KEY), 1, 1, 16);
+  ASSERT_EQ(append(cache, values, 0, 64), 0);
+  EXPECT_EQ(offsetOf(cache, 0), std::vector<float>(16));
+  EXPECT_EQ(cache->asides, 64);
+  expectCache(*cache, values, {16});
 }
 
-/// Every finite bf16 and f16 in turn, each beside one that sets the exponent: the rounding of S1 is that of float64, ties
-/// included.
-TEST(Cache, EveryPatternRoundsAsInFloat64) {
-  for (int element : {ALIGNED_ELEMENT_F16, ALIGNED_ELEMENT_BF16})
-    for (int role : {ALIGNED_ROLE_KEY, ALIGNED_ROLE_VALUE}) {
-      Values values(element, 1, 1, 0x10000 / 128, 128);
-      for (uint32_t i = 0; i < 0x10000; ++i)
-        values.patterns[i] = std::isfinite(decode(element, i)) ? i * 40503 % 0x10000 : 0; // neighbours differ in exponent
-      aligned_format f = formats[0].with(role, element);
-      CachePtr cache(aligned_cache_create(&f, 1, 1, 128, 0));
-      ASSERT_EQ(append(cache.get(), values, 0, values.tokens), 0);
-      expectCache(*cache, values);
-    }
+TEST(Offset, IsSet) {
+  const Values values = randomValues(ALIGNED_ELEMENT_F16, 2, 3, 100, 32);
+  const std::vector<float> offset = someOffset(3, 32), none(32);
+  CachePtr cache = create(usual(ALIGNED_ROLE_KEY), 2, 3, 32);
+  ASSERT_EQ(aligned_cache_set_offset(cache.get(), offset.data()), 0) << aligned_last_error();
+  auto expectSet = [&](const CachePtr &cache) {
+    for (int64_t row = 0; row < 6; ++row)
+      EXPECT_EQ(offsetOf(cache, row), std::vector<float>(offset.begin() + row % 3 * 32, offset.begin() + row % 3 * 32 + 32));
+  };
+  expectSet(cache);
+  ASSERT_EQ(append(cache, values, 0, 100), 0);
+  expectSet(cache);
+  expectCache(*cache, values, {16});
+  ASSERT_EQ(aligned_cache_truncate(cache.get(), 0), 0); // outlasts the tokens
+  expectSet(cache);
+  ASSERT_EQ(append(cache, values, 0, 70), 0);
+  ASSERT_EQ(aligned_cache_release(cache.get(), 0), 0);
+  expectSet(cache);
+  CachePtr copy = fork(cache); // and goes to copies
+  ASSERT_EQ(aligned_cache_truncate(copy.get(), 0), 0);
+  ASSERT_EQ(append(copy, values, 0, 70), 0);
+  expectSet(copy);
+  ASSERT_EQ(aligned_cache_truncate(copy.get(), 0), 0);
+  ASSERT_EQ(aligned_cache_set_offset(copy.get(), nullptr), 0); // back to the first tokens'
+  EXPECT_EQ(offsetOf(copy, 4), none);
+  ASSERT_EQ(append(copy, values, 0, 70), 0);
+  EXPECT_EQ(offsetOf(copy, 4), meanOf(values, 4, 64));
+  ASSERT_EQ(aligned_cache_truncate(copy.get(), 1), 0);
+  EXPECT_EQ(offsetOf(copy, 4), meanOf(values, 4, 64));
+  ASSERT_EQ(aligned_cache_truncate(copy.get(), 0), 0);
+  EXPECT_EQ(offsetOf(copy, 4), none);
 }
+
+TEST(Offset, Refuses) {
+  const Values values = randomValues(ALIGNED_ELEMENT_F16, 1, 1, 1, 16);
+  std::vector<float> offset(16);
+  auto refused = [&](const CachePtr &cache, const char *expected) {
+    EXPECT_LT(aligned_cache_set_offset(cache.get(), offset.data()), 0);
+    EXPECT_STREQ(aligned_last_error(), expected);
+  };
+  refused(create(usual(ALIGNED_ROLE_VALUE), 1, 1, 16), "expected a cache of fixed keys, got fixed values");
+  refused(create(formats()[3].with(ALIGNED_ROLE_KEY, ALIGNED_ELEMENT_F16), 1, 1, 16), "expected a cache of fixed keys, got float keys");
+  CachePtr cache = create(usual(ALIGNED_ROLE_KEY), 1, 1, 16);
+  offset[3] = NAN;
+  refused(cache, "expected a finite offset, got nan for channel 3 of head 0");
+  offset[3] = -INFINITY;
+  refused(cache, "expected a finite offset, got -inf for channel 3 of head 0");
+  offset[3] = 1;
+  ASSERT_EQ(append(cache, values, 0, 1), 0);
+  refused(cache, "expected an empty cache, got one of 1 tokens");
+  EXPECT_EQ(offsetOf(cache, 0), std::vector<float>(16));
+}
+
+//===----------------------------------------------------------------------===//
+// Memory
+//===----------------------------------------------------------------------===//
 
 TEST(Cache, GrowthIsGeometric) {
-  CachePtr cache(aligned_cache_create(&fixedKey, 1, 1, 16, 1));
+  CachePtr cache = create(usual(ALIGNED_ROLE_KEY), 1, 1, 16, 1);
   EXPECT_EQ(cache->capacity, 64);
-  Values values = randomValues(ALIGNED_ELEMENT_F16, 1, 1, 64 * 64, 16);
-  int growths = 0;
+  const Values values = randomValues(ALIGNED_ELEMENT_F16, 1, 1, 64 * 128, 16);
+  std::vector<int64_t> capacities = {64};
   for (int64_t t = 0; t < values.tokens; t += 32) {
-    int64_t before = cache->capacity;
-    ASSERT_EQ(append(cache.get(), values, t, t + 32), 0);
-    growths += cache->capacity != before;
+    ASSERT_EQ(append(cache, values, t, t + 32), 0);
+    if (cache->capacity != capacities.back())
+      capacities.push_back(cache->capacity);
   }
-  EXPECT_LE(growths, 12);
-  EXPECT_LE(cache->capacity, 64 * 64 * 2);
+  EXPECT_EQ(capacities, (std::vector<int64_t>{64, 128, 256, 512, 1024, 2048, 4096, 5120, 6400, 8000, 9984}));
   expectCache(*cache, values);
+}
+
+TEST(Cache, ArraysAreSkewed) {
+  CachePtr cache = create(formats()[1].with(ALIGNED_ROLE_KEY, ALIGNED_ELEMENT_F16), 1, 4, 128, 16384); // planes of 4 MiB
+  std::set<uintptr_t> sets;
+  for (int p = 0; p < 4; ++p)
+    sets.insert(reinterpret_cast<uintptr_t>(cache->plane[p]) % 4096);
+  EXPECT_EQ(sets.size(), 4u);
 }
 
 TEST(Cache, Bytes) {
-  CachePtr cache(aligned_cache_create(&fixedKey, 2, 3, 48, 128));
-  EXPECT_EQ(aligned_cache_bytes(cache.get()), 6 * (128 * 48 * 2 + 2 * 48 + 64 * 48 * 2 + 48 * 4));
-  aligned_format f = formats[3].with(ALIGNED_ROLE_VALUE, ALIGNED_ELEMENT_F32);
-  cache.reset(aligned_cache_create(&f, 1, 1, 64, 0));
-  EXPECT_EQ(aligned_cache_bytes(cache.get()), 64 * 64 * 4 + 64 * 4);
+  const int64_t scales = sizeof(aligned_scales);
+  CachePtr cache = create(usual(ALIGNED_ROLE_KEY), 2, 3, 48, 128);
+  EXPECT_EQ(aligned_cache_bytes(cache.get()), 6 * (128 * (48 * 2 + 1) + 48 * (4 + 4) + scales));
+  cache = create(usual(ALIGNED_ROLE_VALUE), 2, 3, 48, 128);
+  EXPECT_EQ(aligned_cache_bytes(cache.get()), 6 * (128 * (48 * 2 + 1) + 48 * (8 + 4) + scales));
+  cache = create(formats()[3].with(ALIGNED_ROLE_VALUE, ALIGNED_ELEMENT_F32), 1, 1, 64);
+  EXPECT_EQ(aligned_cache_bytes(cache.get()), 64 * 4);
   Values values(ALIGNED_ELEMENT_F32, 1, 1, 64, 64);
-  values.at(0, 0, 0) = encode(ALIGNED_ELEMENT_F32, INFINITY);
-  ASSERT_EQ(append(cache.get(), values, 0, 64), 0);
-  EXPECT_GE(aligned_cache_bytes(cache.get()), int64_t(64 * 64 * 4 + 64 * 64 * 2 + sizeof(aligned_escape)));
+  values.set(0, 0, 0, INFINITY);
+  ASSERT_EQ(append(cache, values, 0, 64), 0);
+  EXPECT_EQ(aligned_cache_bytes(cache.get()), 64 * 64 * 2 + 64 * 4 + int64_t(sizeof(aligned_aside)) + 64 * (4 + 4));
 }
 
-TEST(Cache, Truncate) {
-  Values values = randomValues(ALIGNED_ELEMENT_F16, 1, 2, 100, 16);
-  CachePtr cache(aligned_cache_create(&fixedKey, 1, 2, 16, 0));
-  ASSERT_EQ(append(cache.get(), values, 0, 90), 0);
-  EXPECT_LT(aligned_cache_truncate(cache.get(), 63), 0);
-  EXPECT_STREQ(aligned_last_error(), "expected to keep 64 to 90 tokens, got 63");
-  EXPECT_LT(aligned_cache_truncate(cache.get(), 91), 0);
-  EXPECT_LT(aligned_cache_truncate(cache.get(), -1), 0);
-  EXPECT_EQ(cache->tokens, 90);
-  ASSERT_EQ(aligned_cache_truncate(cache.get(), 64), 0);
-  EXPECT_EQ(cache->tokens, 64);
-  ASSERT_EQ(append(cache.get(), values, 64, 100), 0);
-  expectCache(*cache, values);
+/// Rows that several threads pack.
+TEST(Cache, ManyRows) {
+  for (int role : {ALIGNED_ROLE_KEY, ALIGNED_ROLE_VALUE})
+    for (int element : {ALIGNED_ELEMENT_F16, ALIGNED_ELEMENT_F32}) {
+      Values values = randomValues(element, 3, 7, 70, 64);
+      values.at(20, 69, 63) = encode(element, INFINITY);
+      values.at(0, 0, 0) = encode(element, INFINITY);
+      CachePtr whole = create(usual(role, element), 3, 7, 64), pieces = create(usual(role, element), 3, 7, 64);
+      for (const CachePtr *each : {&whole, &pieces}) { // one bias for both
+        setOffset(*each);
+        ASSERT_EQ(append(*each, values, 0, 1), 0);
+      }
+      ASSERT_EQ(append(whole, values, 1, 70), 0);
+      for (int64_t t = 1; t < 70; ++t)
+        ASSERT_EQ(append(pieces, values, t, t + 1), 0);
+      expectSameCaches(*pieces, *whole);
+      ASSERT_EQ(aligned_cache_truncate(whole.get(), 2), 0);
+      ASSERT_EQ(append(whole, values, 2, 70), 0);
+      expectSameCaches(*pieces, *whole);
+      expectUnpacked(*whole, values, 16);
+    }
 }
+
+//===----------------------------------------------------------------------===//
+// Errors
+//===----------------------------------------------------------------------===//
 
 TEST(Cache, CreateRefuses) {
-  auto refused = [](aligned_format format, int64_t batch, int64_t heads, int64_t channels, int64_t capacity,
-                    const char *expected) {
+  auto refused = [](aligned_format format, int64_t batch, int64_t heads, int64_t channels, int64_t capacity, const char *expected) {
     CachePtr cache(aligned_cache_create(&format, batch, heads, channels, capacity));
     EXPECT_FALSE(cache);
     EXPECT_NE(std::string(aligned_last_error()).find(expected), std::string::npos) << aligned_last_error();
   };
-  auto changed = [](auto change) {
+  const aligned_format fixedKey = formats()[1].with(ALIGNED_ROLE_KEY, ALIGNED_ELEMENT_F16);
+  auto changed = [&](auto change) {
     aligned_format format = fixedKey;
     change(format);
     return format;
@@ -544,8 +826,11 @@ TEST(Cache, CreateRefuses) {
   refused(changed([](auto &f) { f.planes = 0; }), 1, 1, 64, 0, "got 0");
   refused(changed([](auto &f) { f.planes = 5; }), 1, 1, 64, 0, "got 5");
   refused(changed([](auto &f) { f.planes = 3; }), 1, 1, 64, 0, "plane 3 to have no bits, got 4");
-  refused(changed([](auto &f) { f.width[1] = 6; }), 1, 1, 64, 0, "got 6");
+  refused(changed([](auto &f) { f.width[1] = 6; }), 1, 1, 64, 0, "plane 1 to have 4 or 8 bits, got 6");
+  refused(changed([](auto &f) { f.width[1] = 12; }), 1, 1, 64, 0, "plane 1 to have 4 or 8 bits, got 12");
+  refused(changed([](auto &f) { f.kind = 1, f.width[1] = 2; }), 1, 1, 64, 0, "plane 1 to have 4, 8, 12 or 16 bits, got 2");
   refused(changed([](auto &f) { f.width[1] = 8; }), 1, 1, 64, 0, "sum to 16, got 20");
+  refused({ALIGNED_FORMAT_FIXED, 0, 0, 1, {16}}, 1, 1, 64, 0, "plane 0 to have 4 or 8 bits, got 16");
   refused(fixedKey, 1, 1, 40, 0, "got 40");
   refused(fixedKey, 1, 1, 0, 0, "got 0");
   refused(fixedKey, 1, 1, 272, 0, "got 272");
@@ -561,16 +846,17 @@ TEST(Cache, CreateRefuses) {
 }
 
 TEST(Cache, FailedAppendChangesNothing) {
-  Values values = randomValues(ALIGNED_ELEMENT_F16, 1, 2, 100, 16);
-  CachePtr cache(aligned_cache_create(&fixedKey, 1, 2, 16, 0));
-  ASSERT_EQ(append(cache.get(), values, 0, 100), 0);
-  aligned_cache before = *cache;
+  const Values values = randomValues(ALIGNED_ELEMENT_F16, 1, 2, 100, 16);
+  CachePtr cache = create(usual(ALIGNED_ROLE_KEY), 1, 2, 16);
+  ASSERT_EQ(append(cache, values, 0, 100), 0);
+  const aligned_cache before = *cache;
   int64_t strides[4] = {};
   uint16_t data[16] = {0x7bff};
   EXPECT_LT(aligned_cache_append(cache.get(), data, -1, strides), 0);
   EXPECT_STREQ(aligned_last_error(), "expected 0 or more tokens to append, got -1");
   EXPECT_LT(aligned_cache_append(cache.get(), data, INT64_MAX, strides), 0);
   EXPECT_LT(aligned_cache_append(cache.get(), nullptr, 1, strides), 0);
+  EXPECT_STREQ(aligned_last_error(), "expected 1 tokens to append, got null data");
   EXPECT_LT(aligned_cache_append(cache.get(), data, 1, nullptr), 0);
   EXPECT_LT(aligned_cache_append(cache.get(), data, int64_t(1) << 50, strides), 0); // strides of 0 make a long array of any token
   EXPECT_NE(std::string(aligned_last_error()).find("out of memory"), std::string::npos);
@@ -579,12 +865,58 @@ TEST(Cache, FailedAppendChangesNothing) {
   expectCache(*cache, values);
 }
 
-TEST(Cache, JoinRefuses) {
-  CachePtr cache(aligned_cache_create(&fixedKey, 1, 1, 16, 0));
+TEST(Cache, TruncateRefuses) {
+  const Values values = randomValues(ALIGNED_ELEMENT_F16, 2, 1, 90, 16);
+  CachePtr cache = create(usual(ALIGNED_ROLE_KEY), 2, 1, 16);
+  ASSERT_EQ(append(cache, values, 0, 90), 0);
+  const aligned_cache before = *cache;
+  EXPECT_LT(aligned_cache_truncate(cache.get(), 91), 0);
+  EXPECT_STREQ(aligned_last_error(), "expected to keep 0 to 90 tokens, got 91");
+  EXPECT_LT(aligned_cache_truncate(cache.get(), -1), 0);
+  EXPECT_STREQ(aligned_last_error(), "expected to keep 0 to 90 tokens, got -1");
+  EXPECT_LT(aligned_cache_truncate_entry(cache.get(), 1, 91), 0);
+  EXPECT_STREQ(aligned_last_error(), "expected to keep 0 to 90 tokens of batch entry 1, got 91");
+  EXPECT_LT(aligned_cache_truncate_entry(cache.get(), 1, -1), 0);
+  EXPECT_LT(aligned_cache_truncate_entry(cache.get(), 2, 0), 0);
+  EXPECT_STREQ(aligned_last_error(), "expected a batch entry from 0 to 1, got 2");
+  EXPECT_EQ(std::memcmp(&before, cache.get(), sizeof before), 0);
+  ASSERT_EQ(aligned_cache_truncate(cache.get(), 90), 0); // all of them
+  expectCache(*cache, values);
+}
+
+TEST(Cache, UnpackRefuses) {
+  CachePtr cache = create(usual(ALIGNED_ROLE_KEY), 1, 1, 16);
   for (int bits : {-1, 0, 17}) {
-    EXPECT_LT(aligned_cache_join(cache.get(), bits, nullptr), 0);
+    EXPECT_LT(aligned_cache_unpack(cache.get(), bits, nullptr), 0);
     EXPECT_EQ(aligned_last_error(), "expected 1 to 16 bits to read, got " + std::to_string(bits));
   }
+  EXPECT_EQ(aligned_cache_unpack(cache.get(), 16, nullptr), 0); // of no tokens
+  ASSERT_EQ(append(cache, randomValues(ALIGNED_ELEMENT_F16, 1, 1, 3, 16), 0, 3), 0);
+  EXPECT_LT(aligned_cache_unpack(cache.get(), 16, nullptr), 0);
+  EXPECT_STREQ(aligned_last_error(), "expected room for 3 tokens, got null");
+}
+
+TEST(Cache, NullIsRefused) {
+  const int64_t counts[] = {1};
+  EXPECT_EQ(aligned_cache_fork(nullptr), nullptr);
+  EXPECT_STREQ(aligned_last_error(), "expected a cache to fork, got null");
+  const std::function<int64_t()> calls[] = {[] { return aligned_cache_set_offset(nullptr, nullptr); },
+                                            [] { return aligned_cache_append(nullptr, nullptr, 1, nullptr); },
+                                            [&] { return aligned_cache_append_ragged(nullptr, nullptr, counts, nullptr); },
+                                            [] { return aligned_cache_length(nullptr, 0); },
+                                            [] { return aligned_cache_release(nullptr, 0); },
+                                            [] { return aligned_cache_free_pages(nullptr); },
+                                            [] { return aligned_cache_unpack(nullptr, 16, nullptr); },
+                                            [] { return aligned_cache_truncate(nullptr, 0); },
+                                            [] { return aligned_cache_truncate_entry(nullptr, 0, 0); },
+                                            [] { return aligned_cache_drop_planes(nullptr, 1); },
+                                            [] { return aligned_cache_bytes(nullptr); }};
+  for (const auto &call : calls) {
+    aligned_set_last_error("");
+    EXPECT_LT(call(), 0);
+    EXPECT_STREQ(aligned_last_error(), "expected a cache, got null");
+  }
+  aligned_cache_destroy(nullptr);
 }
 
 TEST(Cache, ErrorsOfAnyLength) {

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 #include <set>
 #include <sys/wait.h>
 #include <thread>
@@ -78,19 +79,73 @@ TEST(Parallel, AtLeastOneThread) {
   aligned_rt_set_threads(2);
 }
 
+/// Of what goes evenly into the threads, nested calls run in place.
 TEST(Parallel, NestedCallsRunInPlace) {
-  withThreads([](int) {
+  withThreads([](int threads) {
     std::atomic<int64_t> sum{0};
     parallel(17, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         std::thread::id outer = std::this_thread::get_id();
         parallel(100, [&](int64_t from, int64_t to) {
-          EXPECT_EQ(std::this_thread::get_id(), outer);
+          if (i < 17 / threads * threads)
+            EXPECT_EQ(std::this_thread::get_id(), outer);
           sum += to - from;
         });
       }
     });
     EXPECT_EQ(sum, 1700);
+  });
+}
+
+/// What is left over runs in order on the calling thread, and nested calls on all threads: as many items as these, which wait for one another.
+TEST(Parallel, LeftOverItemsUseAllThreadsInside) {
+  withThreads([](int threads) {
+    for (int64_t even : {0, threads, 3 * threads}) {
+      std::vector<int64_t> leftOver;
+      std::atomic<int64_t> shared{0};
+      parallel(even + threads - 1, [&](int64_t begin, int64_t end) {
+        if (begin < even) {
+          EXPECT_LE(end, even);
+          shared += end - begin;
+          return;
+        }
+        EXPECT_EQ(shared, even) << "what is shared comes first";
+        EXPECT_EQ(end, begin + 1);
+        leftOver.push_back(begin - even);
+        std::atomic<int> arrived{0};
+        std::vector<std::thread::id> ids(threads);
+        parallel(threads, [&](int64_t from, int64_t to) {
+          ASSERT_EQ(to, from + 1);
+          ids[from] = std::this_thread::get_id();
+          ++arrived;
+          while (arrived < threads)
+            std::this_thread::yield();
+        });
+        EXPECT_EQ(std::set<std::thread::id>(ids.begin(), ids.end()).size(), size_t(threads));
+      });
+      std::vector<int64_t> expected(threads - 1);
+      std::iota(expected.begin(), expected.end(), 0);
+      EXPECT_EQ(leftOver, expected);
+    }
+  });
+}
+
+/// Three deep: rows, splits and what is in a split.
+TEST(Parallel, NestsDeeply) {
+  withThreads([](int) {
+    std::vector<std::atomic<int>> seen(7 * 11 * 13);
+    parallel(7, [&](int64_t rowBegin, int64_t rowEnd) {
+      for (int64_t row = rowBegin; row < rowEnd; ++row)
+        parallel(11, [&](int64_t begin, int64_t end) {
+          for (int64_t split = begin; split < end; ++split)
+            parallel(13, [&](int64_t from, int64_t to) {
+              for (int64_t i = from; i < to; ++i)
+                ++seen[(row * 11 + split) * 13 + i];
+            });
+        });
+    });
+    for (std::atomic<int> &times : seen)
+      ASSERT_EQ(times, 1);
   });
 }
 
@@ -225,7 +280,7 @@ TEST(ReferenceAttention, GroupedHeads) {
       v[(row * tokens + t) * valueDim + 1] = 1;
     }
   aligned_rt_reference_attention(q.data(), k.data(), v.data(), out.data(), ALIGNED_ELEMENT_F32, batch, qHeads, kvHeads, queries,
-                                 tokens, keyDim, valueDim, 0.5f, 0, 0, 0, 0, 0);
+                                 tokens, keyDim, valueDim, 0.5f, 0, 0, 0, 0, 0, nullptr, 0, nullptr);
   for (int64_t row = 0; row < batch * qHeads * queries; ++row) {
     int64_t kvRow = row / queries / 3, chosen = row % queries; // 3 query heads share a kv head
     EXPECT_FLOAT_EQ(out[row * valueDim], 10 * kvRow + (3.0f + 2 * chosen) / 5);
@@ -238,7 +293,7 @@ TEST(ReferenceAttention, NonFinite) {
   auto attend = [](float key0, float key1, float value0, int32_t maskedZero) {
     const float q = 1, k[] = {key0, key1}, v[] = {value0, 5};
     float out = -1;
-    aligned_rt_reference_attention(&q, k, v, &out, ALIGNED_ELEMENT_F32, 1, 1, 1, 1, 2, 1, 1, 1, maskedZero, 0, 0, 0, 0);
+    aligned_rt_reference_attention(&q, k, v, &out, ALIGNED_ELEMENT_F32, 1, 1, 1, 1, 2, 1, 1, 1, maskedZero, 0, 0, 0, 0, nullptr, 0, nullptr);
     return out;
   };
   EXPECT_EQ(attend(-infinity, 0, 1, 0), 5);
@@ -255,7 +310,7 @@ TEST(ReferenceAttention, Masks) {
   const float q[12] = {}, k[10] = {}, v[10] = {1, 10, 100, 1000, 10000, 2, 20, 200, 2000, 20000};
   auto attend = [&](int32_t causal, int64_t window, int64_t sinks) {
     std::vector<float> out(12);
-    aligned_rt_reference_attention(q, k, v, out.data(), ALIGNED_ELEMENT_F32, 1, 4, 2, 3, 5, 1, 1, 1, 0, causal, window, sinks, 0);
+    aligned_rt_reference_attention(q, k, v, out.data(), ALIGNED_ELEMENT_F32, 1, 4, 2, 3, 5, 1, 1, 1, 0, causal, window, sinks, 0, nullptr, 0, nullptr);
     for (int i = 0; i < 3; ++i) { // the other query head of the group, and the other kv head
       EXPECT_EQ(out[3 + i], out[i]);
       EXPECT_EQ(out[6 + i], 2 * out[i]);
@@ -272,8 +327,17 @@ TEST(ReferenceAttention, Masks) {
 TEST(ReferenceAttention, Softcap) {
   const float q = 1, k[] = {0, 6}, v[] = {0, 1};
   float out = -1;
-  aligned_rt_reference_attention(&q, k, v, &out, ALIGNED_ELEMENT_F32, 1, 1, 1, 1, 2, 1, 1, 0.5f, 0, 0, 0, 0, 2.0);
+  aligned_rt_reference_attention(&q, k, v, &out, ALIGNED_ELEMENT_F32, 1, 1, 1, 1, 2, 1, 1, 0.5f, 0, 0, 0, 0, 2.0, nullptr, 0, nullptr);
   EXPECT_FLOAT_EQ(out, float(1 / (1 + std::exp(-2 * std::tanh(1.5)))));
+}
+
+/// Numbers that are added, each query head with its own, and logits without a value: the second query head does not see the first token.
+TEST(Reference, TakesMasksByNumbersAndSinks) {
+  const float q[] = {0, 0}, k[] = {0, 0}, v[] = {1, 5}, mask[] = {0, 0, -INFINITY, 0}, sinks[] = {std::log(2.0f), -INFINITY};
+  float out[2];
+  aligned_rt_reference_attention(q, k, v, out, ALIGNED_ELEMENT_F32, 1, 2, 1, 1, 2, 1, 1, 1, 0, 0, 0, 0, 0, mask, /*mask_dims=*/2, sinks);
+  EXPECT_FLOAT_EQ(out[0], 6.0f / 4); // 1 + 1 + 2 in the sum
+  EXPECT_FLOAT_EQ(out[1], 5);
 }
 
 /// The result is rounded to the element type once.
@@ -281,10 +345,10 @@ TEST(ReferenceAttention, SmallElements) {
   const uint16_t one = 0x3c00, values[] = {0x3c00, 0x3c01, 0x3c01}; // 1, 1 + 2^-10 twice: the mean is nearer to the latter
   const uint16_t keys[] = {one, one, one};
   uint16_t out = 0;
-  aligned_rt_reference_attention(&one, keys, values, &out, ALIGNED_ELEMENT_F16, 1, 1, 1, 1, 3, 1, 1, 1, 0, 0, 0, 0, 0);
+  aligned_rt_reference_attention(&one, keys, values, &out, ALIGNED_ELEMENT_F16, 1, 1, 1, 1, 3, 1, 1, 1, 0, 0, 0, 0, 0, nullptr, 0, nullptr);
   EXPECT_EQ(out, 0x3c01);
   const uint16_t zero = 0, brain[] = {0x3f80, 0x4000, 0x4000}; // (1 + 2 + 2) / 3 = 1.1010101 | 0101.. in binary
-  aligned_rt_reference_attention(&zero, brain, brain, &out, ALIGNED_ELEMENT_BF16, 1, 1, 1, 1, 3, 1, 1, 1, 0, 0, 0, 0, 0);
+  aligned_rt_reference_attention(&zero, brain, brain, &out, ALIGNED_ELEMENT_BF16, 1, 1, 1, 1, 3, 1, 1, 1, 0, 0, 0, 0, 0, nullptr, 0, nullptr);
   EXPECT_EQ(out, 0x3fd5);
 }
 
