@@ -1,7 +1,7 @@
 // A quantised cache is the cache with other values in it: round K and V as they would be stored, count the bits, and attend exactly.
 #include "aligned/Reference/Baselines.h"
 
-#include "aligned/Reference/Split.h"
+#include "Softmax.h"
 
 #include <algorithm>
 #include <cmath>
@@ -11,13 +11,13 @@ using namespace aligned;
 
 namespace {
 
+constexpr int64_t kBlockTokens = 64; // that share a scale and a zero point of KIVI-like integers
+
 double sixteenBits(double value, Storage storage) { return widen(narrow(value, storage), storage); }
 
 PolicyResult attend(const HeadInputs &in, double keyBits, double valueBits) {
   PolicyResult result;
-  result.out.resize(in.heads * in.valueDim);
-  exactAttention(in.q.data(), in.heads, in.k.data(), in.v.data(), in.tokens, in.keyDim, in.valueDim, in.scale, /*maskedZero=*/false, result.out.data(), in.mask,
-                 in.softcap);
+  result.out = exactAttention(in);
   result.keyBits = keyBits;
   result.valueBits = valueBits;
   return result;
@@ -76,24 +76,29 @@ PolicyResult aligned::decodeFlash(const HeadInputs &in) {
   result.keyBits = result.valueBits = 16;
   for (int64_t h = 0; h < in.heads; ++h) {
     std::vector<float> p(in.tokens), out(in.valueDim, 0);
-    float top = -std::numeric_limits<float>::infinity(), sum = 0;
+    float top = static_cast<float>(sinkOf(in, h)), sum = 0;
+    bool finite = isFiniteRow(in, h);
     for (int64_t t = 0; t < in.tokens; ++t) {
       float dot = 0;
       for (int64_t c = 0; c < in.keyDim; ++c)
         dot += static_cast<float>(in.q[h * in.keyDim + c]) * k[t * in.keyDim + c];
-      p[t] = dot * static_cast<float>(in.scale);
+      p[t] = finite ? dot * static_cast<float>(in.scale) : NAN;
       if (in.softcap)
         p[t] = static_cast<float>(in.softcap) * std::tanh(p[t] / static_cast<float>(in.softcap));
-      if (!in.mask.sees(h, t, in.tokens))
+      if (!in.additive.empty())
+        p[t] += static_cast<float>(in.additive[h * in.tokens + t]);
+      if (!in.sees(h, t))
         p[t] = -std::numeric_limits<float>::infinity();
       top = std::max(top, p[t]);
     }
     for (int64_t t = 0; t < in.tokens; ++t) {
       p[t] = std::exp(p[t] - top);
       sum += p[t];
-      for (int64_t c = 0; c < in.valueDim && in.mask.sees(h, t, in.tokens); ++c)
+      for (int64_t c = 0; c < in.valueDim && in.sees(h, t); ++c)
         out[c] += read(p[t]) * v[t * in.valueDim + c];
     }
+    if (!in.sinkLogits.empty())
+      sum += std::exp(static_cast<float>(in.sinkLogits[h]) - top);
     for (float o : out)
       result.out.push_back(in.tokens ? sixteenBits(o / sum, in.storage) : 0);
   }

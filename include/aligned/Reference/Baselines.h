@@ -13,7 +13,7 @@ PolicyResult decodeFlash(const HeadInputs &in);
 PolicyResult decodeFp8(const HeadInputs &in);
 
 /// K and V as integers of `bits` bits. K: each channel over 64 tokens has a scale and a zero point; V: each token has a scale. Scales and zero points are of the
-/// storage type, 16 bits each, and count as bits read. Tokens past the last full block stay as they are, as in split caches.
+/// storage type, 16 bits each, and count as bits read. Tokens past the last full block stay as they are, dense.
 PolicyResult decodeIntegers(const HeadInputs &in, int bits);
 
 /// K and V as `q8_0` of GGUF: 8-bit integers, each 32 channels of a token with a 16-bit scale.

@@ -1,5 +1,5 @@
-// Exact attention against a one-pass softmax, the policies against figures that array formulas gave on a captured cache
-// (utils/make_reference_figures.py), and both where tokens are few, open or not finite.
+// Exact attention against a one-pass softmax, P1 against figures that array formulas gave on a captured cache
+// (utils/make_reference_figures.py), limits by hand. P2 is BudgetTest.cpp's.
 
 #include "Heads.h"
 
@@ -125,151 +125,128 @@ TEST(ExactAttention, SoftcapBoundsScores) {
   EXPECT_TRUE(std::isnan(exact(in)[0]));
 }
 
+/// Tokens newer than the last query: the mask of a stretch of queries that is not the newest.
+TEST(ExactAttention, LaterTokens) {
+  HeadInputs in = randomHead(70, 6, 16, 8), seen = in;
+  in.mask = {3, true, 20, 2, 9};
+  seen.tokens = 61;
+  seen.k.resize(61 * 16);
+  seen.v.resize(61 * 8);
+  seen.mask = {3, true, 20, 2};
+  std::vector<double> out = exact(in), want = exact(seen);
+  for (size_t i = 0; i < out.size(); ++i)
+    EXPECT_NEAR(out[i], want[i], 1e-14);
+}
+
+/// An additive mask of -inf and 0 is a mask; what it hides may be anything.
+TEST(ExactAttention, AdditiveMasks) {
+  HeadInputs in = randomHead(65, 3, 16, 8), windowed = in, shifted = in;
+  windowed.mask = {3, true, 5};
+  in.additive.resize(3 * 65);
+  for (int64_t i = 0; i < 3 * 65; ++i)
+    in.additive[i] = windowed.mask.sees(i / 65, i % 65, 65) ? 0 : -INFINITY;
+  in.softcap = windowed.softcap = 1.5;
+  EXPECT_EQ(exact(in), exact(windowed));
+  in.k[0] = in.v[0] = NAN;
+  EXPECT_EQ(exact(in), exact(windowed));
+
+  // Added to scores: as a key's channel would.
+  std::mt19937 random(3);
+  std::normal_distribution<double> normal;
+  HeadInputs wider = shifted;
+  wider.keyDim = 17;
+  wider.q.clear();
+  wider.k.clear();
+  for (int64_t h = 0; h < 3; ++h) {
+    wider.q.insert(wider.q.end(), shifted.q.begin() + h * 16, shifted.q.begin() + (h + 1) * 16);
+    wider.q.push_back(1 / shifted.scale);
+  }
+  std::vector<double> bias(65);
+  for (int64_t t = 0; t < 65; ++t) {
+    wider.k.insert(wider.k.end(), shifted.k.begin() + t * 16, shifted.k.begin() + (t + 1) * 16);
+    wider.k.push_back(bias[t] = normal(random));
+  }
+  for (int64_t h = 0; h < 3; ++h)
+    shifted.additive.insert(shifted.additive.end(), bias.begin(), bias.end());
+  std::vector<double> out = exact(shifted), want = exact(wider);
+  for (size_t i = 0; i < out.size(); ++i)
+    EXPECT_NEAR(out[i], want[i], 1e-14);
+}
+
+/// A sink is a token with that score and a value of 0.
+TEST(ExactAttention, SinkLogits) {
+  HeadInputs in{2, 2, 1, 1, {1, 1}, {std::log(2.0), 0}, {9, 3}, 1};
+  in.sinkLogits = {std::log(3.0), -INFINITY};
+  std::vector<double> out = exact(in), p = exactProbabilities(in);
+  EXPECT_NEAR(out[0], (2 * 9 + 3) / 6.0, 1e-14);
+  EXPECT_NEAR(out[1], (2 * 9 + 3) / 3.0, 1e-14);
+  EXPECT_NEAR(p[0], 2 / 6.0, 1e-15);
+  EXPECT_NEAR(p[3], 1 / 3.0, 1e-15);
+  in.sinkLogits = {900, -900}; // no overflow
+  EXPECT_EQ(exact(in)[0], 0);
+  EXPECT_NEAR(exact(in)[1], 7, 1e-14);
+  in.additive = {-INFINITY, -INFINITY, -INFINITY, -INFINITY}; // the sink is all that a row sees
+  EXPECT_EQ(exact(in), (std::vector<double>{0, 0}));
+}
+
 TEST(RelativeErrors, ByHand) {
   EXPECT_EQ(relativeErrors({3, 4, 1, 1}, {3, 0, 1, 1}, 2), (std::vector<double>{4.0 / 3, 0}));
   EXPECT_EQ(relativeErrors({0}, {0}, 1), std::vector<double>{0});
 }
 
 //===----------------------------------------------------------------------===//
-// Policies
+// P1, the published rule
 //===----------------------------------------------------------------------===//
 
-TEST(Policies, FiguresOfTheSlice) {
-  compareFigures("expected.json", "alignedkv", decodeAlignedKV);
-  for (auto [name, tolerance] : {std::pair("tight", 0x1p-11), {"balanced", 0x1p-8}, {"fast", 0x1p-6}})
-    compareFigures("expected.json", name, [tolerance = tolerance](const HeadInputs &in) { return decodeBudget(in, tolerance); });
+TEST(AlignedKV, FiguresOfTheSlice) { compareFigures("expected.json", "alignedkv", decodeAlignedKV); }
+
+TEST(AlignedKV, OddSizes) {
+  for (int64_t tokens : {1, 63, 64, 65, 97, 129})
+    for (int64_t heads : {1, 3, 7}) {
+      HeadInputs in = randomHead(tokens, heads, 64, 48);
+      PolicyResult result = decodeAlignedKV(in);
+      EXPECT_LE(worstError(in, result), 0.1) << tokens << " tokens, " << heads << " heads";
+      EXPECT_GE(result.keyBits, 8);
+      EXPECT_LE(result.keyBits, 16);
+      EXPECT_EQ(int64_t(result.keyPlan.size()), (tokens + 63) / 64 * 64);
+      EXPECT_EQ(int64_t(result.valuePlan.size()), tokens);
+    }
+  HeadInputs none = randomHead(0, 2, 16, 16);
+  EXPECT_EQ(decodeAlignedKV(none).out, std::vector<double>(32, 0));
 }
 
-/// What no query sees is not read, costs nothing, and changes nothing but the mean of rows that are not read.
-TEST(Policies, ReadWhatAMaskShows) {
-  for (const Mask &mask : {Mask{3, true, 40, 2}, Mask{1, false, 100}, Mask{3, true, 7}}) {
+/// What no query sees is not read and costs nothing.
+TEST(AlignedKV, ReadsWhatAMaskShows) {
+  for (const Mask &mask : {Mask{3, true, 40, 2}, Mask{1, false, 100}, Mask{3, true, 7}, Mask{3, true, 40, 0, 200}}) {
     HeadInputs in = randomHead(450, 3, 32, 16);
-    for (PolicyResult (*decode)(const HeadInputs &) : {+[](const HeadInputs &head) { return decodeAlignedKV(head); }, +[](const HeadInputs &head) { return decodeBudget(head, 0x1p-8); }}) {
-      in.mask = {};
-      PolicyResult all = decode(in);
-      in.mask = mask;
-      PolicyResult result = decode(in);
-      EXPECT_LE(worstError(in, result), 0.05);
-      EXPECT_LT(result.keyBits, all.keyBits / 2);
-      EXPECT_LT(result.valueBits, all.valueBits / 2);
-      for (size_t i = 0; i < result.keyPlan.size(); ++i)
-        EXPECT_EQ(result.keyPlan[i] > 0, mask.isBlockSeen(int64_t(i) / 32, 450)) << i;
-      for (size_t t = 0; t < result.valuePlan.size(); ++t)
-        if (!mask.isSeen(int64_t(t), 450))
-          EXPECT_EQ(result.valuePlan[t], 0) << t;
-    }
+    PolicyResult all = decodeAlignedKV(in);
+    in.mask = mask;
+    PolicyResult result = decodeAlignedKV(in);
+    EXPECT_LE(worstError(in, result), 0.05);
+    EXPECT_LT(result.keyBits, all.keyBits / 2);
+    EXPECT_LT(result.valueBits, all.valueBits / 2);
+    for (size_t i = 0; i < result.keyPlan.size(); ++i)
+      EXPECT_EQ(result.keyPlan[i] > 0, mask.isTileSeen(int64_t(i) / 32, 450)) << i;
+    for (size_t t = 0; t < result.valuePlan.size(); ++t)
+      EXPECT_EQ(result.valuePlan[t] > 0, mask.isSeen(int64_t(t), 450)) << t;
+    HeadInputs hidden = in;
+    hidden.mask = {};
+    for (int64_t i = 0; i < 3 * 450; ++i)
+      hidden.additive.push_back(mask.sees(i / 450, i % 450, 450) ? 0 : -INFINITY);
+    EXPECT_EQ(decodeAlignedKV(hidden).out, result.out);
+    EXPECT_EQ(decodeAlignedKV(hidden).keyBits, result.keyBits);
   }
 }
 
-TEST(Policies, OpenTokensAreExact) {
-  for (int64_t tokens : {1, 31, 63}) {
-    HeadInputs in = randomHead(tokens, 3, 32, 16);
-    for (const PolicyResult &result : {decodeAlignedKV(in), decodeBudget(in, 0x1p-6)}) {
-      EXPECT_LE(worstError(in, result), 1e-13);
-      EXPECT_EQ(result.keyBits, 16);
-      EXPECT_EQ(result.valueBits, 16);
-    }
-  }
-}
-
-TEST(Policies, OddSizes) {
-  for (int64_t tokens : {64, 65, 97, 129, 1000})
-    for (int64_t heads : {1, 3, 7})
-      for (double tolerance : {0x1p-6, 0x1p-11}) {
-        HeadInputs in = randomHead(tokens, heads, 64, 48);
-        PolicyResult result = decodeBudget(in, tolerance);
-        EXPECT_LE(worstError(in, result), 3 * tolerance) << tokens << " tokens, " << heads << " heads";
-        double open = double(tokens % 64) / tokens;
-        EXPECT_LE(result.keyBits, 16 * open + (tolerance == 0x1p-6 ? 12 : 16.125) * (1 - open));
-        EXPECT_GT(result.keyBits, 16 * open);
-        EXPECT_GT(result.valueBits, 16 * open);
-      }
-}
-
-TEST(Policies, LessToleranceReadsMoreAndErrsLess) {
-  HeadInputs in = randomHead(1000, 3, 64, 64);
-  PolicyResult fast = decodeBudget(in, 0x1p-6), tight = decodeBudget(in, 0x1p-11);
-  EXPECT_LT(fast.keyBits, tight.keyBits);
-  EXPECT_LT(fast.valueBits, tight.valueBits);
-  EXPECT_LT(worstError(in, tight), worstError(in, fast) / 4);
-  EXPECT_GT(worstError(in, fast), 0x1p-11); // fast is not tight by accident
-}
-
-/// P7, by hand: least bits, then the most, then the staircase, then what stays exact.
-TEST(Policies, LimitsOfBits) {
-  Limits limits{std::nullopt, 4, 12, 3, 2, {{10, 8}, {20, 0}}};
-  auto at = [&](int bits, int64_t t) { return limits.apply(bits, t, t, 100); };
-  EXPECT_EQ(at(0, 95), 4);
-  EXPECT_EQ(at(8, 95), 8);
-  EXPECT_EQ(at(16, 95), 12);
-  EXPECT_EQ(at(16, 90), 12); // age 9
-  EXPECT_EQ(at(16, 89), 8);
-  EXPECT_EQ(at(0, 80), 4);
-  EXPECT_EQ(at(16, 79), 0); // age 20: the staircase goes below the least
-  EXPECT_EQ(at(0, 97), 16); // age 2
-  EXPECT_EQ(at(0, 96), 4);
-  EXPECT_EQ(at(0, 1), 16);
-  EXPECT_EQ(at(0, 2), 0);
-  EXPECT_EQ(limits.apply(0, 0, 63, 100), 16); // holds sinks
-  EXPECT_EQ(limits.apply(16, 64, 91, 100), 12); // of the age of its newest token
-  EXPECT_EQ(Limits().apply(4, 0, 0, 1), 4);
-}
-
-TEST(Policies, LimitsOfPlans) {
-  for (int64_t tokens : {64, 65, 200, 1000}) {
-    HeadInputs in = randomHead(tokens, 3, 64, 48);
-    int64_t blocks = tokens / 64;
-    in.keyLimits.sinks = 1;
-    in.valueLimits.newest = tokens % 64 + 7;
-    in.valueLimits.most = 4;
-    PolicyResult rule = decodeAlignedKV(in), budget = decodeBudget(in, 0x1p-6);
-    for (const PolicyResult &result : {rule, budget}) {
-      for (int64_t c = 0; c < 64; ++c)
-        EXPECT_EQ(result.keyPlan[c], 16);
-      for (int64_t t = 0; t < 64 * blocks; ++t)
-        if (t >= 64 * blocks - 7) {
-          EXPECT_EQ(result.valuePlan[t], 16) << t;
-        }
-    }
-    for (int64_t t = 0; t < 64 * blocks - 7; ++t) {
-      EXPECT_EQ(rule.valuePlan[t], 8); // a whole plane of a half
-      EXPECT_LE(budget.valuePlan[t], 4);
-    }
-    in.keyLimits = in.valueLimits = {std::nullopt, 16, 16};
-    EXPECT_LE(worstError(in, decodeBudget(in, 0.5)), 0x1p-13); // what storage rounds
-    EXPECT_LE(worstError(in, decodeAlignedKV(in)), 1e-14);
-  }
-}
-
-/// Without a tolerance of its own each side has sqrt(1/2) of the whole.
-TEST(Policies, TolerancesOfSides) {
-  HeadInputs in = randomHead(1000, 3, 64, 48), apart = in;
-  PolicyResult whole = decodeBudget(in, 0x1p-6);
-  apart.keyLimits.tolerance = apart.valueLimits.tolerance = 0x1p-6 * std::sqrt(0.5);
-  EXPECT_EQ(decodeBudget(apart, 0.5).out, whole.out);
-  apart.keyLimits.tolerance = 0x1p-11;
-  PolicyResult closer = decodeBudget(apart, 0x1p-6);
-  EXPECT_GT(closer.keyBits, whole.keyBits + 2);
-  EXPECT_NEAR(closer.valueBits, whole.valueBits, 0.2);
-}
-
-/// P3: a row of the group gets at least the bits that it gets alone.
-TEST(Policies, GroupTakesTheMaximum) {
-  HeadInputs in = randomHead(512, 3, 64, 64);
-  for (int64_t c = 0; c < 64; ++c)
-    in.q[c] *= 8; // one peaky head among flat ones
-  double most = 0;
-  for (int64_t h = 0; h < 3; ++h) {
-    HeadInputs alone = in;
-    alone.heads = 1;
-    alone.q.assign(in.q.begin() + h * 64, in.q.begin() + (h + 1) * 64);
-    most = std::max(most, decodeBudget(alone, 0x1p-8).keyBits);
-  }
-  EXPECT_GE(decodeBudget(in, 0x1p-8).keyBits, most);
+TEST(AlignedKV, SinksAndSoftcap) {
+  HeadInputs in = randomHead(200, 3, 32, 16);
+  in.sinkLogits = {2, -1, 5};
+  in.softcap = 3;
+  EXPECT_LE(worstError(in, decodeAlignedKV(in)), 0.1);
 }
 
 /// bf16 keeps no mantissa in its top byte: no tier below 12 bits.
-TEST(Policies, BFloatTiers) {
+TEST(AlignedKV, BFloatTiers) {
   for (Storage storage : {Storage::Half, Storage::BFloat16}) {
     HeadInputs in = randomHead(256, 1, 16, 16, storage);
     for (int64_t t = 0; t < 256; ++t)
@@ -285,46 +262,87 @@ TEST(Policies, BFloatTiers) {
   }
 }
 
-/// S7: readers add what the planes cannot hold, so that IEEE arithmetic gives what dense attention gives.
-TEST(Policies, NotFiniteValues) {
+TEST(AlignedKV, LimitsAndResidentPlanes) {
+  for (int64_t tokens : {64, 65, 200, 1000}) {
+    HeadInputs in = randomHead(tokens, 3, 64, 48);
+    in.keyLimits.sinks = 1;
+    in.valueLimits.newest = 7;
+    in.valueLimits.most = 4;
+    PolicyResult result = decodeAlignedKV(in);
+    for (int64_t c = 0; c < 64; ++c)
+      EXPECT_EQ(result.keyPlan[c], 16); // a tile's channel is read as one
+    for (int64_t t = 0; t < tokens; ++t)
+      EXPECT_EQ(result.valuePlan[t], t >= tokens - 7 ? 16 : 8) << t; // a whole plane of a half
+    in.keyLimits = in.valueLimits = {std::nullopt, 16, 16};
+    EXPECT_LE(worstError(in, decodeAlignedKV(in)), 1e-14);
+    in.keys.resident = 2;
+    in.values.resident = 1;
+    result = decodeAlignedKV(in);
+    EXPECT_EQ(result.keyBits, 12);
+    EXPECT_EQ(result.valueBits, 8);
+  }
+}
+
+/// S7: tokens kept aside have their values; the others are read as if those were not there.
+TEST(AlignedKV, NotFiniteValues) {
   HeadInputs in = randomHead(129, 3, 16, 16);
   std::vector<double> before = exact(in);
   in.v[70 * 16 + 3] = NAN;
   in.v[20 * 16 + 5] = -INFINITY;
-  in.v[128 * 16 + 7] = INFINITY; // open
-  for (const PolicyResult &result : {decodeAlignedKV(in), decodeBudget(in, 0x1p-11)})
-    for (int64_t h = 0; h < 3; ++h)
-      for (int64_t c = 0; c < 16; ++c) {
-        double x = result.out[h * 16 + c];
-        if (c == 3)
-          EXPECT_TRUE(std::isnan(x));
-        else if (c == 5)
-          EXPECT_EQ(x, -INFINITY);
-        else if (c == 7)
-          EXPECT_EQ(x, INFINITY);
-        else
-          EXPECT_NEAR(x, before[h * 16 + c], 0.05);
-      }
+  in.v[128 * 16 + 7] = 1e6; // an infinity as a half
+  PolicyResult result = decodeAlignedKV(in);
+  std::vector<double> want = exact(in);
+  for (int64_t h = 0; h < 3; ++h)
+    for (int64_t c = 0; c < 16; ++c) {
+      double x = result.out[h * 16 + c];
+      if (c == 3)
+        EXPECT_TRUE(std::isnan(x));
+      else if (c == 5)
+        EXPECT_EQ(x, -INFINITY);
+      else
+        EXPECT_NEAR(x, want[h * 16 + c], c == 7 ? 0.01 * std::fabs(want[h * 16 + c]) : 0.05);
+    }
+  for (int64_t t : {20, 70, 128})
+    EXPECT_EQ(result.valuePlan[t], 16);
 }
 
-TEST(Policies, NotFiniteKeysAndQueries) {
+TEST(AlignedKV, NotFiniteKeysAndQueries) {
   for (double bad : {NAN, INFINITY}) {
     HeadInputs in = randomHead(129, 3, 16, 16);
-    PolicyResult before[] = {decodeAlignedKV(in), decodeBudget(in, 0x1p-11)};
     in.q[1 * 16 + 2] = NAN;
     in.k[70 * 16 + 3] = bad;
-    std::vector<double> expected = exact(in);
-    PolicyResult results[] = {decodeAlignedKV(in), decodeBudget(in, 0x1p-11)};
-    for (int policy : {0, 1})
-      for (int64_t h = 0; h < 3; ++h)
-        for (int64_t c = 0; c < 16; ++c) {
-          double x = results[policy].out[h * 16 + c], wanted = expected[h * 16 + c];
-          EXPECT_EQ(std::isnan(x), std::isnan(wanted));
-          if (!std::isnan(wanted)) { // a score of -inf masks its token
-            EXPECT_NEAR(x, wanted, 0.05);
-          }
-        }
+    std::vector<double> expected = exact(in), out = decodeAlignedKV(in).out;
+    for (int64_t i = 0; i < 48; ++i) {
+      EXPECT_EQ(std::isnan(out[i]), std::isnan(expected[i]));
+      if (!std::isnan(expected[i])) { // a score of -inf masks its token
+        EXPECT_NEAR(out[i], expected[i], 0.05);
+      }
+    }
   }
+}
+
+//===----------------------------------------------------------------------===//
+// Limits
+//===----------------------------------------------------------------------===//
+
+/// P7, by hand: least bits, then the most, then the staircase, then what stays exact.
+TEST(Limits, ByHand) {
+  Limits limits{std::nullopt, 4, 12, 3, 2, {{10, 8}, {20, 0}}};
+  auto at = [&](int bits, int64_t t) { return limits.apply(bits, t, t, 100); };
+  EXPECT_EQ(at(0, 95), 4);
+  EXPECT_EQ(at(8, 95), 8);
+  EXPECT_EQ(at(16, 95), 12);
+  EXPECT_EQ(at(16, 90), 12); // age 9
+  EXPECT_EQ(at(16, 89), 8);
+  EXPECT_EQ(at(0, 80), 4);
+  EXPECT_EQ(at(16, 79), 0); // age 20: the staircase goes below the least
+  EXPECT_EQ(at(0, 97), 16); // age 2
+  EXPECT_EQ(at(0, 96), 4);
+  EXPECT_EQ(at(0, 1), 16);
+  EXPECT_EQ(at(0, 2), 0);
+  EXPECT_EQ(limits.apply(0, 0, 63, 100), 16); // of a tile that holds sinks
+  EXPECT_EQ(limits.apply(16, 64, 91, 100), 12); // of the age of its newest token
+  EXPECT_EQ(Limits().apply(4, 0, 0, 1), 4);
 }
 
 } // namespace
