@@ -54,6 +54,8 @@ struct AlignedAssignPoliciesPass : aligned::impl::AlignedAssignPoliciesBase<Alig
       op.emitRemark("no policy from the results' tolerance: what becomes of the result is not known to leave any");
       return;
     }
+    // An output row errs by about tolerance times a usual row of V, whose values are at most `largest`: its length is at most largest * sqrt(dim). No channel errs by more than
+    // the row.
     double tolerance = largest == 0 ? kMost : std::min(slack / (largest * std::sqrt(dim)), kMost);
     PolicyAttr policy;
     if (tolerance < kLeast) {

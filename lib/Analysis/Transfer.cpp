@@ -25,7 +25,7 @@ static bool isMove(Operation *op) {
              vector::BroadcastOp, vector::ExtractOp, vector::InsertOp, vector::ExtractStridedSliceOp, vector::InsertStridedSliceOp, vector::ShapeCastOp,
              vector::TransposeOp, vector::ShuffleOp, vector::FromElementsOp, vector::ToElementsOp, vector::InterleaveOp, vector::DeinterleaveOp,
              vector::TransferReadOp, memref::CastOp, memref::SubViewOp, memref::CollapseShapeOp, memref::ExpandShapeOp, memref::ReinterpretCastOp,
-             memref::TransposeOp, memref::LoadOp, AppendOp, SplitOp, JoinOp>(op) ||
+             memref::TransposeOp, memref::LoadOp, AppendOp, PackOp, UnpackOp>(op) ||
          (isa<vector::TransferWriteOp>(op) && op->getNumResults() == 1);
 }
 

@@ -1,7 +1,6 @@
 // aligned-check-options: the pipeline's options, judged where there is somebody to tell.
 #include "aligned/Pipelines/Passes.h"
 
-#include "aligned/Conversion/AlignedToNVVM/Program.h"
 #include "aligned/Dialect/Aligned/IR/Aligned.h"
 #include "aligned/Pipelines/Pipelines.h"
 
@@ -25,15 +24,16 @@ struct AlignedCheckOptionsPass : aligned::impl::AlignedCheckOptionsBase<AlignedC
     auto oneOf = [&](StringRef what, StringRef given, ArrayRef<StringRef> known) {
       if (llvm::is_contained(known, given))
         return true;
-      report() << "expected " << what << " '" << llvm::join(known.drop_back(), "', '") << "' or '" << known.back() << "', got '" << given << "'";
+      InFlightDiagnostic error = report() << "expected " << what << " '" << llvm::join(known.drop_back(), "', '") << "' or '" << known.back() << "', got '" << given << "'";
+      if (what == "target" && (given == "cuda" || given == "nvptx"))
+        error.attachNote() << "kernels for GPUs are being rewritten for the present storage";
       return false;
     };
-    bool ok = oneOf("target", target, {"cpu", "cuda", "nvptx", "reference"});
+    bool ok = oneOf("target", target, {"cpu", "reference"});
     ok &= oneOf("isa", isa, {"host", "portable", "avx2", "avx512"});
-    ok &= oneOf("to", to, {"raise", "split", "fuse", "lower", "llvm"});
+    ok &= oneOf("to", to, {"raise", "store", "fuse", "stage", "lower", "llvm"});
     ok &= parsePolicy(policy, tolerance, &getContext(), report) != nullptr;
-    ok &= format == "auto" || format == "dense" || parseSplitFormat(format, CacheRole::Key, &getContext(), report) != nullptr;
-    ok &= target != "nvptx" || ptxVersionFor(chip, ptx, report) != 0;
+    ok &= format == "auto" || format == "dense" || parsePlaneFormat(format, CacheRole::Key, &getContext(), report) != nullptr;
     if (!ok)
       signalPassFailure();
   }

@@ -3,8 +3,6 @@
 
 #include "aligned/Analysis/Passes.h"
 #include "aligned/Conversion/AlignedToCPU/Passes.h"
-#include "aligned/Conversion/AlignedToNVVM/Passes.h"
-#include "aligned/Conversion/AlignedToNVVM/Tuning.h"
 #include "aligned/Dialect/Aligned/IR/Aligned.h"
 #include "aligned/Pipelines/Passes.h"
 #include "aligned/Raise/Passes.h"
@@ -17,15 +15,11 @@
 #include "mlir/Dialect/Linalg/Passes.h"
 #include "mlir/Dialect/Math/Transforms/Passes.h"
 #include "mlir/Dialect/MemRef/Transforms/Passes.h"
-#include "mlir/Dialect/GPU/Transforms/Passes.h"
 #include "mlir/InitAllDialects.h"
 #include "mlir/InitAllExtensions.h"
 #include "mlir/Pass/PassRegistry.h"
-#include "mlir/Target/LLVM/NVVM/Target.h"
 #include "mlir/Target/LLVMIR/Dialect/Builtin/BuiltinToLLVMIRTranslation.h"
-#include "mlir/Target/LLVMIR/Dialect/GPU/GPUToLLVMIRTranslation.h"
 #include "mlir/Target/LLVMIR/Dialect/LLVMIR/LLVMToLLVMIRTranslation.h"
-#include "mlir/Target/LLVMIR/Dialect/NVVM/NVVMToLLVMIRTranslation.h"
 #include "mlir/Transforms/Passes.h"
 #include "llvm/ADT/StringSwitch.h"
 #include "llvm/TargetParser/Host.h"
@@ -37,11 +31,11 @@ void aligned::registerDialects(DialectRegistry &registry) {
   registerAllExtensions(registry);
   registerBuiltinDialectTranslation(registry);
   registerLLVMDialectTranslation(registry);
-  registerGPUDialectTranslation(registry);
-  registerNVVMDialectTranslation(registry);
-  NVVM::registerNVVMTargetInterfaceExternalModels(registry);
   registry.insert<AlignedDialect>();
   registerRuntimeVerification(registry);
+  registerBufferization(registry);
+  registerStageBufferization(registry);
+  registerOwnership(registry);
 }
 
 void aligned::registerPasses() {
@@ -49,7 +43,6 @@ void aligned::registerPasses() {
   registerAlignedAnalysisPasses();
   registerAlignedTransformsPasses();
   registerAlignedToCPUPasses();
-  registerAlignedToNVVMPasses();
   registerAlignedPipelinesPasses();
 }
 
@@ -97,18 +90,12 @@ void applyBudget(OpPassManager &pm, const PipelineOptions &options) {
   pm.addPass(createAlignedApplyBudget(budget));
 }
 
-/// Bytes of K and V that are not worth splitting; kernels and what runs around them have to agree on it.
-uint64_t denseBelow(const PipelineOptions &options) {
-  bool onGPU = options.target == "nvptx" || options.target == "cuda";
-  return options.denseBelow || !onGPU ? options.denseBelow.getValue() : tuningFor(options.chip).denseBelow;
-}
-
-void split(OpPassManager &pm, const PipelineOptions &options) {
-  AlignedSplitKVStorageOptions storage;
+void store(OpPassManager &pm, const PipelineOptions &options) {
+  AlignedStoreKVCachesOptions storage;
   storage.format = options.format;
   storage.preferFloat = options.policy == "alignedkv";
-  storage.denseBelow = denseBelow(options);
-  pm.addPass(createAlignedSplitKVStorage(storage));
+  storage.denseBelow = options.denseBelow;
+  pm.addPass(createAlignedStoreKVCaches(storage));
 }
 
 void fuse(OpPassManager &pm, const PipelineOptions &options) {
@@ -119,65 +106,42 @@ void fuse(OpPassManager &pm, const PipelineOptions &options) {
   pm.addPass(createAlignedFuseDecodeAttention(fused));
 }
 
-void lower(OpPassManager &pm, const PipelineOptions &options) {
-  // Extents come from callers, and kernels trust them: what types leave open is asserted, once per op, while the ops still say what they need.
+/// Extents come from callers, and kernels trust them: what types leave open is asserted, once per op, while the ops still say what they need.
+void checkExtents(OpPassManager &pm) {
   pm.addPass(createGenerateRuntimeVerificationPass());
   cleanUp(pm);
-  ConvertAlignedToCPUOptions cpu;
-  cpu.isa = options.isa == "host" ? hostIsas().front() : options.isa.getValue();
-  cpu.reference = options.target == "reference";
-  cpu.launch = options.target == "cuda";
-  pm.addPass(createConvertAlignedToCPU(cpu));
+}
+
+void lower(OpPassManager &pm, const PipelineOptions &options) {
+  ConvertAlignedToLinalgOptions tensors;
+  tensors.reference = options.target == "reference";
+  pm.addPass(createConvertAlignedToLinalg(tensors));
   pm.addNestedPass<func::FuncOp>(createAlignedDecomposeConcat()); // after the above, which writes dense appends as concatenations
   cleanUp(pm);
-}
 
-/// Kernels in the place of the functions that decode.
-void lowerToGPU(OpPassManager &pm, const PipelineOptions &options) {
-  ConvertAlignedToNVVMOptions kernels;
-  kernels.rounds = tuningFor(options.chip).rounds;
-  pm.addPass(createConvertAlignedToNVVM(kernels));
-  AlignedAttachTargetOptions target;
-  target.chip = options.chip;
-  target.ptx = options.ptx;
-  pm.addPass(createAlignedAttachTarget(target));
-  pm.addNestedPass<gpu::GPUModuleOp>(createCSEPass());
-}
-
-void toPTX(OpPassManager &pm) {
-  OpPassManager &kernels = pm.nest<gpu::GPUModuleOp>();
-  kernels.addPass(createSCFToControlFlowPass());
-  kernels.addPass(createConvertVectorToLLVMPass()); // first: the next leaves slices
-  ConvertGpuOpsToNVVMOpsOptions gpu;
-  gpu.hasRedux = true;
-  kernels.addPass(createConvertGpuOpsToNVVMOps(gpu));
-  kernels.addPass(createConvertNVVMToLLVMPass());
-  cleanUp(kernels);
-  kernels.addPass(createReconcileUnrealizedCastsPass());
-  pm.addPass(createAlignedCompileKernels());
-}
-
-/// Tensors to buffers, structure to branches, everything to the LLVM dialect.
-void toLLVM(OpPassManager &pm) {
-  pm.addPass(createSymbolDCEPass()); // runtime functions that nobody calls
+  // Buffers, while caches and what is done with them can still be told: what is read and written decides where a cache is copied, and who owns it where it is freed.
   pm.addPass(createAlignedPrepareEntryPoints());
-
-  // Buffers. Contiguous ones at function boundaries, so that C callers know the layout from the type.
   pm.addPass(bufferization::createEmptyTensorEliminationPass());
-  bufferization::OneShotBufferizePassOptions buffers;
-  buffers.bufferizeFunctionBoundaries = true;
-  buffers.functionBoundaryTypeConversion = bufferization::LayoutMapOption::IdentityLayoutMap;
-  buffers.allowReturnAllocsFromLoops = true;
-  pm.addPass(bufferization::createOneShotBufferizePass(buffers));
+  pm.addPass(createAlignedBufferize());
   cleanUp(pm);
-  // Ownership: arguments are the caller's, and a returned buffer becomes the caller's. One that aliases an argument is cloned for that.
   pm.addPass(createAlignedDeallocateBuffers());
   pm.addPass(createCanonicalizerPass());
   pm.addPass(bufferization::createBufferDeallocationSimplificationPass());
   pm.addPass(bufferization::createLowerDeallocationsPass());
   cleanUp(pm);
-  pm.addPass(createConvertBufferizationToMemRefPass());
 
+  ConvertAlignedToCPUOptions cpu;
+  cpu.isa = options.isa == "host" ? hostIsas().front() : options.isa.getValue();
+  cpu.reference = options.target == "reference";
+  pm.addPass(createConvertAlignedToCPU(cpu));
+  pm.addPass(createAlignedParallelizeForall()); // after the above, which puts kernels and calls into parallel loops
+  pm.addPass(createConvertBufferizationToMemRefPass()); // clones of dense buffers
+  cleanUp(pm);
+  pm.addPass(createSymbolDCEPass()); // runtime functions that nobody calls
+}
+
+/// Structure to branches, everything to the LLVM dialect.
+void toLLVM(OpPassManager &pm) {
   // Structure.
   pm.addNestedPass<func::FuncOp>(createAlignedLowerCopies());
   pm.addPass(createConvertLinalgToLoopsPass());
@@ -203,14 +167,13 @@ void toLLVM(OpPassManager &pm) {
 
 } // namespace
 
-/// The order: raising comes first, because it reads what front ends wrote, before anything is simplified away; only tosa is brought to linalg for it. Storage is split while
+/// The order: raising comes first, because it reads what front ends wrote, before anything is simplified away; only tosa is brought to linalg for it. Caches are packed while
 /// attention is still declared, since then a change of type is all it takes. Fusing needs to know the storage, because a policy fits only some;
-/// once it is done the graph holds no tensor that a lowering could be tempted to dequantise.
+/// once it is done the graph holds no tensor that a lowering could be tempted to dequantise. Kernels come last, out of ops on buffers: until then a cache is
+/// a value like any other, and upstream's analyses see to copies and ownership.
 void aligned::buildPipeline(OpPassManager &pm, const PipelineOptions &options) {
   AlignedCheckOptionsOptions given;
   given.target = options.target;
-  given.chip = options.chip;
-  given.ptx = options.ptx;
   given.policy = options.policy;
   given.tolerance = options.tolerance;
   given.format = options.format;
@@ -218,8 +181,8 @@ void aligned::buildPipeline(OpPassManager &pm, const PipelineOptions &options) {
   given.to = options.to;
   pm.addPass(createAlignedCheckOptions(given));
   std::optional<Phase> last = llvm::StringSwitch<std::optional<Phase>>(options.to)
-                                  .Case("raise", Phase::Raise).Case("split", Phase::Split).Case("fuse", Phase::Fuse)
-                                  .Case("lower", Phase::Lower).Case("llvm", Phase::LLVM).Default(std::nullopt);
+                                  .Case("raise", Phase::Raise).Case("store", Phase::Store).Case("fuse", Phase::Fuse)
+                                  .Case("stage", Phase::Stage).Case("lower", Phase::Lower).Case("llvm", Phase::LLVM).Default(std::nullopt);
   if (!last)
     return; // the check fails
 
@@ -234,23 +197,21 @@ void aligned::buildPipeline(OpPassManager &pm, const PipelineOptions &options) {
     pm.addPass(createAlignedCertifyAttention());
   verify(pm, "raise");
   if (options.target != "reference") { // which runs attention as it is declared
-    if (last >= Phase::Split && options.format != "dense") {
-      split(pm, options);
-      verify(pm, "split", denseBelow(options));
+    if (last >= Phase::Store && options.format != "dense") {
+      store(pm, options);
+      verify(pm, "store", options.denseBelow);
     }
     if (last >= Phase::Fuse) {
       fuse(pm, options);
       verify(pm, "fuse");
     }
   }
-  if (options.target == "nvptx") {
-    if (last >= Phase::Lower) {
-      lowerToGPU(pm, options);
-      verify(pm, "lower");
-    }
-    if (last >= Phase::LLVM)
-      toPTX(pm);
-    return;
+  if (last >= Phase::Stage) { // with `reference`, too: a module may come with its attention fused
+    checkExtents(pm);
+    pm.addPass(createAlignedStageDecodeAttention());
+    cleanUp(pm);
+    if (options.target != "reference")
+      verify(pm, "stage");
   }
   if (last >= Phase::Lower) {
     lower(pm, options);

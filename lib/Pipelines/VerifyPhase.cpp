@@ -44,15 +44,15 @@ Breach checkRaised(Operation *op) {
   return {"ops of linalg and what lies below it", quote(op)};
 }
 
-Breach checkSplit(Operation *op, uint64_t denseBelow) {
+Breach checkPacked(Operation *op, uint64_t denseBelow) {
   auto attention = dyn_cast<AttentionOp>(op);
-  if (!attention || getSplit(attention.getKey().getType()) || takeLess({attention.getKey().getType(), attention.getValue().getType()}, denseBelow))
+  if (!attention || getPlanes(attention.getKey().getType()) || takeLess({attention.getKey().getType(), attention.getValue().getType()}, denseBelow))
     return {};
   auto query = cast<RankedTensorType>(attention.getQuery().getType());
   for (Value value : {attention.getKey(), attention.getValue()}) {
     auto type = cast<RankedTensorType>(value.getType());
     // Fixed planes hold every element type, so what they can't hold nothing can.
-    auto fixed = SplitAttr::get(op->getContext(), FormatKind::Fixed, {4, 4, 4, 4}, CacheRole::Key);
+    auto fixed = PlanesAttr::get(op->getContext(), FormatKind::Fixed, {4, 4, 4, 4}, CacheRole::Key);
     ScopedDiagnosticHandler quiet(op->getContext(), [](Diagnostic &) { return success(); });
     if (failed(fixed.verifyEncoding(type.getShape(), type.getElementType(), [&] { return op->emitError(); })))
       return {};
@@ -61,7 +61,7 @@ Breach checkSplit(Operation *op, uint64_t denseBelow) {
   int64_t kvHeads = cast<RankedTensorType>(attention.getKey().getType()).getDimSize(1);
   if (ShapedType::isDynamic(heads) || ShapedType::isDynamic(queries) || heads / kvHeads * queries > kMaxQueryRows)
     return {};
-  return {"a split key and value", print(attention.getKey().getType())};
+  return {"a packed key and value", print(attention.getKey().getType())};
 }
 
 Breach checkFused(Operation *op) {
@@ -70,14 +70,24 @@ Breach checkFused(Operation *op) {
   return {};
 }
 
+Breach checkStaged(Operation *op) {
+  auto decode = dyn_cast<DecodeAttentionOp>(op);
+  PlanesAttr planes = decode ? getPlanes(decode.getKey().getType()) : PlanesAttr();
+  if (Breach breach = checkFused(op))
+    return breach;
+  if (planes && planes.getKind() == FormatKind::Fixed)
+    return {"stages where caches have fixed planes", quote(op)};
+  return {};
+}
+
 Breach checkLowered(Operation *op) {
   if (isa_and_present<AlignedDialect>(op->getDialect()))
     return {"no op of the dialect 'aligned'", quote(op)};
-  Type split;
+  Type packed, tensor;
   AttrTypeWalker walker;
-  walker.addWalk([&](RankedTensorType type) {
-    if (getSplit(type))
-      split = type;
+  walker.addWalk([&](Type type) {
+    if (Type &first = getPlanes(type) ? packed : tensor; !first && (getPlanes(type) || isa<TensorType>(type)))
+      first = type;
   });
   for (Type type : op->getResultTypes())
     walker.walk(type);
@@ -87,8 +97,10 @@ Breach checkLowered(Operation *op) {
         walker.walk(type);
   if (auto function = dyn_cast<FunctionOpInterface>(op))
     walker.walk(function.getFunctionType());
-  if (split)
-    return {"no split type", print(split)};
+  if (packed)
+    return {"no packed type", print(packed)};
+  if (tensor)
+    return {"no tensor", print(tensor)};
   return {};
 }
 
@@ -103,12 +115,12 @@ struct AlignedVerifyPhasePass : aligned::impl::AlignedVerifyPhaseBase<AlignedVer
 
   void runOnOperation() override {
     using Check = std::function<Breach(Operation *)>;
-    auto checkStored = [&](Operation *op) { return checkSplit(op, denseBelow); };
+    auto checkStored = [&](Operation *op) { return checkPacked(op, denseBelow); };
     Check check = llvm::StringSwitch<Check>(phase)
-                      .Case("raise", checkRaised).Case("split", checkStored).Case("fuse", checkFused)
+                      .Case("raise", checkRaised).Case("store", checkStored).Case("fuse", checkFused).Case("stage", checkStaged)
                       .Case("lower", checkLowered).Case("llvm", checkLLVM).Default(nullptr);
     if (!check) {
-      getOperation().emitError("expected phase 'raise', 'split', 'fuse', 'lower' or 'llvm', got '") << phase << "'";
+      getOperation().emitError("expected phase 'raise', 'store', 'fuse', 'stage', 'lower' or 'llvm', got '") << phase << "'";
       return signalPassFailure();
     }
     llvm::StringSet<> reported;

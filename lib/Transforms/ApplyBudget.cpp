@@ -236,7 +236,7 @@ struct Side {
 
 struct Head {
   Side side[2];
-  std::optional<double> tolerance; ///< of both
+  std::optional<double> tolerance; ///< of a side that has none of its own
   Location place;                  ///< of the entry that spoke last
 };
 
@@ -333,13 +333,9 @@ private:
         limits[side] = {};
     }
     FloatAttr tolerance;
-    if (kind == PolicyKind::Budget) {
-      if (head.tolerance)
-        tolerance = number(*head.tolerance);
-      else if (std::optional<double> k = head.side[0].tolerance, v = head.side[1].tolerance; k && v)
-        tolerance = number(std::min(std::hypot(*k, *v), 0x1.fffffffffffffp-1));
-      else if (k || v)
-        tolerance = number(k.value_or(v.value_or(0)));
+    if (kind == PolicyKind::Budget) { // sides that have their own don't ask for it; one that is exact doesn't either
+      double ofSides = std::max(head.side[0].tolerance.value_or(0), head.side[1].tolerance.value_or(0));
+      tolerance = number(head.tolerance.value_or(ofSides));
     }
     return PolicyAttr::getChecked(refuse, context, kind, tolerance, limits[0], limits[1]);
   }

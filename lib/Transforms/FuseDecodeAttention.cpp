@@ -39,7 +39,7 @@ LogicalResult checkFormat(AttentionOp attention, PolicyKind policy) {
     return success();
   FormatKind wanted = policy == PolicyKind::AlignedKV ? FormatKind::Float : FormatKind::Fixed;
   for (auto [name, value] : {std::pair("key", attention.getKey()), std::pair("value", attention.getValue())})
-    if (FormatKind kind = getSplit(value.getType()).getKind(); kind != wanted) {
+    if (FormatKind kind = getPlanes(value.getType()).getKind(); kind != wanted) {
       InFlightDiagnostic diagnostic = attention.emitOpError() << "expected a " << name << " stored as '" << stringifyFormatKind(wanted) << "' under policy '"
                                                               << stringifyPolicyKind(policy) << "', got '" << stringifyFormatKind(kind) << "'";
       diagnostic.attachNote(value.getLoc()) << "the " << name << " is defined here";
@@ -49,7 +49,7 @@ LogicalResult checkFormat(AttentionOp attention, PolicyKind policy) {
 }
 
 /// Attention of the queries in `query`, which a kernel can take at once: the results of `attention` for them. `later` queries of it follow, null for none.
-SmallVector<Value> fuse(ImplicitLocOpBuilder &b, AttentionOp attention, Value query, ArrayAttr policies, int32_t site, Value later = {}) {
+SmallVector<Value> fuse(ImplicitLocOpBuilder &b, AttentionOp attention, Value query, Value attnMask, ArrayAttr policies, int32_t site, Value later = {}) {
   SmallVector<int64_t> shape(typeOf(query).getShape());
   auto row = RankedTensorType::get(ArrayRef(shape).drop_back(), b.getF32Type());
   shape[kChannels] = typeOf(attention.getValue()).getDimSize(kChannels);
@@ -61,7 +61,7 @@ SmallVector<Value> fuse(ImplicitLocOpBuilder &b, AttentionOp attention, Value qu
     certified = row;
   }
   auto decode = DecodeAttentionOp::create(b, acc, row, row, certificate, query, attention.getKey(), attention.getValue(), attention.getScale(), policies,
-                                          attention.getMaskedZero(), site, attention.getSoftcapAttr(), attention.getMaskAttr(), later);
+                                          attention.getMaskedZero(), site, attention.getSoftcapAttr(), attention.getMaskAttr(), later, attnMask, attention.getSinkLogits(), /*targets=*/ValueRange());
   return FinishOp::create(b, result, certified, certified, decode.getAcc(), decode.getSum(), decode.getCertificate())->getResults();
 }
 
@@ -91,11 +91,19 @@ SmallVector<Value> fuseInStretches(ImplicitLocOpBuilder &b, AttentionOp attentio
     SmallVector<int64_t> shape(queryType.getShape());
     shape[kQueries] = step;
     Value stretch = tensor::ExtractSliceOp::create(b, queryType.clone(shape), query, offsets, sizes, strides);
+    Value attnMask = attention.getAttnMask();
+    if (attnMask && typeOf(attnMask).getDimSize(kQueries) != 1) {
+      SmallVector<OpFoldResult> maskSizes = tensor::getMixedSizes(b, b.getLoc(), attnMask);
+      maskSizes[kQueries] = b.getIndexAttr(step);
+      SmallVector<int64_t> maskShape(typeOf(attnMask).getShape());
+      maskShape[kQueries] = step;
+      attnMask = tensor::ExtractSliceOp::create(b, typeOf(attnMask).clone(maskShape), attnMask, offsets, maskSizes, strides);
+    }
     Value later; // a mask goes by where a query stands
     if (attention.getMask())
       later = arith::SubIOp::create(b, arith::SubIOp::create(b, end, arith::ConstantIndexOp::create(b, step)), loop.getInductionVar());
     SmallVector<Value> filled;
-    for (auto [part, whole] : llvm::zip(fuse(b, attention, stretch, policies, site, later), loop.getRegionIterArgs())) {
+    for (auto [part, whole] : llvm::zip(fuse(b, attention, stretch, attnMask, policies, site, later), loop.getRegionIterArgs())) {
       auto leading = [rank = typeOf(whole).getRank()](ArrayRef<OpFoldResult> all) { return all.take_front(rank); };
       filled.push_back(tensor::InsertSliceOp::create(b, part, whole, leading(offsets), sizesOf(whole), leading(strides)));
     }
@@ -125,16 +133,19 @@ struct AlignedFuseDecodeAttentionPass : aligned::impl::AlignedFuseDecodeAttentio
     int64_t queryHeads = query.getDimSize(kHeads), kvHeads = key.getDimSize(kHeads);
     if (ShapedType::isDynamic(queryHeads) || ShapedType::isDynamic(kvHeads))
       return attention.emitOpError("expected static query heads and kv heads, got ") << query << " and " << key;
-    if (!getSplit(key))
+    if (!getPlanes(key))
       policies = ArrayAttr::get(attention.getContext(), PolicyAttr::get(attention.getContext(), PolicyKind::Exact));
     if (failed(checkFormat(attention, cast<PolicyAttr>(policies[0]).getKind())))
       return failure();
+    if (PlanesAttr keyPlanes = getPlanes(key), valuePlanes = getPlanes(attention.getValue().getType()); keyPlanes && keyPlanes.getKind() != valuePlanes.getKind())
+      return attention.emitOpError("expected key and value to have one kind of format, got ")
+             << stringifyFormatKind(keyPlanes.getKind()) << " and " << stringifyFormatKind(valuePlanes.getKind());
     int64_t queries = query.getDimSize(kQueries), step = queriesPerKernel(queries, queryHeads / kvHeads);
     if (step == 0)
       return attention.emitOpError("expected at most ") << kMaxQueryRows << " query heads per kv head, got " << queryHeads / kvHeads;
 
     ImplicitLocOpBuilder b(attention.getLoc(), attention);
-    SmallVector<Value> results = step == queries ? fuse(b, attention, attention.getQuery(), policies, site) : fuseInStretches(b, attention, step, policies, site);
+    SmallVector<Value> results = step == queries ? fuse(b, attention, attention.getQuery(), attention.getAttnMask(), policies, site) : fuseInStretches(b, attention, step, policies, site);
     for (auto [result, type] : llvm::zip(results, attention->getResultTypes()))
       if (result.getType() != type) // shapes known on one side only
         result = tensor::CastOp::create(b, type, result);

@@ -76,7 +76,7 @@ struct AlignedCertifyAttentionPass : aligned::impl::AlignedCertifyAttentionBase<
     OpBuilder b(op);
     auto row = RankedTensorType::get(cast<RankedTensorType>(op.getResult().getType()).getShape().drop_back(), b.getF32Type());
     auto certified = AttentionOp::create(b, op.getLoc(), op.getResult().getType(), row, row, op.getQuery(), op.getKey(), op.getValue(), op.getScale(),
-                                         op.getMaskedZero(), op.getPoliciesAttr(), op.getSoftcapAttr(), op.getMaskAttr());
+                                         op.getAttnMask(), op.getSinkLogits(), op.getMaskedZero(), op.getPoliciesAttr(), op.getSoftcapAttr(), op.getMaskAttr());
     op.getResult().replaceAllUsesWith(certified.getResult());
     op.erase();
     return certified;

@@ -37,8 +37,43 @@ func.func private @attribute(f32 {aligned.range = 1})
 
 // -----
 
-// expected-error@below {{expected no 'aligned.tolerance' on an argument, where 'aligned.range' may stand}}
+// expected-error@below {{expected no 'aligned.tolerance' on an argument, where 'aligned.range' and 'aligned.key_offset' may stand}}
 func.func private @argument(f32 {aligned.tolerance = 1.0})
+
+// -----
+
+// expected-error@below {{expected 'aligned.key_offset' on a tensor of floats [batch, kv_heads, tokens, head_dim] with static kv_heads and head_dim, got it on argument #1 of 'tensor<2x16xf32>'}}
+func.func private @offset_rank(f32, tensor<2x16xf32> {aligned.key_offset = dense<0.0> : tensor<2x16xf32>})
+
+// -----
+
+// expected-error@below {{expected 'aligned.key_offset' on a tensor of floats [batch, kv_heads, tokens, head_dim] with static kv_heads and head_dim, got it on argument #0 of 'tensor<1x?x9x16xf32>'}}
+func.func private @offset_heads(tensor<1x?x9x16xf32> {aligned.key_offset = dense<0.0> : tensor<2x16xf32>})
+
+// -----
+
+// expected-error@below {{expected 'aligned.key_offset' on a tensor of floats [batch, kv_heads, tokens, head_dim] with static kv_heads and head_dim, got it on argument #0 of 'tensor<1x2x9x16xi32>'}}
+func.func private @offset_integers(tensor<1x2x9x16xi32> {aligned.key_offset = dense<0.0> : tensor<2x16xf32>})
+
+// -----
+
+// expected-error@below {{expected 'aligned.key_offset' of argument #0 to be dense<...> : 'tensor<2x16xf32>', got a 'tensor<16x2xf32>'}}
+func.func private @offset_shape(tensor<1x2x?x16xf16> {aligned.key_offset = dense<0.0> : tensor<16x2xf32>})
+
+// -----
+
+// expected-error@below {{expected 'aligned.key_offset' of argument #0 to be dense<...> : 'tensor<2x16xf32>', got a 'tensor<2x16xf16>'}}
+func.func private @offset_type(tensor<1x2x?x16xf16> {aligned.key_offset = dense<0.0> : tensor<2x16xf16>})
+
+// -----
+
+// expected-error@below {{expected 'aligned.key_offset' of argument #0 to be dense<...> : 'tensor<2x16xf32>', got 5.000000e-01 : f64}}
+func.func private @offset_number(tensor<1x2x?x16xf16> {aligned.key_offset = 0.5})
+
+// -----
+
+// expected-error@below {{expected 'aligned.key_offset' of argument #0 to be finite, got inf for channel 1 of kv head 0}}
+func.func private @offset_infinite(tensor<1x1x?x2xf16> {aligned.key_offset = dense<[[0.0, 0x7F800000]]> : tensor<1x2xf32>})
 
 // -----
 

@@ -1,35 +1,35 @@
 // RUN: aligned-opt %s --canonicalize | FileCheck %s
 
-!split = tensor<1x3x?x64xf16, #aligned.split<fixed<4, 4, 4, 4>, key>>
-!other = tensor<1x3x?x64xf16, #aligned.split<fixed<8, 8>, key>>
+!packed = tensor<1x3x?x64xf16, #aligned.planes<fixed<4, 4, 4, 4>, key>>
+!other = tensor<1x3x?x64xf16, #aligned.planes<fixed<8, 8>, key>>
 !dense = tensor<1x3x?x64xf16>
 
-// Splitting what all bits were joined from gives the same cache.
-// CHECK-LABEL: func.func @split_of_join(
+// Packing what all bits were unpacked from gives the same cache.
+// CHECK-LABEL: func.func @pack_of_unpack(
 // CHECK-SAME: %[[CACHE:.*]]: tensor
 // CHECK-NEXT: return %[[CACHE]]
-func.func @split_of_join(%cache: !split) -> !split {
-  %dense = aligned.join %cache : !split to !dense
-  %again = aligned.split %dense : !dense to !split
-  return %again : !split
+func.func @pack_of_unpack(%cache: !packed) -> !packed {
+  %dense = aligned.unpack %cache : !packed to !dense
+  %again = aligned.pack %dense : !dense to !packed
+  return %again : !packed
 }
 
 // Fewer bits, or another format, do not.
-// CHECK-LABEL: func.func @split_of_coarse_join(
-// CHECK: aligned.join
-// CHECK: aligned.split
-func.func @split_of_coarse_join(%cache: !split) -> !split {
-  %dense = aligned.join %cache bits 12 : !split to !dense
-  %again = aligned.split %dense : !dense to !split
-  return %again : !split
+// CHECK-LABEL: func.func @pack_of_coarse_unpack(
+// CHECK: aligned.unpack
+// CHECK: aligned.pack
+func.func @pack_of_coarse_unpack(%cache: !packed) -> !packed {
+  %dense = aligned.unpack %cache bits 12 : !packed to !dense
+  %again = aligned.pack %dense : !dense to !packed
+  return %again : !packed
 }
 
-// CHECK-LABEL: func.func @split_to_another_format(
-// CHECK: aligned.join
-// CHECK: aligned.split
-func.func @split_to_another_format(%cache: !split) -> !other {
-  %dense = aligned.join %cache : !split to !dense
-  %again = aligned.split %dense : !dense to !other
+// CHECK-LABEL: func.func @pack_to_another_format(
+// CHECK: aligned.unpack
+// CHECK: aligned.pack
+func.func @pack_to_another_format(%cache: !packed) -> !other {
+  %dense = aligned.unpack %cache : !packed to !dense
+  %again = aligned.pack %dense : !dense to !other
   return %again : !other
 }
 

@@ -1,78 +1,95 @@
 // RUN: aligned-opt %s --split-input-file --verify-diagnostics
 
-// S1: what planes may look like.
+// S4: what planes may look like.
 
 // expected-error@+1 {{expected plane widths that are multiples of 4, got 6}}
-func.func private @width(tensor<1x1x64x16xf16, #aligned.split<fixed<6, 10>, key>>)
+func.func private @width(tensor<1x1x64x16xf16, #aligned.planes<fixed<6, 10>, key>>)
 
 // -----
 
 // expected-error@+1 {{expected plane widths that sum to 16, got 12}}
-func.func private @sum(tensor<1x1x64x16xf16, #aligned.split<fixed<4, 4, 4>, key>>)
+func.func private @sum(tensor<1x1x64x16xf16, #aligned.planes<fixed<4, 4, 4>, key>>)
+
+// -----
+
+// Fixed planes are of 4 or 8 bits: rows are read, and tiles multiplied, a nibble or a byte at a time.
+
+// expected-error@+1 {{expected planes of 4 or 8 bits in a fixed format, got 12}}
+func.func private @wide_plane(tensor<1x1x64x16xf16, #aligned.planes<fixed<4, 12>, key>>)
+
+// -----
+
+// expected-error@+1 {{expected planes of 4 or 8 bits in a fixed format, got 16}}
+func.func private @one_plane(tensor<1x1x64x16xf16, #aligned.planes<fixed<16>, key>>)
+
+// -----
+
+// expected-error@+1 {{expected plane widths that are multiples of 4, got 20}}
+func.func private @wider_than_all(tensor<1x1x64x16xf16, #aligned.planes<float<20>, key>>)
 
 // -----
 
 // expected-error@+1 {{expected 1 to 4 planes, got 5}}
-func.func private @planes(tensor<1x1x64x16xf16, #aligned.split<fixed<4, 4, 4, 4, 0>, key>>)
+func.func private @planes(tensor<1x1x64x16xf16, #aligned.planes<fixed<4, 4, 4, 4, 0>, key>>)
 
 // -----
 
 // expected-error@+1 {{expected 'fixed' or 'float', got 'posit'}}
-func.func private @kind(tensor<1x1x64x16xf16, #aligned.split<posit<16>, key>>)
+func.func private @kind(tensor<1x1x64x16xf16, #aligned.planes<posit<16>, key>>)
 
 // -----
 
-// expected-error@+1 {{expected a split tensor of rank 4 [batch, kv_heads, tokens, head_dim], got rank 3}}
-func.func private @rank(tensor<1x64x16xf16, #aligned.split<fixed<4, 4, 4, 4>, key>>)
+// expected-error@+1 {{expected a packed tensor of rank 4 [batch, kv_heads, tokens, head_dim], got rank 3}}
+func.func private @rank(tensor<1x64x16xf16, #aligned.planes<fixed<4, 4, 4, 4>, key>>)
 
 // -----
 
-// expected-error@+1 {{expected static batch and kv_heads in a split tensor}}
-func.func private @batch(tensor<?x1x64x16xf16, #aligned.split<fixed<4, 4, 4, 4>, key>>)
+// expected-error@+1 {{expected static batch and kv_heads in a packed tensor}}
+func.func private @batch(tensor<?x1x64x16xf16, #aligned.planes<fixed<4, 4, 4, 4>, key>>)
 
 // -----
 
-// expected-error@+1 {{expected a static head_dim that is a multiple of 16, at most 256, in a split tensor, got 24}}
-func.func private @head_dim(tensor<1x1x64x24xf16, #aligned.split<fixed<4, 4, 4, 4>, key>>)
+// expected-error@+1 {{expected a static head_dim that is a multiple of 16, at most 256, in a packed tensor, got 24}}
+func.func private @head_dim(tensor<1x1x64x24xf16, #aligned.planes<fixed<4, 4, 4, 4>, key>>)
 
 // -----
 
-// expected-error@+1 {{in a split tensor, got ?}}
-func.func private @head_dim(tensor<1x1x64x?xf16, #aligned.split<fixed<4, 4, 4, 4>, key>>)
+// expected-error@+1 {{in a packed tensor, got ?}}
+func.func private @head_dim(tensor<1x1x64x?xf16, #aligned.planes<fixed<4, 4, 4, 4>, key>>)
 
 // -----
 
-// expected-error@+1 {{in a split tensor, got 272}}
-func.func private @head_dim(tensor<1x1x64x272xf16, #aligned.split<fixed<4, 4, 4, 4>, key>>)
+// expected-error@+1 {{in a packed tensor, got 272}}
+func.func private @head_dim(tensor<1x1x64x272xf16, #aligned.planes<fixed<4, 4, 4, 4>, key>>)
 
 // -----
 
-// expected-error@+1 {{expected f16, bf16 or f32 elements in a tensor split as fixed<4, 4, 4, 4>, got 'f64'}}
-func.func private @element(tensor<1x1x64x16xf64, #aligned.split<fixed<4, 4, 4, 4>, key>>)
+// expected-error@+1 {{expected f16, bf16 or f32 elements in a tensor packed as fixed<4, 4, 4, 4>, got 'f64'}}
+func.func private @element(tensor<1x1x64x16xf64, #aligned.planes<fixed<4, 4, 4, 4>, key>>)
 
 // -----
 
-// S2: the first plane of a float format holds sign and exponent.
+// S8: the first plane of a float format holds sign and exponent.
 
 // expected-error@+1 {{expected a first plane of at least 8 bits, which hold sign and exponent of a half, got 4}}
-func.func private @first_plane(tensor<1x1x64x16xf16, #aligned.split<float<4, 12>, key>>)
+func.func private @first_plane(tensor<1x1x64x16xf16, #aligned.planes<float<4, 12>, key>>)
 
 // -----
 
-// expected-error@+1 {{expected f16 or f32 elements in a tensor split as float<8, 4, 4>, got 'bf16'}}
-func.func private @bf16(tensor<1x1x64x16xbf16, #aligned.split<float<8, 4, 4>, key>>)
+// expected-error@+1 {{expected f16 or f32 elements in a tensor packed as float<8, 4, 4>, got 'bf16'}}
+func.func private @bf16(tensor<1x1x64x16xbf16, #aligned.planes<float<8, 4, 4>, key>>)
 
 // -----
 
-// S6: resident planes.
+// S9: resident planes.
 
 // expected-error@+1 {{expected 1 to 4 resident planes, got 0}}
-func.func private @none(tensor<1x1x64x16xf16, #aligned.split<fixed<4, 4, 4, 4>, key, resident = 0>>)
+func.func private @none(tensor<1x1x64x16xf16, #aligned.planes<fixed<4, 4, 4, 4>, key, resident = 0>>)
 
 // -----
 
 // expected-error@+1 {{expected 1 to 3 resident planes, got 4}}
-func.func private @too_many(tensor<1x1x64x16xf16, #aligned.split<float<8, 4, 4>, key, resident = 4>>)
+func.func private @too_many(tensor<1x1x64x16xf16, #aligned.planes<float<8, 4, 4>, key, resident = 4>>)
 
 // -----
 
@@ -156,29 +173,38 @@ func.func @result(%q: tensor<1x2x1x16xf16>, %k: tensor<1x2x64x16xf16>, %v: tenso
 
 // A4: roles.
 
-func.func @key_role(%q: tensor<1x2x1x16xf16>, %k: tensor<1x2x64x16xf16, #aligned.split<fixed<16>, value>>,
-                    %v: tensor<1x2x64x16xf16, #aligned.split<fixed<16>, value>>, %s: f32) {
+func.func @key_role(%q: tensor<1x2x1x16xf16>, %k: tensor<1x2x64x16xf16, #aligned.planes<fixed<8, 8>, value>>,
+                    %v: tensor<1x2x64x16xf16, #aligned.planes<fixed<8, 8>, value>>, %s: f32) {
   // expected-error@+1 {{expected the key's encoding to have role 'key', got 'value'}}
-  %out = aligned.attention %q, %k, %v scale %s : tensor<1x2x1x16xf16>, tensor<1x2x64x16xf16, #aligned.split<fixed<16>, value>>,
-      tensor<1x2x64x16xf16, #aligned.split<fixed<16>, value>> -> tensor<1x2x1x16xf16>
+  %out = aligned.attention %q, %k, %v scale %s : tensor<1x2x1x16xf16>, tensor<1x2x64x16xf16, #aligned.planes<fixed<8, 8>, value>>,
+      tensor<1x2x64x16xf16, #aligned.planes<fixed<8, 8>, value>> -> tensor<1x2x1x16xf16>
   return
 }
 
 // -----
 
-func.func @value_role(%q: tensor<1x2x1x16xf16>, %k: tensor<1x2x64x16xf16, #aligned.split<fixed<16>, key>>, %s: f32) {
+func.func @value_role(%q: tensor<1x2x1x16xf16>, %k: tensor<1x2x64x16xf16, #aligned.planes<fixed<8, 8>, key>>, %s: f32) {
   // expected-error@+1 {{expected the value's encoding to have role 'value', got 'key'}}
-  %out = aligned.attention %q, %k, %k scale %s : tensor<1x2x1x16xf16>, tensor<1x2x64x16xf16, #aligned.split<fixed<16>, key>>,
-      tensor<1x2x64x16xf16, #aligned.split<fixed<16>, key>> -> tensor<1x2x1x16xf16>
+  %out = aligned.attention %q, %k, %k scale %s : tensor<1x2x1x16xf16>, tensor<1x2x64x16xf16, #aligned.planes<fixed<8, 8>, key>>,
+      tensor<1x2x64x16xf16, #aligned.planes<fixed<8, 8>, key>> -> tensor<1x2x1x16xf16>
   return
 }
 
 // -----
 
-func.func @half_split(%q: tensor<1x2x1x16xf16>, %k: tensor<1x2x64x16xf16, #aligned.split<fixed<16>, key>>, %v: tensor<1x2x64x16xf16>, %s: f32) {
-  // expected-error@+1 {{expected key and value to be both split or both dense, got a split key and a dense value}}
-  %out = aligned.attention %q, %k, %v scale %s : tensor<1x2x1x16xf16>, tensor<1x2x64x16xf16, #aligned.split<fixed<16>, key>>,
+func.func @half_split(%q: tensor<1x2x1x16xf16>, %k: tensor<1x2x64x16xf16, #aligned.planes<fixed<8, 8>, key>>, %v: tensor<1x2x64x16xf16>, %s: f32) {
+  // expected-error@+1 {{expected key and value to be both packed or both dense, got a packed key and a dense value}}
+  %out = aligned.attention %q, %k, %v scale %s : tensor<1x2x1x16xf16>, tensor<1x2x64x16xf16, #aligned.planes<fixed<8, 8>, key>>,
       tensor<1x2x64x16xf16> -> tensor<1x2x1x16xf16>
+  return
+}
+
+// -----
+
+func.func @other_half(%q: tensor<1x2x1x16xf16>, %k: tensor<1x2x64x16xf16>, %v: tensor<1x2x64x16xf16, #aligned.planes<fixed<8, 8>, value>>, %s: f32) {
+  // expected-error@+1 {{expected key and value to be both packed or both dense, got a packed value and a dense key}}
+  %out = aligned.attention %q, %k, %v scale %s : tensor<1x2x1x16xf16>, tensor<1x2x64x16xf16>,
+      tensor<1x2x64x16xf16, #aligned.planes<fixed<8, 8>, value>> -> tensor<1x2x1x16xf16>
   return
 }
 
@@ -218,52 +244,76 @@ func.func @append_element(%new: tensor<1x2x1x16xf32>, %cache: tensor<1x2x63x16xf
 
 // -----
 
-func.func @append_split(%new: tensor<1x2x1x16xf16, #aligned.split<fixed<16>, key>>, %cache: tensor<1x2x63x16xf16, #aligned.split<fixed<16>, key>>) {
+func.func @append_split(%new: tensor<1x2x1x16xf16, #aligned.planes<fixed<8, 8>, key>>, %cache: tensor<1x2x63x16xf16, #aligned.planes<fixed<8, 8>, key>>) {
   // expected-error@+1 {{expected dense tokens, got}}
-  %c = aligned.append %new to %cache : tensor<1x2x1x16xf16, #aligned.split<fixed<16>, key>> to tensor<1x2x63x16xf16, #aligned.split<fixed<16>, key>>
-      -> tensor<1x2x64x16xf16, #aligned.split<fixed<16>, key>>
+  %c = aligned.append %new to %cache : tensor<1x2x1x16xf16, #aligned.planes<fixed<8, 8>, key>> to tensor<1x2x63x16xf16, #aligned.planes<fixed<8, 8>, key>>
+      -> tensor<1x2x64x16xf16, #aligned.planes<fixed<8, 8>, key>>
   return
 }
 
 // -----
 
-func.func @append_encoding(%new: tensor<1x2x1x16xf16>, %cache: tensor<1x2x63x16xf16, #aligned.split<fixed<16>, key>>) {
+func.func @append_encoding(%new: tensor<1x2x1x16xf16>, %cache: tensor<1x2x63x16xf16, #aligned.planes<fixed<8, 8>, key>>) {
   // expected-error@+1 {{expected the result to have the cache's encoding}}
-  %c = aligned.append %new to %cache : tensor<1x2x1x16xf16> to tensor<1x2x63x16xf16, #aligned.split<fixed<16>, key>> -> tensor<1x2x64x16xf16>
+  %c = aligned.append %new to %cache : tensor<1x2x1x16xf16> to tensor<1x2x63x16xf16, #aligned.planes<fixed<8, 8>, key>> -> tensor<1x2x64x16xf16>
   return
 }
 
 // -----
 
-// Splitting and joining.
+// Packing and unpacking.
 
-func.func @split_dense(%d: tensor<1x2x64x16xf16>) {
-  // expected-error@+1 {{expected the result to have a split encoding, got 'tensor<1x2x64x16xf16>'}}
-  %s = aligned.split %d : tensor<1x2x64x16xf16> to tensor<1x2x64x16xf16>
+func.func @pack_dense(%d: tensor<1x2x64x16xf16>) {
+  // expected-error@+1 {{expected the result to have a plane encoding, got 'tensor<1x2x64x16xf16>'}}
+  %s = aligned.pack %d : tensor<1x2x64x16xf16> to tensor<1x2x64x16xf16>
   return
 }
 
 // -----
 
-func.func @split_shape(%d: tensor<1x2x64x16xf16>) {
+func.func @pack_shape(%d: tensor<1x2x64x16xf16>) {
   // expected-error@+1 {{expected source and result to agree in shape and element type}}
-  %s = aligned.split %d : tensor<1x2x64x16xf16> to tensor<1x2x63x16xf16, #aligned.split<fixed<16>, key>>
+  %s = aligned.pack %d : tensor<1x2x64x16xf16> to tensor<1x2x63x16xf16, #aligned.planes<fixed<8, 8>, key>>
   return
 }
 
 // -----
 
-func.func @split_split(%d: tensor<1x2x64x16xf16, #aligned.split<fixed<16>, key>>) {
+func.func @pack_packed(%d: tensor<1x2x64x16xf16, #aligned.planes<fixed<8, 8>, key>>) {
   // expected-error@+1 {{expected the source to be dense}}
-  %s = aligned.split %d : tensor<1x2x64x16xf16, #aligned.split<fixed<16>, key>> to tensor<1x2x64x16xf16, #aligned.split<fixed<16>, value>>
+  %s = aligned.pack %d : tensor<1x2x64x16xf16, #aligned.planes<fixed<8, 8>, key>> to tensor<1x2x64x16xf16, #aligned.planes<fixed<8, 8>, value>>
   return
 }
 
 // -----
 
-func.func @join_bits(%s: tensor<1x2x64x16xf16, #aligned.split<fixed<16>, key>>) {
+func.func @unpack_bits(%s: tensor<1x2x64x16xf16, #aligned.planes<fixed<8, 8>, key>>) {
   // expected-error@+1 {{expected 1 to 16 bits, got 17}}
-  %d = aligned.join %s bits 17 : tensor<1x2x64x16xf16, #aligned.split<fixed<16>, key>> to tensor<1x2x64x16xf16>
+  %d = aligned.unpack %s bits 17 : tensor<1x2x64x16xf16, #aligned.planes<fixed<8, 8>, key>> to tensor<1x2x64x16xf16>
+  return
+}
+
+// -----
+
+func.func @unpack_no_bits(%s: tensor<1x2x64x16xf16, #aligned.planes<fixed<8, 8>, key>>) {
+  // expected-error@+1 {{expected 1 to 16 bits, got 0}}
+  %d = aligned.unpack %s bits 0 : tensor<1x2x64x16xf16, #aligned.planes<fixed<8, 8>, key>> to tensor<1x2x64x16xf16>
+  return
+}
+
+// -----
+
+func.func @unpack_dense(%d: tensor<1x2x64x16xf16>) {
+  // expected-error@+1 {{expected the source to have a plane encoding, got 'tensor<1x2x64x16xf16>'}}
+  %o = aligned.unpack %d : tensor<1x2x64x16xf16> to tensor<1x2x64x16xf16>
+  return
+}
+
+// -----
+
+func.func @unpack_to_packed(%s: tensor<1x2x64x16xf16, #aligned.planes<fixed<8, 8>, key>>) {
+  // expected-error@+1 {{expected the result to be dense, got 'tensor<1x2x64x16xf16, #aligned.planes<fixed<4, 4, 8>, key>>'}}
+  %o = aligned.unpack %s : tensor<1x2x64x16xf16, #aligned.planes<fixed<8, 8>, key>> to tensor<1x2x64x16xf16, #aligned.planes<fixed<4, 4, 8>, key>>
   return
 }
 
@@ -330,9 +380,26 @@ func.func @finish_result(%a: tensor<1x2x1x16xf32>, %l: tensor<1x2x1xf32>) {
 
 // P4: certificates.
 
-func.func @merge_one_certificate(%a: tensor<1x2x1x16xf32>, %m: tensor<1x2x1xf32>, %c: tensor<1x2x1x6xf32>) {
+func.func @merge_one_certificate(%a: tensor<1x2x1x16xf32>, %m: tensor<1x2x1xf32>, %c: tensor<1x2x1x7xf32>) {
   // expected-error@+1 {{expected a certificate of both states and of the result, or of none}}
   %0:3 = aligned.merge (%a, %m, %m, %c), (%a, %m, %m) : tensor<1x2x1x16xf32>, tensor<1x2x1xf32>
+  return
+}
+
+// -----
+
+func.func @merge_certificate(%a: tensor<1x2x1x16xf32>, %m: tensor<1x2x1xf32>, %c: tensor<1x2x1x6xf32>) {
+  // expected-error@+1 {{expected certificate dimension 3 to be 7, got 6}}
+  %0:4 = aligned.merge (%a, %m, %m, %c), (%a, %m, %m, %c) : tensor<1x2x1x16xf32>, tensor<1x2x1xf32> certified tensor<1x2x1x6xf32>
+  return
+}
+
+// -----
+
+func.func @decode_certificate(%q: tensor<1x2x1x16xf16>, %k: tensor<1x2x64x16xf16>, %s: f32) {
+  // expected-error@+1 {{expected certificate dimension 3 to be 7, got 6}}
+  %0:4 = aligned.decode_attention %q, %k, %k scale %s policy <exact> : tensor<1x2x1x16xf16>, tensor<1x2x64x16xf16>, tensor<1x2x64x16xf16>
+      -> tensor<1x2x1x16xf32>, tensor<1x2x1xf32>, tensor<1x2x1xf32> certified tensor<1x2x1x6xf32>
   return
 }
 
@@ -347,7 +414,7 @@ func.func @finish_without_certificate(%a: tensor<1x2x1x16xf32>, %l: tensor<1x2x1
 // -----
 
 func.func @finish_certificate(%a: tensor<1x2x1x16xf32>, %l: tensor<1x2x1xf32>, %c: tensor<1x2x1x5xf32>) {
-  // expected-error@+1 {{expected certificate dimension 3 to be 6, got 5}}
+  // expected-error@+1 {{expected certificate dimension 3 to be 7, got 5}}
   %o:3 = aligned.finish %a, %l certificate %c : tensor<1x2x1x16xf32>, tensor<1x2x1xf32>, tensor<1x2x1x5xf32>
       -> tensor<1x2x1x16xf16> certified tensor<1x2x1xf32>, tensor<1x2x1xf32>
   return
@@ -366,7 +433,7 @@ func.func @bound(%q: tensor<1x2x1x16xf16>, %k: tensor<1x2x64x16xf16>, %s: f32) {
 
 func.func @bound_alone(%q: tensor<1x2x1x16xf16>, %k: tensor<1x2x64x16xf16>, %s: f32) {
   // expected-error@+1 {{expected both a bound and an estimate or neither, got no estimate}}
-  %o:2 = "aligned.attention"(%q, %k, %k, %s) <{resultSegmentSizes = array<i32: 1, 1, 0>}>
+  %o:2 = "aligned.attention"(%q, %k, %k, %s) <{operandSegmentSizes = array<i32: 1, 1, 1, 1, 0, 0>, resultSegmentSizes = array<i32: 1, 1, 0>}>
       : (tensor<1x2x1x16xf16>, tensor<1x2x64x16xf16>, tensor<1x2x64x16xf16>, f32) -> (tensor<1x2x1x16xf16>, tensor<1x2x1xf32>)
   return
 }
@@ -375,22 +442,22 @@ func.func @bound_alone(%q: tensor<1x2x1x16xf16>, %k: tensor<1x2x64x16xf16>, %s: 
 
 // P1, P2: each policy reads its own formats.
 
-func.func @alignedkv(%q: tensor<1x2x1x16xf16>, %k: tensor<1x2x64x16xf16, #aligned.split<fixed<16>, key>>,
-                     %v: tensor<1x2x64x16xf16, #aligned.split<fixed<16>, value>>, %s: f32) {
+func.func @alignedkv(%q: tensor<1x2x1x16xf16>, %k: tensor<1x2x64x16xf16, #aligned.planes<fixed<8, 8>, key>>,
+                     %v: tensor<1x2x64x16xf16, #aligned.planes<fixed<8, 8>, value>>, %s: f32) {
   // expected-error@+1 {{expected a 'float' format under policy 'alignedkv', got key of format 'fixed'}}
   %a, %m, %l = aligned.decode_attention %q, %k, %v scale %s policy <alignedkv>
-      : tensor<1x2x1x16xf16>, tensor<1x2x64x16xf16, #aligned.split<fixed<16>, key>>, tensor<1x2x64x16xf16, #aligned.split<fixed<16>, value>>
+      : tensor<1x2x1x16xf16>, tensor<1x2x64x16xf16, #aligned.planes<fixed<8, 8>, key>>, tensor<1x2x64x16xf16, #aligned.planes<fixed<8, 8>, value>>
       -> tensor<1x2x1x16xf32>, tensor<1x2x1xf32>, tensor<1x2x1xf32>
   return
 }
 
 // -----
 
-func.func @budget(%q: tensor<1x2x1x16xf16>, %k: tensor<1x2x64x16xf16, #aligned.split<fixed<16>, key>>,
-                  %v: tensor<1x2x64x16xf16, #aligned.split<float<16>, value>>, %s: f32) {
+func.func @budget(%q: tensor<1x2x1x16xf16>, %k: tensor<1x2x64x16xf16, #aligned.planes<fixed<8, 8>, key>>,
+                  %v: tensor<1x2x64x16xf16, #aligned.planes<float<16>, value>>, %s: f32) {
   // expected-error@+1 {{expected a 'fixed' format under policy 'budget', got value of format 'float'}}
   %a, %m, %l = aligned.decode_attention %q, %k, %v scale %s policy <budget, tolerance = 0.1>
-      : tensor<1x2x1x16xf16>, tensor<1x2x64x16xf16, #aligned.split<fixed<16>, key>>, tensor<1x2x64x16xf16, #aligned.split<float<16>, value>>
+      : tensor<1x2x1x16xf16>, tensor<1x2x64x16xf16, #aligned.planes<fixed<8, 8>, key>>, tensor<1x2x64x16xf16, #aligned.planes<float<16>, value>>
       -> tensor<1x2x1x16xf32>, tensor<1x2x1xf32>, tensor<1x2x1xf32>
   return
 }
@@ -423,3 +490,30 @@ func.func private @no_error() attributes {policy = #aligned.policy<budget, toler
 
 // expected-error@+1 {{expected a tolerance only with 'budget', got one with 'exact'}}
 func.func private @exact_tolerance() attributes {policy = #aligned.policy<exact, tolerance = 0.5>}
+
+// -----
+
+// S2: the offset that a function says its keys have.
+
+// expected-error@+1 {{expected 'aligned.key_offset' on a tensor of floats [batch, kv_heads, tokens, head_dim] with static kv_heads and head_dim, got it on argument #0 of 'tensor<1x?x64x16xf16>'}}
+func.func private @offset_of_any(tensor<1x?x64x16xf16> {aligned.key_offset = dense<0.5> : tensor<2x16xf32>})
+
+// -----
+
+// expected-error@+1 {{expected 'aligned.key_offset' of argument #0 to be dense<...> : 'tensor<2x16xf32>', got a 'tensor<16x2xf32>'}}
+func.func private @offset_shape(tensor<1x2x64x16xf16> {aligned.key_offset = dense<0.5> : tensor<16x2xf32>})
+
+// -----
+
+// expected-error@+1 {{expected 'aligned.key_offset' of argument #0 to be dense<...> : 'tensor<2x16xf32>', got 5.000000e-01 : f32}}
+func.func private @offset_number(tensor<1x2x64x16xf16> {aligned.key_offset = 0.5 : f32})
+
+// -----
+
+// expected-error@+1 {{expected 'aligned.key_offset' of argument #1 to be finite, got inf for channel 1 of kv head 1}}
+func.func private @offset_infinite(f32, tensor<1x2x64x2xf16> {aligned.key_offset = dense<[[0.5, 0.25], [0.0, 0x7F800000]]> : tensor<2x2xf32>})
+
+// -----
+
+// expected-error@+1 {{expected no 'aligned.offset' on an argument, where 'aligned.range' and 'aligned.key_offset' may stand}}
+func.func private @offset_name(tensor<1x2x64x2xf16> {aligned.offset = dense<0.5> : tensor<2x2xf32>})

@@ -79,3 +79,79 @@ func.func @cap(%q: tensor<1x2x1x16xf32>, %k: tensor<1x2x?x16xf32>, %s: f32) {
       -> tensor<1x2x1x16xf32>, tensor<1x2x1xf32>, tensor<1x2x1xf32>
   return
 }
+
+// -----
+
+// A15: masks by numbers and sinks. A 1 serves all, but all tokens there are.
+
+func.func @mask_batch(%q: tensor<2x4x3x16xf32>, %k: tensor<2x2x?x16xf32>, %s: f32, %m: tensor<3x1x1x?xf32>) {
+  // expected-error@+1 {{'aligned.attention' op expected attn_mask dimension 0 (batch) to be 2 or 1, got 3}}
+  %0 = aligned.attention %q, %k, %k scale %s attn_mask %m : tensor<3x1x1x?xf32> : tensor<2x4x3x16xf32>, tensor<2x2x?x16xf32>, tensor<2x2x?x16xf32> -> tensor<2x4x3x16xf32>
+  return
+}
+
+// -----
+
+func.func @mask_heads(%q: tensor<2x4x3x16xf32>, %k: tensor<2x2x?x16xf32>, %s: f32, %m: tensor<1x2x1x?xf32>) {
+  // expected-error@+1 {{'aligned.decode_attention' op expected attn_mask dimension 1 (q_heads) to be 4 or 1, got 2}}
+  %0:3 = aligned.decode_attention %q, %k, %k scale %s attn_mask %m : tensor<1x2x1x?xf32> policy <exact> : tensor<2x4x3x16xf32>, tensor<2x2x?x16xf32>, tensor<2x2x?x16xf32>
+      -> tensor<2x4x3x16xf32>, tensor<2x4x3xf32>, tensor<2x4x3xf32>
+  return
+}
+
+// -----
+
+func.func @mask_queries(%q: tensor<2x4x3x16xf32>, %k: tensor<2x2x?x16xf32>, %s: f32, %m: tensor<2x4x2x?xi1>) {
+  // expected-error@+1 {{'aligned.attention' op expected attn_mask dimension 2 (queries) to be 3 or 1, got 2}}
+  %0 = aligned.attention %q, %k, %k scale %s attn_mask %m : tensor<2x4x2x?xi1> : tensor<2x4x3x16xf32>, tensor<2x2x?x16xf32>, tensor<2x2x?x16xf32> -> tensor<2x4x3x16xf32>
+  return
+}
+
+// -----
+
+func.func @mask_tokens(%q: tensor<2x4x3x16xf32>, %k: tensor<2x2x65x16xf32>, %s: f32, %m: tensor<1x1x1x1xf32>) {
+  // expected-error@+1 {{'aligned.attention' op expected attn_mask dimension 3 (tokens) to be 65, got 1}}
+  %0 = aligned.attention %q, %k, %k scale %s attn_mask %m : tensor<1x1x1x1xf32> : tensor<2x4x3x16xf32>, tensor<2x2x65x16xf32>, tensor<2x2x65x16xf32> -> tensor<2x4x3x16xf32>
+  return
+}
+
+// -----
+
+func.func @mask_dynamic(%q: tensor<2x4x3x16xf32>, %k: tensor<2x2x65x16xf32>, %s: f32, %m: tensor<?x1x1x65xf32>) {
+  // expected-error@+1 {{'aligned.attention' op expected a static batch in attn_mask, got 'tensor<?x1x1x65xf32>'}}
+  %0 = aligned.attention %q, %k, %k scale %s attn_mask %m : tensor<?x1x1x65xf32> : tensor<2x4x3x16xf32>, tensor<2x2x65x16xf32>, tensor<2x2x65x16xf32> -> tensor<2x4x3x16xf32>
+  return
+}
+
+// -----
+
+func.func @mask_element(%q: tensor<2x4x3x16xf32>, %k: tensor<2x2x65x16xf32>, %s: f32, %m: tensor<1x1x1x65xi8>) {
+  // expected-error@+1 {{operand #4 must be f32, f16, bf16 or i1 tensor or memref of rank 4, but got 'tensor<1x1x1x65xi8>'}}
+  %0 = aligned.attention %q, %k, %k scale %s attn_mask %m : tensor<1x1x1x65xi8> : tensor<2x4x3x16xf32>, tensor<2x2x65x16xf32>, tensor<2x2x65x16xf32> -> tensor<2x4x3x16xf32>
+  return
+}
+
+// -----
+
+func.func @sink_for_each_kv_head(%q: tensor<2x4x3x16xf32>, %k: tensor<2x2x65x16xf32>, %s: f32, %l: tensor<2xf32>) {
+  // expected-error@+1 {{'aligned.attention' op expected a sink logit for each of 4 query heads, got 2}}
+  %0 = aligned.attention %q, %k, %k scale %s sink_logits %l : tensor<2xf32> : tensor<2x4x3x16xf32>, tensor<2x2x65x16xf32>, tensor<2x2x65x16xf32> -> tensor<2x4x3x16xf32>
+  return
+}
+
+// -----
+
+func.func @sink_element(%q: tensor<2x4x3x16xf32>, %k: tensor<2x2x65x16xf32>, %s: f32, %l: tensor<4xf16>) {
+  // expected-error@+1 {{operand #4 must be f32 tensor or memref of rank 1, but got 'tensor<4xf16>'}}
+  %0 = aligned.attention %q, %k, %k scale %s sink_logits %l : tensor<4xf16> : tensor<2x4x3x16xf32>, tensor<2x2x65x16xf32>, tensor<2x2x65x16xf32> -> tensor<2x4x3x16xf32>
+  return
+}
+
+// -----
+
+func.func @mixed(%q: tensor<2x4x3x16xf32>, %k: tensor<2x2x65x16xf32>, %s: f32, %l: memref<4xf32>) {
+  // expected-error@+1 {{'aligned.decode_attention' op expected tensors or buffers, got both: 'tensor<2x4x3xf32>' and 'memref<4xf32>'}}
+  %0:3 = aligned.decode_attention %q, %k, %k scale %s sink_logits %l : memref<4xf32> policy <exact> : tensor<2x4x3x16xf32>, tensor<2x2x65x16xf32>, tensor<2x2x65x16xf32>
+      -> tensor<2x4x3x16xf32>, tensor<2x4x3xf32>, tensor<2x4x3xf32>
+  return
+}

@@ -1,8 +1,8 @@
 // RUN: aligned-opt %s | aligned-opt | FileCheck %s
 // RUN: aligned-opt %s --mlir-print-op-generic | aligned-opt | FileCheck %s
 
-!key = tensor<1x3x?x64xf16, #aligned.split<fixed<4, 4, 4, 4>, key>>
-!value = tensor<1x3x?x64xf16, #aligned.split<fixed<4, 4, 4, 4>, value>>
+!key = tensor<1x3x?x64xf16, #aligned.planes<fixed<4, 4, 8>, key>>
+!value = tensor<1x3x?x64xf16, #aligned.planes<fixed<4, 4, 8>, value>>
 
 // CHECK-LABEL: func.func @attention(
 // CHECK: aligned.attention %{{.*}}, %{{.*}}, %{{.*}} scale %{{.*}} : tensor<2x8x1x32xf16>, tensor<2x2x?x32xf16>, tensor<2x2x?x48xf16> -> tensor<2x8x1x48xbf16>
@@ -12,7 +12,7 @@ func.func @attention(%q: tensor<2x8x1x32xf16>, %k: tensor<2x2x?x32xf16>, %v: ten
 }
 
 // CHECK-LABEL: func.func @masked_zero(
-// CHECK: aligned.attention %{{.*}} masked_zero : tensor<1x9x7x64xf16>, tensor<1x3x?x64xf16, #aligned.split<fixed<4, 4, 4, 4>, key>>, tensor<1x3x?x64xf16, #aligned.split<fixed<4, 4, 4, 4>, value>> -> tensor<1x9x7x64xf16>
+// CHECK: aligned.attention %{{.*}} masked_zero : tensor<1x9x7x64xf16>, tensor<1x3x?x64xf16, #aligned.planes<fixed<4, 4, 8>, key>>, tensor<1x3x?x64xf16, #aligned.planes<fixed<4, 4, 8>, value>> -> tensor<1x9x7x64xf16>
 func.func @masked_zero(%q: tensor<1x9x7x64xf16>, %k: !key, %v: !value, %scale: f32) -> tensor<1x9x7x64xf16> {
   %out = aligned.attention %q, %k, %v scale %scale masked_zero : tensor<1x9x7x64xf16>, !key, !value -> tensor<1x9x7x64xf16>
   return %out : tensor<1x9x7x64xf16>
@@ -20,23 +20,30 @@ func.func @masked_zero(%q: tensor<1x9x7x64xf16>, %k: !key, %v: !value, %scale: f
 
 // CHECK-LABEL: func.func @storage(
 // CHECK: aligned.append %{{.*}} to %{{.*}} : tensor<1x3x1x64xf16> to tensor<1x3x63x64xf16> -> tensor<1x3x64x64xf16>
-// CHECK: aligned.split %{{.*}} : tensor<1x3x64x64xf16> to tensor<1x3x64x64xf16, #aligned.split<float<8, 4, 4>, value, resident = 2>>
-// CHECK: aligned.join %{{.*}} bits 8 : tensor<1x3x64x64xf16, #aligned.split<float<8, 4, 4>, value, resident = 2>> to tensor<1x3x64x64xf16>
-// CHECK: aligned.join %{{[^ ]*}} : tensor
+// CHECK: aligned.pack %{{.*}} : tensor<1x3x64x64xf16> to tensor<1x3x64x64xf16, #aligned.planes<float<8, 4, 4>, value, resident = 2>>
+// CHECK: aligned.unpack %{{.*}} bits 8 : tensor<1x3x64x64xf16, #aligned.planes<float<8, 4, 4>, value, resident = 2>> to tensor<1x3x64x64xf16>
+// CHECK: aligned.unpack %{{[^ ]*}} : tensor
 func.func @storage(%new: tensor<1x3x1x64xf16>, %cache: tensor<1x3x63x64xf16>) -> (tensor<1x3x64x64xf16>, tensor<1x3x64x64xf16>) {
   %all = aligned.append %new to %cache : tensor<1x3x1x64xf16> to tensor<1x3x63x64xf16> -> tensor<1x3x64x64xf16>
-  %split = aligned.split %all : tensor<1x3x64x64xf16> to tensor<1x3x64x64xf16, #aligned.split<float<8, 4, 4>, value, resident = 2>>
-  %coarse = aligned.join %split bits 8 : tensor<1x3x64x64xf16, #aligned.split<float<8, 4, 4>, value, resident = 2>> to tensor<1x3x64x64xf16>
-  %full = aligned.join %split : tensor<1x3x64x64xf16, #aligned.split<float<8, 4, 4>, value, resident = 2>> to tensor<1x3x64x64xf16>
+  %split = aligned.pack %all : tensor<1x3x64x64xf16> to tensor<1x3x64x64xf16, #aligned.planes<float<8, 4, 4>, value, resident = 2>>
+  %coarse = aligned.unpack %split bits 8 : tensor<1x3x64x64xf16, #aligned.planes<float<8, 4, 4>, value, resident = 2>> to tensor<1x3x64x64xf16>
+  %full = aligned.unpack %split : tensor<1x3x64x64xf16, #aligned.planes<float<8, 4, 4>, value, resident = 2>> to tensor<1x3x64x64xf16>
   return %coarse, %full : tensor<1x3x64x64xf16>, tensor<1x3x64x64xf16>
 }
 
 // CHECK-LABEL: func.func private @formats(
-// CHECK-SAME: tensor<1x1x64x16xbf16, #aligned.split<float<12, 4>, key>>
-// CHECK-SAME: tensor<1x1x64x256xf32, #aligned.split<fixed<16>, value>>
-// CHECK-SAME: tensor<1x1x65x16xbf16, #aligned.split<fixed<8, 8>, key, resident = 1>>
-func.func private @formats(tensor<1x1x64x16xbf16, #aligned.split<float<12, 4>, key>>, tensor<1x1x64x256xf32, #aligned.split<fixed<16>, value, resident = 1>>,
-                           tensor<1x1x65x16xbf16, #aligned.split<fixed<8, 8>, key, resident = 1>>)
+// CHECK-SAME: tensor<1x1x64x16xbf16, #aligned.planes<float<12, 4>, key>>
+// CHECK-SAME: tensor<1x1x64x256xf32, #aligned.planes<fixed<4, 4, 4, 4>, value>>
+// CHECK-SAME: tensor<1x1x1x16xf16, #aligned.planes<float<16>, value>>
+// CHECK-SAME: tensor<1x1x65x16xbf16, #aligned.planes<fixed<8, 8>, key, resident = 1>>
+func.func private @formats(tensor<1x1x64x16xbf16, #aligned.planes<float<12, 4>, key>>, tensor<1x1x64x256xf32, #aligned.planes<fixed<4, 4, 4, 4>, value, resident = 4>>,
+                           tensor<1x1x1x16xf16, #aligned.planes<float<16>, value, resident = 1>>,
+                           tensor<1x1x65x16xbf16, #aligned.planes<fixed<8, 8>, key, resident = 1>>)
+
+// S2: what a function says of its keys.
+// CHECK-LABEL: func.func private @offset(
+// CHECK-SAME: tensor<1x2x?x16xf16> {aligned.key_offset = dense<5.000000e-01> : tensor<2x16xf32>}
+func.func private @offset(tensor<1x2x?x16xf16> {aligned.key_offset = dense<0.5> : tensor<2x16xf32>})
 
 // CHECK-LABEL: func.func @state(
 // CHECK: %[[A:.*]], %[[M:.*]], %[[S:.*]] = aligned.decode_attention %{{.*}}, %{{.*}}, %{{.*}} scale %{{.*}} policy <budget, tolerance = 3.906250e-03> masked_zero {site = 3 : i32}
@@ -55,15 +62,15 @@ func.func @state(%q: tensor<1x9x1x64xf16>, %k: !key, %v: !value, %k1: tensor<1x3
 
 // P4: a state with its certificate merges into another, and gives a bound and an estimate.
 // CHECK-LABEL: func.func @certified(
-// CHECK: %{{.*}}, %{{.*}}, %{{.*}}, %[[C:.*]] = aligned.decode_attention {{.*}} -> {{.*}}, tensor<1x9x1xf32> certified tensor<1x9x1x6xf32>
-// CHECK: %{{.*}}, %{{.*}}, %{{.*}}, %[[C2:.*]] = aligned.merge({{.*}}, %[[C]]), ({{.*}}, %[[C]]) : tensor<1x9x1x64xf32>, tensor<1x9x1xf32> certified tensor<1x9x1x6xf32>
-// CHECK: aligned.finish {{.*}} certificate %[[C2]] : tensor<1x9x1x64xf32>, tensor<1x9x1xf32>, tensor<1x9x1x6xf32> -> tensor<1x9x1x64xf16> certified tensor<1x9x1xf32>, tensor<1x9x1xf32>
+// CHECK: %{{.*}}, %{{.*}}, %{{.*}}, %[[C:.*]] = aligned.decode_attention {{.*}} -> {{.*}}, tensor<1x9x1xf32> certified tensor<1x9x1x7xf32>
+// CHECK: %{{.*}}, %{{.*}}, %{{.*}}, %[[C2:.*]] = aligned.merge({{.*}}, %[[C]]), ({{.*}}, %[[C]]) : tensor<1x9x1x64xf32>, tensor<1x9x1xf32> certified tensor<1x9x1x7xf32>
+// CHECK: aligned.finish {{.*}} certificate %[[C2]] : tensor<1x9x1x64xf32>, tensor<1x9x1xf32>, tensor<1x9x1x7xf32> -> tensor<1x9x1x64xf16> certified tensor<1x9x1xf32>, tensor<1x9x1xf32>
 // CHECK: aligned.attention {{.*}} -> tensor<1x9x1x64xf16> certified tensor<1x9x1xf32>, tensor<1x9x1xf32>
 func.func @certified(%q: tensor<1x9x1x64xf16>, %k: !key, %v: !value, %scale: f32) -> tensor<1x9x1xf32> {
   %a, %m, %s, %c = aligned.decode_attention %q, %k, %v scale %scale policy <exact>
-      : tensor<1x9x1x64xf16>, !key, !value -> tensor<1x9x1x64xf32>, tensor<1x9x1xf32>, tensor<1x9x1xf32> certified tensor<1x9x1x6xf32>
-  %a2, %m2, %s2, %c2 = aligned.merge (%a, %m, %s, %c), (%a, %m, %s, %c) : tensor<1x9x1x64xf32>, tensor<1x9x1xf32> certified tensor<1x9x1x6xf32>
-  %out:3 = aligned.finish %a2, %s2 certificate %c2 : tensor<1x9x1x64xf32>, tensor<1x9x1xf32>, tensor<1x9x1x6xf32>
+      : tensor<1x9x1x64xf16>, !key, !value -> tensor<1x9x1x64xf32>, tensor<1x9x1xf32>, tensor<1x9x1xf32> certified tensor<1x9x1x7xf32>
+  %a2, %m2, %s2, %c2 = aligned.merge (%a, %m, %s, %c), (%a, %m, %s, %c) : tensor<1x9x1x64xf32>, tensor<1x9x1xf32> certified tensor<1x9x1x7xf32>
+  %out:3 = aligned.finish %a2, %s2 certificate %c2 : tensor<1x9x1x64xf32>, tensor<1x9x1xf32>, tensor<1x9x1x7xf32>
       -> tensor<1x9x1x64xf16> certified tensor<1x9x1xf32>, tensor<1x9x1xf32>
   %again:3 = aligned.attention %q, %k, %v scale %scale : tensor<1x9x1x64xf16>, !key, !value -> tensor<1x9x1x64xf16> certified tensor<1x9x1xf32>, tensor<1x9x1xf32>
   return %out#1 : tensor<1x9x1xf32>
@@ -72,10 +79,10 @@ func.func @certified(%q: tensor<1x9x1x64xf16>, %k: !key, %v: !value, %scale: f32
 // P1: the published rule reads float formats.
 // CHECK-LABEL: func.func @alignedkv(
 // CHECK: policy <alignedkv> :
-func.func @alignedkv(%q: tensor<1x2x1x64xf16>, %k: tensor<1x1x97x64xf16, #aligned.split<float<8, 4, 4>, key>>,
-                     %v: tensor<1x1x97x64xf16, #aligned.split<float<8, 4, 4>, value>>, %scale: f32) -> tensor<1x2x1xf32> {
+func.func @alignedkv(%q: tensor<1x2x1x64xf16>, %k: tensor<1x1x97x64xf16, #aligned.planes<float<8, 4, 4>, key>>,
+                     %v: tensor<1x1x97x64xf16, #aligned.planes<float<8, 4, 4>, value>>, %scale: f32) -> tensor<1x2x1xf32> {
   %a, %m, %s = aligned.decode_attention %q, %k, %v scale %scale policy <alignedkv>
-      : tensor<1x2x1x64xf16>, tensor<1x1x97x64xf16, #aligned.split<float<8, 4, 4>, key>>, tensor<1x1x97x64xf16, #aligned.split<float<8, 4, 4>, value>>
+      : tensor<1x2x1x64xf16>, tensor<1x1x97x64xf16, #aligned.planes<float<8, 4, 4>, key>>, tensor<1x1x97x64xf16, #aligned.planes<float<8, 4, 4>, value>>
       -> tensor<1x2x1x64xf32>, tensor<1x2x1xf32>, tensor<1x2x1xf32>
   return %m : tensor<1x2x1xf32>
 }

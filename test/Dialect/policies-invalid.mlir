@@ -73,8 +73,8 @@ func.func private @exact_limits() attributes {a = #aligned.policy<exact, value =
 // -----
 
 !q = tensor<1x2x1x16xf16>
-!key = tensor<1x2x64x16xf16, #aligned.split<fixed<4, 4, 4, 4>, key>>
-!value = tensor<1x2x64x16xf16, #aligned.split<fixed<4, 4, 4, 4>, value>>
+!key = tensor<1x2x64x16xf16, #aligned.planes<fixed<4, 4, 4, 4>, key>>
+!value = tensor<1x2x64x16xf16, #aligned.planes<fixed<4, 4, 4, 4>, value>>
 func.func @too_many(%q: !q, %k: !key, %v: !value, %s: f32) {
   // expected-error@+1 {{'aligned.decode_attention' op expected one policy, or one for each of 2 kv heads, got 3}}
   %a, %m, %l = aligned.decode_attention %q, %k, %v scale %s policies [<exact>, <exact>, <exact>] : !q, !key, !value -> tensor<1x2x1x16xf32>, tensor<1x2x1xf32>, tensor<1x2x1xf32>
@@ -84,8 +84,8 @@ func.func @too_many(%q: !q, %k: !key, %v: !value, %s: f32) {
 // -----
 
 !q = tensor<1x2x1x16xf16>
-!key = tensor<1x2x64x16xf16, #aligned.split<fixed<4, 4, 4, 4>, key>>
-!value = tensor<1x2x64x16xf16, #aligned.split<fixed<4, 4, 4, 4>, value>>
+!key = tensor<1x2x64x16xf16, #aligned.planes<fixed<4, 4, 4, 4>, key>>
+!value = tensor<1x2x64x16xf16, #aligned.planes<fixed<4, 4, 4, 4>, value>>
 func.func @none(%q: !q, %k: !key, %v: !value, %s: f32) {
   // expected-error@+1 {{'aligned.attention' op expected one policy, or one for each of 2 kv heads, got 0}}
   %a = aligned.attention %q, %k, %v scale %s policies [] : !q, !key, !value -> !q
@@ -95,8 +95,8 @@ func.func @none(%q: !q, %k: !key, %v: !value, %s: f32) {
 // -----
 
 !q = tensor<1x2x1x16xf16>
-!key = tensor<1x2x64x16xf16, #aligned.split<fixed<4, 4, 4, 4>, key>>
-!value = tensor<1x2x64x16xf16, #aligned.split<fixed<4, 4, 4, 4>, value>>
+!key = tensor<1x2x64x16xf16, #aligned.planes<fixed<4, 4, 4, 4>, key>>
+!value = tensor<1x2x64x16xf16, #aligned.planes<fixed<4, 4, 4, 4>, value>>
 func.func @kinds(%q: !q, %k: !key, %v: !value, %s: f32) {
   // expected-error@+1 {{'aligned.decode_attention' op expected policies of one kind, got 'exact' and 'budget'}}
   %a, %m, %l = aligned.decode_attention %q, %k, %v scale %s policies [<exact>, <budget, tolerance = 0.5>] : !q, !key, !value -> tensor<1x2x1x16xf32>, tensor<1x2x1xf32>, tensor<1x2x1xf32>
@@ -106,8 +106,8 @@ func.func @kinds(%q: !q, %k: !key, %v: !value, %s: f32) {
 // -----
 
 !q = tensor<1x2x1x16xf16>
-!key = tensor<1x2x64x16xf16, #aligned.split<fixed<4, 4, 4, 4>, key>>
-!value = tensor<1x2x64x16xf16, #aligned.split<fixed<4, 4, 4, 4>, value>>
+!key = tensor<1x2x64x16xf16, #aligned.planes<fixed<4, 4, 4, 4>, key>>
+!value = tensor<1x2x64x16xf16, #aligned.planes<fixed<4, 4, 4, 4>, value>>
 func.func @declared_kinds(%q: !q, %k: !key, %v: !value, %s: f32) {
   // expected-error@+1 {{'aligned.attention' op expected policies of one kind, got 'alignedkv' and 'budget'}}
   %a = aligned.attention %q, %k, %v scale %s policies [<alignedkv>, <budget, tolerance = 0.5>] : !q, !key, !value -> !q
@@ -117,8 +117,8 @@ func.func @declared_kinds(%q: !q, %k: !key, %v: !value, %s: f32) {
 // -----
 
 !q = tensor<1x2x1x16xf16>
-!key = tensor<1x2x64x16xf16, #aligned.split<fixed<4, 4, 4, 4>, key>>
-!value = tensor<1x2x64x16xf16, #aligned.split<fixed<4, 4, 4, 4>, value>>
+!key = tensor<1x2x64x16xf16, #aligned.planes<fixed<4, 4, 4, 4>, key>>
+!value = tensor<1x2x64x16xf16, #aligned.planes<fixed<4, 4, 4, 4>, value>>
 func.func @no_policy(%q: !q, %k: !key, %v: !value, %s: f32) {
   // expected-error@+1 {{expected 'policy' or 'policies'}}
   %a, %m, %l = aligned.decode_attention %q, %k, %v scale %s masked_zero : !q, !key, !value -> tensor<1x2x1x16xf32>, tensor<1x2x1xf32>, tensor<1x2x1xf32>

@@ -4,8 +4,8 @@
 // P7: limits of each side of attention, for all kv heads or for each.
 
 !q = tensor<1x9x1x64xf16>
-!key = tensor<1x3x?x64xf16, #aligned.split<fixed<4, 4, 4, 4>, key>>
-!value = tensor<1x3x?x64xf16, #aligned.split<fixed<4, 4, 4, 4>, value>>
+!key = tensor<1x3x?x64xf16, #aligned.planes<fixed<4, 4, 4, 4>, key>>
+!value = tensor<1x3x?x64xf16, #aligned.planes<fixed<4, 4, 4, 4>, value>>
 #limited = #aligned.policy<budget, tolerance = 0.00390625, key = <bits = 4 to 12, sinks = 4>,
                            value = <tolerance = 0.0009765625, newest = 65, ages = [1: 12, 1024: 8, 4096: 0]>>
 

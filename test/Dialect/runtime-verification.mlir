@@ -33,6 +33,20 @@ func.func @append(%new: tensor<1x?x1x16xf16>, %cache: tensor<1x2x?x16xf16>) -> t
   return %out : tensor<1x2x64x16xf16>
 }
 
+// A mask by numbers has one for each token.
+// CHECK-LABEL: func.func @mask(
+// CHECK-SAME: %[[K:[^:]*]]: tensor<1x2x?x16xf16>, %{{.*}}: f32, %[[M:[^:]*]]: tensor<1x1x1x?xf32>)
+// CHECK-DAG: %[[NUMBERS:.*]] = tensor.dim %[[M]], %c3
+// CHECK-DAG: %[[TOKENS:.*]] = tensor.dim %[[K]], %c2
+// CHECK-DAG: %[[SAME:.*]] = arith.cmpi eq, %[[NUMBERS]], %[[TOKENS]]
+// CHECK: cf.assert %[[SAME]], "'aligned.decode_attention' op expected attn_mask and key to agree in tokens"
+// CHECK: aligned.decode_attention
+func.func @mask(%q: tensor<1x4x1x16xf16>, %k: tensor<1x2x?x16xf16>, %scale: f32, %mask: tensor<1x1x1x?xf32>) -> tensor<1x4x1x16xf32> {
+  %acc, %max, %sum = aligned.decode_attention %q, %k, %k scale %scale attn_mask %mask : tensor<1x1x1x?xf32> policy <exact>
+      : tensor<1x4x1x16xf16>, tensor<1x2x?x16xf16>, tensor<1x2x?x16xf16> -> tensor<1x4x1x16xf32>, tensor<1x4x1xf32>, tensor<1x4x1xf32>
+  return %acc : tensor<1x4x1x16xf32>
+}
+
 // Nothing is left to ask.
 // CHECK-LABEL: func.func @static(
 // CHECK-NOT: cf.assert

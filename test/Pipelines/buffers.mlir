@@ -1,4 +1,4 @@
-// RUN: aligned-opt %s --one-shot-bufferize="bufferize-function-boundaries function-boundary-type-conversion=identity-layout-map" --canonicalize \
+// RUN: aligned-opt %s --aligned-bufferize --canonicalize \
 // RUN:   --aligned-deallocate-buffers --canonicalize --buffer-deallocation-simplification --bufferization-lower-deallocations --canonicalize | FileCheck %s
 // RUN: aligned-opt %s --aligned-pipeline | mlir-translate --mlir-to-llvmir | FileCheck %s --check-prefix=IR
 
@@ -53,15 +53,4 @@ func.func @temporary(%a: tensor<4x4xf32>) -> f32 {
   %new = linalg.exp ins(%a : tensor<4x4xf32>) outs(%empty : tensor<4x4xf32>) -> tensor<4x4xf32>
   %first = tensor.extract %new[%c0, %c0] : tensor<4x4xf32>
   return %first : f32
-}
-
-// A kernel owns nothing; its intrinsics are not looked at.
-// CHECK-LABEL: func.func private @kernel(
-// CHECK: llvm.call_intrinsic
-func.func private @kernel(%p: !llvm.ptr) {
-  %0 = llvm.load %p : !llvm.ptr -> vector<8xi32>
-  %1 = llvm.load %p : !llvm.ptr -> vector<32xi8>
-  %2 = llvm.call_intrinsic "llvm.x86.avx512.vpdpbusd.256"(%0, %1, %1) : (vector<8xi32>, vector<32xi8>, vector<32xi8>) -> vector<8xi32>
-  llvm.store %2, %p : vector<8xi32>, !llvm.ptr
-  return
 }

@@ -1,11 +1,10 @@
-// A module in which one attention stays dense, with all its bits, and one is in planes, on each target.
+// A module in which one attention stays dense, with all its bits, and one is in planes.
 //
 // RUN: aligned-opt %s --aligned-pipeline="dense-below=65536 to=fuse" 2>&1 | FileCheck %s --check-prefix=FUSE
+// RUN: aligned-opt %s --aligned-pipeline="dense-below=65536 to=stage" 2>/dev/null | FileCheck %s --check-prefix=STAGE
 // RUN: aligned-opt %s --aligned-pipeline="dense-below=65536 isa=portable" 2>&1 | FileCheck %s --check-prefix=CPU
-// RUN: aligned-opt %s --aligned-pipeline="target=cuda dense-below=65536" 2>&1 | FileCheck %s --check-prefix=CPU
-// RUN: aligned-opt %s --aligned-pipeline="target=nvptx dense-below=65536" 2>&1 | FileCheck %s --check-prefix=GPU
-// RUN: aligned-opt %s --aligned-pipeline="target=nvptx" 2>&1 | FileCheck %s --check-prefix=NEVER
-// RUN: aligned-opt %s --aligned-pipeline="target=nvptx dense-below=99999999999999" 2>&1 | FileCheck %s --check-prefix=ALWAYS
+// RUN: aligned-opt %s --aligned-pipeline="to=fuse" 2>&1 | FileCheck %s --check-prefix=NEVER
+// RUN: aligned-opt %s --aligned-pipeline="dense-below=99999999999999 to=fuse" 2>&1 | FileCheck %s --check-prefix=ALWAYS
 // RUN: not aligned-opt %s --aligned-pipeline="dense-below=-1" 2>&1 | FileCheck %s --check-prefix=NEGATIVE
 // RUN: not aligned-opt %s --aligned-pipeline="dense-below=64k" 2>&1 | FileCheck %s --check-prefix=WORD
 
@@ -13,18 +12,21 @@
 // FUSE: aligned.decode_attention {{.*}} policy <exact>
 // FUSE-SAME: tensor<1x2x65x16xf16>, tensor<1x2x65x16xf16> ->
 // FUSE: aligned.decode_attention {{.*}} policy <budget
-// FUSE-SAME: #aligned.split<fixed<4, 4, 4, 4>, key>>
+// FUSE-SAME: #aligned.planes<fixed<4, 4, 8>, key>>
+// STAGE: = aligned.decode_attention {{.*}} policy <exact>
+// STAGE-SAME: tensor<1x2x65x16xf16>, tensor<1x2x65x16xf16> ->
+// STAGE-NOT: = aligned.decode_attention
+// STAGE: aligned.prepare {{.*}} tensor<1x2x1024x16xf16, #aligned.planes<fixed<4, 4, 8>, key>>
+// STAGE-NOT: = aligned.decode_attention
 // CPU: remark: attention stays dense
 // CPU: llvm.func @steps(
-// GPU: kernel = "decode0_scan"
-// GPU: kernel = "decode1_scores"
-// GPU: gpu.binary
+// CPU: llvm.call @aligned_rt_parallel(
+// CPU: llvm.call @aligned_rt_parallel(
+// CPU-DAG: llvm.func @aligned_decode_0(
+// CPU-DAG: llvm.func @aligned_attend(
 // NEVER-NOT: remark
-// NEVER-NOT: _scan
-// NEVER: kernel = "decode0_scores"
-// NEVER: kernel = "decode1_scores"
-// ALWAYS: kernel = "decode0_scan"
-// ALWAYS: kernel = "decode1_scan"
+// NEVER-NOT: policy <exact>
+// ALWAYS-NOT: policy <budget
 // NEGATIVE: dense-below{{.*}}'-1' value invalid
 // WORD: dense-below{{.*}}'64k' value invalid
 

@@ -1,22 +1,32 @@
 // RUN: not aligned-opt %s --aligned-pipeline="to=machine" 2>&1 | FileCheck %s --check-prefix=TO
 // RUN: not aligned-opt %s --aligned-pipeline="target=gpu" 2>&1 | FileCheck %s --check-prefix=TARGET
+// RUN: not aligned-opt %s --aligned-pipeline="target=cuda" 2>&1 | FileCheck %s --check-prefix=CUDA
+// RUN: not aligned-opt %s --aligned-pipeline="target=nvptx to=raise" 2>&1 | FileCheck %s --check-prefix=NVPTX
 // RUN: not aligned-opt %s --aligned-pipeline="isa=sse" 2>&1 | FileCheck %s --check-prefix=ISA
 // RUN: not aligned-opt %s --aligned-pipeline="format=fixed<4>" 2>&1 | FileCheck %s --check-prefix=FORMAT
+// RUN: not aligned-opt %s --aligned-pipeline="format=fixed<4,12>" 2>&1 | FileCheck %s --check-prefix=WIDE
 // RUN: not aligned-opt %s --aligned-pipeline="format=sparse" 2>&1 | FileCheck %s --check-prefix=NAME
 // RUN: not aligned-opt %s --aligned-pipeline="policy=best to=raise" 2>&1 | FileCheck %s --check-prefix=POLICY
 // RUN: not aligned-opt %s --aligned-pipeline="policy=budget format=dense" 2>&1 | FileCheck %s --check-prefix=TOLERANCE
+// RUN: not aligned-opt %s --aligned-pipeline="policy=draft tolerance=0.5" 2>&1 | FileCheck %s --check-prefix=PRESET
 // RUN: not aligned-opt %s --aligned-pipeline="target=gpu isa=sse" 2>&1 | FileCheck %s --check-prefixes=TARGET,ISA
 // RUN: not aligned-opt %s --aligned-pipeline="format=float<8,4,4>" 2>&1 | FileCheck %s --check-prefix=MISFIT
 
 // Options are judged before anything runs, even those that no phase up to `to` would read.
 
-// TO: error: expected to 'raise', 'split', 'fuse', 'lower' or 'llvm', got 'machine'
-// TARGET: error: expected target 'cpu', 'cuda', 'nvptx' or 'reference', got 'gpu'
+// TO: error: expected to 'raise', 'store', 'fuse', 'stage', 'lower' or 'llvm', got 'machine'
+// TARGET: error: expected target 'cpu' or 'reference', got 'gpu'
+// CUDA: error: expected target 'cpu' or 'reference', got 'cuda'
+// CUDA: note: kernels for GPUs are being rewritten for the present storage
+// NVPTX: error: expected target 'cpu' or 'reference', got 'nvptx'
+// NVPTX: note: kernels for GPUs are being rewritten
 // ISA: error: expected isa 'host', 'portable', 'avx2' or 'avx512', got 'sse'
 // FORMAT: error: expected plane widths that sum to 16, got 4
-// NAME: error: expected a split format such as 'fixed<4,4,4,4>' or 'float<8,4,4>', got 'sparse'
-// POLICY: error: expected policy 'exact', 'alignedkv', 'tight', 'balanced', 'fast' or 'budget', got 'best'
+// WIDE: error: expected planes of 4 or 8 bits in a fixed format, got 12
+// NAME: error: expected a plane format such as 'fixed<4,4,8>' or 'float<8,4,4>', got 'sparse'
+// POLICY: error: expected policy 'exact', 'alignedkv', 'tight', 'balanced', 'fast', 'draft' or 'budget', got 'best'
 // TOLERANCE: error: expected a tolerance above 0 and below 1, got 0
+// PRESET: error: expected a tolerance only with policy 'budget', got one with 'draft', which stands for 0.015625
 
 // A policy and a format that do not go together show only in a module that has attention.
 // MISFIT: error: 'aligned.attention' op expected a key stored as 'fixed' under policy 'budget', got 'float'

@@ -4,18 +4,18 @@
 // RUN: aligned-opt %s --aligned-fuse-decode-attention="policy=budget tolerance=0.125" | FileCheck %s --check-prefix=BUDGET
 // RUN: aligned-opt %s --aligned-fuse-decode-attention=policy=exact | FileCheck %s --check-prefix=EXACT
 
-!key = tensor<1x3x?x64xf16, #aligned.split<fixed<4, 4, 4, 4>, key>>
-!value = tensor<1x3x?x48xf16, #aligned.split<fixed<4, 4, 4, 4>, value>>
+!key = tensor<1x3x?x64xf16, #aligned.planes<fixed<4, 4, 8>, key>>
+!value = tensor<1x3x?x48xf16, #aligned.planes<fixed<4, 4, 8>, value>>
 !q = tensor<1x9x1x64xf16>
 
 // CHECK-LABEL: func.func @split(
 // CHECK-SAME: %[[Q:.*]]: tensor<1x9x1x64xf16>, %[[K:.*]]: tensor<1x3x?x64xf16, #{{[^%]*}}%[[V:.*]]: tensor<1x3x?x48xf16, #{{[^%]*}}%[[SCALE:.*]]: f32
-// CHECK: %[[ACC:.*]], %{{.*}}, %[[SUM:.*]] = aligned.decode_attention %[[Q]], %[[K]], %[[V]] scale %[[SCALE]] policy <budget, tolerance = 3.906250e-03> masked_zero :
+// CHECK: %[[ACC:.*]], %{{.*}}, %[[SUM:.*]] = aligned.decode_attention %[[Q]], %[[K]], %[[V]] scale %[[SCALE]] policy <budget, tolerance = 0.001953125> masked_zero :
 // CHECK-SAME: -> tensor<1x9x1x48xf32>, tensor<1x9x1xf32>, tensor<1x9x1xf32>
 // CHECK: %[[OUT:.*]] = aligned.finish %[[ACC]], %[[SUM]] : {{.*}} -> tensor<1x9x1x48xbf16>
 // CHECK: return %[[OUT]]
-// TIGHT: policy <budget, tolerance = 4.8828125E-4>
-// FAST: policy <budget, tolerance = 1.562500e-02>
+// TIGHT: policy <budget, tolerance = 2.44140625E-4>
+// FAST: policy <budget, tolerance = 7.812500e-03>
 // BUDGET: policy <budget, tolerance = 1.250000e-01>
 // EXACT: policy <exact>
 func.func @split(%q: !q, %k: !key, %v: !value, %scale: f32) -> tensor<1x9x1x48xbf16> {
@@ -72,7 +72,7 @@ func.func @some_queries(%q: tensor<1x9x?x64xf16>, %k: !key, %v: !value, %scale: 
 
 // A mask and a softcap stay what they are where one kernel takes all queries,
 // CHECK-LABEL: func.func @masked(
-// CHECK: aligned.decode_attention {{.*}} scale %{{[^ ]*}} softcap 5.000000e+01 mask <causal, window = 100> policy <budget, tolerance = 3.906250e-03> {site
+// CHECK: aligned.decode_attention {{.*}} scale %{{[^ ]*}} softcap 5.000000e+01 mask <causal, window = 100> policy <budget, tolerance = 0.001953125> {site
 func.func @masked(%q: tensor<1x9x3x64xf16>, %k: !key, %v: !value, %scale: f32) -> tensor<1x9x3x48xf16> {
   %out = aligned.attention %q, %k, %v scale %scale softcap 50.0 mask <causal, window = 100> : tensor<1x9x3x64xf16>, !key, !value -> tensor<1x9x3x48xf16>
   return %out : tensor<1x9x3x48xf16>

@@ -1,4 +1,4 @@
-// RUN: aligned-opt %s --aligned-split-kv-storage --aligned-fuse-decode-attention --split-input-file --verify-diagnostics
+// RUN: aligned-opt %s --aligned-store-kv-caches --aligned-fuse-decode-attention --split-input-file --verify-diagnostics
 
 // A cache has one format, so all policies that read it must agree.
 
@@ -16,8 +16,8 @@ func.func @conflict(%q: !q, %k: !cache, %v: !cache, %w: !cache, %scale: f32) -> 
 // -----
 
 !q = tensor<1x6x1x32xf16>
-!split_key = tensor<1x2x?x32xf16, #aligned.split<fixed<4, 4, 4, 4>, key>>
-!split_value = tensor<1x2x?x32xf16, #aligned.split<fixed<4, 4, 4, 4>, value>>
+!split_key = tensor<1x2x?x32xf16, #aligned.planes<fixed<4, 4, 8>, key>>
+!split_value = tensor<1x2x?x32xf16, #aligned.planes<fixed<4, 4, 8>, value>>
 
 // expected-note@+1 {{the key is defined here}}
 func.func @named(%q: !q, %k: !split_key, %v: !split_value, %scale: f32) -> !q {

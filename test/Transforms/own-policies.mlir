@@ -1,6 +1,6 @@
-// RUN: aligned-opt %s --aligned-split-kv-storage | FileCheck %s
-// RUN: aligned-opt %s --aligned-split-kv-storage=prefer-float | FileCheck %s --check-prefix=FLOAT
-// RUN: aligned-opt %s --aligned-split-kv-storage --aligned-fuse-decode-attention=policy=fast | FileCheck %s --check-prefix=FUSED
+// RUN: aligned-opt %s --aligned-store-kv-caches | FileCheck %s
+// RUN: aligned-opt %s --aligned-store-kv-caches=prefer-float | FileCheck %s --check-prefix=FLOAT
+// RUN: aligned-opt %s --aligned-store-kv-caches --aligned-fuse-decode-attention=policy=fast | FileCheck %s --check-prefix=FUSED
 // RUN: aligned-opt %s --aligned-certify-attention --split-input-file | FileCheck %s --check-prefix=CERTIFIED
 
 // An attention's own policies decide what its caches are stored in where the format is left open, and go ahead of the option.
@@ -19,9 +19,9 @@ func.func @rule(%q: !q, %k: !cache, %v: !cache, %scale: f32) -> !q {
 
 // The attention in front has no wish of its own, exact can read any format, and the last one decides.
 // FLOAT-LABEL: func.func @shared(
-// FLOAT-SAME: fixed<4, 4, 4, 4>, key>>{{.*}}fixed<4, 4, 4, 4>, value>>
+// FLOAT-SAME: fixed<4, 4, 8>, key>>{{.*}}fixed<4, 4, 8>, value>>
 // FUSED-LABEL: func.func @shared(
-// FUSED: policy <budget, tolerance = 1.562500e-02> {site = 1 : i32}
+// FUSED: policy <budget, tolerance = 7.812500e-03> {site = 1 : i32}
 // FUSED: policies [<exact>, <exact>] {site = 2 : i32}
 // FUSED: policies [<budget, tolerance = 2.500000e-01>, <budget, tolerance = 5.000000e-01, value = <newest = 3>>] {site = 3 : i32}
 func.func @shared(%q: !q, %k: !cache, %v: !cache, %scale: f32) -> (!q, !q, !q) {
@@ -34,7 +34,7 @@ func.func @shared(%q: !q, %k: !cache, %v: !cache, %scale: f32) -> (!q, !q, !q) {
 
 // Without any the option of the pass decides.
 // CHECK-LABEL: func.func @none(
-// CHECK-SAME: fixed<4, 4, 4, 4>, key>>
+// CHECK-SAME: fixed<4, 4, 8>, key>>
 // FLOAT-LABEL: func.func @none(
 // FLOAT-SAME: float<8, 4, 4>, key>>
 func.func @none(%q: !q, %k: !cache, %v: !cache, %scale: f32) -> !q {

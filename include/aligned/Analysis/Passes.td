@@ -30,10 +30,12 @@ def AlignedAssignPolicies : Pass<"aligned-assign-policies", "::mlir::ModuleOp"> 
   let summary = "give attention the policy that the tolerance of results asks for";
   let description = [{
     In functions with an `aligned.tolerance` on some result, each `aligned.attention` without policies of its own gets a budget from the slack of its result
-    (P6), an absolute error d that every channel may have. With values of at most m in V, the relative L2 error of a head that keeps every channel
-    within d is
+    (P6), an absolute error d that every channel may have. A tolerance is relative to a usual row of V (P2), which is no longer than m * sqrt(value_dim)
+    where values are at most m. So
 
-        tolerance = d / (m * sqrt(value_dim))          |error| <= ||error|| <= tolerance ||output|| <= tolerance * m * sqrt(value_dim) = d
+        tolerance = d / (m * sqrt(value_dim))          |error| <= ||error|| = tolerance ||usual row|| <= tolerance * m * sqrt(value_dim) = d
+
+    for an error that is as large as the policy aims at.
 
     `exact` where that is below 2^-13, about what storage in planes errs, with a remark; no more than 1/4. Where nothing is known of V or the result may not be
     off at all, a remark says so and the op stays as it is.

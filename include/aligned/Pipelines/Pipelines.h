@@ -15,26 +15,25 @@ namespace aligned {
 /// Where a module can stop. Each phase's contract is what `aligned-verify-phase` checks after it.
 enum class Phase {
   Raise, ///< attention is `aligned.attention`, appends are `aligned.append`
-  Split, ///< K and V of every attention that can be decoded are split (unless format=dense)
+  Store, ///< K and V of every attention that can be decoded are packed (unless format=dense)
   Fuse,  ///< no `aligned.attention` is left; every decode op has its policy
-  Lower, ///< no `aligned` op or split type is left; kernels are scf, vector, memref, arith
-  LLVM,  ///< only the LLVM dialect is left; with target=nvptx, only PTX
+  Stage, ///< decode attention over fixed planes is stages over splits of tokens
+  Lower, ///< no tensor is left, no `aligned` op and no packed type; buffers are freed; kernels are scf, vector, memref, arith
+  LLVM,  ///< only the LLVM dialect is left
 };
 
 struct PipelineOptions : mlir::PassPipelineOptions<PipelineOptions> {
-  Option<std::string> target{*this, "target", llvm::cl::desc("cpu; nvptx: kernels alone, as PTX; cuda: what runs around them; or reference: unfused attention in float64"), llvm::cl::init("cpu")};
-  Option<std::string> chip{*this, "chip", llvm::cl::desc("with target=nvptx: architecture, such as sm_80, sm_90 or sm_100"), llvm::cl::init("sm_90")};
-  Option<int64_t> ptx{*this, "ptx", llvm::cl::desc("with target=nvptx: version of PTX, such as 80; 0: the first that knows the chip"), llvm::cl::init(0)};
-  Option<std::string> policy{*this, "policy", llvm::cl::desc("exact, alignedkv, tight, balanced, fast, or budget with a tolerance"), llvm::cl::init("balanced")};
-  Option<double> tolerance{*this, "tolerance", llvm::cl::desc("aimed relative L2 error of a head's output, with policy=budget"), llvm::cl::init(0.0)};
+  Option<std::string> target{*this, "target", llvm::cl::desc("cpu, or reference: unfused attention in float64"), llvm::cl::init("cpu")};
+  Option<std::string> policy{*this, "policy", llvm::cl::desc("exact, alignedkv, tight, balanced, fast, draft, or budget with a tolerance"), llvm::cl::init("balanced")};
+  Option<double> tolerance{*this, "tolerance", llvm::cl::desc("L2 error of an output row to aim at, relative to a usual row of V, with policy=budget"), llvm::cl::init(0.0)};
   Option<std::string> budget{*this, "budget", llvm::cl::desc("file that says how much error is acceptable where; over the policy"), llvm::cl::init("")};
   Option<int64_t> budgetLayer{*this, "budget-layer", llvm::cl::desc("the layer of the budget that all attention stands for; -1: each has its own number"), llvm::cl::init(-1)};
-  Option<std::string> format{*this, "format", llvm::cl::desc("auto, dense, or a split format such as fixed<4,4,4,4>"), llvm::cl::init("auto")};
-  Option<uint64_t> denseBelow{*this, "dense-below", llvm::cl::desc("bytes of K and V of an attention below which they stay dense; 0: as is best for the chip"), llvm::cl::init(0)};
+  Option<std::string> format{*this, "format", llvm::cl::desc("auto, dense, or a plane format such as fixed<4,4,8>"), llvm::cl::init("auto")};
+  Option<uint64_t> denseBelow{*this, "dense-below", llvm::cl::desc("bytes of K and V of an attention below which they stay dense"), llvm::cl::init(0)};
   Option<std::string> isa{*this, "isa", llvm::cl::desc("host, portable, avx2 or avx512"), llvm::cl::init("host")};
   Option<bool> probe{*this, "probe", llvm::cl::desc("return what each attention gives, behind the function's own results"), llvm::cl::init(false)};
   Option<bool> certify{*this, "certify", llvm::cl::desc("return a bound and an estimate of each attention's error, behind all other results"), llvm::cl::init(false)};
-  Option<std::string> to{*this, "to", llvm::cl::desc("last phase to run: raise, split, fuse, lower or llvm"), llvm::cl::init("llvm")};
+  Option<std::string> to{*this, "to", llvm::cl::desc("last phase to run: raise, store, fuse, stage, lower or llvm"), llvm::cl::init("llvm")};
 };
 
 /// Instruction sets that both this machine and the kernels know, the widest first; `portable` is always there.
@@ -48,6 +47,8 @@ mlir::FailureOr<mlir::func::FuncOp> findFunction(mlir::ModuleOp module, const ch
 
 /// `aligned-pipeline{...}`, `aligned-budget=FILE` and `aligned-report-precision=json` on the command line.
 void registerPipelines();
+/// Tells upstream's deallocation of buffers whose the caches are that functions are given and return.
+void registerOwnership(mlir::DialectRegistry &registry);
 /// Every dialect, extension and translation that a module on its way through the pipeline may need.
 void registerDialects(mlir::DialectRegistry &registry);
 /// All passes of the project.

@@ -1,4 +1,4 @@
-// From declared attention over dense tensors to fused attention over split ones.
+// From declared attention over dense tensors to fused attention over packed ones.
 #ifndef ALIGNED_TRANSFORMS_PASSES_TD
 #define ALIGNED_TRANSFORMS_PASSES_TD
 
@@ -40,7 +40,8 @@ def AlignedApplyBudget : Pass<"aligned-apply-budget", "::mlir::ModuleOp"> {
 
     `layers` are attentions by their number in the module, `heads` their kv heads. Each entry may say `policy`, `tolerance`, `min-bits`, `max-bits`,
     `newest`, `sinks` and `ages`, for both sides of attention or apart within `key` and `value`. An inner entry is the outer one with these fields
-    replaced; outermost are the options. Fields that mean nothing, layers and heads that do not exist, and policies of two kinds in a layer are errors at
+    replaced; outermost are the options. A tolerance is the error to aim at, relative to the usual size of a row of V (P2); one within `key` or `value`
+    is that side's own, and one of both sides replaces those. Fields that mean nothing, layers and heads that do not exist, and policies of two kinds in a layer are errors at
     their place in the file. `exact` goes with any other policy.
 
     `--aligned-budget=FILE` is short for this pass.
@@ -53,15 +54,15 @@ def AlignedApplyBudget : Pass<"aligned-apply-budget", "::mlir::ModuleOp"> {
   let dependentDialects = ["::aligned::AlignedDialect"];
 }
 
-def AlignedSplitKVStorage : Pass<"aligned-split-kv-storage", "::mlir::ModuleOp"> {
+def AlignedStoreKVCaches : Pass<"aligned-store-kv-caches", "::mlir::ModuleOp"> {
   let summary = "store the K and V tensors of attention in bit planes";
   let description = [{
-    Gives the key and value of every `aligned.attention` a split encoding. Where they are function arguments, the argument
+    Gives the key and value of every `aligned.attention` a plane encoding. Where they are function arguments, the argument
     changes type, and callers follow; where they are the result of an `aligned.append`, so does the cache that it appends to, and the
-    function result that returns it. A key or value that the graph computes otherwise is packed by `aligned.split`; a use that needs
-    dense values gets `aligned.join`. Nothing but cache tensors changes type.
+    function result that returns it. A key or value that the graph computes otherwise is packed by `aligned.pack`; a use that needs
+    dense values gets `aligned.unpack`. Nothing but cache tensors changes type.
 
-    `format=auto` takes what the attention's own `policies` read, and without any `fixed<4,4,4,4>`, or with `prefer-float` the published format of the
+    `format=auto` takes what the attention's own `policies` read, and without any `fixed<4,4,8>`, or with `prefer-float` the published format of the
     element type: `float<8,4,4>`, for bf16 `float<12,4>`. A cache can have only one format, so policies that differ in it are an error there. Attention that this format can't hold stays dense, with a remark that says why; a format given by name is
     a request, so there it is an error. Attention of more query rows per kv head than a kernel holds stays dense in any case.
 
@@ -70,7 +71,7 @@ def AlignedSplitKVStorage : Pass<"aligned-split-kv-storage", "::mlir::ModuleOp">
     A tensor that serves as key and as value has no one encoding. It stays dense and is packed where attention reads it.
   }];
   let options = [
-    Option<"format", "format", "std::string", "\"auto\"", "auto, or a split format such as fixed<4,4,4,4> or float<8,4,4>">,
+    Option<"format", "format", "std::string", "\"auto\"", "auto, or a plane format such as fixed<4,4,8> or float<8,4,4>">,
     Option<"preferFloat", "prefer-float", "bool", "false", "with format=auto, the float format that policy alignedkv needs">,
     Option<"denseBelow", "dense-below", "uint64_t", "0", "bytes of K and V of an attention together, as dense tensors, below which they stay dense">];
   let dependentDialects = ["::aligned::AlignedDialect", "::mlir::arith::ArithDialect", "::mlir::tensor::TensorDialect"];
@@ -87,9 +88,20 @@ def AlignedFuseDecodeAttention : Pass<"aligned-fuse-decode-attention", "::mlir::
     taken in stretches that it does hold, all under one site.
   }];
   let options = [
-    Option<"policy", "policy", "std::string", "\"balanced\"", "exact, alignedkv, tight, balanced, fast, or budget with a tolerance">,
-    Option<"tolerance", "tolerance", "double", "0.0", "aimed relative L2 error of a head's output, with policy=budget">];
+    Option<"policy", "policy", "std::string", "\"balanced\"", "exact, alignedkv, tight, balanced, fast, draft, or budget with a tolerance">,
+    Option<"tolerance", "tolerance", "double", "0.0", "L2 error of an output row to aim at, relative to a usual row of V, with policy=budget">];
   let dependentDialects = ["::aligned::AlignedDialect", "::mlir::arith::ArithDialect", "::mlir::scf::SCFDialect", "::mlir::tensor::TensorDialect"];
+}
+
+def AlignedStageDecodeAttention : Pass<"aligned-stage-decode-attention", "::mlir::ModuleOp"> {
+  let summary = "turn decode attention over fixed planes into stages over splits of tokens";
+  let description = [{
+    Replaces each `aligned.decode_attention` over caches of `fixed` planes by `aligned.prepare`, `aligned.scan`, `aligned.attend` and `aligned.merge`: one `scf.forall` over
+    batch entries and kv heads, and in it one over splits of 2048 tokens for the scan, and one for what is attended to. What both need of each other's splits is a reference
+    and a sum of each. Attention over dense tensors and `float` planes stays as it is.
+  }];
+  let dependentDialects = ["::aligned::AlignedDialect", "::mlir::arith::ArithDialect", "::mlir::linalg::LinalgDialect", "::mlir::scf::SCFDialect",
+                           "::mlir::tensor::TensorDialect"];
 }
 
 #endif // ALIGNED_TRANSFORMS_PASSES_TD

@@ -23,9 +23,9 @@ struct Options : testing::Test {
     context.loadDialect<AlignedDialect>();
   }
 
-  SplitAttr format(StringRef text, CacheRole role = CacheRole::Key) {
+  PlanesAttr format(StringRef text, CacheRole role = CacheRole::Key) {
     report.clear();
-    return parseSplitFormat(text, role, &context, [&] { return emitError(UnknownLoc::get(&context)); });
+    return parsePlaneFormat(text, role, &context, [&] { return emitError(UnknownLoc::get(&context)); });
   }
   PolicyAttr policy(StringRef name, double tolerance = 0.0) {
     report.clear();
@@ -39,11 +39,11 @@ struct Options : testing::Test {
 };
 
 TEST_F(Options, formatsAreParsed) {
-  SplitAttr fixed = format("fixed<4,4,4,4>");
+  PlanesAttr fixed = format("fixed<4,4,4,4>");
   ASSERT_TRUE(fixed) << report;
-  EXPECT_EQ(fixed, SplitAttr::get(&context, FormatKind::Fixed, {4, 4, 4, 4}, CacheRole::Key));
+  EXPECT_EQ(fixed, PlanesAttr::get(&context, FormatKind::Fixed, {4, 4, 4, 4}, CacheRole::Key));
   EXPECT_EQ(fixed.getResident(), 4);
-  EXPECT_EQ(format(" float < 12 , 4 > ", CacheRole::Value), SplitAttr::get(&context, FormatKind::Float, {12, 4}, CacheRole::Value)) << report;
+  EXPECT_EQ(format(" float < 12 , 4 > ", CacheRole::Value), PlanesAttr::get(&context, FormatKind::Float, {12, 4}, CacheRole::Value)) << report;
   EXPECT_TRUE(format("fixed<16>")) << report;
   EXPECT_EQ(report, "");
 }
@@ -52,7 +52,7 @@ TEST_F(Options, malformedFormatsAreReported) {
   for (const char *text : {"", "fixed", "fixed<", "fixed<4,4,4,4", "fixed4,4,4,4>", "posit<16>", "fixed<4,,8>", "fixed<four,12>", "fixed<>", "fixed<4,4,4,4>>",
                            "fixed<99999999999999999999>"}) {
     EXPECT_FALSE(format(text)) << text;
-    expectReport("expected a split format such as 'fixed<4,4,4,4>' or 'float<8,4,4>', got '" + std::string(text) + "'");
+    expectReport("expected a plane format such as 'fixed<4,4,4,4>' or 'float<8,4,4>', got '" + std::string(text) + "'");
   }
 }
 
@@ -68,15 +68,15 @@ TEST_F(Options, formatsThatNoPlanesCanHaveAreReported) {
 }
 
 TEST_F(Options, layersCountNibblesInFrontOfAPlane) {
-  SplitAttr split = format("float<8,4,4>");
+  PlanesAttr split = format("float<8,4,4>");
   EXPECT_EQ(split.getFirstLayer(0), 0);
   EXPECT_EQ(split.getFirstLayer(1), 2);
   EXPECT_EQ(split.getFirstLayer(2), 3);
 }
 
 TEST_F(Options, theOtherRoleKeepsFormatAndResidency) {
-  auto key = SplitAttr::get(&context, FormatKind::Float, {8, 4, 4}, CacheRole::Key, 2);
-  EXPECT_EQ(key.withRole(CacheRole::Value), SplitAttr::get(&context, FormatKind::Float, {8, 4, 4}, CacheRole::Value, 2));
+  auto key = PlanesAttr::get(&context, FormatKind::Float, {8, 4, 4}, CacheRole::Key, 2);
+  EXPECT_EQ(key.withRole(CacheRole::Value), PlanesAttr::get(&context, FormatKind::Float, {8, 4, 4}, CacheRole::Value, 2));
 }
 
 TEST_F(Options, elementTypesThatAFormatCanHold) {

@@ -1,4 +1,4 @@
-// Split encodings, policies and masks: text forms, verification, presets.
+// Plane encodings, policies and masks: text forms, verification, presets.
 #include "aligned/Dialect/Aligned/IR/Aligned.h"
 
 #include "mlir/IR/Diagnostics.h"
@@ -164,10 +164,10 @@ void RangeAttr::print(AsmPrinter &printer) const {
 }
 
 //===----------------------------------------------------------------------===//
-// Split encodings
+// Plane encodings
 //===----------------------------------------------------------------------===//
 
-LogicalResult SplitAttr::verify(function_ref<InFlightDiagnostic()> emitError, FormatKind kind, ArrayRef<int64_t> widths,
+LogicalResult PlanesAttr::verify(function_ref<InFlightDiagnostic()> emitError, FormatKind kind, ArrayRef<int64_t> widths,
                                 CacheRole role, int64_t resident) {
   if (widths.empty() || widths.size() > kMaxPlanes)
     return emitError() << "expected 1 to " << kMaxPlanes << " planes, got " << widths.size();
@@ -175,6 +175,8 @@ LogicalResult SplitAttr::verify(function_ref<InFlightDiagnostic()> emitError, Fo
   for (int64_t width : widths) {
     if (width <= 0 || width > kStorageBits || width % 4)
       return emitError() << "expected plane widths that are multiples of 4, got " << width;
+    if (kind == FormatKind::Fixed && width > 8)
+      return emitError() << "expected planes of 4 or 8 bits in a fixed format, got " << width;
     sum += width;
   }
   if (sum != kStorageBits)
@@ -187,42 +189,45 @@ LogicalResult SplitAttr::verify(function_ref<InFlightDiagnostic()> emitError, Fo
   return success();
 }
 
-LogicalResult SplitAttr::verifyEncoding(ArrayRef<int64_t> shape, Type elementType,
+LogicalResult PlanesAttr::verifyEncoding(ArrayRef<int64_t> shape, Type elementType,
                                         function_ref<InFlightDiagnostic()> emitError) const {
   if (shape.size() != 4)
-    return emitError() << "expected a split tensor of rank 4 [batch, kv_heads, tokens, head_dim], got rank " << shape.size();
+    return emitError() << "expected a packed tensor of rank 4 [batch, kv_heads, tokens, head_dim], got rank " << shape.size();
   if (ShapedType::isDynamic(shape[0]) || ShapedType::isDynamic(shape[1]))
-    return emitError() << "expected static batch and kv_heads in a split tensor";
+    return emitError() << "expected static batch and kv_heads in a packed tensor";
   if (!isSupportedHeadDim(shape[3]))
     return emitError() << "expected a static head_dim that is a multiple of " << kHeadDimMultiple << ", at most " << kMaxHeadDim
-                       << ", in a split tensor, got " << (ShapedType::isDynamic(shape[3]) ? "?" : std::to_string(shape[3]));
+                       << ", in a packed tensor, got " << (ShapedType::isDynamic(shape[3]) ? "?" : std::to_string(shape[3]));
   if (!supports(elementType))
     return emitError() << "expected " << (supports(BFloat16Type::get(getContext())) ? "f16, bf16 or f32" : "f16 or f32")
-                       << " elements in a tensor split as " << stringifyFormatKind(getKind()) << "<"
+                       << " elements in a tensor packed as " << stringifyFormatKind(getKind()) << "<"
                        << llvm::interleaved(getWidths()) << ">, got " << elementType;
   return success();
 }
 
-SplitAttr SplitAttr::withRole(CacheRole role) const {
+PlanesAttr PlanesAttr::withRole(CacheRole role) const {
   return get(getContext(), getKind(), getWidths(), role, getResident());
 }
 
-int64_t SplitAttr::getFirstLayer(int64_t plane) const {
+int64_t PlanesAttr::getFirstLayer(int64_t plane) const {
   int64_t bits = 0;
   for (int64_t width : getWidths().take_front(plane))
     bits += width;
   return bits / 4;
 }
 
-bool SplitAttr::supports(Type elementType) const {
+bool PlanesAttr::supports(Type elementType) const {
   if (elementType.isBF16()) // its sign and exponent reach one bit into the second byte
     return getKind() == FormatKind::Fixed || getWidths()[0] >= 12;
   return elementType.isF16() || elementType.isF32();
 }
 
-SplitAttr aligned::getSplit(Type type) {
-  auto tensor = dyn_cast<RankedTensorType>(type);
-  return tensor ? dyn_cast_or_null<SplitAttr>(tensor.getEncoding()) : SplitAttr();
+PlanesAttr aligned::getPlanes(Type type) {
+  if (auto tensor = dyn_cast<RankedTensorType>(type))
+    return dyn_cast_or_null<PlanesAttr>(tensor.getEncoding());
+  if (auto buffer = dyn_cast<MemRefType>(type))
+    return dyn_cast_or_null<PlanesAttr>(buffer.getMemorySpace());
+  return {};
 }
 
 bool aligned::takeLess(TypeRange tensors, uint64_t bytes) {
@@ -243,11 +248,11 @@ bool aligned::isSupportedHeadDim(int64_t headDim) {
   return headDim > 0 && headDim <= kMaxHeadDim && headDim % kHeadDimMultiple == 0;
 }
 
-SplitAttr aligned::parseSplitFormat(StringRef text, CacheRole role, MLIRContext *context,
+PlanesAttr aligned::parsePlaneFormat(StringRef text, CacheRole role, MLIRContext *context,
                                     function_ref<InFlightDiagnostic()> emitError) {
   auto malformed = [&] {
-    emitError() << "expected a split format such as 'fixed<4,4,4,4>' or 'float<8,4,4>', got '" << text << "'";
-    return SplitAttr();
+    emitError() << "expected a plane format such as 'fixed<4,4,8>' or 'float<8,4,4>', got '" << text << "'";
+    return PlanesAttr();
   };
   auto [name, rest] = text.trim().split('<');
   std::optional<FormatKind> kind = symbolizeFormatKind(name.trim());
@@ -259,7 +264,7 @@ SplitAttr aligned::parseSplitFormat(StringRef text, CacheRole role, MLIRContext 
   for (StringRef piece : pieces)
     if (piece.trim().getAsInteger(10, widths.emplace_back()))
       return malformed();
-  return SplitAttr::getChecked(emitError, context, *kind, widths, role, static_cast<int64_t>(widths.size()));
+  return PlanesAttr::getChecked(emitError, context, *kind, widths, role, static_cast<int64_t>(widths.size()));
 }
 
 //===----------------------------------------------------------------------===//
@@ -319,19 +324,20 @@ LogicalResult PolicyAttr::verify(function_ref<InFlightDiagnostic()> emitError, P
 double PolicyAttr::getTolerance(CacheRole side) const {
   if (LimitsAttr limits = getLimits(side); limits && limits.getTolerance())
     return limits.getTolerance().getValueAsDouble();
-  return getTolerance() ? getTolerance().getValueAsDouble() * std::sqrt(side == CacheRole::Key ? kKeyShare : 1 - kKeyShare) : 0.0;
+  return getTolerance() ? getTolerance().getValueAsDouble() : 0.0;
 }
 
 PolicyAttr aligned::parsePolicy(StringRef name, double tolerance, MLIRContext *context,
                                 function_ref<InFlightDiagnostic()> emitError) {
   double preset = llvm::StringSwitch<double>(name)
-                      .Case("tight", std::ldexp(1.0, -11))
-                      .Case("balanced", std::ldexp(1.0, -8))
-                      .Case("fast", std::ldexp(1.0, -6))
+                      .Case("tight", std::ldexp(1.0, -12))
+                      .Case("balanced", std::ldexp(1.0, -9))
+                      .Case("fast", std::ldexp(1.0, -7))
+                      .Case("draft", std::ldexp(1.0, -6))
                       .Default(0.0);
   std::optional<PolicyKind> kind = preset ? PolicyKind::Budget : symbolizePolicyKind(name);
   if (!kind) {
-    emitError() << "expected policy 'exact', 'alignedkv', 'tight', 'balanced', 'fast' or 'budget', got '" << name << "'";
+    emitError() << "expected policy 'exact', 'alignedkv', 'tight', 'balanced', 'fast', 'draft' or 'budget', got '" << name << "'";
     return {};
   }
   if (preset && tolerance != 0.0) {

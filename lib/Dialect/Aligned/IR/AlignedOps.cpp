@@ -58,6 +58,12 @@ static void printPolicies(OpAsmPrinter &printer, Operation *, ArrayAttr policies
   llvm::interleaveComma(policies, printer, printOne);
   printer << "]";
 }
+/// The type of the buffer that is written where there is one, else of the result.
+static ParseResult parseTarget(OpAsmParser &parser, const OptionalOperand &target, Type &targetType, Type &result) {
+  return parser.parseType(target ? targetType : result);
+}
+static void printTarget(OpAsmPrinter &printer, Operation *, Value target, Type targetType, Type result) { printer << (target ? targetType : result); }
+
 static void printOptionalPolicies(OpAsmPrinter &printer, Operation *op, ArrayAttr policies) { printPolicies(printer, op, policies); }
 
 #define GET_OP_CLASSES
@@ -68,10 +74,29 @@ namespace {
 enum Dim { kBatch, kHeads, kTokens, kChannels };
 } // namespace
 
-static RankedTensorType typeOf(Value value) { return cast<RankedTensorType>(value.getType()); }
+static ShapedType typeOf(Value value) { return cast<ShapedType>(value.getType()); }
 
 /// Two extents that are both known and differ can't be the same.
 static bool compatible(int64_t a, int64_t b) { return ShapedType::isDynamic(a) || ShapedType::isDynamic(b) || a == b; }
+
+/// A13: values are tensors all, or buffers.
+static LogicalResult verifyForm(Operation *op, ValueRange values) {
+  Type tensor, buffer;
+  for (Type type : values.getTypes())
+    if (isa<RankedTensorType, MemRefType>(type))
+      (isa<MemRefType>(type) ? buffer : tensor) = type;
+  for (Type type : op->getResultTypes())
+    if (isa<RankedTensorType>(type))
+      tensor = type;
+  if (tensor && buffer)
+    return op->emitOpError() << "expected tensors or buffers, got both: " << tensor << " and " << buffer;
+  return success();
+}
+
+static bool isDense(ShapedType type) {
+  auto tensor = dyn_cast<RankedTensorType>(type);
+  return tensor ? !tensor.getEncoding() : !getPlanes(type);
+}
 
 static std::string extent(int64_t size) { return ShapedType::isDynamic(size) ? "?" : std::to_string(size); }
 
@@ -83,8 +108,8 @@ static LogicalResult expectSame(Operation *op, StringRef what, StringRef ofA, in
 }
 
 /// A1, A2, A4: what declared and computed attention ask of their operands.
-static LogicalResult verifyOperands(Operation *op, RankedTensorType query, RankedTensorType key, RankedTensorType value) {
-  auto same = [&](StringRef what, StringRef ofA, RankedTensorType a, StringRef ofB, RankedTensorType b, Dim dim) {
+static LogicalResult verifyOperands(Operation *op, ShapedType query, ShapedType key, ShapedType value) {
+  auto same = [&](StringRef what, StringRef ofA, ShapedType a, StringRef ofB, ShapedType b, Dim dim) {
     return expectSame(op, what, ofA, a.getDimSize(dim), ofB, b.getDimSize(dim));
   };
   if (failed(same("batch", "key", key, "value", value, kBatch)) || failed(same("kv_heads", "key", key, "value", value, kHeads)) ||
@@ -96,19 +121,19 @@ static LogicalResult verifyOperands(Operation *op, RankedTensorType query, Ranke
     return op->emitOpError() << "expected query heads to be a multiple of kv heads, got " << queryHeads << " and " << kvHeads;
   if (queryHeads == 0)
     return op->emitOpError() << "expected one query head or more, got none";
-  SplitAttr keySplit = getSplit(key), valueSplit = getSplit(value); // A4
-  if (!keySplit != !valueSplit)
-    return op->emitOpError() << "expected key and value to be both split or both dense, got a split "
-                             << (keySplit ? "key and a dense value" : "value and a dense key");
-  if (keySplit && keySplit.getRole() != CacheRole::Key)
-    return op->emitOpError() << "expected the key's encoding to have role 'key', got '" << stringifyCacheRole(keySplit.getRole()) << "'";
-  if (valueSplit && valueSplit.getRole() != CacheRole::Value)
-    return op->emitOpError() << "expected the value's encoding to have role 'value', got '" << stringifyCacheRole(valueSplit.getRole()) << "'";
+  PlanesAttr keyPlanes = getPlanes(key), valuePlanes = getPlanes(value); // A4
+  if (!keyPlanes != !valuePlanes)
+    return op->emitOpError() << "expected key and value to be both packed or both dense, got a packed "
+                             << (keyPlanes ? "key and a dense value" : "value and a dense key");
+  if (keyPlanes && keyPlanes.getRole() != CacheRole::Key)
+    return op->emitOpError() << "expected the key's encoding to have role 'key', got '" << stringifyCacheRole(keyPlanes.getRole()) << "'";
+  if (valuePlanes && valuePlanes.getRole() != CacheRole::Value)
+    return op->emitOpError() << "expected the value's encoding to have role 'value', got '" << stringifyCacheRole(valuePlanes.getRole()) << "'";
   return success();
 }
 
 /// A3, A7: [batch, q_heads, queries (, value_dim)]
-static LogicalResult verifyResult(Operation *op, StringRef name, RankedTensorType result, RankedTensorType query, int64_t valueDim) {
+static LogicalResult verifyResult(Operation *op, StringRef name, ShapedType result, ShapedType query, int64_t valueDim) {
   SmallVector<int64_t> expected(query.getShape().take_front(3));
   if (result.getRank() == 4)
     expected.push_back(valueDim);
@@ -119,7 +144,7 @@ static LogicalResult verifyResult(Operation *op, StringRef name, RankedTensorTyp
 }
 
 /// P4: what a certified op returns.
-static LogicalResult verifyCertified(Operation *op, Value bound, Value estimate, RankedTensorType shape) {
+static LogicalResult verifyCertified(Operation *op, Value bound, Value estimate, ShapedType shape) {
   if (!bound != !estimate)
     return op->emitOpError() << "expected both a bound and an estimate or neither, got " << (bound ? "no estimate" : "no bound");
   if (!bound)
@@ -134,7 +159,7 @@ static LogicalResult verifyCertified(Operation *op, Value bound, Value estimate,
 //===----------------------------------------------------------------------===//
 
 /// A10: one policy or one per kv head, of one kind.
-static LogicalResult verifyPolicies(Operation *op, ArrayAttr policies, RankedTensorType key) {
+static LogicalResult verifyPolicies(Operation *op, ArrayAttr policies, ShapedType key) {
   int64_t kvHeads = key.getDimSize(kHeads), count = policies.size();
   if (count != 1 && (count == 0 || !compatible(count, kvHeads)))
     return op->emitOpError() << "expected one policy, or one for each of " << extent(kvHeads) << " kv heads, got " << count;
@@ -152,41 +177,80 @@ static LogicalResult verifySoftcap(Operation *op, std::optional<APFloat> softcap
   return success();
 }
 
+/// A15: what a mask by numbers and sinks look like.
+LogicalResult aligned::verifyMaskOperands(Operation *op, Value mask, Value sinks, ShapedType query, ShapedType key) {
+  if (mask) {
+    auto type = cast<ShapedType>(mask.getType());
+    constexpr StringRef names[] = {"batch", "q_heads", "queries", "tokens"};
+    for (int64_t dim = 0; dim < 4; ++dim) {
+      int64_t want = dim == 3 ? key.getDimSize(kTokens) : query.getDimSize(dim), got = type.getDimSize(dim);
+      if (dim < 3 && ShapedType::isDynamic(got))
+        return op->emitOpError() << "expected a static " << names[dim] << " in attn_mask, got " << type;
+      if (!(dim < 3 && got == 1) && !compatible(want, got))
+        return op->emitOpError() << "expected attn_mask dimension " << dim << " (" << names[dim] << ") to be " << extent(want) << (dim < 3 ? " or 1" : "") << ", got " << extent(got);
+    }
+  }
+  if (sinks && !compatible(query.getDimSize(kHeads), cast<ShapedType>(sinks.getType()).getDimSize(0)))
+    return op->emitOpError() << "expected a sink logit for each of " << extent(query.getDimSize(kHeads)) << " query heads, got "
+                             << extent(cast<ShapedType>(sinks.getType()).getDimSize(0));
+  return success();
+}
+
 LogicalResult AttentionOp::verify() {
-  RankedTensorType query = typeOf(getQuery()), value = typeOf(getValue());
+  ShapedType query = typeOf(getQuery()), value = typeOf(getValue());
   if (failed(verifyOperands(*this, query, typeOf(getKey()), value)))
     return failure();
   if (failed(verifyResult(*this, "result", typeOf(getResult()), query, value.getDimSize(kChannels))))
     return failure();
   if (getPolicies() && failed(verifyPolicies(*this, *getPolicies(), typeOf(getKey()))))
     return failure();
+  if (failed(verifyMaskOperands(*this, getAttnMask(), getSinkLogits(), query, cast<ShapedType>(getKey().getType()))))
+    return failure();
   if (failed(verifySoftcap(*this, getSoftcap())))
     return failure();
   return verifyCertified(*this, getBound(), getEstimate(), query);
 }
 
+/// A7, A13: the state, as results or as buffers.
+static LogicalResult verifyState(DecodeAttentionOp op, ShapedType query, ShapedType value) {
+  if (!op.getTargets().empty() && op->getNumResults())
+    return op.emitOpError() << "expected results or buffers to write to, got both";
+  ValueRange state = op.getState();
+  if (state.size() < 3 || state.size() > 4 || (op.getTargets().empty() && !(op.getAcc() && op.getMax() && op.getSum())))
+    return op.emitOpError() << "expected acc, max, sum and at most a certificate, got " << state.size() << " of them";
+  constexpr StringRef names[] = {"acc", "max", "sum", "certificate"};
+  const int64_t channels[] = {value.getDimSize(kChannels), 0, 0, kCertificateNumbers};
+  for (auto [part, name, dim] : llvm::zip_first(state, names, channels)) {
+    ShapedType type = typeOf(part);
+    if (int64_t rank = dim ? 4 : 3; type.getRank() != rank)
+      return op.emitOpError() << "expected " << name << " of rank " << rank << ", got " << type;
+    if (failed(verifyResult(op, name, type, query, dim)))
+      return failure();
+  }
+  return success();
+}
+
 LogicalResult DecodeAttentionOp::verify() {
-  RankedTensorType query = typeOf(getQuery()), key = typeOf(getKey()), value = typeOf(getValue());
+  if (failed(verifyForm(*this, getOperands())))
+    return failure();
+  ShapedType query = typeOf(getQuery()), key = typeOf(getKey()), value = typeOf(getValue());
   if (failed(verifyOperands(*this, query, key, value)))
     return failure();
-  int64_t valueDim = value.getDimSize(kChannels);
-  if (failed(verifyResult(*this, "acc", typeOf(getAcc()), query, valueDim)) || failed(verifyResult(*this, "max", typeOf(getMax()), query, valueDim)) ||
-      failed(verifyResult(*this, "sum", typeOf(getSum()), query, valueDim)))
+  if (failed(verifyState(*this, query, value)))
     return failure();
-  if (getCertificate() && failed(verifyResult(*this, "certificate", typeOf(getCertificate()), query, kCertificateNumbers)))
-    return failure();
-  if (failed(verifyPolicies(*this, getPolicies(), key)) || failed(verifySoftcap(*this, getSoftcap())))
+  if (failed(verifyPolicies(*this, getPolicies(), key)) || failed(verifySoftcap(*this, getSoftcap())) ||
+      failed(verifyMaskOperands(*this, getAttnMask(), getSinkLogits(), query, key)))
     return failure();
   if (getLater() && !getMask()) // A11
     return emitOpError() << "expected 'later' only with a mask, got no mask";
   PolicyKind policy = getPolicyKind();
   for (auto [name, type] : {std::pair("key", key), std::pair("value", value)}) {
-    SplitAttr split = getSplit(type);
-    if (!split && policy != PolicyKind::Exact)
+    PlanesAttr planes = getPlanes(type);
+    if (!planes && policy != PolicyKind::Exact)
       return emitOpError() << "expected policy 'exact' over dense caches, got '" << stringifyPolicyKind(policy) << "'";
-    if (split && policy == PolicyKind::AlignedKV && split.getKind() != FormatKind::Float) // P1
+    if (planes && policy == PolicyKind::AlignedKV && planes.getKind() != FormatKind::Float) // P1
       return emitOpError() << "expected a 'float' format under policy 'alignedkv', got " << name << " of format 'fixed'";
-    if (split && policy == PolicyKind::Budget && split.getKind() != FormatKind::Fixed) // P2
+    if (planes && policy == PolicyKind::Budget && planes.getKind() != FormatKind::Fixed) // P2
       return emitOpError() << "expected a 'fixed' format under policy 'budget', got " << name << " of format 'float'";
   }
   return success();
@@ -204,7 +268,7 @@ LogicalResult MergeOp::verify() { // A8
 }
 
 LogicalResult FinishOp::verify() { // A9
-  RankedTensorType acc = typeOf(getAcc());
+  ShapedType acc = typeOf(getAcc());
   if (failed(verifyResult(*this, "sum", typeOf(getSum()), acc, 0)))
     return failure();
   if (failed(verifyResult(*this, "result", typeOf(getResult()), acc, acc.getDimSize(kChannels))))
@@ -220,38 +284,56 @@ LogicalResult FinishOp::verify() { // A9
 // Caches
 //===----------------------------------------------------------------------===//
 
-/// One side split, the other dense, all else equal.
-static LogicalResult verifySplitPair(Operation *op, StringRef splitName, RankedTensorType split, StringRef denseName, RankedTensorType dense) {
-  if (!getSplit(split))
-    return op->emitOpError() << "expected the " << splitName << " to have a split encoding, got " << split;
-  if (dense.getEncoding())
+/// One side packed, the other dense, all else equal.
+static LogicalResult verifyStoragePair(Operation *op, StringRef packedName, ShapedType packed, StringRef denseName, ShapedType dense) {
+  if (!getPlanes(packed))
+    return op->emitOpError() << "expected the " << packedName << " to have a plane encoding, got " << packed;
+  if (!isDense(dense))
     return op->emitOpError() << "expected the " << denseName << " to be dense, got " << dense;
-  if (split.getElementType() != dense.getElementType() || split.getShape() != dense.getShape())
-    return op->emitOpError() << "expected source and result to agree in shape and element type, got " << op->getOperand(0).getType()
-                             << " and " << op->getResult(0).getType();
+  if (packed.getElementType() != dense.getElementType() || packed.getShape() != dense.getShape())
+    return op->emitOpError() << "expected source and result to agree in shape and element type, got " << op->getOperand(0).getType() << " and "
+                             << (op->getNumResults() ? op->getResult(0) : op->getOperand(1)).getType();
   return success();
 }
 
-LogicalResult SplitOp::verify() { return verifySplitPair(*this, "result", typeOf(getResult()), "source", typeOf(getSource())); }
-
-OpFoldResult SplitOp::fold(FoldAdaptor) {
-  if (auto join = getSource().getDefiningOp<JoinOp>())
-    if (join.getBits() == 16 && join.getSource().getType() == getType())
-      return join.getSource();
-  return {};
+/// A13: what is written, where that is one value.
+template <typename Op> static FailureOr<Value> verifyTarget(Op op) {
+  if (failed(verifyForm(op, op->getOperands())))
+    return failure();
+  if (!op.getTarget() == !op.getResult())
+    return op.emitOpError() << "expected a result or a buffer to write to, got " << (op.getTarget() ? "both" : "neither");
+  return op.getTarget() ? Value(op.getTarget()) : Value(op.getResult());
 }
 
-LogicalResult JoinOp::verify() {
+LogicalResult PackOp::verify() {
+  FailureOr<Value> target = verifyTarget(*this);
+  return failed(target) ? failure() : verifyStoragePair(*this, "result", typeOf(*target), "source", typeOf(getSource()));
+}
+
+LogicalResult PackOp::fold(FoldAdaptor, SmallVectorImpl<OpFoldResult> &results) {
+  auto unpack = getSource().getDefiningOp<UnpackOp>();
+  if (!unpack || !getResult() || unpack.getBits() != 16 || unpack.getSource().getType() != getResult().getType())
+    return failure();
+  results.push_back(unpack.getSource());
+  return success();
+}
+
+LogicalResult UnpackOp::verify() {
   if (getBits() < 1 || getBits() > 16)
     return emitOpError() << "expected 1 to 16 bits, got " << getBits();
-  return verifySplitPair(*this, "source", typeOf(getSource()), "result", typeOf(getResult()));
+  FailureOr<Value> target = verifyTarget(*this);
+  return failed(target) ? failure() : verifyStoragePair(*this, "source", typeOf(getSource()), "result", typeOf(*target));
 }
 
 LogicalResult AppendOp::verify() {
-  RankedTensorType tokens = typeOf(getTokens()), cache = typeOf(getCache()), result = typeOf(getResult());
-  if (tokens.getEncoding()) // A6
+  if (failed(verifyForm(*this, {getTokens(), getCache(), getResult()})))
+    return failure();
+  ShapedType tokens = typeOf(getTokens()), cache = typeOf(getCache()), result = typeOf(getResult());
+  if (!isDense(tokens)) // A6
     return emitOpError() << "expected dense tokens, got " << tokens;
-  if (cache.getEncoding() != result.getEncoding())
+  if (isa<MemRefType>(cache) && !getPlanes(cache))
+    return emitOpError() << "expected a buffer that is appended to to have a plane encoding, got " << cache;
+  if (getPlanes(cache) != getPlanes(result))
     return emitOpError() << "expected the result to have the cache's encoding, got " << result << " from " << cache;
   if (tokens.getElementType() != cache.getElementType() || cache.getElementType() != result.getElementType())
     return emitOpError() << "expected tokens, cache and result to agree in element type, got " << tokens.getElementType() << ", "
@@ -271,3 +353,42 @@ OpFoldResult AppendOp::fold(FoldAdaptor) {
     return getCache();
   return {};
 }
+
+Value AppendOp::getViewSource() { return getCache(); }
+
+LogicalResult ForkOp::verify() { // A14
+  if (!getPlanes(getType()))
+    return emitOpError() << "expected the cache to have a plane encoding, got " << getType();
+  return success();
+}
+
+//===----------------------------------------------------------------------===//
+// Effects
+//===----------------------------------------------------------------------===//
+
+using Effects = SmallVectorImpl<SideEffects::EffectInstance<MemoryEffects::Effect>>;
+
+/// On buffers: operands are read, but `written` ones are written, and a cache that is appended to is both.
+static void addEffects(Operation *op, ValueRange written, Effects &effects) {
+  for (OpOperand &operand : op->getOpOperands()) {
+    if (!isa<MemRefType>(operand.get().getType()))
+      continue;
+    bool writes = llvm::is_contained(written, operand.get());
+    if (!writes || isa<AppendOp>(op))
+      effects.emplace_back(MemoryEffects::Read::get(), &operand);
+    if (writes)
+      effects.emplace_back(MemoryEffects::Write::get(), &operand);
+  }
+}
+void PackOp::getEffects(Effects &effects) { addEffects(*this, getTarget(), effects); }
+void UnpackOp::getEffects(Effects &effects) { addEffects(*this, getTarget(), effects); }
+void AppendOp::getEffects(Effects &effects) { addEffects(*this, getCache(), effects); }
+void DecodeAttentionOp::getEffects(Effects &effects) { addEffects(*this, getTargets(), effects); }
+
+static Speculation::Speculatability speculatability(Operation *op) {
+  return isa<MemRefType>(op->getOperand(0).getType()) ? Speculation::NotSpeculatable : Speculation::Speculatable;
+}
+Speculation::Speculatability PackOp::getSpeculatability() { return speculatability(*this); }
+Speculation::Speculatability UnpackOp::getSpeculatability() { return speculatability(*this); }
+Speculation::Speculatability AppendOp::getSpeculatability() { return speculatability(*this); }
+Speculation::Speculatability DecodeAttentionOp::getSpeculatability() { return speculatability(*this); }

@@ -20,7 +20,7 @@ using MessageFn = function_ref<std::string(Operation *, StringRef)>;
 struct Checks {
   Checks(OpBuilder &builder, Location loc, Operation *op) : b(loc, builder), op(op) {}
 
-  static int64_t size(Value tensor, Dim dim) { return cast<RankedTensorType>(tensor.getType()).getDimSize(dim); }
+  static int64_t size(Value tensor, Dim dim) { return cast<ShapedType>(tensor.getType()).getDimSize(dim); }
 
   Value extent(Value tensor, Dim dim) {
     if (int64_t known = size(tensor, dim); !ShapedType::isDynamic(known))
@@ -34,8 +34,11 @@ struct Checks {
   /// Two operands agree; where both extents are static, the verifier has seen to it.
   void agree(StringRef nameA, Value a, StringRef nameB, Value other, ArrayRef<Dim> dims) {
     for (Dim dim : dims)
-      if (ShapedType::isDynamic(size(a, dim)) || ShapedType::isDynamic(size(other, dim)))
-        equal(extent(a, dim), extent(other, dim), "expected " + nameA + " and " + nameB + " to agree in " + kDimName[dim]);
+      agree(nameA, a, dim, nameB, other, dim);
+  }
+  void agree(StringRef nameA, Value a, Dim dimA, StringRef nameB, Value other, Dim dim) {
+    if (ShapedType::isDynamic(size(a, dimA)) || ShapedType::isDynamic(size(other, dim)))
+      equal(extent(a, dimA), extent(other, dim), "expected " + nameA + " and " + nameB + " to agree in " + kDimName[dim]);
   }
   /// A result that promises more than its operand's type.
   void promise(Value operand, StringRef name, Value result, ArrayRef<Dim> dims) {
@@ -55,6 +58,8 @@ template <typename Op> struct AttentionModel : RuntimeVerifiableOpInterface::Ext
     checks.agree("key", attention.getKey(), "value", attention.getValue(), {kBatch, kHeads, kTokens});
     checks.agree("query", attention.getQuery(), "key", attention.getKey(), {kBatch, kChannels});
     checks.promise(attention.getQuery(), "query", op->getResult(0), {kBatch, kHeads, kTokens});
+    if (Value mask = attention.getAttnMask())
+      checks.agree("attn_mask", mask, kChannels, "key", attention.getKey(), kTokens); // its last dimension
     checks.promise(attention.getValue(), "value", op->getResult(0), {kChannels});
   }
 };

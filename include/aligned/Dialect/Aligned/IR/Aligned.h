@@ -10,16 +10,18 @@
 #include "mlir/IR/OpDefinition.h"
 #include "mlir/IR/OpImplementation.h"
 #include "mlir/IR/TensorEncoding.h"
+#include "mlir/Interfaces/DestinationStyleOpInterface.h"
 #include "mlir/Interfaces/InferTypeOpInterface.h"
 #include "mlir/Interfaces/SideEffectInterfaces.h"
+#include "mlir/Interfaces/ViewLikeInterface.h"
 
 #include "aligned/Dialect/Aligned/IR/AlignedDialect.h.inc"
 #include "aligned/Dialect/Aligned/IR/AlignedEnums.h.inc"
 
 namespace aligned {
 
-/// Attributes of a function's arguments and results (P6).
-constexpr llvm::StringLiteral kRangeName = "aligned.range", kToleranceName = "aligned.tolerance";
+/// Attributes of a function's arguments and results (P6; S2).
+constexpr llvm::StringLiteral kRangeName = "aligned.range", kToleranceName = "aligned.tolerance", kKeyOffsetName = "aligned.key_offset";
 
 /// A number in a message.
 std::string decimal(double number);
@@ -47,18 +49,25 @@ inline llvm::hash_code hash_value(const AgeBits &step) { return llvm::hash_combi
 
 namespace aligned {
 
-/// What a head may look like so that split storage and kernels can hold it.
+/// What a head may look like so that plane storage and kernels can hold it.
 constexpr int64_t kHeadDimMultiple = 16, kMaxHeadDim = 256;
 /// Query rows (query heads of the group times queries) that one kv head may serve in decode attention.
 constexpr int64_t kMaxQueryRows = 32;
-/// Tokens of a block: split together, one key exponent a channel.
+/// Tokens of a tile.
 constexpr int64_t kBlock = 64;
 
 /// Numbers of a row's certificate while it is computed (P4).
-constexpr int64_t kCertificateNumbers = 6;
+constexpr int64_t kCertificateNumbers = 7, kCertificateVariance = 4, kCertificateLargest = 5;
 
-/// The split encoding of a cache tensor, null for a dense one.
-SplitAttr getSplit(mlir::Type type);
+/// Of the stages of a decode step over fixed planes: digits of a query row's integers, under a tolerance and exactly; facts that are known of each query row; lanes of a tile's
+/// maxima; tiles of a split.
+constexpr int64_t kQueryDigits = 2, kExactQueryDigits = 3, kStepFacts = 8, kTopLanes = 16, kSplitTiles = 32;
+
+/// The plane encoding of a cache, which a tensor has as its encoding and a buffer as its memory space; null for what is dense.
+PlanesAttr getPlanes(mlir::Type type);
+
+/// What is wrong with a mask by numbers or with sinks, either of which may be null, of such a query and key (A15).
+mlir::LogicalResult verifyMaskOperands(mlir::Operation *op, mlir::Value mask, mlir::Value sinks, mlir::ShapedType query, mlir::ShapedType key);
 
 /// Whether dense tensors are of static shapes and take less than so many bytes together.
 bool takeLess(mlir::TypeRange tensors, uint64_t bytes);
@@ -67,19 +76,22 @@ bool takeLess(mlir::TypeRange tensors, uint64_t bytes);
 bool isSupportedHeadDim(int64_t headDim);
 
 /// Parses `fixed<4,4,4,4>`, `float<8,4,4>`, as written in options; null with a diagnostic at `emitError` otherwise.
-SplitAttr parseSplitFormat(llvm::StringRef text, CacheRole role, mlir::MLIRContext *context,
+PlanesAttr parsePlaneFormat(llvm::StringRef text, CacheRole role, mlir::MLIRContext *context,
                            llvm::function_ref<mlir::InFlightDiagnostic()> emitError);
 
-/// The share of a budget, as variance, that K may use; V gets the rest.
-constexpr double kKeyShare = 0.5;
-
-/// Policies by name: exact, alignedkv, tight (2^-11), balanced (2^-8), fast (2^-6), or budget with a tolerance of its own.
+/// Policies by name: exact, alignedkv, tight (2^-12), balanced (2^-9), fast (2^-7), draft (2^-6), or budget with a tolerance of its own.
 /// `tolerance` is 0 where none was given. Null with a diagnostic for an unknown name or a tolerance that does not fit.
 PolicyAttr parsePolicy(llvm::StringRef name, double tolerance, mlir::MLIRContext *context,
                        llvm::function_ref<mlir::InFlightDiagnostic()> emitError);
 
+/// Lets upstream's bufferization bring the stages of a decode step to buffers.
+void registerStageBufferization(mlir::DialectRegistry &registry);
+
 /// Lets upstream's generate-runtime-verification check the ops' dynamic extents.
 void registerRuntimeVerification(mlir::DialectRegistry &registry);
+
+/// Lets upstream's one-shot-bufferize bring the ops to buffers, caches with their encoding as memory space, and its deallocation see whose buffer an append gives.
+void registerBufferization(mlir::DialectRegistry &registry);
 
 } // namespace aligned
 

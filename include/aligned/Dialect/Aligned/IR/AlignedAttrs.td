@@ -1,4 +1,4 @@
-// Split encodings of cache tensors (labels S1, S2, S6 of docs/Numerics.md), alignment policies (P1, P2, P7) and masks (A11).
+// Plane encodings of cache tensors (labels S2 to S9 of docs/Numerics.md), alignment policies (P1, P2, P7) and masks (A11).
 #ifndef ALIGNED_ATTRS_TD
 #define ALIGNED_ATTRS_TD
 
@@ -19,7 +19,7 @@ class Aligned_Enum<string name, string description, list<I32EnumAttrCase> cases>
   let genSpecializedAttr = 0;
 }
 
-def Aligned_FormatKind : Aligned_Enum<"FormatKind", "what the bits of a split value mean", [
+def Aligned_FormatKind : Aligned_Enum<"FormatKind", "what the bits of a packed value mean", [
   I32EnumAttrCase<"Fixed", 0, "fixed">, I32EnumAttrCase<"Float", 1, "float">]>;
 def Aligned_CacheRole : Aligned_Enum<"CacheRole", "which side of attention a cache serves", [
   I32EnumAttrCase<"Key", 0, "key">, I32EnumAttrCase<"Value", 1, "value">]>;
@@ -27,31 +27,30 @@ def Aligned_PolicyKind : Aligned_Enum<"PolicyKind", "how the bits of each addend
   I32EnumAttrCase<"Exact", 0, "exact">, I32EnumAttrCase<"AlignedKV", 1, "alignedkv">,
   I32EnumAttrCase<"Budget", 2, "budget">]>;
 
-def Aligned_SplitAttr : Aligned_Attr<"Split", "split",
+def Aligned_PlanesAttr : Aligned_Attr<"Planes", "planes",
     [DeclareAttrInterfaceMethods<VerifiableTensorEncoding>]> {
   let summary = "storage of a cache tensor in bit planes";
   let description = [{
     Says that a tensor [batch, kv_heads, tokens, head_dim] is stored as 16-bit values cut into planes, most significant plane
     first, so that a reader may stop after the bits it needs.
 
-    - `fixed<4, 4, 4, 4>` (S1): integers relative to a shared power of two: per (64 tokens, channel) for a `key`, per token
-      for a `value`. Reading b bits leaves an error of at most `2^E * 16/15 * 2^-b`, E the exponent just above the largest
-      value that shares it. For f16, bf16 and f32 tensors.
-    - `float<8, 4, 4>` (S2): the bits of an IEEE half, the published format, for f16 tensors and for f32 ones rounded to it.
+    - `fixed<4, 4, 8>` (S2 to S5): integers relative to a scale per token, of a `key` less an offset and rotated. Reading b bits leaves an error of at
+      most `scale (2^-b + 2^-16)`. For f16, bf16 and f32 tensors.
+    - `float<8, 4, 4>` (S8): the bits of an IEEE half, the published format, for f16 tensors and for f32 ones rounded to it.
       `float<12, 4>`: the bits of a bfloat16, whose top byte holds no mantissa, for bf16 tensors. All planes together are bit
       exact.
 
-    `resident` (S6) is how many planes are kept in memory; the missing low ones are never read. Left out, all are.
+    `resident` (S9) is how many planes are kept in memory; the missing low ones are never read. Left out, all are.
 
     Constraints:
-    - (S1, S2) plane widths are multiples of 4, sum to 16, and there are at most 4
-    - (S2) the first plane of `float` holds sign and exponent: at least 8 bits, 12 for bf16 tensors
-    - (S6) resident is 1 .. the number of planes
+    - (S4, S8) plane widths are multiples of 4, sum to 16, and there are at most 4; those of `fixed` are 4 or 8
+    - (S8) the first plane of `float` holds sign and exponent: at least 8 bits, 12 for bf16 tensors
+    - (S9) resident is 1 .. the number of planes
     - the tensor has rank 4 and a static head_dim that is a multiple of 16, at most 256; batch and kv_heads are static
 
     ```mlir
-    tensor<1x3x?x64xf16, #aligned.split<fixed<4, 4, 4, 4>, key>>
-    tensor<1x3x?x64xf16, #aligned.split<float<8, 4, 4>, value, resident = 2>>
+    tensor<1x3x?x64xf16, #aligned.planes<fixed<4, 4, 8>, key>>
+    tensor<1x3x?x64xf16, #aligned.planes<float<8, 4, 4>, value, resident = 2>>
     ```
   }];
   let parameters = (ins
@@ -67,7 +66,7 @@ def Aligned_SplitAttr : Aligned_Attr<"Split", "split",
   let extraClassDeclaration = [{
     int64_t getNumPlanes() const { return getWidths().size(); }
     /// The same format for the other side of attention.
-    SplitAttr withRole(CacheRole role) const;
+    PlanesAttr withRole(CacheRole role) const;
     /// Nibble layers in front of plane `plane`: a plane of w bits is w / 4 of them.
     int64_t getFirstLayer(int64_t plane) const;
     /// Whether tensors of this element type can be stored so.
@@ -99,7 +98,7 @@ def Aligned_RangeAttr : Aligned_Attr<"Range", "range"> {
 }
 
 // f64 without its type: 3.906250e-03.
-def Aligned_Tolerance : OptionalParameter<"::mlir::FloatAttr", "aimed relative L2 error, f64"> {
+def Aligned_Tolerance : OptionalParameter<"::mlir::FloatAttr", "L2 error to aim at, relative to the usual size of a row of V, f64"> {
   let parser = "::aligned::parseTolerance($_parser)";
   let printer = "$_printer.printFloat($_self.getValue())";
 }
@@ -116,9 +115,9 @@ def Aligned_LimitsAttr : Aligned_Attr<"Limits", "limits"> {
     (P7) The bits that a policy asks for are raised to at least the first number of `bits`, lowered to at most the second, and to at most what `ages`
     allows at the token's age: the number of tokens between it and the newest. `ages = [1024: 8, 4096: 4]` is a staircase: at most 8 bits from age
     1024 on, at most 4 from 4096 on. Whatever else is said, the `newest` and the first `sinks` tokens are read exactly, which is every resident bit.
-    `tolerance` is this side's own share of the error; without it each side gets sqrt(1/2) of the policy's, since variances add.
+    `tolerance` is this side's own; without it the policy's holds.
 
-    A block of K is read as one: exact where any of its tokens is, and of the age of its newest token.
+    Float planes of K are read by tiles: a tile is exact where any of its tokens is, and of the age of its newest token.
 
     Constraints:
     - (P7) bits are multiples of 4 from 0 to 16, the least not above the most, and are rounded up to whole planes
@@ -140,8 +139,8 @@ def Aligned_PolicyAttr : Aligned_Attr<"Policy", "policy"> {
     - `exact`: every resident bit of every value.
     - `alignedkv` (P1): the published rule. Tiers of 8, 12 and 16 bits: a channel of K by how far its largest addend lies
       below the largest of the dot product, a row of V by how far its probability lies below the output. `float` formats.
-    - `budget` (P2): every addend of an output gets the same absolute precision, the coarsest one whose predicted error
-      keeps within `tolerance`, the relative L2 error of a head's output. `fixed` formats. Tolerance is above 0 and below 1.
+    - `budget` (P2): every addend of an output gets the same absolute precision, so that their errors add up to about `tolerance`: the L2 error of an
+      output row, relative to the usual size of a row of V. `fixed` formats. Tolerance is above 0 and below 1.
 
     `key` and `value` limit (P7) what the policy may do on either side. `exact` has no limits, and `alignedkv` none of tolerance.
 
@@ -192,5 +191,9 @@ def Aligned_MaskAttr : Aligned_Attr<"Mask", "mask"> {
 }
 
 def Aligned_PolicyArrayAttr : TypedArrayAttrBase<Aligned_PolicyAttr, "policies, one for all kv heads or one for each">;
+
+// P8: a mask by numbers, and a logit per query head without a value; tensors or buffers.
+def Aligned_AttnMask : AnyTypeOf<[TensorRankOf<[F32, F16, BF16, I1], [4]>, MemRefRankOf<[F32, F16, BF16, I1], [4]>], "f32, f16, bf16 or i1 tensor or memref of rank 4">;
+def Aligned_SinkLogits : AnyTypeOf<[TensorRankOf<[F32], [1]>, MemRefRankOf<[F32], [1]>], "f32 tensor or memref of rank 1">;
 
 #endif // ALIGNED_ATTRS_TD

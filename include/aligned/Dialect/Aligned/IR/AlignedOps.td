@@ -1,24 +1,36 @@
 // The ops of the dialect: attention as a declaration, caches, and decode attention as it is computed.
+//
+// The ops that a kernel or the runtime performs (pack, unpack, append, decode_attention) stand in two forms. On tensors they are values of values. On
+// buffers, which bufferization makes of them, a cache is a memref whose memory space is the plane encoding: an object of the runtime, which its ops change
+// in place; and what an op gives is written to buffers that it is handed, named behind `into`.
 #ifndef ALIGNED_OPS_TD
 #define ALIGNED_OPS_TD
 
 include "aligned/Dialect/Aligned/IR/AlignedAttrs.td"
 include "mlir/Interfaces/InferTypeOpInterface.td"
 include "mlir/Interfaces/SideEffectInterfaces.td"
+include "mlir/Interfaces/ViewLikeInterface.td"
 
 class Aligned_Op<string opMnemonic, list<Trait> traits = []> : Op<Aligned_Dialect, opMnemonic, traits>;
+
+/// Pure on tensors; on buffers it reads what it is given and writes where it is told.
+class Aligned_BufferizableOp<string opMnemonic, list<Trait> traits = []> : Aligned_Op<opMnemonic, traits # [
+    DeclareOpInterfaceMethods<MemoryEffectsOpInterface>, DeclareOpInterfaceMethods<ConditionallySpeculatable>]>;
 
 // [batch, heads, tokens or queries, head_dim]
 def Aligned_Float : AnyTypeOf<[F16, BF16, F32], "f16, bf16 or f32">;
 def Aligned_HeadsTensor : TensorRankOf<[Aligned_Float], [4]>;
 def Aligned_StateTensor : TensorRankOf<[F32], [4]>; // accumulator [batch, q_heads, queries, value_dim]
 def Aligned_RowTensor : TensorRankOf<[F32], [3]>;   // max, sum, bound or estimate [batch, q_heads, queries]
+def Aligned_HeadsBuffer : MemRefRankOf<[Aligned_Float], [4]>;
+def Aligned_Heads : AnyTypeOf<[Aligned_HeadsTensor, Aligned_HeadsBuffer]>;
+def Aligned_StateBuffer : MemRefRankOf<[F32], [3, 4]>; // any of a state's
 
 //===----------------------------------------------------------------------===//
 // Attention, declared
 //===----------------------------------------------------------------------===//
 
-def Aligned_AttentionOp : Aligned_Op<"attention", [Pure, AttrSizedResultSegments]> {
+def Aligned_AttentionOp : Aligned_Op<"attention", [Pure, AttrSizedOperandSegments, AttrSizedResultSegments]> {
   let summary = "softmax(scale * Q K^T) V for grouped query heads";
   let description = [{
     Scaled dot-product attention of every query over all tokens of its kv head:
@@ -33,15 +45,20 @@ def Aligned_AttentionOp : Aligned_Op<"attention", [Pure, AttrSizedResultSegments
     With `softcap C` a score s becomes `C tanh(s / C)`. With `mask`, scores of tokens that the query doesn't see are -inf after that, and their values
     take no part, not even as 0 * inf; the queries are the newest tokens of `key`.
 
+    (P8) `attn_mask` is a mask by numbers, [batch or 1, q_heads or 1, queries or 1, tokens], where a 1 serves all: of f32, f16 or bf16 it is added to scores (after the cap), of i1 it
+    says which tokens are seen. Where it is -inf or false, values take no part. `sink_logits` [q_heads], f32, is a logit per query head without a value: it adds e^logit to the sum of
+    the softmax.
+
     Constraints:
     - (A1) key and value agree in batch, kv_heads and tokens; query and key in batch and head_dim
     - (A2) q_heads is a multiple of kv_heads
     - (A3) the result is [batch, q_heads, queries, value_dim]
-    - (A4) a split key has role `key`, a split value has role `value`
+    - (A4) a packed key has role `key`, a packed value has role `value`
     - (A11) what `#aligned.mask` asks of a mask
     - (A12) C is from 1e-30 to 1e+30
+    - (A15) attn_mask and sink_logits have the shapes above
 
-    Either both of key and value are split or neither is.
+    Either both of key and value are packed or neither is.
 
     `policies` says how closely K and V may be read, where this attention wants another error than its module: one policy for all kv heads or one for
     each (A10 of `aligned.decode_attention`).
@@ -59,17 +76,18 @@ def Aligned_AttentionOp : Aligned_Op<"attention", [Pure, AttrSizedResultSegments
     ```
   }];
   let arguments = (ins Aligned_HeadsTensor:$query, Aligned_HeadsTensor:$key, Aligned_HeadsTensor:$value,
-                       F32:$scale, UnitAttr:$masked_zero, OptionalAttr<Aligned_PolicyArrayAttr>:$policies,
-                       OptionalAttr<F64Attr>:$softcap, OptionalAttr<Aligned_MaskAttr>:$mask);
+                       F32:$scale, Optional<Aligned_AttnMask>:$attn_mask, Optional<Aligned_SinkLogits>:$sink_logits, UnitAttr:$masked_zero,
+                       OptionalAttr<Aligned_PolicyArrayAttr>:$policies, OptionalAttr<F64Attr>:$softcap, OptionalAttr<Aligned_MaskAttr>:$mask);
   let results = (outs Aligned_HeadsTensor:$result, Optional<Aligned_RowTensor>:$bound, Optional<Aligned_RowTensor>:$estimate);
   let assemblyFormat = [{
-    $query `,` $key `,` $value `scale` $scale (`softcap` $softcap^)? (`mask` $mask^)? (custom<OptionalPolicies>($policies)^)?
+    $query `,` $key `,` $value `scale` $scale (`softcap` $softcap^)? (`mask` $mask^)? (`attn_mask` $attn_mask^ `:` type($attn_mask))?
+    (`sink_logits` $sink_logits^ `:` type($sink_logits))? (custom<OptionalPolicies>($policies)^)?
     (`masked_zero` $masked_zero^)? attr-dict
     `:` type($query) `,` type($key) `,` type($value) `->` type($result) (`certified` type($bound)^ `,` type($estimate))?
   }];
   let builders = [OpBuilder<(ins "::mlir::Type":$result, "::mlir::Value":$query, "::mlir::Value":$key, "::mlir::Value":$value,
                                  "::mlir::Value":$scale, "bool":$maskedZero), [{
-    build($_builder, $_state, result, ::mlir::Type(), ::mlir::Type(), query, key, value, scale, maskedZero, ::mlir::ArrayAttr(),
+    build($_builder, $_state, result, ::mlir::Type(), ::mlir::Type(), query, key, value, scale, ::mlir::Value(), ::mlir::Value(), maskedZero, ::mlir::ArrayAttr(),
           ::mlir::FloatAttr(), MaskAttr());
   }]>];
   let hasVerifier = 1;
@@ -79,65 +97,93 @@ def Aligned_AttentionOp : Aligned_Op<"attention", [Pure, AttrSizedResultSegments
 // Caches
 //===----------------------------------------------------------------------===//
 
-def Aligned_SplitOp : Aligned_Op<"split", [Pure]> {
+def Aligned_PackOp : Aligned_BufferizableOp<"pack"> {
   let summary = "stores a dense tensor in bit planes";
   let description = [{
     Cuts each value of full 64-token blocks into the planes of the result's encoding; tokens past the last full block stay
-    dense (S4). The shape and element type stay the same: a split tensor stands for the same values, rounded to 16 bits.
+    dense (S4). The shape and element type stay the same: a packed tensor stands for the same values, rounded to 16 bits.
+
+    On buffers `target` is a cache that was allocated for this and holds nothing yet.
 
     ```mlir
-    %s = aligned.split %k : tensor<1x3x?x64xf16> to tensor<1x3x?x64xf16, #aligned.split<fixed<4, 4, 4, 4>, key>>
+    %s = aligned.pack %k : tensor<1x3x?x64xf16> to tensor<1x3x?x64xf16, #aligned.planes<fixed<4, 4, 4, 4>, key>>
+    aligned.pack %k into %c : memref<1x3x?x64xf16> to memref<1x3x?x64xf16, #aligned.planes<fixed<4, 4, 4, 4>, key>>
     ```
   }];
-  let arguments = (ins Aligned_HeadsTensor:$source);
-  let results = (outs Aligned_HeadsTensor:$result);
-  let assemblyFormat = "$source attr-dict `:` type($source) `to` type($result)";
+  let arguments = (ins Aligned_Heads:$source, Optional<Aligned_HeadsBuffer>:$target);
+  let results = (outs Optional<Aligned_HeadsTensor>:$result);
+  let assemblyFormat = "$source (`into` $target^)? attr-dict `:` type($source) `to` custom<Target>(ref($target), type($target), type($result))";
+  let builders = [OpBuilder<(ins "::mlir::Type":$result, "::mlir::Value":$source), "build($_builder, $_state, result, source, ::mlir::Value());">];
   let hasVerifier = 1;
-  let hasFolder = 1; // split(join(x)) of all bits is x
+  let hasFolder = 1; // pack(unpack(x)) of all bits is x
 }
 
-def Aligned_JoinOp : Aligned_Op<"join", [Pure]> {
-  let summary = "reads a split tensor back into a dense one";
+def Aligned_UnpackOp : Aligned_BufferizableOp<"unpack"> {
+  let summary = "reads a packed tensor back into a dense one";
   let description = [{
-    Reads the top `bits` bits of each split value, whole planes, up to the first that holds bit number `bits`; open tokens
+    Reads the top `bits` bits of each packed value, whole planes, up to the first that holds bit number `bits`; open tokens
     and values that are not finite are exact. `bits` is 1 .. 16 and 16 when left out.
 
     ```mlir
-    %d = aligned.join %s bits 8 : tensor<1x3x?x64xf16, #aligned.split<fixed<4, 4, 4, 4>, key>> to tensor<1x3x?x64xf16>
+    %d = aligned.unpack %s bits 8 : tensor<1x3x?x64xf16, #aligned.planes<fixed<4, 4, 4, 4>, key>> to tensor<1x3x?x64xf16>
+    aligned.unpack %c into %b : memref<1x3x?x64xf16, #aligned.planes<fixed<4, 4, 4, 4>, key>> to memref<1x3x?x64xf16>
     ```
   }];
-  let arguments = (ins Aligned_HeadsTensor:$source, DefaultValuedAttr<I64Attr, "16">:$bits);
-  let results = (outs Aligned_HeadsTensor:$result);
-  let assemblyFormat = "$source (`bits` $bits^)? attr-dict `:` type($source) `to` type($result)";
+  let arguments = (ins Aligned_Heads:$source, Optional<Aligned_HeadsBuffer>:$target, DefaultValuedAttr<I64Attr, "16">:$bits);
+  let results = (outs Optional<Aligned_HeadsTensor>:$result);
+  let assemblyFormat = [{
+    $source (`bits` $bits^)? (`into` $target^)? attr-dict `:` type($source) `to` custom<Target>(ref($target), type($target), type($result))
+  }];
+  let builders = [OpBuilder<(ins "::mlir::Type":$result, "::mlir::Value":$source), "build($_builder, $_state, result, source, ::mlir::Value());">];
   let hasVerifier = 1;
 }
 
-def Aligned_AppendOp : Aligned_Op<"append", [Pure]> {
+def Aligned_AppendOp : Aligned_BufferizableOp<"append", [DeclareOpInterfaceMethods<ViewLikeOpInterface>]> {
   let summary = "a cache with new tokens behind its old ones";
   let description = [{
-    result[b, h, :, c] is cache[b, h, :, c] followed by tokens[b, h, :, c]. On a split cache this is the pack of the new
-    tokens: they join the open block, and a block that becomes full is split once.
+    result[b, h, :, c] is cache[b, h, :, c] followed by tokens[b, h, :, c]. On a packed cache this is the pack of the new
+    tokens: they join the open block, and a block that becomes full is packed once.
 
     Constraints:
     - (A5) cache, tokens and result agree in all but the token dimension, which adds up where it is static
     - (A6) tokens are dense; the result has the cache's encoding
 
+    On buffers the cache is a packed one and the result is the same object, which now holds more: whoever still has the old memref sees the new tokens, too.
+
     ```mlir
     %c1 = aligned.append %new to %c0 : tensor<1x3x1x64xf16> to tensor<1x3x63x64xf16> -> tensor<1x3x64x64xf16>
     ```
   }];
-  let arguments = (ins Aligned_HeadsTensor:$tokens, Aligned_HeadsTensor:$cache);
-  let results = (outs Aligned_HeadsTensor:$result);
+  let arguments = (ins Aligned_Heads:$tokens, Aligned_Heads:$cache);
+  let results = (outs Aligned_Heads:$result);
   let assemblyFormat = "$tokens `to` $cache attr-dict `:` type($tokens) `to` type($cache) `->` type($result)";
   let hasVerifier = 1;
   let hasFolder = 1; // appending zero tokens
+}
+
+def Aligned_ForkOp : Aligned_Op<"fork", [SameOperandsAndResultType]> {
+  let summary = "a new cache with the tokens of another";
+  let description = [{
+    On buffers only, where bufferization found that somebody appends to a cache and somebody else still reads it as it was. Each may be appended to without the
+    other, which `bufferization.clone` does not promise.
+
+    Constraint: (A14) the cache is packed
+
+    ```mlir
+    %c1 = aligned.fork %c0 : memref<1x3x?x64xf16, #aligned.planes<fixed<4, 4, 4, 4>, key>>
+    ```
+  }];
+  let arguments = (ins Arg<Aligned_HeadsBuffer, "", [MemRead]>:$cache);
+  let results = (outs Res<Aligned_HeadsBuffer, "", [MemAlloc]>:$result);
+  let assemblyFormat = "$cache attr-dict `:` type($cache)";
+  let hasVerifier = 1;
 }
 
 //===----------------------------------------------------------------------===//
 // Attention, as it is computed
 //===----------------------------------------------------------------------===//
 
-def Aligned_DecodeAttentionOp : Aligned_Op<"decode_attention", [Pure]> {
+def Aligned_DecodeAttentionOp : Aligned_BufferizableOp<"decode_attention", [AttrSizedOperandSegments, AttrSizedResultSegments]> {
   let summary = "softmax state of attention over one stretch of tokens, dequantisation fused";
   let description = [{
     The mergeable form of attention. Over the tokens of `key` and `value` it returns, per query row, the *softmax state*
@@ -147,49 +193,61 @@ def Aligned_DecodeAttentionOp : Aligned_Op<"decode_attention", [Pure]> {
     in f32. States over disjoint stretches of tokens merge (`aligned.merge`), and `aligned.finish` divides. The state of no
     tokens is the identity (-inf, 0, 0). A row whose scores are all -inf has sum 0 with `masked_zero`, else sum NaN.
 
-    Over split caches only the planes that the policy of a kv head calls for are read, and no dequantised tensor exists. A policy may
+    Over packed caches only the planes that the policy of a kv head calls for are read, and no dequantised tensor exists. A policy may
     change the result within its error, nothing else. All query rows that share a kv head read the same bits (P3). There is one `policy` for all
     kv heads, or `policies [<...>, <...>]`, one for each; a head that is to be exact under `budget` has limits of `bits = 16 to 16`.
 
-    `softcap` and `mask` are those of `aligned.attention`. Blocks of 64 tokens that no query sees are not read. Where an attention has more queries than a
+    `softcap`, `mask`, `attn_mask` and `sink_logits` are those of `aligned.attention`; a sink's logit is part of the state. Blocks of 64 tokens that no query sees are not read. Where an attention has more queries than a
     kernel takes, ops that share its key take some each, and `later` says how many tokens, those of queries to come, are newer than an op's last query:
     query i stands at `tokens - later - Q + i`. It does not say where a stretch of tokens begins: masks hold over all tokens or none.
 
     `site` numbers the attention within its module, so that what it read can be told apart.
 
-    The optional fourth result is the state of the certificate (P4): [batch, q_heads, queries, 6]. With w_t = e^(score[t] - max) as computed, B_t
+    The optional fourth result is the state of the certificate (P4): [batch, q_heads, queries, 7]. With w_t = e^(score[t] - max) as computed, B_t
     the most that score[t] may be off, m_t the largest magnitude in row t of the values and r_t the most that the row is off as it was read, it holds
 
         0  sum_t w_t (e^B_t - 1)      1  sum_t w_t (e^B_t - 1) m_t      2  sum_t w_t m_t      3  sum_t w_t r_t, and what rounding adds
-        4  sum times the error to expect of a channel, as rms          5  max_t m_t
+        4  the variance to expect of a channel of acc      5  max_t m_t      6  the error to expect besides that all tokens have in common
+
+    On buffers the results are written to the buffers `into`, three or four in the same order; dense operands are contiguous.
 
     Constraints: A1, A2, A4, A11, A12 of `aligned.attention`, and
-    - (A7) max and sum are [batch, q_heads, queries], acc adds value_dim, the certificate adds 6
+    - (A7) max and sum are [batch, q_heads, queries], acc adds value_dim, the certificate adds 7
     - (A10) there is one policy or one per kv head, all of one kind
     - (A11) `later` only with a mask
+    - (A15) of `aligned.attention`
     - (P1) `alignedkv` reads `float` formats; (P2) `budget` reads `fixed` formats; dense caches take `exact`
+    - (A13) there are results or buffers to write to, not both
 
     ```mlir
     %acc, %max, %sum = aligned.decode_attention %q, %k, %v scale %scale policy <budget, tolerance = 3.906250e-03>
-        : tensor<1x9x1x64xf16>, tensor<1x3x?x64xf16, #aligned.split<fixed<4, 4, 4, 4>, key>>,
-          tensor<1x3x?x64xf16, #aligned.split<fixed<4, 4, 4, 4>, value>>
+        : tensor<1x9x1x64xf16>, tensor<1x3x?x64xf16, #aligned.planes<fixed<4, 4, 4, 4>, key>>,
+          tensor<1x3x?x64xf16, #aligned.planes<fixed<4, 4, 4, 4>, value>>
         -> tensor<1x9x1x64xf32>, tensor<1x9x1xf32>, tensor<1x9x1xf32>
     ```
   }];
-  let arguments = (ins Aligned_HeadsTensor:$query, Aligned_HeadsTensor:$key, Aligned_HeadsTensor:$value,
+  let arguments = (ins Aligned_Heads:$query, Aligned_Heads:$key, Aligned_Heads:$value,
                        F32:$scale, Aligned_PolicyArrayAttr:$policies, UnitAttr:$masked_zero,
                        DefaultValuedAttr<I32Attr, "0">:$site, OptionalAttr<F64Attr>:$softcap, OptionalAttr<Aligned_MaskAttr>:$mask,
-                       Optional<Index>:$later);
-  let results = (outs Aligned_StateTensor:$acc, Aligned_RowTensor:$max, Aligned_RowTensor:$sum, Optional<Aligned_StateTensor>:$certificate);
+                       Optional<Index>:$later, Optional<Aligned_AttnMask>:$attn_mask, Optional<Aligned_SinkLogits>:$sink_logits,
+                       Variadic<Aligned_StateBuffer>:$targets);
+  let results = (outs Optional<Aligned_StateTensor>:$acc, Optional<Aligned_RowTensor>:$max, Optional<Aligned_RowTensor>:$sum,
+                      Optional<Aligned_StateTensor>:$certificate);
   let assemblyFormat = [{
-    $query `,` $key `,` $value `scale` $scale (`softcap` $softcap^)? (`mask` $mask^)? (`later` $later^)? custom<Policies>($policies)
-    (`masked_zero` $masked_zero^)? attr-dict
-    `:` type($query) `,` type($key) `,` type($value) `->` type($acc) `,` type($max) `,` type($sum) (`certified` type($certificate)^)?
+    $query `,` $key `,` $value `scale` $scale (`softcap` $softcap^)? (`mask` $mask^)? (`later` $later^)?
+    (`attn_mask` $attn_mask^ `:` type($attn_mask))? (`sink_logits` $sink_logits^ `:` type($sink_logits))? custom<Policies>($policies)
+    (`masked_zero` $masked_zero^)? (`into` $targets^)? attr-dict
+    `:` type($query) `,` type($key) `,` type($value) (`into` type($targets)^)? (`->` type($acc)^ `,` type($max) `,` type($sum))?
+    (`certified` type($certificate)^)?
   }];
   let hasVerifier = 1;
   let extraClassDeclaration = [{
     /// Of all policies.
     PolicyKind getPolicyKind() { return ::llvm::cast<PolicyAttr>(getPolicies()[0]).getKind(); }
+
+    /// Accumulator, max, sum and, where it is asked for, the certificate: results, or the buffers that are written.
+    ::mlir::ValueRange getState() { return getTargets().empty() ? ::mlir::ValueRange(getResults()) : ::mlir::ValueRange(getTargets()); }
+    bool isCertified() { return getState().size() == 4; }
   }];
 }
 
@@ -200,7 +258,7 @@ def Aligned_MergeOp : Aligned_Op<"merge", [Pure, AttrSizedOperandSegments]> {
 
         max = m        sum = sum_a e^(max_a - m) + sum_b e^(max_b - m)        acc = acc_a e^(max_a - m) + acc_b e^(max_b - m)
 
-    Certificates merge as acc does, but for their last number, of which the larger is kept.
+    Certificates merge as acc does, but for their variance, whose weights are squared, and their largest magnitude, of which the larger is kept.
 
     Associative and commutative but for rounding; (acc 0, max -inf, sum 0, certificate 0) is the identity.
 
@@ -226,7 +284,7 @@ def Aligned_FinishOp : Aligned_Op<"finish", [Pure, AttrSizedResultSegments]> {
     From a certificate c follow, with u = c0 / sum,
 
         bound    = min(((1 + u) c1 + u c2 + c3) / sum, c5 + max |out|), and what rounding the result adds
-        estimate = c4 / sum / rms(out)
+        estimate = sqrt(c4 + c6^2) / sum / rms(out)
 
     since a probability is off by no more than a factor e^B_t (1 + u), and no output lies outside the values. Both are 0 for a row that saw no token.
 
@@ -242,5 +300,7 @@ def Aligned_FinishOp : Aligned_Op<"finish", [Pure, AttrSizedResultSegments]> {
   }];
   let hasVerifier = 1;
 }
+
+include "aligned/Dialect/Aligned/IR/AlignedStageOps.td"
 
 #endif // ALIGNED_OPS_TD

@@ -1,9 +1,9 @@
-// aligned-split-kv-storage: a split encoding for every tensor that attention reads as key or value.
+// aligned-store-kv-caches: a plane encoding for every tensor that attention reads as key or value.
 //
 // A cache is more than one SSA value: it is appended to, passed to functions and returned from them, and all of these have one type.
 // So the pass collects, from each key and value outwards, the set of values that must agree, decides on an encoding for the set, and
 // only then rewrites: values of the set change type, a value that is computed by anything else is packed once where it is defined, and
-// whoever else looks at a cache gets it joined.
+// whoever else looks at a cache gets it unpacked.
 #include "aligned/Transforms/Passes.h"
 
 #include "aligned/Dialect/Aligned/IR/Aligned.h"
@@ -15,7 +15,7 @@
 #include "llvm/ADT/SetVector.h"
 
 namespace aligned {
-#define GEN_PASS_DEF_ALIGNEDSPLITKVSTORAGE
+#define GEN_PASS_DEF_ALIGNEDSTOREKVCACHES
 #include "aligned/Transforms/Passes.h.inc"
 } // namespace aligned
 
@@ -53,17 +53,17 @@ struct Cache {
   AttentionOp wantedBy;
 };
 
-class Splitter {
+class Packer {
 public:
-  Splitter(ModuleOp module, SplitAttr format, bool preferFloat, uint64_t denseBelow)
+  Packer(ModuleOp module, PlanesAttr format, bool preferFloat, uint64_t denseBelow)
       : module(module), calls(module), format(format), preferFloat(preferFloat), denseBelow(denseBelow) {}
 
   LogicalResult run() {
     bool ok = true;
     module.walk([&](AttentionOp attention) {
-      FailureOr<bool> split = canSplit(attention);
-      ok &= succeeded(split);
-      if (failed(split) || !*split)
+      FailureOr<bool> packs = canStore(attention);
+      ok &= succeeded(packs);
+      if (failed(packs) || !*packs)
         return;
       ok &= succeeded(addRead(attention, attention.getKeyMutable(), CacheRole::Key));
       ok &= succeeded(addRead(attention, attention.getValueMutable(), CacheRole::Value));
@@ -86,18 +86,18 @@ private:
     return kind == PolicyKind::AlignedKV ? FormatKind::Float : FormatKind::Fixed;
   }
 
-  SplitAttr encoding(Type element, CacheRole role, std::optional<FormatKind> wanted) const {
+  PlanesAttr encoding(Type element, CacheRole role, std::optional<FormatKind> wanted) const {
     if (format)
       return format.withRole(role);
     if (wanted.value_or(preferFloat ? FormatKind::Float : FormatKind::Fixed) == FormatKind::Fixed)
-      return SplitAttr::get(element.getContext(), FormatKind::Fixed, {4, 4, 4, 4}, role);
+      return PlanesAttr::get(element.getContext(), FormatKind::Fixed, {4, 4, 8}, role);
     if (element.isBF16())
-      return SplitAttr::get(element.getContext(), FormatKind::Float, {12, 4}, role);
-    return SplitAttr::get(element.getContext(), FormatKind::Float, {8, 4, 4}, role);
+      return PlanesAttr::get(element.getContext(), FormatKind::Float, {12, 4}, role);
+    return PlanesAttr::get(element.getContext(), FormatKind::Float, {8, 4, 4}, role);
   }
 
   /// Whether kernels and storage can hold this attention. Where they can't, it stays dense, unless the user asked for this format.
-  FailureOr<bool> canSplit(AttentionOp attention) {
+  FailureOr<bool> canStore(AttentionOp attention) {
     RankedTensorType query = typeOf(attention.getQuery()), key = typeOf(attention.getKey());
     if (key.getEncoding())
       return false; // as it should be
@@ -190,7 +190,7 @@ private:
       cacheOf[value] = &cache;
   }
 
-  /// A cache keeps its batch, heads and head_dim when it is appended to; where the types disagree on what is static, only one may be splittable.
+  /// A cache keeps its batch, heads and head_dim when it is appended to; where the types disagree on what is static, only one may be packable.
   static bool keepsShape(AppendOp append) {
     ArrayRef<int64_t> before = typeOf(append.getCache()).getShape(), after = typeOf(append.getResult()).getShape();
     return before.take_front(2) == after.take_front(2) && before.back() == after.back();
@@ -236,23 +236,23 @@ private:
     if (!keys.empty() && !values.empty())
       return packReads(cache);
     CacheRole role = values.empty() ? CacheRole::Key : CacheRole::Value;
-    SplitAttr split = encoding(typeOf(cache.values.front()).getElementType(), role, cache.wanted);
+    PlanesAttr planes = encoding(typeOf(cache.values.front()).getElementType(), role, cache.wanted);
     for (Value value : cache.values) {
       if (appendOf(value) || calleeOf(value) || functionOf(value)) {
-        value.setType(typeOf(value).cloneWithEncoding(split));
+        value.setType(typeOf(value).cloneWithEncoding(planes));
         serveOthers(value);
       } else {
         OpBuilder b(module.getContext());
         b.setInsertionPointAfterValue(value);
-        Value packed = SplitOp::create(b, value.getLoc(), typeOf(value).cloneWithEncoding(split), value);
+        Value packed = PackOp::create(b, value.getLoc(), typeOf(value).cloneWithEncoding(planes), value).getResult();
         value.replaceUsesWithIf(packed, [&](OpOperand &use) { return passesOn(use) || reads.contains(&use); });
       }
     }
     for (Value value : cache.values)
       if (func::FuncOp function = functionOf(value))
-        updateSignature(function, cast<BlockArgument>(value).getArgNumber(), {}, split);
+        updateSignature(function, cast<BlockArgument>(value).getArgNumber(), {}, planes);
     for (auto [function, index] : cache.results)
-      updateSignature(function, {}, index, split);
+      updateSignature(function, {}, index, planes);
   }
 
   /// A tensor that is key here and value there stays dense.
@@ -261,13 +261,13 @@ private:
       llvm::MapVector<Value, Value> packed;
       for (OpOperand *read : cache.reads[static_cast<int>(role)]) {
         Value dense = read->get();
-        Value &split = packed[dense];
-        if (!split) {
+        Value &planes = packed[dense];
+        if (!planes) {
           OpBuilder b(module.getContext());
           b.setInsertionPointAfterValue(dense);
-          split = SplitOp::create(b, dense.getLoc(), typeOf(dense).cloneWithEncoding(encoding(typeOf(dense).getElementType(), role, cache.wanted)), dense);
+          planes = PackOp::create(b, dense.getLoc(), typeOf(dense).cloneWithEncoding(encoding(typeOf(dense).getElementType(), role, cache.wanted)), dense).getResult();
         }
-        read->set(split);
+        read->set(planes);
       }
     }
     Operation *key = cache.reads[0].front()->getOwner(), *value = cache.reads[1].front()->getOwner();
@@ -290,40 +290,40 @@ private:
         continue;
       }
       if (!joined)
-        joined = JoinOp::create(b, cache.getLoc(), typeOf(cache).dropEncoding(), cache);
+        joined = UnpackOp::create(b, cache.getLoc(), typeOf(cache).dropEncoding(), cache).getResult();
       use.set(joined);
     }
   }
 
-  static void updateSignature(func::FuncOp function, std::optional<unsigned> input, std::optional<unsigned> result, SplitAttr split) {
+  static void updateSignature(func::FuncOp function, std::optional<unsigned> input, std::optional<unsigned> result, PlanesAttr planes) {
     SmallVector<Type> inputs(function.getArgumentTypes()), results(function.getResultTypes());
     Type &type = input ? inputs[*input] : results[*result];
-    type = cast<RankedTensorType>(type).cloneWithEncoding(split);
+    type = cast<RankedTensorType>(type).cloneWithEncoding(planes);
     function.setFunctionType(FunctionType::get(function.getContext(), inputs, results));
   }
 
   ModuleOp module;
   CallGraph calls;
-  SplitAttr format; ///< null for auto
+  PlanesAttr format; ///< null for auto
   bool preferFloat;
   uint64_t denseBelow;
   std::vector<std::unique_ptr<Cache>> caches; ///< in order of appearance
   DenseMap<Value, Cache *> cacheOf;
-  SmallPtrSet<OpOperand *, 16> reads; ///< key and value operands that become split
+  SmallPtrSet<OpOperand *, 16> reads; ///< key and value operands that become packed
 };
 
-struct AlignedSplitKVStoragePass : aligned::impl::AlignedSplitKVStorageBase<AlignedSplitKVStoragePass> {
-  using AlignedSplitKVStorageBase::AlignedSplitKVStorageBase;
+struct AlignedStoreKVCachesPass : aligned::impl::AlignedStoreKVCachesBase<AlignedStoreKVCachesPass> {
+  using AlignedStoreKVCachesBase::AlignedStoreKVCachesBase;
 
   void runOnOperation() override {
     ModuleOp module = getOperation();
-    SplitAttr parsed;
+    PlanesAttr parsed;
     if (format != "auto") {
-      parsed = parseSplitFormat(format, CacheRole::Key, &getContext(), [&] { return module.emitError(); });
+      parsed = parsePlaneFormat(format, CacheRole::Key, &getContext(), [&] { return module.emitError(); });
       if (!parsed)
         return signalPassFailure();
     }
-    if (failed(Splitter(module, parsed, preferFloat, denseBelow).run()))
+    if (failed(Packer(module, parsed, preferFloat, denseBelow).run()))
       signalPassFailure();
   }
 };

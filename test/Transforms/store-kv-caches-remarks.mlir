@@ -1,12 +1,12 @@
-// RUN: aligned-opt %s --aligned-split-kv-storage=dense-below=4097 --split-input-file --verify-diagnostics | FileCheck %s
+// RUN: aligned-opt %s --aligned-store-kv-caches=dense-below=4097 --split-input-file --verify-diagnostics | FileCheck %s
 
-// With format=auto, what can't be split stays dense and a remark says why.
+// With format=auto, what can't be packed stays dense and a remark says why.
 
 // CHECK-LABEL: func.func @head_dim(
-// CHECK-NOT: aligned.split
+// CHECK-NOT: aligned.pack
 // expected-note@+1 {{the key is defined here}}
 func.func @head_dim(%q: tensor<1x6x1x24xf16>, %k: tensor<1x2x?x24xf16>, %v: tensor<1x2x?x24xf16>, %scale: f32) -> tensor<1x6x1x24xf16> {
-  // expected-remark@+1 {{attention stays dense: key: expected a static head_dim that is a multiple of 16, at most 256, in a split tensor, got 24}}
+  // expected-remark@+1 {{attention stays dense: key: expected a static head_dim that is a multiple of 16, at most 256, in a packed tensor, got 24}}
   %out = aligned.attention %q, %k, %v scale %scale : tensor<1x6x1x24xf16>, tensor<1x2x?x24xf16>, tensor<1x2x?x24xf16> -> tensor<1x6x1x24xf16>
   return %out : tensor<1x6x1x24xf16>
 }
@@ -14,7 +14,7 @@ func.func @head_dim(%q: tensor<1x6x1x24xf16>, %k: tensor<1x2x?x24xf16>, %v: tens
 // -----
 
 // CHECK-LABEL: func.func @queries(
-// CHECK-NOT: aligned.split
+// CHECK-NOT: aligned.pack
 func.func @queries(%q: tensor<1x6x?x32xf16>, %k: tensor<1x2x?x32xf16>, %v: tensor<1x2x?x32xf16>, %scale: f32) -> tensor<1x6x?x32xf16> {
   // expected-remark@+1 {{attention stays dense: expected static query heads and queries, got 'tensor<1x6x?x32xf16>'}}
   %out = aligned.attention %q, %k, %v scale %scale : tensor<1x6x?x32xf16>, tensor<1x2x?x32xf16>, tensor<1x2x?x32xf16> -> tensor<1x6x?x32xf16>
@@ -23,12 +23,12 @@ func.func @queries(%q: tensor<1x6x?x32xf16>, %k: tensor<1x2x?x32xf16>, %v: tenso
 
 // -----
 
-// 32 rows are split, 33 are not: of one cache, which then is joined for the attention that stays dense.
+// 32 rows are packed, 33 are not: of one cache, which then is unpacked for the attention that stays dense.
 
 // CHECK-LABEL: func.func @rows(
-// CHECK-SAME: tensor<1x1x?x32xf16, #aligned.split<fixed<4, 4, 4, 4>, key>>
-// CHECK-COUNT-2: aligned.join
-// CHECK: aligned.attention {{.*}} #aligned.split
+// CHECK-SAME: tensor<1x1x?x32xf16, #aligned.planes<fixed<4, 4, 8>, key>>
+// CHECK-COUNT-2: aligned.unpack
+// CHECK: aligned.attention {{.*}} #aligned.planes
 // CHECK: aligned.attention {{.*}} : tensor<1x1x33x32xf16>, tensor<1x1x?x32xf16>, tensor<1x1x?x32xf16> ->
 func.func @rows(%q: tensor<1x1x32x32xf16>, %p: tensor<1x1x33x32xf16>, %k: tensor<1x1x?x32xf16>, %v: tensor<1x1x?x32xf16>, %scale: f32)
     -> (tensor<1x1x32x32xf16>, tensor<1x1x33x32xf16>) {
@@ -41,9 +41,9 @@ func.func @rows(%q: tensor<1x1x32x32xf16>, %p: tensor<1x1x33x32xf16>, %k: tensor
 // -----
 
 // CHECK-LABEL: func.func @both(
-// CHECK-SAME: %{{.*}}: tensor<1x1x1x32xf16>, %{{.*}}: tensor<1x1x?x32xf16>, %{{.*}}: tensor<1x1x?x32xf16, #aligned.split<fixed<4, 4, 4, 4>, value>>
-// CHECK: aligned.join
-// CHECK-COUNT-3: aligned.split %
+// CHECK-SAME: %{{.*}}: tensor<1x1x1x32xf16>, %{{.*}}: tensor<1x1x?x32xf16>, %{{.*}}: tensor<1x1x?x32xf16, #aligned.planes<fixed<4, 4, 8>, value>>
+// CHECK: aligned.unpack
+// CHECK-COUNT-3: aligned.pack %
 func.func @both(%q: tensor<1x1x1x32xf16>, %kv: tensor<1x1x?x32xf16>, %v: tensor<1x1x?x32xf16>, %scale: f32) -> (tensor<1x1x1x32xf16>, tensor<1x1x1x32xf16>) {
   // expected-remark@+1 {{key is packed at every step: the same tensor also serves as value}}
   %0 = aligned.attention %q, %kv, %v scale %scale : tensor<1x1x1x32xf16>, tensor<1x1x?x32xf16>, tensor<1x1x?x32xf16> -> tensor<1x1x1x32xf16>
@@ -59,8 +59,8 @@ func.func @both(%q: tensor<1x1x1x32xf16>, %kv: tensor<1x1x?x32xf16>, %v: tensor<
 
 // CHECK-LABEL: func.func @few(
 // CHECK: aligned.attention {{.*}} : tensor<1x6x1x32xf16>, tensor<1x1x32x32xf16>, tensor<1x1x32x32xf16> ->
-// CHECK: aligned.attention {{.*}} : tensor<1x6x1x32xf16>, tensor<1x1x33x32xf16, #aligned.split<fixed<4, 4, 4, 4>, key>>, tensor<1x1x33x32xf16, #aligned.split<fixed<4, 4, 4, 4>, value>> ->
-// CHECK: aligned.attention {{.*}} : tensor<1x6x1x32xf16>, tensor<1x1x?x32xf16, #aligned.split<fixed<4, 4, 4, 4>, key>>, tensor<1x1x?x32xf16, #aligned.split<fixed<4, 4, 4, 4>, value>> ->
+// CHECK: aligned.attention {{.*}} : tensor<1x6x1x32xf16>, tensor<1x1x33x32xf16, #aligned.planes<fixed<4, 4, 8>, key>>, tensor<1x1x33x32xf16, #aligned.planes<fixed<4, 4, 8>, value>> ->
+// CHECK: aligned.attention {{.*}} : tensor<1x6x1x32xf16>, tensor<1x1x?x32xf16, #aligned.planes<fixed<4, 4, 8>, key>>, tensor<1x1x?x32xf16, #aligned.planes<fixed<4, 4, 8>, value>> ->
 func.func @few(%q: tensor<1x6x1x32xf16>, %k: tensor<1x1x32x32xf16>, %v: tensor<1x1x32x32xf16>, %l: tensor<1x1x33x32xf16>, %w: tensor<1x1x33x32xf16>, %m: tensor<1x1x?x32xf16>,
                %x: tensor<1x1x?x32xf16>, %scale: f32) -> (tensor<1x6x1x32xf16>, tensor<1x6x1x32xf16>, tensor<1x6x1x32xf16>) {
   // expected-remark@+1 {{attention stays dense: expected a key and a value of at least 4097 bytes together, got 'tensor<1x1x32x32xf16>' and 'tensor<1x1x32x32xf16>'}}

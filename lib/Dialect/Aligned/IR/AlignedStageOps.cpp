@@ -1,0 +1,132 @@
+// What the stages of a decode step have in common: shapes that follow from query and caches, and effects on buffers.
+#include "aligned/Dialect/Aligned/IR/Aligned.h"
+
+using namespace mlir;
+using namespace aligned;
+
+namespace {
+
+/// The extents that types of query, key and value give.
+struct Extents {
+  int64_t group, queries, rows, keyDim, valueDim, digits;
+};
+
+ShapedType shapeOf(Value value) { return cast<ShapedType>(value.getType()); }
+
+template <typename Op> FailureOr<Extents> verifyInputs(Op op) {
+  ShapedType query = shapeOf(op.getQuery()), key = shapeOf(op.getKey()), value = shapeOf(op.getValue());
+  for (auto [name, type] : {std::pair("query", query), std::pair("key", key), std::pair("value", value)})
+    if (type.getRank() != 4)
+      return op.emitOpError() << "expected a " << name << " of rank 4, got " << type;
+  for (auto [name, type, role] : {std::tuple("key", key, CacheRole::Key), std::tuple("value", value, CacheRole::Value)}) {
+    PlanesAttr planes = getPlanes(type);
+    if (!planes || planes.getKind() != FormatKind::Fixed || planes.getRole() != role)
+      return op.emitOpError() << "expected a " << name << " in fixed planes of role '" << stringifyCacheRole(role) << "', got " << type;
+  }
+  auto same = [](int64_t a, int64_t b) { return ShapedType::isDynamic(a) || ShapedType::isDynamic(b) || a == b; };
+  for (int64_t dim = 0; dim < 3; ++dim) // A1
+    if (!same(key.getDimSize(dim), value.getDimSize(dim)) || (dim == 0 && !same(query.getDimSize(0), key.getDimSize(0))))
+      return op.emitOpError() << "expected query, key and value to agree in batch, kv_heads and tokens, got " << query << ", " << key << " and " << value;
+  int64_t count = op.getPolicies().size();
+  if (count == 0 || (count != 1 && count != key.getDimSize(1))) // A10
+    return op.emitOpError() << "expected one policy, or one for each of " << key.getDimSize(1) << " kv heads, got " << count;
+  for (PolicyAttr policy : op.getPolicies().template getAsRange<PolicyAttr>()) {
+    PolicyKind kind = policy.getKind(), first = cast<PolicyAttr>(op.getPolicies()[0]).getKind();
+    if (kind != first || kind == PolicyKind::AlignedKV)
+      return op.emitOpError() << "expected policies that are all 'budget' or all 'exact', got '" << stringifyPolicyKind(kind) << "'";
+  }
+  if (op.getLater() && !op.getMaskAttr()) // A11
+    return op.emitOpError() << "expected 'later' only with a mask, got no mask";
+  Extents e{0, query.getDimSize(2), 0, key.getDimSize(3), value.getDimSize(3), kQueryDigits};
+  int64_t heads = query.getDimSize(1), kvHeads = key.getDimSize(1);
+  if (ShapedType::isDynamic(heads) || ShapedType::isDynamic(e.queries) || ShapedType::isDynamic(kvHeads) || kvHeads == 0 || heads % kvHeads || query.getDimSize(3) != e.keyDim)
+    return op.emitOpError() << "expected static heads, queries and head_dim that agree, got " << query << " and " << key;
+  e.group = heads / kvHeads;
+  e.rows = e.group * e.queries;
+  if (cast<PolicyAttr>(op.getPolicies()[0]).getKind() == PolicyKind::Exact)
+    e.digits = kExactQueryDigits;
+  return e;
+}
+
+/// Compares an operand's extents; dynamic ones of the expected shape may be anything.
+LogicalResult verifyShape(Operation *op, StringRef name, Value value, ArrayRef<int64_t> shape, Type element) {
+  ShapedType type = shapeOf(value);
+  bool same = type.getElementType() == element && type.getRank() == static_cast<int64_t>(shape.size());
+  for (int64_t dim = 0; same && dim < type.getRank(); ++dim)
+    same = ShapedType::isDynamic(shape[dim]) || ShapedType::isDynamic(type.getDimSize(dim)) || type.getDimSize(dim) == shape[dim];
+  if (same)
+    return success();
+  std::string expected;
+  for (int64_t size : shape)
+    expected += (ShapedType::isDynamic(size) ? "?" : std::to_string(size)) + "x";
+  llvm::raw_string_ostream(expected) << element;
+  return op->emitOpError() << "expected " << name << " of shape and type " << expected << ", got " << type;
+}
+
+LogicalResult verifyOuts(Operation *op, OperandRange outs, ArrayRef<std::pair<StringRef, SmallVector<int64_t>>> shapes, size_t optional, Type first) {
+  Type f32 = Float32Type::get(op->getContext());
+  if (outs.size() != shapes.size() && outs.size() != shapes.size() - optional)
+    return op->emitOpError() << "expected " << shapes.size() - optional << (optional ? " or one more" : "") << " outs, got " << outs.size();
+  for (auto [number, out] : llvm::enumerate(outs))
+    if (failed(verifyShape(op, shapes[number].first, out, shapes[number].second, number ? f32 : first)))
+      return failure();
+  return success();
+}
+
+template <typename Op> LogicalResult verifyDigits(Op op, const Extents &e) {
+  Type f32 = Float32Type::get(op.getContext()), i8 = IntegerType::get(op.getContext(), 8);
+  if (failed(verifyShape(op, "digits", op.getDigits(), {e.digits, e.rows, e.keyDim}, i8)))
+    return failure();
+  return verifyShape(op, "facts", op.getFacts(), {e.rows + 1, kStepFacts}, f32);
+}
+
+/// Buffers are written where they are outs, and read else; tensors are values.
+template <typename Op> void effectsOf(Op op, SmallVectorImpl<SideEffects::EffectInstance<MemoryEffects::Effect>> &effects) {
+  for (OpOperand &operand : op->getOpOperands()) {
+    if (!isa<MemRefType>(operand.get().getType()))
+      continue;
+    if (op.isDpsInit(&operand))
+      effects.emplace_back(MemoryEffects::Write::get(), &operand);
+    else
+      effects.emplace_back(MemoryEffects::Read::get(), &operand);
+  }
+}
+
+} // namespace
+
+LogicalResult PrepareOp::verify() {
+  FailureOr<Extents> e = verifyInputs(*this);
+  if (failed(e))
+    return failure();
+  return verifyOuts(*this, getOuts(), {{"digits", {e->digits, e->rows, e->keyDim}}, {"facts", {e->rows + 1, kStepFacts}}, {"mean", {e->valueDim}}}, 0,
+                    IntegerType::get(getContext(), 8));
+}
+
+LogicalResult ScanOp::verify() {
+  constexpr int64_t any = ShapedType::kDynamic;
+  FailureOr<Extents> e = verifyInputs(*this);
+  if (failed(e) || failed(verifyDigits(*this, *e)) || failed(verifyMaskOperands(*this, getAttnMask(), {}, shapeOf(getQuery()), shapeOf(getKey()))))
+    return failure();
+  return verifyOuts(*this, getOuts(), {{"scores", {any, e->rows, kBlock}}, {"tops", {any, e->rows, kTopLanes}}, {"part", {1, 2, e->rows}}}, 0, Float32Type::get(getContext()));
+}
+
+LogicalResult AttendOp::verify() {
+  constexpr int64_t any = ShapedType::kDynamic;
+  FailureOr<Extents> e = verifyInputs(*this);
+  Type f32 = Float32Type::get(getContext());
+  if (failed(e) || failed(verifyDigits(*this, *e)) || failed(verifyShape(*this, "mean", getMean(), {e->valueDim}, f32)) ||
+      failed(verifyShape(*this, "scores", getScores(), {any, e->rows, kBlock}, f32)) || failed(verifyShape(*this, "tops", getTops(), {any, e->rows, kTopLanes}, f32)) ||
+      failed(verifyShape(*this, "parts", getParts(), {any, 2, e->rows}, f32)) ||
+      failed(verifyMaskOperands(*this, getAttnMask(), getSinkLogits(), shapeOf(getQuery()), shapeOf(getKey()))))
+    return failure();
+  return verifyOuts(*this, getOuts(),
+                    {{"acc", {1, e->group, e->queries, e->valueDim}},
+                     {"max", {1, e->group, e->queries}},
+                     {"sum", {1, e->group, e->queries}},
+                     {"certificate", {1, e->group, e->queries, kCertificateNumbers}}},
+                    1, f32);
+}
+
+void PrepareOp::getEffects(SmallVectorImpl<SideEffects::EffectInstance<MemoryEffects::Effect>> &effects) { effectsOf(*this, effects); }
+void ScanOp::getEffects(SmallVectorImpl<SideEffects::EffectInstance<MemoryEffects::Effect>> &effects) { effectsOf(*this, effects); }
+void AttendOp::getEffects(SmallVectorImpl<SideEffects::EffectInstance<MemoryEffects::Effect>> &effects) { effectsOf(*this, effects); }

@@ -1,0 +1,150 @@
+// How the ops come to buffers: one-shot-bufferize decides, from what they read and write, where a cache has to be copied.
+//
+// A cache becomes a memref whose memory space is its encoding. It has no layout, since its memory is the runtime's business, and is written in place by
+// `append` alone. What other ops give is memory of its own, which they get handed.
+#include "aligned/Dialect/Aligned/IR/Aligned.h"
+
+#include "mlir/Dialect/Bufferization/IR/BufferDeallocationOpInterface.h"
+#include "mlir/Dialect/Bufferization/IR/BufferizableOpInterface.h"
+#include "mlir/Dialect/Bufferization/IR/Bufferization.h"
+#include "mlir/Dialect/MemRef/IR/MemRef.h"
+
+using namespace mlir;
+using namespace mlir::bufferization;
+using namespace aligned;
+
+namespace {
+
+MemRefType bufferTypeOf(Value tensor) {
+  auto type = cast<RankedTensorType>(tensor.getType());
+  return MemRefType::get(type.getShape(), type.getElementType(), MemRefLayoutAttrInterface(), type.getEncoding());
+}
+
+/// New memory for `tensor`, whose dynamic extents are those of `like`, a buffer.
+FailureOr<Value> allocate(OpBuilder &b, Location loc, const BufferizationOptions &options, Value tensor, Value like) {
+  MemRefType type = bufferTypeOf(tensor);
+  SmallVector<Value> sizes;
+  for (auto [dim, size] : llvm::enumerate(type.getShape()))
+    if (ShapedType::isDynamic(size))
+      sizes.push_back(memref::DimOp::create(b, loc, like, dim));
+  return options.createAlloc(b, loc, type, sizes);
+}
+
+/// Operands are read; a result is memory of its own.
+template <typename Model, typename Op> struct ReadingModel : BufferizableOpInterface::ExternalModel<Model, Op> {
+  bool bufferizesToMemoryRead(Operation *, OpOperand &, const AnalysisState &) const { return true; }
+  bool bufferizesToMemoryWrite(Operation *, OpOperand &, const AnalysisState &) const { return false; }
+  bool bufferizesToAllocation(Operation *, Value) const { return true; }
+  AliasingValueList getAliasingValues(Operation *, OpOperand &, const AnalysisState &) const { return {}; }
+  FailureOr<BufferLikeType> getBufferType(Operation *, Value value, const BufferizationOptions &, const BufferizationState &, SmallVector<Value> &) const {
+    return cast<BufferLikeType>(bufferTypeOf(value));
+  }
+};
+
+/// Packing and unpacking.
+template <typename Op> struct StorageModel : ReadingModel<StorageModel<Op>, Op> {
+  LogicalResult bufferize(Operation *op, RewriterBase &rewriter, const BufferizationOptions &options, BufferizationState &state) const {
+    FailureOr<Value> source = getBuffer(rewriter, cast<Op>(op).getSource(), options, state);
+    if (failed(source))
+      return failure();
+    FailureOr<Value> target = allocate(rewriter, op->getLoc(), options, op->getResult(0), *source);
+    if (failed(target))
+      return failure();
+    Op::create(rewriter, op->getLoc(), TypeRange(), ValueRange{*source, *target}, op->getAttrs());
+    replaceOpWithBufferizedValues(rewriter, op, *target);
+    return success();
+  }
+};
+
+struct AppendModel : ReadingModel<AppendModel, AppendOp> {
+  static bool isCache(Operation *op, OpOperand &operand) { return &operand == &cast<AppendOp>(op).getCacheMutable(); }
+
+  bool bufferizesToMemoryWrite(Operation *op, OpOperand &operand, const AnalysisState &) const { return isCache(op, operand); }
+  bool bufferizesToAllocation(Operation *, Value) const { return false; }
+  AliasingValueList getAliasingValues(Operation *op, OpOperand &operand, const AnalysisState &) const {
+    if (isCache(op, operand))
+      return {{op->getResult(0), BufferRelation::Equivalent}};
+    return {};
+  }
+
+  LogicalResult bufferize(Operation *op, RewriterBase &rewriter, const BufferizationOptions &options, BufferizationState &state) const {
+    auto append = cast<AppendOp>(op);
+    if (!getPlanes(append.getType()))
+      return append.emitOpError("expected a packed cache, which can be appended to in place, got ") << append.getType();
+    FailureOr<Value> tokens = getBuffer(rewriter, append.getTokens(), options, state), cache = getBuffer(rewriter, append.getCache(), options, state);
+    if (failed(tokens) || failed(cache))
+      return failure();
+    replaceOpWithNewBufferizedOp<AppendOp>(rewriter, op, bufferTypeOf(append.getResult()), *tokens, *cache);
+    return success();
+  }
+};
+
+struct DecodeModel : ReadingModel<DecodeModel, DecodeAttentionOp> {
+  LogicalResult bufferize(Operation *op, RewriterBase &rewriter, const BufferizationOptions &options, BufferizationState &state) const {
+    auto decode = cast<DecodeAttentionOp>(op);
+    Location loc = op->getLoc();
+    SmallVector<Value> operands;
+    for (Value tensor : {decode.getQuery(), decode.getKey(), decode.getValue()}) {
+      FailureOr<Value> buffer = getBuffer(rewriter, tensor, options, state);
+      if (succeeded(buffer))
+        buffer = makeContiguous(rewriter, loc, options, tensor, *buffer);
+      if (failed(buffer))
+        return failure();
+      operands.push_back(*buffer);
+    }
+    Value masks[2] = {decode.getAttnMask(), decode.getSinkLogits()};
+    for (Value &mask : masks) {
+      if (!mask)
+        continue;
+      FailureOr<Value> buffer = getBuffer(rewriter, mask, options, state);
+      if (succeeded(buffer))
+        buffer = makeContiguous(rewriter, loc, options, mask, *buffer);
+      if (failed(buffer))
+        return failure();
+      mask = *buffer;
+    }
+    SmallVector<Value> targets;
+    for (Value result : op->getResults()) { // what is dynamic are extents of the query: a state's others are static by now
+      FailureOr<Value> target = allocate(rewriter, loc, options, result, operands.front());
+      if (failed(target))
+        return failure();
+      targets.push_back(*target);
+    }
+    DecodeAttentionOp::create(rewriter, loc, Type(), Type(), Type(), Type(), operands[0], operands[1], operands[2], decode.getScale(), decode.getPoliciesAttr(),
+                              decode.getMaskedZeroAttr(), decode.getSiteAttr(), decode.getSoftcapAttr(), decode.getMaskAttr(), decode.getLater(), masks[0], masks[1], targets);
+    replaceOpWithBufferizedValues(rewriter, op, targets);
+    return success();
+  }
+
+  /// Kernels take arrays without gaps.
+  static FailureOr<Value> makeContiguous(OpBuilder &b, Location loc, const BufferizationOptions &options, Value tensor, Value buffer) {
+    if (cast<MemRefType>(buffer.getType()).getLayout().isIdentity())
+      return buffer;
+    FailureOr<Value> copy = allocate(b, loc, options, tensor, buffer);
+    if (failed(copy) || failed(options.createMemCpy(b, loc, buffer, *copy)))
+      return failure();
+    return copy;
+  }
+};
+
+/// Who owns a cache owns it when it was appended to, whoever owns the tokens.
+struct AppendOwnership : BufferDeallocationOpInterface::ExternalModel<AppendOwnership, AppendOp> {
+  FailureOr<Operation *> process(Operation *op, DeallocationState &state, const DeallocationOptions &) const {
+    auto append = cast<AppendOp>(op);
+    if (Value cache = append.getCache(); isa<MemRefType>(cache.getType()))
+      state.updateOwnership(append.getResult(), state.getOwnership(cache, cache.getParentBlock()), op->getBlock());
+    return op;
+  }
+};
+
+} // namespace
+
+void aligned::registerBufferization(DialectRegistry &registry) {
+  registry.addExtension(+[](MLIRContext *context, AlignedDialect *) {
+    PackOp::attachInterface<StorageModel<PackOp>>(*context);
+    UnpackOp::attachInterface<StorageModel<UnpackOp>>(*context);
+    AppendOp::attachInterface<AppendModel, AppendOwnership>(*context);
+    DecodeAttentionOp::attachInterface<DecodeModel>(*context);
+    context->loadDialect<BufferizationDialect, memref::MemRefDialect>();
+  });
+}

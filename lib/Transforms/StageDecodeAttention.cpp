@@ -1,0 +1,222 @@
+// aligned-stage-decode-attention: a decode step over fixed planes as stages, over rows and splits of tokens.
+//
+//   forall (batch, kv head)
+//     prepare                         what is known of the row
+//     forall (split)  scan            coarse scores; their maxima and sums
+//     forall (split)  attend          a softmax state from what reaches above the thresholds that all sums give
+//     for (split)     merge
+//
+// Between the two loops over splits lies all that a row has to wait for: a reference and a sum of each split. Splits are of kSplitTiles tiles whatever the machine, so that
+// results do not depend on the number of threads.
+#include "aligned/Transforms/Passes.h"
+
+#include "aligned/Dialect/Aligned/IR/Aligned.h"
+
+#include "mlir/Dialect/Arith/IR/Arith.h"
+#include "mlir/Dialect/Linalg/IR/Linalg.h"
+#include "mlir/Dialect/SCF/IR/SCF.h"
+#include "mlir/Dialect/Tensor/IR/Tensor.h"
+#include "mlir/IR/ImplicitLocOpBuilder.h"
+
+#include <cmath>
+
+namespace aligned {
+#define GEN_PASS_DEF_ALIGNEDSTAGEDECODEATTENTION
+#include "aligned/Transforms/Passes.h.inc"
+} // namespace aligned
+
+using namespace mlir;
+using namespace aligned;
+
+namespace {
+
+class Stager {
+public:
+  explicit Stager(DecodeAttentionOp op) : op(op), b(op.getLoc(), op) {
+    auto query = cast<RankedTensorType>(op.getQuery().getType()), key = cast<RankedTensorType>(op.getKey().getType());
+    kvHeads = key.getDimSize(1);
+    group = query.getDimSize(1) / kvHeads;
+    queries = query.getDimSize(2);
+    rows = group * queries;
+    keyDim = key.getDimSize(3);
+    valueDim = cast<RankedTensorType>(op.getValue().getType()).getDimSize(3);
+    digits = op.getPolicyKind() == PolicyKind::Exact ? kExactQueryDigits : kQueryDigits;
+  }
+
+  void run() {
+    Value tokens = tensor::DimOp::create(b, op.getKey(), 2);
+    Value tiles = ceilDiv(tokens, kBlock), splits = ceilDiv(tiles, kSplitTiles);
+    SmallVector<Value> outs;
+    for (Value result : op.getResults()) {
+      auto type = cast<RankedTensorType>(result.getType());
+      SmallVector<Value> sizes;
+      for (int64_t dim = 0; dim < type.getRank(); ++dim)
+        if (type.isDynamicDim(dim)) // heads, queries and head_dim are static
+          sizes.push_back(tensor::DimOp::create(b, op.getQuery(), dim));
+      outs.push_back(tensor::EmptyOp::create(b, type, sizes));
+    }
+    OpFoldResult batch = b.getIndexAttr(cast<RankedTensorType>(op.getKey().getType()).getDimSize(0));
+    auto forall = scf::ForallOp::create(b, ArrayRef<OpFoldResult>{batch, b.getIndexAttr(kvHeads)}, outs, std::nullopt);
+    {
+      OpBuilder::InsertionGuard guard(b);
+      b.setInsertionPointToStart(forall.getBody());
+      Value entry = forall.getInductionVar(0), head = forall.getInductionVar(1);
+      Value row = arith::AddIOp::create(b, arith::MulIOp::create(b, entry, index(kvHeads)), head);
+      SmallVector<Value> state = step(row, tiles, splits);
+      Value firstHead = arith::MulIOp::create(b, head, index(group));
+      b.setInsertionPointToStart(forall.getTerminator().getBody());
+      for (auto [value, out] : llvm::zip(state, forall.getRegionOutArgs()))
+        insert(value, out, {entry, firstHead});
+    }
+    op.replaceAllUsesWith(forall.getResults());
+    op.erase();
+  }
+
+private:
+  SmallVector<Value> step(Value row, Value tiles, Value splits) {
+    Type f32 = b.getF32Type();
+    Value softScale = op.getScale();
+    auto empty = [&](ArrayRef<int64_t> shape, Type element, ValueRange sizes = {}) -> Value {
+      return tensor::EmptyOp::create(b, RankedTensorType::get(shape, element), sizes);
+    };
+    SmallVector<Value> facts{empty({digits, rows, keyDim}, b.getI8Type()), empty({rows + 1, kStepFacts}, f32), empty({valueDim}, f32)};
+    auto prepare = PrepareOp::create(b, typesOf(facts), op.getQuery(), op.getKey(), op.getValue(), op.getScale(), row, op.getLater(), facts, op.getPolicies(), op.getMaskAttr());
+    Value digitsOf = prepare.getResult(0), factsOf = prepare.getResult(1), mean = prepare.getResult(2);
+
+    constexpr int64_t any = ShapedType::kDynamic;
+    SmallVector<Value> scanned = forSplits(
+        splits, {empty({any, rows, kBlock}, f32, tiles), empty({any, rows, kTopLanes}, f32, tiles), empty({any, 2, rows}, f32, splits)},
+        [&](Value split, ValueRange outs) {
+          Value first = arith::MulIOp::create(b, split, index(kSplitTiles)), count = countOf(tiles, first);
+          SmallVector<Value> parts{slice(outs[0], first, count), slice(outs[1], first, count), slice(outs[2], split, index(1))};
+          auto scan = ScanOp::create(b, typesOf(parts), op.getQuery(), op.getKey(), op.getValue(), softScale, row, split, op.getLater(), op.getAttnMask(), digitsOf, factsOf, parts, op.getPolicies(),
+                                     op.getSoftcapAttr(), op.getMaskAttr());
+          return SmallVector<Placed>{{scan.getResult(0), first}, {scan.getResult(1), first}, {scan.getResult(2), split}};
+        });
+
+    SmallVector<Value> states{empty({any, group, queries, valueDim}, f32, splits), empty({any, group, queries}, f32, splits), empty({any, group, queries}, f32, splits)};
+    if (op.getCertificate())
+      states.push_back(empty({any, group, queries, kCertificateNumbers}, f32, splits));
+    SmallVector<Value> attended = forSplits(splits, states, [&](Value split, ValueRange outs) {
+      Value first = arith::MulIOp::create(b, split, index(kSplitTiles)), count = countOf(tiles, first);
+      SmallVector<Value> parts;
+      for (Value out : outs)
+        parts.push_back(slice(out, split, index(1)));
+      auto attend = AttendOp::create(b, typesOf(parts), op.getQuery(), op.getKey(), op.getValue(), row, split, op.getLater(), op.getAttnMask(), op.getSinkLogits(), digitsOf, factsOf, mean, slice(scanned[0], first, count),
+                                     slice(scanned[1], first, count), scanned[2], parts, op.getPolicies(), op.getMaskedZeroAttr(), op.getSiteAttr(), op.getSoftcapAttr(), op.getMaskAttr());
+      SmallVector<Placed> placed;
+      for (Value result : attend.getResults())
+        placed.push_back({result, split});
+      return placed;
+    });
+
+    // The state of no tokens, merged with each split's.
+    auto filled = [&](ArrayRef<int64_t> shape, double number) -> Value {
+      auto type = RankedTensorType::get(shape, f32);
+      return arith::ConstantOp::create(b, DenseElementsAttr::get(type, static_cast<float>(number)));
+    };
+    SmallVector<Value> initial{filled({1, group, queries, valueDim}, 0), filled({1, group, queries}, -INFINITY), filled({1, group, queries}, 0)};
+    if (Value sinks = op.getSinkLogits()) { // what is in the softmax's sum before any token
+      Value own = slice(sinks, arith::MulIOp::create(b, arith::RemUIOp::create(b, row, index(kvHeads)), index(group)), index(group), RankedTensorType::get({group}, f32));
+      initial[1] = linalg::BroadcastOp::create(b, own, empty({1, group, queries}, f32), ArrayRef<int64_t>{0, 2})->getResult(0);
+      initial[2] = filled({1, group, queries}, 1);
+    }
+    if (op.getCertificate())
+      initial.push_back(filled({1, group, queries, kCertificateNumbers}, 0));
+    auto loop = scf::ForOp::create(b, index(0), splits, index(1), initial);
+    OpBuilder::InsertionGuard guard(b);
+    b.setInsertionPointToStart(loop.getBody());
+    SmallVector<Value> next;
+    for (auto [all, one] : llvm::zip(attended, initial))
+      next.push_back(slice(all, loop.getInductionVar(), index(1), cast<RankedTensorType>(one.getType())));
+    ValueRange before = loop.getRegionIterArgs();
+    Value certificate = op.getCertificate() ? before[3] : Value(), other = op.getCertificate() ? next[3] : Value();
+    auto merge = MergeOp::create(b, before[0].getType(), before[1].getType(), before[2].getType(), certificate ? certificate.getType() : Type(), before[0], before[1], before[2],
+                                 certificate, next[0], next[1], next[2], other);
+    scf::YieldOp::create(b, merge.getResults());
+    return SmallVector<Value>(loop.getResults());
+  }
+
+  /// A result and where its first dimension begins in what it becomes part of.
+  struct Placed {
+    Value value, at;
+  };
+  SmallVector<Value> forSplits(Value splits, ArrayRef<Value> outs, function_ref<SmallVector<Placed>(Value, ValueRange)> body) {
+    auto forall = scf::ForallOp::create(b, ArrayRef<OpFoldResult>{splits}, outs, std::nullopt);
+    OpBuilder::InsertionGuard guard(b);
+    b.setInsertionPointToStart(forall.getBody());
+    SmallVector<Placed> results = body(forall.getInductionVar(0), forall.getRegionOutArgs());
+    b.setInsertionPointToStart(forall.getTerminator().getBody());
+    for (auto [result, out] : llvm::zip(results, forall.getRegionOutArgs()))
+      insert(result.value, out, {result.at});
+    return SmallVector<Value>(forall.getResults());
+  }
+
+  /// Places `value` in `out`, from `offsets` in the first dimensions on.
+  void insert(Value value, Value out, ArrayRef<Value> offsets) {
+    auto type = cast<RankedTensorType>(value.getType());
+    SmallVector<OpFoldResult> starts, sizes, strides(type.getRank(), b.getIndexAttr(1));
+    for (int64_t dim = 0; dim < type.getRank(); ++dim) {
+      starts.push_back(dim < int64_t(offsets.size()) ? OpFoldResult(offsets[dim]) : OpFoldResult(b.getIndexAttr(0)));
+      sizes.push_back(type.isDynamicDim(dim) ? sizeOf(value, dim) : OpFoldResult(b.getIndexAttr(type.getDimSize(dim))));
+    }
+    tensor::ParallelInsertSliceOp::create(b, value, out, starts, sizes, strides);
+  }
+  /// The extent of a dimension of a stage's result: that of the slice it was given. Nothing may be computed where results are inserted.
+  static OpFoldResult sizeOf(Value value, int64_t dim) {
+    auto result = cast<OpResult>(value);
+    auto destination = cast<DestinationStyleOpInterface>(result.getOwner()).getTiedOpOperand(result)->get();
+    return destination.getDefiningOp<tensor::ExtractSliceOp>().getMixedSizes()[dim];
+  }
+
+  /// `count` entries of the first dimension from `first` on.
+  Value slice(Value whole, Value first, Value count, RankedTensorType type = {}) {
+    auto from = cast<RankedTensorType>(whole.getType());
+    SmallVector<OpFoldResult> offsets(from.getRank(), b.getIndexAttr(0)), sizes, strides(from.getRank(), b.getIndexAttr(1));
+    offsets[0] = first;
+    sizes.push_back(getAsOpFoldResult(count)); // a constant where it is one, as a given type says
+    for (int64_t size : from.getShape().drop_front())
+      sizes.push_back(b.getIndexAttr(size));
+    if (type)
+      return tensor::ExtractSliceOp::create(b, type, whole, offsets, sizes, strides);
+    return tensor::ExtractSliceOp::create(b, whole, offsets, sizes, strides);
+  }
+
+  static SmallVector<Type> typesOf(ArrayRef<Value> values) {
+    SmallVector<Type> types;
+    for (Value value : values)
+      types.push_back(value.getType());
+    return types;
+  }
+  Value index(int64_t n) { return arith::ConstantIndexOp::create(b, n); }
+  Value ceilDiv(Value a, int64_t by) { return arith::CeilDivUIOp::create(b, a, index(by)); }
+  /// Tiles of the split that begins at tile `first`.
+  Value countOf(Value tiles, Value first) { return arith::MinUIOp::create(b, arith::SubIOp::create(b, tiles, first), index(kSplitTiles)); }
+
+  DecodeAttentionOp op;
+  ImplicitLocOpBuilder b;
+  int64_t kvHeads, group, queries, rows, keyDim, valueDim, digits;
+};
+
+struct AlignedStageDecodeAttentionPass : aligned::impl::AlignedStageDecodeAttentionBase<AlignedStageDecodeAttentionPass> {
+  void runOnOperation() override {
+    SmallVector<DecodeAttentionOp> steps;
+    getOperation().walk([&](DecodeAttentionOp op) {
+      PlanesAttr planes = getPlanes(op.getKey().getType());
+      if (!planes || planes.getKind() != FormatKind::Fixed || !op.getTargets().empty()) // on buffers it is too late
+        return;
+      auto query = cast<ShapedType>(op.getQuery().getType());
+      bool isStatic = llvm::none_of(query.getShape().drop_front(), ShapedType::isDynamic);
+      for (Type result : op->getResultTypes())
+        isStatic &= llvm::none_of(cast<ShapedType>(result).getShape().drop_front(), ShapedType::isDynamic);
+      if (isStatic)
+        return steps.push_back(op);
+      op.emitOpError("expected static heads, queries and head_dim, got ") << query << " and " << op.getAcc().getType();
+      signalPassFailure();
+    });
+    for (DecodeAttentionOp op : steps)
+      Stager(op).run();
+  }
+};
+
+} // namespace
