@@ -8,7 +8,7 @@
 //       16 bits below 1, 12 bits below 2, else 8
 //
 // A tier serves all query rows of the kv head (P3): the most any of them asks for. Exponents stop at those of a half, -15 for zero.
-#include "SplitKernel.h"
+#include "PlaneKernel.h"
 
 #include "mlir/Dialect/Math/IR/Math.h"
 
@@ -19,15 +19,15 @@ namespace {
 
 constexpr int64_t kTileTokens = 32; // a byte of a key layer holds tokens i and i + 32 of its block
 
-class FloatKernel : public SplitKernel {
+class FloatKernel : public PlaneKernel {
 public:
-  FloatKernel(Emitter &e, const KernelShape &shape) : SplitKernel(e, shape, /*unitChannels=*/1) {}
+  FloatKernel(Emitter &e, const KernelShape &shape) : PlaneKernel(e, shape, /*unitChannels=*/1) {}
 
 private:
   Buffer blockTop, probeWeights, probe;
 
   void allocate() override {
-    SplitKernel::allocate();
+    PlaneKernel::allocate();
     scratch(blockTop, e.f32(), padded / kBlock);
     scratch(probeWeights, e.f32(), padded);
     scratch(probe, e.f32(), index(shape.valueDim));
@@ -40,7 +40,7 @@ private:
   void scoreBlock(Val block);
 
   /// The top layers of 16-bit patterns, `layers` of them (a scalar), missing bits at their midpoint, as f32.
-  Val read(Val layers, SplitAttr split, Type element, function_ref<Val(int64_t)> layer);
+  Val read(Val layers, PlanesAttr split, Type element, function_ref<Val(int64_t)> layer);
   Val readRow(Val token, Val layers);
 
   // The certificate.
@@ -50,7 +50,7 @@ private:
   RowBounds boundValues(Val t) override;
 };
 
-Val FloatKernel::read(Val layers, SplitAttr split, Type element, function_ref<Val(int64_t)> layer) {
+Val FloatKernel::read(Val layers, PlanesAttr split, Type element, function_ref<Val(int64_t)> layer) {
   // A chain of planes: each is fetched only if `layers` reaches into it, and stands for its midpoint otherwise.
   int64_t resident = residentLayers(split);
   std::function<Val(int64_t)> from = [&](int64_t plane) -> Val {
@@ -88,7 +88,7 @@ void FloatKernel::planKeys() {
       // The rule compares exponents of q itself; the scale shifts all of a row's by as much.
       Val reach = halfExponent(convert(e.load(queries, (row * shape.heads + h) * dim, dim), e.f32())) + largest;
       Val lag = e.splat(reduceMax(reach), dim) - reach;
-      return {max(layers[0], wholePlanes(tierLayers(lag >= 8, lag >= 4), key, shape.keySplit))};
+      return {max(layers[0], wholePlanes(tierLayers(lag >= 8, lag >= 4), key, shape.keyPlanes))};
     })[0];
   }
   forBlocks(index(0), key.blocks, [&](Val block) { e.store(convert(limitKeys(layers, block), e.i8()), keyRead, block * dim); });
@@ -96,7 +96,6 @@ void FloatKernel::planKeys() {
 
 void FloatKernel::scores() {
   readNothing();
-  scoreOpenBlock();
   planKeys();
   forBlocks(index(0), key.blocks, [&](Val block) { scoreBlock(block); });
   softmax();
@@ -107,8 +106,8 @@ void FloatKernel::scoreBlock(Val block) {
   forHeadGroups(/*vectorsPerHead=*/kBlock / lanes, [&](Val head, int64_t heads) {
     Vals sums(heads, e.constant(VectorType::get(kBlock, e.f32()), 0));
     sums = e.loop(index(0), index(dim), 1, sums, [&](Val c, Vals sums) {
-      Val k = read(zext(e.load(keyRead, block * dim + c), e.i32()), shape.keySplit, shape.key, [&](int64_t layer) {
-        LayerPlace place = placeOf(shape.keySplit, layer);
+      Val k = read(zext(e.load(keyRead, block * dim + c), e.i32()), shape.keyPlanes, shape.key, [&](int64_t layer) {
+        LayerPlace place = placeOf(shape.keyPlanes, layer);
         return nibbles(key.layer[layer], ((block * dim + c) * place.planeLayers + place.index) * kTileTokens, kTileTokens);
       });
       for (int64_t h = 0; h < heads; ++h)
@@ -118,7 +117,7 @@ void FloatKernel::scoreBlock(Val block) {
     for (int64_t h = 0; h < heads; ++h)
       e.store(sums[h], s, (head + h) * padded + block * kBlock);
   });
-  addKeyEscapes(block);
+  scoreAside(block);
   finishScores(block);
 }
 
@@ -128,8 +127,8 @@ void FloatKernel::scoreBlock(Val block) {
 
 Val FloatKernel::readRow(Val token, Val layers) {
   int64_t half = shape.valueDim / 2;
-  return read(layers, shape.valueSplit, shape.value, [&](int64_t layer) {
-    LayerPlace place = placeOf(shape.valueSplit, layer);
+  return read(layers, shape.valuePlanes, shape.value, [&](int64_t layer) {
+    LayerPlace place = placeOf(shape.valuePlanes, layer);
     return nibbles(value.layer[layer], (token * place.planeLayers + place.index) * half, half);
   });
 }
@@ -138,7 +137,7 @@ void FloatKernel::planValues() {
   int64_t dim = shape.valueDim;
   Val least = e.splat(exact ? convert(value.layers, e.i8()) : e.constant(e.i8(), 0), kBlock);
   auto seen = [&](Val layers, Val t) { return shape.mask ? select(areSeen(t), layers, e.constant(layers.type(), 0)) : layers; };
-  forTokens(index(0), fullTokens, [&](Val t) { e.store(seen(least, t), valueRead, t); });
+  forTokens(index(0), padded, [&](Val t) { e.store(seen(least, t), valueRead, t); });
   if (exact)
     return;
   Val largest = halfExponent(e.load(value.channelMax, index(0), dim));
@@ -168,8 +167,7 @@ void FloatKernel::planValues() {
         Val t = start + bit;
         e.store(f32(-1), probeWeights, t);
         e.store(reduceMax(e.load(probeWeights, start, kBlock)), blockTop, best[1]);
-        Val row = e.choose(t < fullTokens, [&]() -> Vals { return {readRow(t, value.layers)}; },
-                           [&]() -> Vals { return {convert(e.load(value.openTokens, (t - fullTokens) * dim, dim), e.f32())}; })[0];
+        Val row = readRow(t, value.layers);
         e.store(e.load(probe, index(0), dim) + e.splat(best[0], dim) * abs(row), probe, index(0));
       });
     });
@@ -177,23 +175,21 @@ void FloatKernel::planValues() {
     // A row lies margin - log2(p) powers of two below: compare p with powers of two instead of taking logarithms.
     auto power = [&](int64_t below) { return e.splat(bitcast((margin + (127 - below)) << 23, e.f32()), kBlock); };
     Val most = power(2), full = power(1);
-    forTokens(index(0), fullTokens, [&](Val t) {
+    forTokens(index(0), padded, [&](Val t) {
       Val weights = max(e.load(p, h * padded + t, kBlock) * e.splat(inverse, kBlock), std::ldexp(1.0, -24));
-      Val layers = wholePlanes(tierLayers(weights <= most, weights <= full), value, shape.valueSplit);
+      Val layers = wholePlanes(tierLayers(weights <= most, weights <= full), value, shape.valuePlanes);
       e.store(seen(max(e.load(valueRead, t, kBlock), convert(layers, e.i8())), t), valueRead, t);
     });
   });
   if (isLimited(CacheRole::Value))
-    forTokens(index(0), fullTokens, [&](Val t) {
+    forTokens(index(0), padded, [&](Val t) {
       e.store(seen(convert(limitValues(zext(e.load(valueRead, t, kBlock), e.i32()), t), e.i8()), t), valueRead, t);
     });
 }
 
 void FloatKernel::values() {
   planValues();
-  addValues(index(0), fullTokens, [&](Val t) { return readRow(t, zext(e.load(valueRead, t), e.i32())); });
-  addValueEscapes();
-  addOpenValues();
+  addAside([&] { addValues(index(0), tokens, [&](Val t) { return readRow(t, zext(e.load(valueRead, t), e.i32())); }); });
 }
 
 //===----------------------------------------------------------------------===//

@@ -6,20 +6,11 @@
 #include "aligned/Runtime/Kernel.h"
 
 #include "mlir/Dialect/Func/IR/FuncOps.h"
-#include "llvm/ADT/StringSwitch.h"
 
 #include <cstddef>
 
 using namespace mlir;
 using namespace aligned;
-
-std::optional<Isa> aligned::parseIsa(StringRef name) {
-  return llvm::StringSwitch<std::optional<Isa>>(name)
-      .Case("portable", Isa::Portable)
-      .Case("avx2", Isa::AVX2)
-      .Case("avx512", Isa::AVX512)
-      .Default(std::nullopt);
-}
 
 //===----------------------------------------------------------------------===//
 // The row
@@ -145,16 +136,39 @@ Val RowKernel::areSeen(Val t) {
 }
 
 void RowKernel::finishScores(Val block) {
-  if (!shape.mask && !shape.softcap)
-    return;
   Val each = e.splat(convert(block * kBlock, e.i32()), kBlock) + e.iota(e.i32(), kBlock), there = each < e.splat(convert(tokens, e.i32()), kBlock);
-  forHeads([&](Val h) {
-    Val at = h * padded + block * kBlock, score = e.load(s, at, kBlock);
-    if (shape.softcap)
-      score = softcapped(score, shape.softcap);
-    Val seen = shape.mask ? there & sees(h, each) : there;
-    e.store(select(seen, score, e.constant(score.type(), -INFINITY)), s, at);
-  });
+  auto finish = [&] {
+    forHeads([&](Val h) {
+      Val at = h * padded + block * kBlock, score = e.load(s, at, kBlock);
+      if (shape.softcap)
+        score = softcapped(score, shape.softcap);
+      if (shape.attnMask)
+        score = underMask(score, h, block);
+      Val seen = shape.mask ? there & sees(h, each) : there;
+      e.store(select(seen, score, e.constant(score.type(), -INFINITY)), s, at);
+    });
+  };
+  if (shape.mask || shape.softcap || shape.attnMask)
+    return finish();
+  e.when((block + 1) * kBlock > tokens, finish); // lanes behind the last token
+}
+
+Val RowKernel::underMask(Val score, Val h, Val block) {
+  MemRefType type = shape.attnMask;
+  bool isBool = type.getElementType().isInteger(1);
+  Buffer memory = e.buffer(e.field(arguments, int64_t(Slot::AttnMask) * kSlotBytes, e.pointer()), isBool ? e.i8() : type.getElementType());
+  auto along = [&](int64_t dim, Val at, Val coordinate, int64_t extent) { return type.getDimSize(dim) == 1 ? at : at * extent + coordinate; };
+  Val at = along(0, index(0), row / index(shape.kvHeads), 1);
+  at = along(1, at, headOf(h), shape.heads / shape.queries * shape.kvHeads);
+  at = along(2, at, h % index(shape.queries), shape.queries) * tokens + block * kBlock;
+  Buffer tail = e.local(memory.element, kBlock);
+  Val number = e.choose((block + 1) * kBlock <= tokens, [&]() -> Vals { return {e.load(memory, at, kBlock)}; },
+                        [&]() -> Vals { // nothing lies behind the last token
+                          e.store(e.constant(VectorType::get(kBlock, memory.element), 0), tail, index(0));
+                          e.loop(index(0), tokens - block * kBlock, 1, [&](Val i) { e.store(e.load(memory, at + i), tail, i); });
+                          return {e.load(tail, index(0), kBlock)};
+                        })[0];
+  return isBool ? select(number != 0, score, e.constant(score.type(), -INFINITY)) : score + convert(number, e.f32());
 }
 
 void RowKernel::softmax() {
@@ -167,6 +181,11 @@ void RowKernel::softmax() {
       return {larger(e.load(s, base + t, kBlock), m[0])};
     })[0];
     Val m = reduceMax(top);
+    Val sink;
+    if (shape.sinkLogits) {
+      sink = e.load(e.buffer(e.field(arguments, int64_t(Slot::SinkLogits) * kSlotBytes, e.pointer()), e.f32()), headOf(h));
+      m = larger(sink, m);
+    }
     // A row of -inf must not turn into -inf - -inf.
     Val shift = e.splat(max(m, kLowest), kBlock);
     Val sums = forTokens(index(0), padded, {e.constant(vector, 0)}, [&](Val t, Vals sum) -> Vals {
@@ -175,7 +194,9 @@ void RowKernel::softmax() {
       return {sum[0] + weight};
     })[0];
     Val sum = reduceAdd(sums);
-    if (!shape.maskedZero) // softmax of nothing but -inf is 0 / 0
+    if (shape.sinkLogits)
+      sum = sum + exp(sink - max(m, kLowest));
+    else if (!shape.maskedZero) // softmax of nothing but -inf is 0 / 0
       sum = select(m == -INFINITY, select(tokens > 0, f32(NAN), f32(0)), sum);
     e.store(m, rowMax, h);
     e.store(sum, rowSum, h);
@@ -365,7 +386,7 @@ private:
   }
 
   void scores() override {
-    if (shape.mask || shape.softcap) {
+    if (shape.mask || shape.softcap || shape.attnMask) {
       Buffer keys = rowOf(Slot::Key, shape.keyDim, shape.key);
       forTokens(index(0), padded, [&](Val t) {
         Val bytes = t * (shape.keyDim * shape.key.getIntOrFloatBitWidth() / 8);

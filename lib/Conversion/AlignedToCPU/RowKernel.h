@@ -1,4 +1,4 @@
-// One kv head of decode attention on the CPU: what every storage format shares.
+// One kv head of decode attention on the CPU where storage is dense or in float planes.
 //
 // A kernel works on one row, a kv head of one batch entry with the query rows that share it (P3), in stages:
 //
@@ -8,32 +8,22 @@
 //   values   out[h, c] = sum_t p[h, t] v[t, c], from planes or dense tokens
 //   certify  where asked for: what scores and values may be off (P4), from what was read of them
 //
-// Formats differ in how scores and values are read. Tokens of the open block are dense in every format, so the dense readers live here.
+// Formats differ in how scores and values are read.
 //
 // Blocks in which no query sees a token are left out of every loop (forBlocks, forTokens): s and p hold nothing there.
 #ifndef ALIGNED_LIB_CONVERSION_ALIGNEDTOCPU_ROWKERNEL_H
 #define ALIGNED_LIB_CONVERSION_ALIGNEDTOCPU_ROWKERNEL_H
 
-#include "../Common/Masks.h"
-#include "aligned/Conversion/Common/Emitter.h"
+#include "Step.h"
 
 namespace aligned {
-
-/// Instruction sets that code is generated for: vector width and 4-way integer dot product.
-enum class Isa { Portable, AVX2, AVX512 };
-std::optional<Isa> parseIsa(llvm::StringRef name);
-
-/// What a kernel is specialised for.
-struct KernelShape : DecodeShape {
-  Isa isa;
-};
 
 /// Blocks that are looked at together.
 constexpr int64_t kBlockLanes = 16;
 
 /// The arguments of a kernel, `aligned_kernel_arguments`: one 8-byte slot each.
-enum class Slot { Query, Key, Value, Acc, Max, Sum, Certificate, Scale, Tokens, Later };
-constexpr int64_t kSlots = 10, kSlotBytes = 8;
+enum class Slot { Query, Key, Value, Acc, Max, Sum, Certificate, Scale, Tokens, Later, AttnMask, SinkLogits };
+constexpr int64_t kSlots = 12, kSlotBytes = 8;
 
 class RowKernel {
 public:
@@ -97,9 +87,13 @@ protected:
   /// Whether query row h sees token t, of any integer type; and lane by lane, whether any row sees the kBlock tokens from t on. Only where there is a mask.
   Val sees(Val h, Val t) { return isVisible(t, h % index(shape.queries), newest, shape); }
   Val areSeen(Val t);
-  /// Caps and masks the scores of a block; every reader of scores ends with it.
+  /// Caps and masks the scores of a block, and those behind the last token; every reader of scores ends with it.
   void finishScores(Val block);
 
+  /// Query head of query row h, of all.
+  Val headOf(Val h) { return (row % index(shape.kvHeads)) * (shape.heads / shape.queries) + h / index(shape.queries); }
+  /// A tile's scores of query row h under the mask that is an operand (P8).
+  Val underMask(Val score, Val h, Val block);
   void softmax();
   /// s[h, first .. first + count) = w . k for the dense tokens of `keys`.
   void scoreDense(Buffer keys, Val first, Val count);
@@ -155,7 +149,6 @@ Val foldLanes(Val a, int64_t lanes);
 
 /// The kernels, by the storage that they read.
 std::unique_ptr<RowKernel> makeDenseKernel(Emitter &e, const KernelShape &shape);
-std::unique_ptr<RowKernel> makeFixedKernel(Emitter &e, const KernelShape &shape);
 std::unique_ptr<RowKernel> makeFloatKernel(Emitter &e, const KernelShape &shape);
 
 } // namespace aligned

@@ -15,7 +15,7 @@ namespace aligned {
 
 /// What the kernels are specialised for.
 struct AppendShape {
-  SplitAttr split;
+  PlanesAttr split;
   mlir::Type element;
   int64_t headDim;
 };

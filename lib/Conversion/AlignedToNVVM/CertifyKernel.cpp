@@ -21,7 +21,7 @@ public:
   void emitConclusion();
 
 private:
-  const bool isFixed = shape.keySplit.getKind() == FormatKind::Fixed;
+  const bool isFixed = shape.keyPlanes.getKind() == FormatKind::Fixed;
   const int64_t unitChannels = isFixed ? 4 : 1; ///< of K, that are read alike
   Val scale;
 

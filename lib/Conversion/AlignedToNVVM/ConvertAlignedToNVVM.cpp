@@ -26,7 +26,7 @@ FailureOr<DecodeShape> check(DecodeAttentionOp op) {
   FailureOr<DecodeShape> shape = decodeShape(op);
   if (failed(shape))
     return failure();
-  if (shape->keySplit)
+  if (shape->keyPlanes)
     return shape;
   for (auto [name, element, type] : {std::tuple("key", shape->key, op.getKey().getType()), std::tuple("value", shape->value, op.getValue().getType())})
     if (!element.isF16() && !element.isBF16())
@@ -64,10 +64,10 @@ struct ConvertAlignedToNVVMPass : aligned::impl::ConvertAlignedToNVVMBase<Conver
     SmallVector<AppendShape> caches; // each kind once, whatever is resident
     for (const DecodeShape &shape : shapes) {
       sites.push_back(emitDecode(top, shape));
-      if (!shape.keySplit)
+      if (!shape.keyPlanes)
         continue;
-      for (AppendShape cache : {AppendShape{shape.keySplit, shape.key, shape.keyDim}, AppendShape{shape.valueSplit, shape.value, shape.valueDim}}) {
-        cache.split = SplitAttr::get(&getContext(), cache.split.getKind(), cache.split.getWidths(), cache.split.getRole());
+      for (AppendShape cache : {AppendShape{shape.keyPlanes, shape.key, shape.keyDim}, AppendShape{shape.valuePlanes, shape.value, shape.valueDim}}) {
+        cache.split = PlanesAttr::get(&getContext(), cache.split.getKind(), cache.split.getWidths(), cache.split.getRole());
         if (llvm::none_of(caches, [&](const AppendShape &known) { return known.split == cache.split && known.element == cache.element && known.headDim == cache.headDim; }))
           caches.push_back(cache);
       }

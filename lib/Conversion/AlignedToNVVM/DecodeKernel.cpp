@@ -92,8 +92,8 @@ DecodeKernel::DecodeKernel(ModuleOp program, StringRef name, const DecodeShape &
   batch = row / shape.kvHeads;
   kvHead = row % shape.kvHeads;
   policies = HeadPolicies(shape, kvHead);
-  key = view(Argument::Key, shape.keySplit, shape.keyDim, shape.key);
-  value = view(Argument::Value, shape.valueSplit, shape.valueDim, shape.value);
+  key = view(Argument::Key, shape.keyPlanes, shape.keyDim, shape.key);
+  value = view(Argument::Value, shape.valuePlanes, shape.valueDim, shape.value);
   seenBlocks = key.blocks;
   if (isMasked()) {
     visible = visibleBlocks(key.blocks, key.tokens, shape);
@@ -103,7 +103,7 @@ DecodeKernel::DecodeKernel(ModuleOp program, StringRef name, const DecodeShape &
 
 Val DecodeKernel::rowOf(Argument which, Val count, Type element) { return e.at(argument(which), element ? element : e.f32(), wide(row) * wide(count)); }
 
-CacheView DecodeKernel::view(Argument which, SplitAttr split, int64_t headDim, Type element) {
+CacheView DecodeKernel::view(Argument which, PlanesAttr split, int64_t headDim, Type element) {
   Val cache = argument(which);
   auto small = [&](int64_t offset) { return convert(field(cache, offset), e.i32()); };
   auto ofRow = [&](int64_t offset, Type element, int64_t count) { return e.at(addressOf(cache, offset), element, wide(row) * count); };

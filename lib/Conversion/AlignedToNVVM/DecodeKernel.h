@@ -133,7 +133,7 @@ public:
   static int64_t warpsFor(const DecodeShape &shape) { return shape.heads > (isWide(shape) ? 8 : 16) ? 8 : 4; }
   /// Whether one tile's sums are all that a warp has registers for.
   static bool isWide(const DecodeShape &shape) { return std::max(shape.keyDim, shape.valueDim) > 128; }
-  static bool isFloat(const DecodeShape &shape) { return shape.keySplit.getKind() == FormatKind::Float; }
+  static bool isFloat(const DecodeShape &shape) { return shape.keyPlanes.getKind() == FormatKind::Float; }
 
 protected:
   const DecodeShape &shape;
@@ -248,7 +248,7 @@ protected:
 
 private:
   VisibleBlocks visible;
-  CacheView view(Argument cache, SplitAttr split, int64_t headDim, mlir::Type element);
+  CacheView view(Argument cache, PlanesAttr split, int64_t headDim, mlir::Type element);
 };
 
 /// The kernels, by phase; see DecodeKernels.h.

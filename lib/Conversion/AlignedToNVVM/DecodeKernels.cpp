@@ -60,7 +60,7 @@ DictionaryAttr aligned::emitDecode(ModuleOp program, const DecodeShape &shape) {
     return name;
   };
   auto launch = [&](StringRef name, Sidecar::Extent columns = "splits") { launches.push_back(s.launch(name, {columns, "rows"})); };
-  bool isDense = !shape.keySplit, isFloat = !isDense && DecodeKernel::isFloat(shape);
+  bool isDense = !shape.keyPlanes, isFloat = !isDense && DecodeKernel::isFloat(shape);
   if (isDense) {
     launch(kernel("scan", emitDenseScan));
     launch(kernel("merge", emitDenseMerge), shape.heads);
@@ -86,6 +86,6 @@ DictionaryAttr aligned::emitDecode(ModuleOp program, const DecodeShape &shape) {
   }
   return b.getDictionaryAttr({s.field("site", shape.site), s.field("kv_heads", shape.kvHeads), s.field("heads", shape.heads), s.field("key_dim", shape.keyDim),
                               s.field("value_dim", shape.valueDim), s.field("query", Sidecar::nameOf(shape.query)), s.field("certified", int64_t(shape.certified)),
-                              s.field("key", s.format(shape.keySplit, CacheRole::Key, shape.key)), s.field("value", s.format(shape.valueSplit, CacheRole::Value, shape.value)),
+                              s.field("key", s.format(shape.keyPlanes, CacheRole::Key, shape.key)), s.field("value", s.format(shape.valuePlanes, CacheRole::Value, shape.value)),
                               s.field("arguments", isDense ? describeDenseArguments(b, shape) : describeArguments(b, shape)), s.field("launch", b.getArrayAttr(launches))});
 }

@@ -4,7 +4,7 @@
 using namespace mlir;
 using namespace aligned;
 
-Vals FloatKernel::wordsOf(Val layers, SplitAttr split, function_ref<Val(const LayerPlace &)> load) {
+Vals FloatKernel::wordsOf(Val layers, PlanesAttr split, function_ref<Val(const LayerPlace &)> load) {
   Vals words;
   for (int64_t layer = 0; layer < kLayers; ++layer) {
     LayerPlace place = placeOf(split, layer);
@@ -68,7 +68,7 @@ Vals FloatKernel::partsOf(int64_t count, Type storage, Vals two) {
   return parts;
 }
 
-Vals FloatKernel::planesOf(const CacheView &cache, SplitAttr split, Val block, int64_t headDim) {
+Vals FloatKernel::planesOf(const CacheView &cache, PlanesAttr split, Val block, int64_t headDim) {
   Val where = physical(cache, block);
   Vals planes;
   for (int64_t plane = 0; plane < split.getResident(); ++plane)

@@ -57,7 +57,7 @@ protected:
   Val swizzled(Val n) { return (n & -kProductDepth) | ((n & 3) << 2) | (shrLogical(n, number(2)) & 3); }
 
   /// A word of each layer, or vectors of them; `layers` of which (whole planes, at least the first) are read, by `load`. The others hold the midpoint of what is missing.
-  Vals wordsOf(Val layers, SplitAttr split, llvm::function_ref<Val(const LayerPlace &)> load);
+  Vals wordsOf(Val layers, PlanesAttr split, llvm::function_ref<Val(const LayerPlace &)> load);
   /// The values in words of all layers, two neighbours to a register.
   Vals pairsOf(const Vals &words);
   /// Those of words of the lane's four channels (tokens) of a product, two of these to a register: of each pair of neighbours the first of channels 0 and 1, the second
@@ -65,7 +65,7 @@ protected:
   std::vector<Vals> operandsOf(llvm::ArrayRef<Vals> words);
   /// Two f32 as the sum of `count` registers of two `storage`: what they begin with, which is cut and not rounded, and then the same of what is left, but the last.
   Vals partsOf(int64_t count, mlir::Type storage, Vals two);
-  Vals planesOf(const CacheView &cache, SplitAttr split, Val block, int64_t headDim);
+  Vals planesOf(const CacheView &cache, PlanesAttr split, Val block, int64_t headDim);
 };
 
 } // namespace aligned

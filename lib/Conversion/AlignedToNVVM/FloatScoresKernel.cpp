@@ -90,7 +90,7 @@ void FloatScoresKernel::planKeys() {
   forThreads(shape.keyDim, [&](Val c) {
     Val layers = e.loop(number(0), number(shape.heads), 1, {number(0)}, [&](Val h, Vals layers) -> Vals {
       Val lag = e.load(tops, h) - reach(h, c);
-      return {max(layers[0], wholePlanes(tierLayers(lag >= 8, lag >= 4), key.layers, shape.keySplit))};
+      return {max(layers[0], wholePlanes(tierLayers(lag >= 8, lag >= 4), key.layers, shape.keyPlanes))};
     })[0];
     e.store(layers, layersOf, swizzled(c));
   });
@@ -107,16 +107,16 @@ Val FloatScoresKernel::limited(Val layers, Val block) {
 void FloatScoresKernel::scoreBlock(Val block) {
   constexpr int64_t kChannelWords = ALIGNED_BLOCK / kWordValues;
   // The lane's own addresses, and from there numbers that are known: many addresses would be many registers.
-  Vals planes = planesOf(key, shape.keySplit, block, shape.keyDim);
-  for (int64_t plane = 0; plane < shape.keySplit.getResident(); ++plane)
-    planes[plane] = e.at(planes[plane], e.i32(), t * (shape.keySplit.getWidths()[plane] / 4 * kChannelWords) + g);
+  Vals planes = planesOf(key, shape.keyPlanes, block, shape.keyDim);
+  for (int64_t plane = 0; plane < shape.keyPlanes.getResident(); ++plane)
+    planes[plane] = e.at(planes[plane], e.i32(), t * (shape.keyPlanes.getWidths()[plane] / 4 * kChannelWords) + g);
   Val ownQueries = (sharer() * rowsOfWarp + g) * kDepthWords + t * 2;
   Vals sums = e.loop(number(0), number(shape.keyDim), steps * kProductDepth, Vals(kWordValues * 4, real(0)), [&](Val first, Vals sums) {
     std::vector<Vals> words;
     for (int64_t step = 0; step < steps; ++step) {
       Val layers = e.load(layersOf, first + t * 4 + step * kProductDepth, 4);
       for (int64_t i = 0; i < 4; ++i)
-        words.push_back(wordsOf(limited(aligned::lane(layers, i), block), shape.keySplit, [&](const LayerPlace &place) {
+        words.push_back(wordsOf(limited(aligned::lane(layers, i), block), shape.keyPlanes, [&](const LayerPlace &place) {
           Val from = e.at(planes[place.plane], e.i32(), first * (place.planeLayers * kChannelWords));
           return e.loadGlobal(from, e.i32(), number(((step * kProductDepth + i * 4) * place.planeLayers + place.index) * kChannelWords));
         }));

@@ -90,7 +90,7 @@ void FloatValuesKernel::listBlock(Val block, Val parity) {
         continue;
       auto of = [&](Rule which) { return e.load(rule, h * kRule + which); };
       Val p = max(two[j] * of(kInverse), std::ldexp(1.0, -24));
-      wanted[j] = max(wanted[j], wholePlanes(tierLayers(p <= of(kLeast), p <= of(kMiddle)), value.layers, shape.valueSplit));
+      wanted[j] = max(wanted[j], wholePlanes(tierLayers(p <= of(kLeast), p <= of(kMiddle)), value.layers, shape.valuePlanes));
     }
     for (auto [part, word] : llvm::enumerate(partsOf(kWeightParts, storage, two)))
       e.store(word, weights, own + (int64_t(part) * kProductColumns / (isFolded ? kWeightParts : 1) + i) * kDepthWords);
@@ -131,7 +131,7 @@ Vals FloatValuesKernel::addRows(Vals sums, const Vals &planes, Val first, const 
         Type type = chunk.width == 1 ? e.i32() : Type(VectorType::get(chunk.width, e.i32()));
         return e.loadGlobal(from, type, number(i * 4 * rowWords + place.index * words + chunk.first));
       };
-      loaded.push_back(wanted.empty() ? Vals{load(placeOf(shape.valueSplit, 0)), load(placeOf(shape.valueSplit, 1))} : wordsOf(wanted[i], shape.valueSplit, load));
+      loaded.push_back(wanted.empty() ? Vals{load(placeOf(shape.valuePlanes, 0)), load(placeOf(shape.valuePlanes, 1))} : wordsOf(wanted[i], shape.valuePlanes, load));
     }
     for (int64_t step = 0; step < steps; ++step)
       for (int64_t word = 0; word < chunk.width; ++word) {
@@ -164,7 +164,7 @@ Vals FloatValuesKernel::addBlock(Vals sums, Val index) {
       e.storeGlobal(convert(layersOf(swizzled(within), parity), e.i8()), record, block * ALIGNED_BLOCK + within);
     }
   });
-  Vals planes = planesOf(value, shape.valueSplit, block, shape.valueDim);
+  Vals planes = planesOf(value, shape.valuePlanes, block, shape.valueDim);
   sums = e.loop(number(0), number(ALIGNED_BLOCK), steps * kProductDepth, sums, [&](Val first, Vals sums) {
     Vals wanted; // of the lane's tokens
     for (int64_t step = 0; step < steps; ++step) {
@@ -172,7 +172,7 @@ Vals FloatValuesKernel::addBlock(Vals sums, Val index) {
       for (int64_t i = 0; i < 4; ++i)
         wanted.push_back(aligned::lane(four, i));
     }
-    if (shape.exact() || shape.valueSplit.getWidths()[0] != 8)
+    if (shape.exact() || shape.valuePlanes.getWidths()[0] != 8)
       return addRows(sums, planes, first, wanted);
     // Most rows are read no further than their upper bytes, which is half the work.
     Val others = number(0);

@@ -152,7 +152,7 @@ Vals LookKernel::multiply(const State &state) {
   Vals b;
   for (int64_t quad : {0, 1})
     b.push_back(e.load(words, (warp * kTileColumns + g) * (kTileDepth / 4) + t + quad * 4));
-  LayerPlace at = placeOf(shape.valueSplit, 0);
+  LayerPlace at = placeOf(shape.valuePlanes, 0);
   Vals powers(8, number(0)); // of rows: sum of n^2 - 15 n over the lane's channels
   constexpr int64_t kOnes = 0x01010101;
   for (int64_t chunk = 0; chunk < rows.chunks; ++chunk) {

@@ -101,7 +101,7 @@ ProbeKernel::Best ProbeKernel::findTokens(Val h, const Best &blocks) {
 }
 
 Vals ProbeKernel::rowWords(Val layers, ArrayRef<Val> planes, Val within) {
-  return wordsOf(layers, shape.valueSplit, [&](const LayerPlace &place) {
+  return wordsOf(layers, shape.valuePlanes, [&](const LayerPlace &place) {
     return e.loadGlobal(planes[place.plane], e.i32(), (within * place.planeLayers + place.index) * words + wordInRow());
   });
 }
@@ -136,7 +136,7 @@ Val ProbeKernel::marginOf(Val h, const Best &tokens) {
     for (int64_t step = 0; step < steps; ++step) {
       Val index = first + rowOfLane() + step * rowsAtOnce, token = e.shuffleFrom(tokens.number, index), weight = e.shuffleFrom(p, index);
       Val inPlanes = min(token, full - 1), block = shrLogical(inPlanes, number(6));
-      Vals planes = planesOf(value, shape.valueSplit, block, dim);
+      Vals planes = planesOf(value, shape.valuePlanes, block, dim);
       rows.push_back({token, select(token < key.tokens, weight, real(0)), rowWords(value.layers, planes, inPlanes & (ALIGNED_BLOCK - 1))});
     }
     for (const Row &row : rows) {

@@ -51,7 +51,7 @@ private:
   /// Of each of the lane's groups, a word of four exponents.
   Vals exponentsOfGroups(Val exponents);
   void storeLayers(const Vals &layers, Val block);
-  Val planeOf(const LayerPlace &at, Val where) { return blockOf(key.plane[at.plane], where, shape.keyDim * 8 * shape.keySplit.getWidths()[at.plane]); }
+  Val planeOf(const LayerPlace &at, Val where) { return blockOf(key.plane[at.plane], where, shape.keyDim * 8 * shape.keyPlanes.getWidths()[at.plane]); }
 
   void prepare(bool isCoarse);
   void planCoarse();
@@ -148,7 +148,7 @@ void ScoresKernel::planCoarse() {
         })[0];
         reach = e.largest(loudest * scale, reach);
       }
-      layers = wholePlanes(layersFor(reach * (1 / kCoarse), kUnread), key.layers, shape.keySplit);
+      layers = wholePlanes(layersFor(reach * (1 / kCoarse), kUnread), key.layers, shape.keyPlanes);
     }
     e.store(layers, groupLayers, group);
   });
@@ -208,11 +208,11 @@ Vals ScoresKernel::loadLayers(const Reading &reading, Steps steps, int64_t upper
   Vals loaded;
   for (int64_t half = steps.begin; half < steps.end; ++half)
     for (int64_t layer : {upper, upper + 1}) {
-      if (layer >= residentLayers(shape.keySplit)) {
+      if (layer >= residentLayers(shape.keyPlanes)) {
         loaded.push_back(nothing);
         continue;
       }
-      LayerPlace at = placeOf(shape.keySplit, layer);
+      LayerPlace at = placeOf(shape.keyPlanes, layer);
       // The lane's own address, and from there numbers that are known: many addresses would be many registers.
       Val first = e.at(planeOf(at, reading.where), e.i32(), firstGroup() * (at.planeLayers * kWords) + g * 4), wanted = reading.layers[half] > layer;
       if (!reading.isFresh())
@@ -247,8 +247,8 @@ void ScoresKernel::prefetchBlock(Val block, const Vals &layers) {
   Val where = physical(key, block);
   for (auto [i, wanted] : llvm::enumerate(layers)) {
     Val group = lane + int64_t(i) * GpuEmitter::kWarp, count = wanted;
-    for (int64_t layer = 0; layer < residentLayers(shape.keySplit); ++layer) {
-      LayerPlace at = placeOf(shape.keySplit, layer);
+    for (int64_t layer = 0; layer < residentLayers(shape.keyPlanes); ++layer) {
+      LayerPlace at = placeOf(shape.keyPlanes, layer);
       e.when(count > layer, [&] { e.prefetch(e.at(planeOf(at, where), e.i32(), (group * at.planeLayers + at.index) * kWords)); });
     }
   }
@@ -298,7 +298,7 @@ ScoresKernel::Sums ScoresKernel::addSteps(Sums sums, const Reading &reading, Ste
     sums.products = multiply(sums.products, loaded, digits, 0);
   else
     sums.products = e.choose(anyWants(0), [&] { return addPairs(sums.products, 0, digits); }, [&] { return sums.products; });
-  if (residentLayers(shape.keySplit) > 2)
+  if (residentLayers(shape.keyPlanes) > 2)
     sums.products = e.choose(
         anyWants(2),
         [&] {
@@ -598,7 +598,7 @@ void ScoresKernel::emitRefined() {
             return {e.largest(most * e.load(wants, warp * GpuEmitter::kWarp + h), reach[0])};
           })[0];
           Val before = zext(e.loadGlobal(keyLayers, e.i8(), block * groups() + group, /*constant=*/false), e.i32());
-          Val layers = max(limited(wholePlanes(layersFor(reach * 32768.0, kUnread), key.layers, shape.keySplit), block), before);
+          Val layers = max(limited(wholePlanes(layersFor(reach * 32768.0, kUnread), key.layers, shape.keyPlanes), block), before);
           more = more | (layers - before);
           found.push_back(layers | (before << 4));
         }

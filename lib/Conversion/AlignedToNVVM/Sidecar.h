@@ -49,7 +49,7 @@ public:
                                 field("chained", int64_t(t.chained))});
   }
   /// Null: dense.
-  mlir::Attribute format(SplitAttr split, CacheRole role, mlir::Type element) {
+  mlir::Attribute format(PlanesAttr split, CacheRole role, mlir::Type element) {
     if (!split)
       return b.getDictionaryAttr({field("kind", "dense"), field("role", stringifyCacheRole(role)), field("element", nameOf(element))});
     return b.getDictionaryAttr({field("kind", stringifyFormatKind(split.getKind())), field("role", stringifyCacheRole(role)), field("element", nameOf(element)),

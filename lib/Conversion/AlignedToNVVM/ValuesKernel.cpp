@@ -29,7 +29,7 @@ public:
 
 private:
   const int64_t ownHeads = tilesPerWarp * kTileHeads, streams = warps / warpsPerBlock;
-  const int64_t rings = residentLayers(shape.valueSplit) > 2 ? 2 : 1;
+  const int64_t rings = residentLayers(shape.valuePlanes) > 2 ? 2 : 1;
   const NibbleRows rows{shape.valueDim};
   const int64_t sumsPerTile = rows.sums();
 
@@ -122,7 +122,7 @@ ValuesKernel::State ValuesKernel::listBlock(State state, Val block) {
           return {e.largest(weightOf(get(scoresOf(h), token), statistic(h, kMaximum)) * e.load(factors, h * kFactors + kToPrecision), steps[0])};
         })[0];
       }
-      layers = wholePlanes(layersFor(steps * scale, 1), value.layers, shape.valueSplit);
+      layers = wholePlanes(layersFor(steps * scale, 1), value.layers, shape.valuePlanes);
       if (policies.isLimited(CacheRole::Value))
         layers = policies.limit(layers, CacheRole::Value, value.layers, key.tokens, token, token);
     }
@@ -155,8 +155,8 @@ ValuesKernel::State ValuesKernel::listBlock(State state, Val block) {
       e.store((row << kLayerBits) | layers, ring, warp * (rings * kRing) + slot);
       for (int64_t i = 0; i < ownHeads; ++i)
         e.store(digitsOf(wholes[i]), ringDigits, (warp * ownHeads + i) * (rings * kRing) + slot);
-      for (int64_t plane = 0; plane < shape.valueSplit.getResident(); ++plane)
-        e.when(layers > shape.valueSplit.getFirstLayer(plane), [&] { e.prefetch(e.at(value.plane[plane], e.i8(), wide(row) * (shape.valueSplit.getWidths()[plane] * shape.valueDim / 8))); });
+      for (int64_t plane = 0; plane < shape.valuePlanes.getResident(); ++plane)
+        e.when(layers > shape.valuePlanes.getFirstLayer(plane), [&] { e.prefetch(e.at(value.plane[plane], e.i8(), wide(row) * (shape.valuePlanes.getWidths()[plane] * shape.valueDim / 8))); });
     });
   }
   return state;
@@ -182,9 +182,9 @@ Vals ValuesKernel::multiply(Vals sums, Val ringOffset, Val head, Val isDeep) {
     return e.permuteBytes(pair(0), pair(2), number(0x5410));
   };
   auto load = [&](int64_t layer, int64_t k, int64_t chunk) -> Vals {
-    if (layer >= residentLayers(shape.valueSplit))
+    if (layer >= residentLayers(shape.valuePlanes))
       return Vals(rows.width, none);
-    LayerPlace at = placeOf(shape.valueSplit, layer);
+    LayerPlace at = placeOf(shape.valuePlanes, layer);
     return rows.load(e, value.plane[at.plane], entries[k], at, g, chunk, layers[k] > layer);
   };
   auto add = [&](Vals sums, int64_t upper) {

@@ -16,8 +16,9 @@ Vals aligned::certificateOf(const CertificateSums &s) {
                s.grownReach * s.unit + exact * s.largest,
                moment,
                (s.error + s.weightError) * s.unit + s.valueRounding * moment,
-               sqrt(s.variance + common * common + s.scoreVariance * s.sum * s.sum) * s.unit,
-               s.largest};
+               (s.variance + common * common + s.scoreVariance * s.sum * s.sum) * s.unit * s.unit,
+               s.largest,
+               s.largest * 0};
   for (Val &number : numbers)
     number = number * s.inflation;
   return numbers;

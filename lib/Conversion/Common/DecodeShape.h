@@ -11,7 +11,7 @@ struct DecodeShape {
   int64_t heads; ///< query rows that share a kv head: query heads of its group times queries
   int64_t keyDim, valueDim;
   mlir::Type query, key, value;                ///< element types
-  SplitAttr keySplit, valueSplit;              ///< null: dense
+  PlanesAttr keyPlanes, valuePlanes;              ///< null: dense
   llvm::SmallVector<PolicyAttr> policies;      ///< of each kv head
   bool maskedZero, certified;
   int32_t site;
@@ -19,7 +19,8 @@ struct DecodeShape {
   MaskAttr mask = {};  ///< null: all tokens are visible
   double softcap = 0;  ///< 0: none
   bool later = false;  ///< whether tokens newer than the last query may follow, given when the kernel runs
-  int64_t rounds = 3;  ///< plans for K, at most (P5)
+  mlir::MemRefType attnMask = {}; ///< P8, [batch or 1, q_heads or 1, queries or 1, tokens] of f32, f16, bf16 (added) or i1 (true: seen); null: none
+  bool sinkLogits = false;        ///< P8, whether each query head has a logit without a value
 
   bool exact() const { return policies.front().getKind() == PolicyKind::Exact; }
 };
@@ -28,13 +29,13 @@ struct DecodeShape {
 mlir::FailureOr<DecodeShape> decodeShape(DecodeAttentionOp op, bool takesLater = false);
 
 /// Nibble layers of a cache's resident planes.
-inline int64_t residentLayers(SplitAttr split) { return split.getFirstLayer(split.getResident()); }
+inline int64_t residentLayers(PlanesAttr split) { return split.getFirstLayer(split.getResident()); }
 
 /// Where a nibble layer lies: its plane, how many layers that plane has, and which of them it is.
 struct LayerPlace {
   int64_t plane, planeLayers, index;
 };
-LayerPlace placeOf(SplitAttr split, int64_t layer);
+LayerPlace placeOf(PlanesAttr split, int64_t layer);
 
 } // namespace aligned
 

@@ -6,6 +6,10 @@
 #include "mlir/Dialect/MemRef/IR/MemRef.h"
 #include "mlir/Dialect/SCF/IR/SCF.h"
 #include "mlir/Dialect/Vector/IR/VectorOps.h"
+#include "mlir/IR/BuiltinOps.h"
+#include "mlir/Interfaces/FunctionInterfaces.h"
+
+#include <map>
 
 using namespace mlir;
 using namespace aligned;
@@ -39,7 +43,7 @@ Val Emitter::constant(Type type, double number) {
     value.convert(real.getFloatSemantics(), APFloat::rmNearestTiesToEven, &inexact);
     attr = FloatAttr::get(real, value);
   } else {
-    attr = IntegerAttr::get(element, static_cast<int64_t>(number));
+    attr = element.isInteger(1) ? static_cast<TypedAttr>(BoolAttr::get(element.getContext(), number != 0)) : IntegerAttr::get(element, static_cast<int64_t>(number));
   }
   if (auto vector = dyn_cast<VectorType>(type))
     attr = DenseElementsAttr::get(vector, static_cast<Attribute>(attr));
@@ -97,6 +101,16 @@ Buffer Emitter::buffer(Val pointer, Type element) {
   return {UnrealizedConversionCastOp::create(b, type, value).getResult(0), element, pointer};
 }
 
+Buffer Emitter::local(Type element, int64_t count) {
+  OpBuilder::InsertionGuard guard(b); // once per function, however often this place is passed
+  Operation *at = b.getInsertionBlock()->getParentOp();
+  if (!isa<FunctionOpInterface>(at))
+    at = at->getParentOfType<FunctionOpInterface>();
+  b.setInsertionPointToStart(&at->getRegion(0).front());
+  Value size = LLVM::ConstantOp::create(b, i64(), b.getI64IntegerAttr(count * ((element.isIndex() ? 64 : element.getIntOrFloatBitWidth()) / 8) + 64));
+  return buffer(wrap(LLVM::AllocaOp::create(b, pointer(), i8(), size, /*alignment=*/64)), element);
+}
+
 Val Emitter::load(Buffer buffer, Val index) { return wrap(memref::LoadOp::create(b, buffer.memref, index.value)); }
 
 Val Emitter::load(Buffer buffer, Val index, int64_t lanes) {
@@ -108,6 +122,32 @@ void Emitter::store(Val value, Buffer buffer, Val index) {
     vector::StoreOp::create(b, value.value, buffer.memref, index.value);
   else
     memref::StoreOp::create(b, value.value, buffer.memref, index.value);
+}
+
+Val Emitter::insert(Val vector, Val scalar, int64_t number) {
+  return wrap(vector::InsertOp::create(b, scalar.value, vector.value, ArrayRef<int64_t>{number}));
+}
+
+void Emitter::prefetch(Buffer buffer, Val index) {
+  memref::PrefetchOp::create(b, buffer.memref, ValueRange{index.value}, /*isWrite=*/false, /*localityHint=*/3, /*isDataCache=*/true);
+}
+
+Buffer Emitter::table(StringRef name, ArrayRef<float> numbers) {
+  auto type = MemRefType::get({static_cast<int64_t>(numbers.size())}, f32());
+  auto module = b.getInsertionBlock()->getParentOp()->getParentOfType<ModuleOp>();
+  if (!module.lookupSymbol(name)) {
+    OpBuilder::InsertionGuard guard(b);
+    b.setInsertionPointToStart(module.getBody());
+    auto value = DenseElementsAttr::get(RankedTensorType::get(type.getShape(), f32()), numbers);
+    memref::GlobalOp::create(b, name, b.getStringAttr("private"), type, value, /*constant=*/true, b.getI64IntegerAttr(64));
+  }
+  return {memref::GetGlobalOp::create(b, type, name), f32(), {}};
+}
+
+Val Emitter::gather(Buffer buffer, Val at, Val indices) {
+  auto type = VectorType::get(indices.lanes(), buffer.element);
+  Val all = constant(VectorType::get(indices.lanes(), types.getI1Type()), 1), none = constant(type, 0);
+  return wrap(vector::GatherOp::create(b, type, buffer.memref, ValueRange{at.value}, indices.value, all.value, none.value));
 }
 
 //===----------------------------------------------------------------------===//
@@ -249,7 +289,11 @@ template <typename Op> static Val function(StringRef intrinsic, Vals operands) {
 Val aligned::abs(Val a) { return function<math::AbsFOp>("llvm.fabs", {a}); }
 Val aligned::sqrt(Val a) { return function<math::SqrtOp>("llvm.nvvm.sqrt.rn.f", {a}); }
 Val aligned::roundEven(Val a) { return function<math::RoundEvenOp>("llvm.rint", {a}); }
-Val aligned::fma(Val a, Val b, Val c) { return function<math::FmaOp>("llvm.fma", {a, b, c}); }
+Val aligned::fma(Val a, Val b, Val c) {
+  if (a.lanes() && a.e->machine == Machine::CPU) // math.fma would be expanded to two operations
+    return a.e->wrap(vector::FMAOp::create(a.e->b, a.value, b.value, c.value));
+  return function<math::FmaOp>("llvm.fma", {a, b, c});
+}
 
 Val aligned::exp(Val a) {
   // e^a = 2^k e^r with k = rint(a / ln 2). Adding 1.5 * 2^23 leaves k in the low bits of the sum, so that no float is ever
@@ -266,6 +310,40 @@ Val aligned::exp(Val a) {
   Val power = bitcast(((bitcast(shifted, i32) << 23) + 0x3f800000), a.element());
   Val tiny = a < -87.3; // below the smallest normal power of two; e^-87.3 adds nothing to a softmax
   return select(tiny, a.e->constant(a.type(), 0.0), sum * power);
+}
+
+Val aligned::log2(Val a) {
+  // a = 2^e m with m in [sqrt(1/2), sqrt(2)), and log2 m = 2 / ln 2 artanh((m - 1) / (m + 1)).
+  Emitter &e = *a.e;
+  constexpr int64_t kRootHalf = 0x3f3504f3; // the float sqrt(1/2)
+  Val bits = bitcast(a, e.i32()), exponent = (bits - kRootHalf) >> 23, m = bitcast(bits - (exponent << 23), a.element());
+  Val s = (m - 1) / (m + 1), square = s * s, sum = e.constant(a.type(), 2 / (7 * 0.6931471805599453));
+  for (int64_t power : {5, 3, 1})
+    sum = fma(sum, square, e.constant(a.type(), 2 / (power * 0.6931471805599453)));
+  return fma(sum, s, convert(exponent, a.element()));
+}
+
+Val aligned::exp2Polynomial(Val f, int64_t degree) {
+  // One that errs by the same relative amount at its extremes.
+  static const std::map<int64_t, std::vector<double>> polynomials = {
+      {3, {0.0551716466, 0.242611171, 0.693260992, 0.999928071}},
+      {4, {0.00957010236, 0.0559178693, 0.240247449, 0.693121814, 0.999999261}},
+      {5, {0.0013276474, 0.00967554236, 0.0555071328, 0.240221197, 0.693146967, 1.00000007}}};
+  const std::vector<double> &coefficients = polynomials.at(degree);
+  Val sum = f.e->constant(f.type(), coefficients.front());
+  for (double coefficient : llvm::drop_begin(coefficients))
+    sum = fma(sum, f, f.e->constant(f.type(), coefficient));
+  return sum;
+}
+
+Val aligned::exp2(Val a, int64_t degree) {
+  // 2^a = 2^k 2^f with k = rint(a), f in [-1/2, 1/2].
+  constexpr double kRound = 12582912.0; // 1.5 * 2^23: leaves k in the low bits of the sum
+  Emitter &e = *a.e;
+  Val clamped = select(a < -126.0, e.constant(a.type(), -126.0), a); // keeps NaN
+  Val shifted = clamped + kRound, f = clamped - (shifted - kRound);
+  Val power = bitcast(bitcast(exp2Polynomial(f, degree), e.i32()) + (bitcast(shifted, e.i32()) << 23), a.element());
+  return select(a < -126.0, e.constant(a.type(), 0), power);
 }
 
 //===----------------------------------------------------------------------===//
@@ -311,6 +389,13 @@ Val aligned::maskBits(Val a) {
   Val bits = bitcast(a, a.e->types.getIntegerType(a.lanes()));
   return a.lanes() == 64 ? lane(bits, 0) : zext(lane(bits, 0), a.e->i64());
 }
+
+Val aligned::maskOf(Val bits, int64_t lanes) {
+  Emitter &e = *bits.e;
+  return bitcast(e.splat(convert(bits, e.types.getIntegerType(lanes)), 1), e.types.getI1Type());
+}
+
+Val aligned::invert(Val mask) { return mask ^ mask.e->constant(mask.type(), 1); }
 
 //===----------------------------------------------------------------------===//
 // Lanes

@@ -6,7 +6,7 @@
 using namespace mlir;
 using namespace aligned;
 
-Val aligned::wholePlanes(Val layers, Val resident, SplitAttr split) {
+Val aligned::wholePlanes(Val layers, Val resident, PlanesAttr split) {
   Emitter &e = *layers.e;
   auto limited = [&](Val layers) { return min(layers, layers.lanes() ? e.splat(resident, layers.lanes()) : resident); };
   if (llvm::all_of(split.getWidths(), [](int64_t width) { return width == 4; })) // each layer is a plane
@@ -34,11 +34,7 @@ Val HeadPolicies::number(Type type, function_ref<double(PolicyAttr)> of) const {
 }
 
 Val HeadPolicies::tolerance(CacheRole side) const {
-  double share = std::sqrt(side == CacheRole::Key ? kKeyShare : 1 - kKeyShare);
-  return number(head.e->f32(), [&](PolicyAttr policy) {
-    LimitsAttr limits = policy.getLimits(side);
-    return limits && limits.getTolerance() ? limits.getTolerance().getValueAsDouble() / share : policy.getTolerance().getValueAsDouble();
-  });
+  return number(head.e->f32(), [&](PolicyAttr policy) { return policy.getTolerance(side); });
 }
 
 bool HeadPolicies::areLimited(ArrayRef<PolicyAttr> policies, CacheRole side) {
@@ -50,7 +46,7 @@ bool HeadPolicies::areLimited(ArrayRef<PolicyAttr> policies, CacheRole side) {
 
 Val HeadPolicies::limit(Val layers, CacheRole side, Val resident, Val tokens, Val first, Val last) const {
   Emitter &e = *layers.e;
-  SplitAttr split = side == CacheRole::Key ? keySplit : valueSplit;
+  PlanesAttr split = side == CacheRole::Key ? keyPlanes : valuePlanes;
   auto whole = [&](int64_t bits) { // of float formats, the first plane is always read
     int64_t plane = split.getKind() == FormatKind::Float ? 1 : 0;
     while (4 * split.getFirstLayer(plane) < bits)

@@ -10,15 +10,15 @@
 namespace aligned {
 
 /// Layers are fetched by whole planes, and only `resident` ones (a scalar).
-Val wholePlanes(Val layers, Val resident, SplitAttr split);
+Val wholePlanes(Val layers, Val resident, PlanesAttr split);
 
 class HeadPolicies {
 public:
-  HeadPolicies(const DecodeShape &shape, Val head) : policies(shape.policies), keySplit(shape.keySplit), valueSplit(shape.valueSplit), head(head) {}
+  HeadPolicies(const DecodeShape &shape, Val head) : policies(shape.policies), keyPlanes(shape.keyPlanes), valuePlanes(shape.valuePlanes), head(head) {}
 
   /// A number that policies give, of this kv head.
   Val number(mlir::Type type, llvm::function_ref<double(PolicyAttr)> of) const;
-  /// The tolerance of a policy as a whole, of which this side's is its share.
+  /// The tolerance of this side.
   Val tolerance(CacheRole side) const;
   /// Whether the policy of any kv head limits this side.
   static bool areLimited(llvm::ArrayRef<PolicyAttr> policies, CacheRole side);
@@ -31,7 +31,7 @@ public:
 
 private:
   llvm::ArrayRef<PolicyAttr> policies;
-  SplitAttr keySplit, valueSplit;
+  PlanesAttr keyPlanes, valuePlanes;
   Val head; ///< of any integer type
 };
 

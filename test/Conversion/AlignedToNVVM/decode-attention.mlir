@@ -7,10 +7,10 @@
 
 // Functions go; each attention leaves its kernels, each kind of cache those that append to it, and the module says how they are launched.
 
-!key = tensor<2x3x?x64xf16, #aligned.split<fixed<4, 4, 4, 4>, key>>
-!value = tensor<2x3x?x64xf16, #aligned.split<fixed<4, 4, 4, 4>, value>>
-!float_key = tensor<1x2x?x64xbf16, #aligned.split<float<12, 4>, key>>
-!float_value = tensor<1x2x?x128xbf16, #aligned.split<float<12, 4>, value>>
+!key = tensor<2x3x?x64xf16, #aligned.planes<fixed<4, 4, 4, 4>, key>>
+!value = tensor<2x3x?x64xf16, #aligned.planes<fixed<4, 4, 4, 4>, value>>
+!float_key = tensor<1x2x?x64xbf16, #aligned.planes<float<12, 4>, key>>
+!float_value = tensor<1x2x?x128xbf16, #aligned.planes<float<12, 4>, value>>
 
 // CHECK: module attributes {aligned.program = {append = [
 // CHECK-SAME: launch = [{grid = ["touched", "rows"], kernel = "append0_split"}, {grid = [1, 1], kernel = "append0_advance"}]

@@ -20,8 +20,8 @@ func.func @certified(%q: tensor<1x4x1x32xf16>, %k: tensor<1x2x?x32xf16>, %v: ten
 
 // -----
 
-!key = tensor<1x2x?x32xf16, #aligned.split<fixed<4, 4, 4, 4>, key>>
-!value = tensor<1x2x?x32xf16, #aligned.split<fixed<4, 4, 4, 4>, value>>
+!key = tensor<1x2x?x32xf16, #aligned.planes<fixed<4, 4, 4, 4>, key>>
+!value = tensor<1x2x?x32xf16, #aligned.planes<fixed<4, 4, 4, 4>, value>>
 func.func @heads(%q: tensor<1x?x1x32xf16>, %k: !key, %v: !value, %scale: f32) -> tensor<1x?x1x32xf32> {
   // expected-error @+1 {{'aligned.decode_attention' op expected static heads, queries and head_dim, got 'tensor<1x?x1x32xf16>'}}
   %acc, %max, %sum = aligned.decode_attention %q, %k, %v scale %scale policy <exact>

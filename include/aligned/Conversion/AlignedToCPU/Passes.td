@@ -4,27 +4,58 @@
 
 include "mlir/Pass/PassBase.td"
 
+def ConvertAlignedToLinalg : Pass<"convert-aligned-to-linalg", "::mlir::ModuleOp"> {
+  let summary = "lower what is elementwise work on tensors";
+  let description = [{
+    `aligned.merge` and `aligned.finish` become `linalg.generic`, and `aligned.append` of dense tensors `tensor.concat`. What kernels and the runtime perform
+    stays: decode attention, and all that makes, reads or writes a cache.
+
+    With `reference`, `aligned.attention` over dense tensors may remain unfused and runs in float64, as an oracle.
+  }];
+  let options = [Option<"reference", "reference", "bool", "false", "run unfused attention exactly in float64">];
+  let dependentDialects = [
+    "::aligned::AlignedDialect", "::mlir::arith::ArithDialect", "::mlir::bufferization::BufferizationDialect", "::mlir::func::FuncDialect",
+    "::mlir::linalg::LinalgDialect", "::mlir::LLVM::LLVMDialect", "::mlir::math::MathDialect", "::mlir::memref::MemRefDialect", "::mlir::scf::SCFDialect",
+    "::mlir::tensor::TensorDialect", "::mlir::vector::VectorDialect"];
+}
+
 def ConvertAlignedToCPU : Pass<"convert-aligned-to-cpu", "::mlir::ModuleOp"> {
-  let summary = "lower aligned ops to vector code and runtime calls";
+  let summary = "lower aligned ops on buffers to vector code and runtime calls";
   let description = [{
     Every `aligned.decode_attention` becomes a kernel, a function over a range of kv heads in scf, vector, memref and arith, and
-    a call that runs it on the runtime's threads. A split tensor becomes a pointer to the runtime's cache; `split`, `append` and `join` become
-    calls to it. `merge` and `finish` become elementwise linalg. No `aligned` op is left.
+    a call that runs it on the runtime's threads. A buffer in plane storage becomes a pointer to the runtime's cache; `pack`, `append`, `unpack`
+    and `fork`, and `memref.alloc` and `memref.dealloc` of such buffers become calls to it. No `aligned` op is left.
+
+    With `reference`, the stages of a decode step run in float64, as they are defined, instead of in kernels.
 
     `isa` picks the 4-way integer dot product and the vector width: `portable` (any machine), `avx2`, `avx512` (with VNNI).
-    With `launch`, kernels are somebody else's: the op becomes a call of `aligned_rt_launch`, and caches are made by `aligned_rt_create_cache`, where those kernels find
-    them. That is the host's side of a model whose attention runs on a GPU.
-
-    With `reference`, `aligned.attention` over dense tensors is allowed to remain unfused and runs in float64, as an oracle.
   }];
   let options = [
     Option<"isa", "isa", "std::string", "\"portable\"", "portable, avx2 or avx512">,
-    Option<"launch", "launch", "bool", "false", "call a launcher instead of kernels of this machine">,
-    Option<"reference", "reference", "bool", "false", "run unfused attention exactly in float64">];
+    Option<"reference", "reference", "bool", "false", "run stages in float64">];
   let dependentDialects = [
     "::aligned::AlignedDialect", "::mlir::arith::ArithDialect", "::mlir::bufferization::BufferizationDialect",
-    "::mlir::func::FuncDialect", "::mlir::linalg::LinalgDialect", "::mlir::LLVM::LLVMDialect", "::mlir::math::MathDialect",
-    "::mlir::memref::MemRefDialect", "::mlir::scf::SCFDialect", "::mlir::tensor::TensorDialect", "::mlir::vector::VectorDialect"];
+    "::mlir::func::FuncDialect", "::mlir::LLVM::LLVMDialect", "::mlir::math::MathDialect",
+    "::mlir::memref::MemRefDialect", "::mlir::scf::SCFDialect", "::mlir::vector::VectorDialect"];
+}
+
+def AlignedParallelizeForall : Pass<"aligned-parallelize-forall", "::mlir::ModuleOp"> {
+  let summary = "run scf.forall on the runtime's threads";
+  let description = [{
+    Each `scf.forall` on buffers, which has no shared outputs, becomes a call of `aligned_rt_parallel`. Its body becomes a private function over a range of iterations,
+    numbered through all dimensions, the last one fastest. Loops in loops become calls in functions; the runtime decides which of them uses more than one thread.
+
+    ```mlir
+    scf.forall (%i, %j) in (%n, 4) {
+      memref.store %x, %buffer[%i, %j] : memref<?x4xf32>
+    }
+    ```
+    becomes
+    ```mlir
+    call @aligned_rt_parallel(%count, %function, %arguments) : (i64, (!llvm.ptr, i64, i64) -> (), !llvm.ptr) -> ()
+    ```
+  }];
+  let dependentDialects = ["::mlir::arith::ArithDialect", "::mlir::func::FuncDialect", "::mlir::LLVM::LLVMDialect", "::mlir::scf::SCFDialect"];
 }
 
 #endif // ALIGNED_CONVERSION_ALIGNEDTOCPU_PASSES_TD

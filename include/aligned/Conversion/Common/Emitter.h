@@ -67,6 +67,8 @@ public:
   Val field(Val pointer, int64_t byteOffset, mlir::Type type);        ///< a field of a C struct
   Val advance(Val pointer, Val bytes);                                ///< pointer + bytes
   Buffer buffer(Val pointer, mlir::Type element);                     ///< the memory from `pointer` on
+  /// Memory of the function on its stack, aligned to cache lines, with room for one vector past its end.
+  Buffer local(mlir::Type element, int64_t count);
   Val load(Buffer buffer, Val index);
   Val load(Buffer buffer, Val index, int64_t lanes);
   void store(Val value, Buffer buffer, Val index);
@@ -80,6 +82,14 @@ public:
   Vals repeat(Vals initial, llvm::function_ref<Val(Vals)> condition, llvm::function_ref<Vals(Vals)> body);
   /// Runs `body` for the index of every set bit of an i64, lowest first.
   Vals forEachBit(Val mask, Vals initial, llvm::function_ref<Vals(Val, Vals)> body);
+  /// `vector` with its lane `number` replaced.
+  Val insert(Val vector, Val scalar, int64_t number);
+  /// Asks for the cache line at buffer[index].
+  void prefetch(Buffer buffer, Val index);
+  /// A table of the module, made where it is first asked for under this name.
+  Buffer table(llvm::StringRef name, llvm::ArrayRef<float> numbers);
+  /// buffer[at + indices], lane by lane.
+  Val gather(Buffer buffer, Val at, Val indices);
   /// Calls an LLVM intrinsic.
   Val intrinsic(llvm::StringRef name, mlir::Type result, Vals operands);
 
@@ -128,12 +138,22 @@ Val fma(Val a, Val b, Val c);
 /// e^a in f32, relative error below 2e-7; 0 below -87.3; NaN for NaN. Vector code without calls.
 Val exp(Val a);
 
+/// log2 of positive normal floats, absolute error below 4e-7; of 0 some number below -126. Code without calls.
+Val log2(Val a);
+/// 2^a in f32 for a <= 127; 0 below -126. `degree` of the polynomial: 3 errs by 7.5e-5, 4 by 2.6e-6, 5 by 8e-8 and rounding. NaN for NaN.
+Val exp2(Val a, int64_t degree);
+/// Of its polynomial on [-1/2, 1/2].
+Val exp2Polynomial(Val f, int64_t degree);
+
 /// Conversions keep the lanes. Integer to wider integer and integer to float are signed unless zext; float to integer truncates.
 Val convert(Val a, mlir::Type element);
 Val zext(Val a, mlir::Type element);
 Val bitcast(Val a, mlir::Type element); ///< lanes change with the element's width
-/// An i1 vector as the low bits of an i64, lane 0 lowest.
+/// An i1 vector as the low bits of an i64, lane 0 lowest, and back.
 Val maskBits(Val a);
+Val maskOf(Val bits, int64_t lanes);
+/// The lanes (i1) that a mask leaves out.
+Val invert(Val mask);
 
 Val reduceAdd(Val a);
 Val reduceMax(Val a);

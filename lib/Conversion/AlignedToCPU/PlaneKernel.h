@@ -1,9 +1,9 @@
-// What the kernels over split caches share: planes as a row sees them, the open block, and the account of which bits are read.
+// What kernels over float planes share: planes as a row sees them, tokens that are kept aside, and the account of which bits are read.
 //
-// A format decides how full blocks are scored and weighed. It writes down, as nibble layers, how far it reads each *unit* of keys (the channels of
-// one block that are decided together) and each token's value; what was read is counted from there, and whoever listens is told.
-#ifndef ALIGNED_LIB_CONVERSION_ALIGNEDTOCPU_SPLITKERNEL_H
-#define ALIGNED_LIB_CONVERSION_ALIGNEDTOCPU_SPLITKERNEL_H
+// A format decides how tiles are scored and weighed. It writes down, as layers of 4 bits, how far it reads each *unit* of keys (the channels of
+// one tile that are decided together) and each token's value; what was read is counted from there, and whoever listens is told.
+#ifndef ALIGNED_LIB_CONVERSION_ALIGNEDTOCPU_PLANEKERNEL_H
+#define ALIGNED_LIB_CONVERSION_ALIGNEDTOCPU_PLANEKERNEL_H
 
 #include "../Common/HeadPolicies.h"
 #include "../Common/Numerics.h"
@@ -11,18 +11,18 @@
 
 namespace aligned {
 
-/// A split cache as one row of it sees it: the fields of `aligned_cache`.
+/// A packed cache as one row of it sees it: the fields of `aligned_cache`.
 struct CacheRow {
-  Val tokens, blocks, open;            ///< all tokens, full blocks, tokens of the open block
+  Val tokens, blocks;                  ///< tokens, and the tiles that hold them
   Val layer[kLayers];                  ///< address of the row's first byte of each nibble layer's plane, null past those of the encoding
   Val layers;                          ///< nibble layers that may be read, i32 (S6)
-  Buffer exponent, channelMax, channelMean, openTokens; ///< of this row
-  Val escape, escapes;                 ///< the cache's list and its length
+  Buffer channelMax;                   ///< of this row
+  Val aside, asideValues, asides;      ///< the cache's list and its length
 };
 
-class SplitKernel : public RowKernel {
+class PlaneKernel : public RowKernel {
 public:
-  SplitKernel(Emitter &e, const KernelShape &shape, int64_t unitChannels)
+  PlaneKernel(Emitter &e, const KernelShape &shape, int64_t unitChannels)
       : RowKernel(e, shape), exact(shape.policies.front().getKind() == PolicyKind::Exact), unitChannels(unitChannels), units(shape.keyDim / unitChannels) {}
 
 protected:
@@ -30,9 +30,7 @@ protected:
   const int64_t unitChannels, units; ///< channels of a unit, units of a block
 
   CacheRow key, value;
-  Val fullTokens;            ///< tokens of full blocks
-  Val openSeen;              ///< tokens of the open block, 0 where no query sees one
-  Buffer keyRead, valueRead; ///< nibble layers, i8: [blocks, units] and [full tokens]
+  Buffer keyRead, valueRead; ///< layers of 4 bits, i8: [blocks, units] and [padded]
 
   Val tokenCount() final;
   void allocate() override;
@@ -46,7 +44,7 @@ protected:
   /// Layers that are read of the channels of a block.
   Val layersOf(Val block);
 
-  Val wholePlanes(Val layers, const CacheRow &cache, SplitAttr split) { return aligned::wholePlanes(layers, cache.layers, split); }
+  Val wholePlanes(Val layers, const CacheRow &cache, PlanesAttr split) { return aligned::wholePlanes(layers, cache.layers, split); }
   /// What `count` bytes of a layer hold from `at` on: the low nibbles, then the high ones, as i32.
   Val nibbles(Val layer, Val at, int64_t count);
   /// The indices first .. first + count - 1 as i32.
@@ -59,17 +57,16 @@ protected:
   Val limitKeys(Val layers, Val block);
   Val limitValues(Val layers, Val t);
 
-  void scoreOpenBlock();
-  void addOpenValues() { addDenseValues(value.openTokens, fullTokens, openSeen); }
-  /// s[h, t] += w[h, c] * x, or out[h, c] += p[h, t] * x, for values that are kept aside (S7). Keys are those of one block.
-  void addKeyEscapes(Val block);
-  void addValueEscapes();
+  /// Scores of the tokens of a tile that are kept aside (S7), in the place of what their planes give.
+  void scoreAside(Val block);
+  /// Adds the values that are kept aside, and takes their weights away for as long as `body` reads planes.
+  void addAside(llvm::function_ref<void()> body);
 
 private:
-  CacheRow cacheRow(Slot slot, SplitAttr split, int64_t headDim, mlir::Type element);
-  void forEscapes(const CacheRow &cache, llvm::function_ref<void(Val token, Val channel, Val value)> body);
+  CacheRow cacheRow(Slot slot, PlanesAttr planes, int64_t headDim);
+  void forAside(const CacheRow &cache, llvm::function_ref<void(Val token, Buffer values)> body);
 };
 
 } // namespace aligned
 
-#endif // ALIGNED_LIB_CONVERSION_ALIGNEDTOCPU_SPLITKERNEL_H
+#endif // ALIGNED_LIB_CONVERSION_ALIGNEDTOCPU_PLANEKERNEL_H

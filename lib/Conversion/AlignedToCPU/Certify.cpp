@@ -1,0 +1,137 @@
+// What the state of a split may be off by (P4), from scale codes, the bits that were read, and the scores as they are now: one pass over all tokens.
+//
+// With w = 2^(x - M) as computed, k and v the scales of a token's rows, read to b and c bits:
+//
+//   B = k (2^-b |q'|_1 + rounding)        the most that its score is off: what is missing of K, and what query rows as integers and f32 make of it
+//   r = v 2^-c, or v + max |mean|         the most that its row of V is off as it was read, or stood for by the mean; where weights are bytes, besides what
+//                                         rounding one to a whole unit moves from the row to the mean
+//   expected   variances of scores, of values, of what is not read, and of weights' rounding; what is not read and what the scan left errs a little in common
+#include "Attend.h"
+
+#include "../Common/Certificate.h"
+
+#include "aligned/Runtime/Kernel.h"
+
+#include <cstddef>
+
+using namespace mlir;
+using namespace aligned;
+
+namespace {
+constexpr double kCommonUnread = 0.03, kCommonScan = 0.2; // shares that errors may have in common
+constexpr double kPowerRounding = 0x1p-21 + 88 * 0x1p-24; // of 2^x, and of x - M where it is not 0
+} // namespace
+
+/// Of a score whose key is kept aside: products and sums of f32, of the largest such key of the row.
+Val Attend::asideError(Val h) {
+  Buffer most = e.local(e.f32(), 1);
+  e.store(f32(0), most, index(0));
+  forAside(key, [&](Val, Buffer values) {
+    Val magnitude = abs(e.load(values, index(0), shape.keyDim));
+    Val finite = select(magnitude < INFINITY, magnitude, e.constant(magnitude.type(), 0));
+    e.store(larger(reduceMax(finite), e.load(most, index(0))), most, index(0));
+  });
+  // |q|_1 <= sqrt(d) |q|_2 = sqrt(d) |q'|_2
+  return fact(h, Fact::Norm) * e.load(most, index(0)) * (std::sqrt(double(shape.keyDim)) * (shape.keyDim + 8) * 0x1p-23);
+}
+
+void Attend::certify(Val split, const StateBuffers &state) {
+  const int64_t dim = shape.keyDim;
+  // Per channel, of what both factors may be: weights in integers are off by half a step, q and k were rotated in f32, dot products and what is added to them are f32.
+  const double rotation = 16.0 * dim + 256;
+  Val first = tilesOf(split).first, last = tilesOf(split).second;
+  Val meanMax = e.loop(index(0), index(shape.valueDim), 8, {e.constant(vectorOf(e.f32(), 8), 0)}, [&](Val c, Vals top) -> Vals {
+    return {larger(abs(e.load(buffers.mean, c, 8)), top[0])};
+  })[0];
+  Val valueUnit = rowFact(RowFact::ValueUnit), meanLargest = reduceMax(meanMax) / valueUnit, usual = rowFact(RowFact::Usual);
+  Val keyUnit = biasScale(key);
+  Val spread = rowFact(RowFact::Spread), fill = rowFact(RowFact::Fill);
+  const double rounding = kPowerRounding + kSoftcapRounding * shape.softcap;
+  enum { Grown, GrownReach, Reach, Error, Variance, Unread, Scanned, Loudest, kSums };
+  Buffer sums = e.local(e.f32(), kSums * lanes);
+  auto add = [&](int64_t which, Val addend) { e.store(e.load(sums, index(which * lanes), lanes) + addend, sums, index(which * lanes)); };
+  e.loop(index(0), index(rows), 1, [&](Val h) {
+    for (int64_t i = 0; i < kSums; ++i)
+      e.store(splatF(0.0), sums, index(i * lanes));
+    Val mass = fact(h, Fact::Mass), norm = fact(h, Fact::Norm), reference = e.load(references, h), unit = e.load(units, h);
+    Val step = fact(h, Fact::Unit) * (0x1p15 / kLog2e); // of weights, times K's unit of scale
+    Val asideBound = asideError(h);
+    Val inherent = mass * keyUnit * (rotation * 0x1p-24) + step * (0.5 * dim);
+    forTiles(first, last, [&](Val tile) {
+      Val place = key.placeOf(tile), valuePlace = value.placeOf(tile), within = (tile - first) * kTile;
+      for (int64_t token = 0; token < kTile; token += lanes) {
+        Val codes = codesAt(key, place, token), valueCodes = codesAt(value, valuePlace, token);
+        Val keyScale = scaleOf(max(codes, 1)), scale = scaleOf(max(valueCodes, 1)), zero = splatF(0.0);
+        Val there = splatI(convert(tile * kTile + token, e.i32())) + e.iota(e.i32(), lanes) < splatI(convert(key.tokens, e.i32()));
+        // Behind the newest token codes are of tokens that were dropped.
+        Val isAsideKey = codes == storage::kAside, isAside = (valueCodes == storage::kAside) | invert(there);
+        // S4: 2^-bits, and what rounding to 16 bits adds where some are missing
+        auto left = [&](Val bits) { return bitcast((splatI(127) - bits) << splatI(23), e.f32()) + 0x1p-16; };
+        Val keyRead = zext(e.load(keyBits, within + token, lanes), e.i32()), read = zext(e.load(valueBitsOf, within + token, lanes), e.i32());
+        Val x = e.load(finest, scoreAt(tile, h) + token, lanes);
+        Val w = select(x > kLowest, power(final(x, h, tile * kTile + token) - splatF(reference)), zero);
+        // K kept aside is a dot product of f32 with values of any size: what it may be off by, relative to its terms, is unknown here.
+        Val error = select(isAsideKey, splatF(asideBound), keyScale * fma(left(keyRead), splatF(mass * keyUnit), splatF(inherent)));
+        Val grown = growth(error + rounding);
+        Val isRead = read > 0, reach = select(isAside, zero, scale * (1 + 0x1p-20));
+        // Whole units of weight: of a row in bytes at most one goes to or comes from the mean.
+        Val inBytes = isRead & (read <= 8);
+        Val oneStep = select(read <= 4, splatF(unit * (1.0 / kNibbleSteps)), splatF(unit * (1.0 / byteSteps)));
+        Val moved = select(inBytes, oneStep * (splatF(meanLargest) / scale + 1), zero);
+        Val off = select(isRead, scale * left(read), reach + splatF(meanLargest));
+        add(Grown, w * grown);
+        add(GrownReach, w * grown * reach);
+        add(Reach, w * reach);
+        add(Error, select(isAside, zero, w * off + moved));
+        e.store(larger(reach, e.load(sums, index(Loudest * lanes), lanes)), sums, index(Loudest * lanes));
+        // Expected.
+        Val sigma = keyScale * left(keyRead) * splatF(norm * keyUnit * (1 / std::sqrt(3.0))), square = sigma * sigma;
+        square = select(square < 40, square, splatF(40.0));
+        Val misled = select(square < 0.0025, square, exp(square * 2) - exp(square * 0.5) * 2 + 1);
+        Val weighed = w * splatF(fill), rowsError = select(isRead, scale * left(read) * (1 / std::sqrt(3.0)), scale * splatF(spread));
+        Val byRounding = select(inBytes, oneStep * splatF(fill), zero);
+        Val variance = weighed * weighed * (scale * scale + splatF(usual * usual)) * misled + w * w * rowsError * rowsError + byRounding * byRounding * (1.0 / 6);
+        add(Variance, select(isAside | isAsideKey, zero, variance));
+        add(Unread, select(isRead | isAside, zero, w * scale));
+        add(Scanned, select(keyRead <= keyFormat.width[0], weighed * scale * select(square < 1, square, splatF(1.0)), zero));
+      }
+    });
+    Val total[kSums];
+    for (int64_t i = 0; i < kSums; ++i)
+      total[i] = i == Loudest ? reduceMax(e.load(sums, index(i * lanes), lanes)) : reduceAdd(e.load(sums, index(i * lanes), lanes));
+    // Rows that are kept aside are exact but for their weights.
+    Buffer aside = e.local(e.f32(), 3); // sums of w g, w g m, and the largest m
+    for (int64_t i = 0; i < 3; ++i)
+      e.store(f32(0), aside, index(i));
+    forAside(value, [&](Val token, Buffer values) {
+      Val tile = token / index(kTile);
+      e.when((tile >= first) & (tile < last), [&] {
+        Val x = e.load(finest, scoreAt(tile, h) + token % index(kTile));
+        if (shape.mask)
+          x = select(isVisible(token, h % index(shape.queries), newest, shape), x, f32(kHidden));
+        Val w = select(x > kLowest, power(final(x, h, token) - reference), f32(0));
+        Val code = zext(e.load(key.codes, key.placeOf(tile) * kTile + token % index(kTile)), e.i32());
+        Val error = select(code == storage::kAside, asideBound, scaleOf(max(code, 1)) * (mass * keyUnit * std::exp2(-double(storage::bitsBefore(keyFormat, keyPlanes))) + inherent));
+        Val grown = growth(error + rounding), largest = reduceMax(abs(e.load(values, index(0), shape.valueDim))) / valueUnit;
+        e.store(e.load(aside, index(0)) + w * grown * largest, aside, index(0));
+        e.store(e.load(aside, index(1)) + w * largest, aside, index(1));
+        e.store(larger(largest, e.load(aside, index(2))), aside, index(2));
+      });
+    });
+    Val sum = e.load(state.sum, h), tokens = convert(convert((last - first) * kTile, e.i64()), e.f32());
+    Val inflation = tokens * (2.0 / lanes * 0x1p-24) + (1 + 1024 * 0x1p-24);
+    Val reachTotal = total[Reach] + e.load(aside, index(1)), loudest = larger(total[Loudest], e.load(aside, index(2)));
+    // Weights that were too small for floats, and what sums in f32 lose.
+    Val lost = tokens * kLeastWeight, sumRounding = (tokens * 0x1p-24 + 256 * 0x1p-24) * (reachTotal + sum * meanLargest);
+    Val common = total[Unread] * kCommonUnread + total[Scanned] * kCommonScan;
+    Vals numbers{(total[Grown] + lost) * inflation,
+                 (total[GrownReach] + e.load(aside, index(0)) + lost * loudest) * inflation * valueUnit,
+                 (reachTotal + lost * loudest) * inflation * valueUnit,
+                 (total[Error] + sumRounding) * inflation * valueUnit,
+                 total[Variance] * valueUnit * valueUnit,
+                 loudest * inflation * valueUnit,
+                 common * valueUnit};
+    for (auto [number, what] : llvm::enumerate(numbers))
+      e.store(what, state.certificate, h * kCertificateNumbers + number);
+  });
+}

@@ -1,0 +1,178 @@
+// See the header.
+#include "ConvertStages.h"
+
+#include "Step.h"
+#include "Surroundings.h"
+#include "aligned/Dialect/Aligned/IR/Aligned.h"
+
+#include "mlir/Dialect/Func/IR/FuncOps.h"
+#include "mlir/Dialect/MemRef/IR/MemRef.h"
+
+using namespace mlir;
+using namespace aligned;
+
+namespace {
+
+ShapedType typeOf(Value value) { return cast<ShapedType>(value.getType()); }
+
+template <typename Op> DecodeShape shapeOfStage(Op op) {
+  ShapedType query = typeOf(op.getQuery()), key = typeOf(op.getKey()), value = typeOf(op.getValue());
+  DecodeShape shape{};
+  shape.kvHeads = key.getDimSize(1);
+  shape.queries = query.getDimSize(2);
+  shape.heads = query.getDimSize(1) / shape.kvHeads * shape.queries;
+  shape.keyDim = key.getDimSize(3);
+  shape.valueDim = value.getDimSize(3);
+  shape.query = query.getElementType();
+  shape.key = key.getElementType();
+  shape.value = value.getElementType();
+  shape.keyPlanes = getPlanes(key);
+  shape.valuePlanes = getPlanes(value);
+  auto policies = op.getPolicies().template getAsRange<PolicyAttr>();
+  shape.policies.assign(policies.begin(), policies.end());
+  shape.policies.resize(shape.kvHeads, shape.policies.front());
+  shape.mask = op.getMaskAttr();
+  shape.later = bool(op.getLater());
+  if constexpr (!std::is_same_v<Op, PrepareOp>) {
+    shape.softcap = op.getSoftcap() ? op.getSoftcap()->convertToDouble() : 0.0;
+    if (Value mask = op.getAttnMask())
+      shape.attnMask = MemRefType::get(typeOf(mask).getShape(), typeOf(mask).getElementType());
+  }
+  if constexpr (std::is_same_v<Op, AttendOp>) {
+    shape.maskedZero = op.getMaskedZero();
+    shape.sinkLogits = bool(op.getSinkLogits());
+    shape.certified = op.getOuts().size() == 4;
+  }
+  return shape;
+}
+
+} // namespace
+
+DecodeShape aligned::shapeOf(PrepareOp op) { return shapeOfStage(op); }
+DecodeShape aligned::shapeOf(ScanOp op) { return shapeOfStage(op); }
+DecodeShape aligned::shapeOf(AttendOp op) { return shapeOfStage(op); }
+
+namespace {
+
+template <typename Op> LogicalResult checkShape(Op op) {
+  DecodeShape shape = shapeOf(op);
+  for (auto [name, dim] : {std::pair("key", shape.keyDim), std::pair("value", shape.valueDim)})
+    if (!isSupportedHeadDim(dim))
+      return op.emitOpError("expected the ") << name << "'s head_dim to be a multiple of " << kHeadDimMultiple << ", at most " << kMaxHeadDim << ", got " << dim;
+  if (shape.heads > kMaxQueryRows)
+    return op.emitOpError("expected at most ") << kMaxQueryRows << " query rows per kv head, got " << shape.heads;
+  return success();
+}
+
+/// The operands of a stage as its kernel takes them: numbers as they are, buffers as addresses, what is not there left out.
+template <typename Op> struct ConvertStage : OpConversionPattern<Op> {
+  ConvertStage(const TypeConverter &types, MLIRContext *context, SymbolTable &symbols, Isa isa) : OpConversionPattern<Op>(types, context), symbols(symbols), isa(isa) {}
+
+  LogicalResult matchAndRewrite(Op op, typename Op::Adaptor adaptor, ConversionPatternRewriter &rewriter) const override {
+    if (op->getNumResults())
+      return rewriter.notifyMatchFailure(op, "expected buffers, got tensors: they are bufferized first");
+    Surroundings around(rewriter, op.getLoc());
+    SmallVector<Value> arguments;
+    for (Value operand : adaptor.getOperands())
+      arguments.push_back(isa_and_present<MemRefType>(operand.getType()) ? around.address(operand) : operand);
+    if constexpr (std::is_same_v<Op, AttendOp>)
+      arguments.push_back(around.code(op.getSite()));
+    func::FuncOp kernel = kernelOf(op, ValueRange(arguments).getTypes(), rewriter);
+    func::CallOp::create(around.b, kernel, arguments);
+    rewriter.eraseOp(op);
+    return success();
+  }
+
+private:
+  /// The kernel of this shape, emitted where it is asked for first.
+  func::FuncOp kernelOf(Op op, TypeRange arguments, OpBuilder &builder) const {
+    std::string key;
+    llvm::raw_string_ostream os(key);
+    os << op.getOperation()->getName();
+    for (Value operand : op->getOperands()) // outs and masks too: which there are
+      os << " " << operand.getType();
+    for (NamedAttribute attr : op->getAttrs())
+      if (attr.getName() != "site")
+        os << " " << attr.getName() << attr.getValue();
+    func::FuncOp &kernel = kernels[key];
+    if (kernel)
+      return kernel;
+    OpBuilder::InsertionGuard guard(builder);
+    auto module = op->template getParentOfType<ModuleOp>();
+    builder.setInsertionPointToEnd(module.getBody());
+    std::string stage = op->getName().stripDialect().str();
+    kernel = func::FuncOp::create(builder, op.getLoc(), "aligned_" + stage, builder.getFunctionType(arguments, {}));
+    kernel.setPrivate();
+    symbols.insert(kernel); // under a name of its own
+    builder.setInsertionPointToStart(kernel.addEntryBlock());
+    Emitter e(builder, op.getLoc());
+    emit(e, op, kernel);
+    func::ReturnOp::create(builder, op.getLoc());
+    return kernel;
+  }
+
+  /// Arguments stand in the order of the op's operands.
+  void emit(Emitter &e, Op op, func::FuncOp kernel) const {
+    constexpr bool isPrepare = std::is_same_v<Op, PrepareOp>, isScan = std::is_same_v<Op, ScanOp>;
+    unsigned next = 0;
+    auto take = [&] { return e.wrap(kernel.getArgument(next++)); };
+    auto takeBuffer = [&](Type element) { return e.buffer(take(), element); };
+    KernelShape shape{shapeOf(op), isa};
+    Type f32 = e.f32(), i8 = e.i8();
+    StepInputs in{};
+    in.query = take();
+    in.key = take();
+    in.value = take();
+    if (isPrepare || isScan)
+      in.scale = take();
+    Val row = take(), split;
+    if (!isPrepare)
+      split = take();
+    if (op.getLater())
+      in.later = take();
+    if (shape.attnMask)
+      in.attnMask = take();
+    if (shape.sinkLogits)
+      in.sinkLogits = take();
+    StepBuffers buffers;
+    buffers.digits = takeBuffer(i8);
+    buffers.facts = takeBuffer(f32);
+    if (isPrepare) {
+      buffers.mean = takeBuffer(f32);
+      return emitPrepare(e, shape, in, row, buffers);
+    }
+    if (!isScan)
+      buffers.mean = takeBuffer(f32);
+    buffers.scores = takeBuffer(f32);
+    buffers.tops = takeBuffer(f32);
+    buffers.parts = takeBuffer(f32);
+    if (isScan)
+      return emitScan(e, shape, in, row, split, buffers);
+    StateBuffers state;
+    for (Buffer *buffer : {&state.acc, &state.max, &state.sum})
+      *buffer = takeBuffer(f32);
+    if (shape.certified)
+      state.certificate = takeBuffer(f32);
+    in.attention = take();
+    emitAttend(e, shape, in, row, split, buffers, state);
+  }
+
+  SymbolTable &symbols;
+  Isa isa;
+  mutable llvm::StringMap<func::FuncOp> kernels;
+};
+
+} // namespace
+
+LogicalResult aligned::checkStages(ModuleOp module) {
+  bool ok = true;
+  module.walk([&](Operation *op) {
+    if (auto prepare = dyn_cast<PrepareOp>(op))
+      ok &= succeeded(checkShape(prepare));
+  });
+  return success(ok);
+}
+
+void aligned::populateStageConversion(const TypeConverter &types, RewritePatternSet &patterns, SymbolTable &symbols, Isa isa) {
+  patterns.add<ConvertStage<PrepareOp>, ConvertStage<ScanOp>, ConvertStage<AttendOp>>(types, patterns.getContext(), symbols, isa);
+}

@@ -1,0 +1,297 @@
+// convert-aligned-to-linalg: what is elementwise work on tensors, for upstream's passes: merging and finishing softmax states, appends to dense tensors.
+// With `reference`, attention that is not fused, too, as a call of the runtime's oracle.
+#include "Surroundings.h"
+#include "aligned/Conversion/AlignedToCPU/Passes.h"
+#include "aligned/Conversion/Common/Emitter.h"
+#include "aligned/Dialect/Aligned/IR/Aligned.h"
+#include "aligned/Runtime/Kernel.h"
+
+#include "mlir/Dialect/Bufferization/IR/Bufferization.h"
+#include "mlir/Dialect/Func/IR/FuncOps.h"
+#include "mlir/Dialect/Linalg/IR/Linalg.h"
+#include "mlir/Dialect/Math/IR/Math.h"
+#include "mlir/Dialect/MemRef/IR/MemRef.h"
+#include "mlir/Dialect/SCF/IR/SCF.h"
+#include "mlir/Dialect/Tensor/IR/Tensor.h"
+#include "mlir/Dialect/Vector/IR/VectorOps.h"
+#include "mlir/Transforms/WalkPatternRewriteDriver.h"
+
+namespace aligned {
+#define GEN_PASS_DEF_CONVERTALIGNEDTOLINALG
+#include "aligned/Conversion/AlignedToCPU/Passes.h.inc"
+} // namespace aligned
+
+using namespace mlir;
+using namespace aligned;
+
+namespace {
+
+RankedTensorType tensorType(Value value) { return cast<RankedTensorType>(value.getType()); }
+
+/// Extents of `type`'s dynamic dimensions, taken from the same dimensions of `like`.
+SmallVector<Value> dynamicSizes(ImplicitLocOpBuilder &b, RankedTensorType type, Value like) {
+  SmallVector<Value> sizes;
+  for (auto [dim, size] : llvm::enumerate(type.getShape()))
+    if (ShapedType::isDynamic(size))
+      sizes.push_back(tensor::DimOp::create(b, like, dim));
+  return sizes;
+}
+
+//===----------------------------------------------------------------------===//
+// Results and their errors
+//===----------------------------------------------------------------------===//
+
+/// Maps [batch, heads, queries, channels] of states and [batch, heads, queries] of rows.
+std::pair<AffineMap, AffineMap> stateMaps(Builder &b) {
+  AffineMap state = b.getMultiDimIdentityMap(4);
+  return {state, state.dropResult(3)};
+}
+
+SmallVector<utils::IteratorType> parallel(int64_t rank) { return SmallVector<utils::IteratorType>(rank, utils::IteratorType::parallel); }
+
+/// Bound and estimate (P4) of the rounded output.
+SmallVector<Value> certify(ImplicitLocOpBuilder &b, Value certificate, Value sum, Value output) {
+  auto [state, row] = stateMaps(b);
+  RankedTensorType rowType = tensorType(sum), outputType = tensorType(output);
+  SmallVector<Value> sizes = dynamicSizes(b, rowType, sum);
+  Value empty = tensor::EmptyOp::create(b, rowType, sizes), none = arith::ConstantOp::create(b, b.getF32FloatAttr(0));
+  Value zeros = linalg::FillOp::create(b, none, empty).getResult(0);
+  // The largest magnitude and the sum of squares of each row of the output.
+  SmallVector<utils::IteratorType> iterators = parallel(3);
+  iterators.push_back(utils::IteratorType::reduction);
+  auto norms = linalg::GenericOp::create(b, TypeRange{rowType, rowType}, output, ValueRange{zeros, zeros}, SmallVector<AffineMap>{state, row, row}, iterators,
+                                         [&](OpBuilder &inner, Location loc, ValueRange args) {
+                                           Value x = args[0];
+                                           if (!x.getType().isF32())
+                                             x = arith::ExtFOp::create(inner, loc, inner.getF32Type(), x);
+                                           Value largest = arith::MaximumFOp::create(inner, loc, args[1], math::AbsFOp::create(inner, loc, x));
+                                           Value squares = arith::AddFOp::create(inner, loc, args[2], arith::MulFOp::create(inner, loc, x, x));
+                                           linalg::YieldOp::create(inner, loc, ValueRange{largest, squares});
+                                         });
+  SmallVector<Value> inputs{sum, norms.getResult(0), norms.getResult(1)};
+  for (int64_t number = 0; number < kCertificateNumbers; ++number) {
+    SmallVector<OpFoldResult> extents = tensor::getMixedSizes(b, b.getLoc(), sum), offsets(3, b.getIndexAttr(0)), strides(4, b.getIndexAttr(1));
+    extents.push_back(b.getIndexAttr(1));
+    offsets.push_back(b.getIndexAttr(number));
+    inputs.push_back(tensor::ExtractSliceOp::create(b, rowType, certificate, offsets, extents, strides));
+  }
+  // Half a unit in the last place of the result, relative and for the least ones.
+  Type element = outputType.getElementType();
+  double relative = element.isF16() ? 0x1.01p-11 : element.isBF16() ? 0x1.01p-8 : 0x1p-23, least = element.isF16() ? 0x1p-25 : 0x1p-126;
+  SmallVector<AffineMap> maps(inputs.size() + 2, b.getMultiDimIdentityMap(3));
+  int64_t channels = outputType.getDimSize(3);
+  auto certified = linalg::GenericOp::create(b, TypeRange{rowType, rowType}, inputs, ValueRange{empty, empty}, maps, parallel(3),
+                                             [&](OpBuilder &inner, Location loc, ValueRange args) {
+                                               Emitter e(inner, loc);
+                                               auto in = [&](int64_t number) { return e.wrap(args[number]); };
+                                               Val total = in(0), largest = in(1), squares = in(2);
+                                               auto c = [&](int64_t number) { return in(3 + number); };
+                                               Val growth = c(0) / total;
+                                               Val bound = ((growth + 1) * c(1) + growth * c(2) + c(3)) / total, cap = c(kCertificateLargest) + largest;
+                                               // A bound that is no number is no bound, and 2^-60 covers weights that merging took for 0.
+                                               bound = select(bound < cap, bound, cap) * (1 + 0x1p-20) + c(kCertificateLargest) * 0x1p-60 + largest * relative + least;
+                                               Val estimate = sqrt(c(kCertificateVariance) + c(6) * c(6)) / total / max(sqrt(squares * (1.0 / channels)), 1e-30);
+                                               Val empty = total == 0, zero = e.constant(e.f32(), 0);
+                                               linalg::YieldOp::create(e.b, ValueRange{select(empty, zero, bound).value, select(empty, zero, estimate).value});
+                                             });
+  return certified.getResults();
+}
+
+/// Unfused attention, exactly: the oracle.
+struct ConvertAttention : OpRewritePattern<AttentionOp> {
+  using OpRewritePattern::OpRewritePattern;
+
+  LogicalResult matchAndRewrite(AttentionOp op, PatternRewriter &rewriter) const override {
+    Surroundings around(rewriter, op.getLoc());
+    ImplicitLocOpBuilder &b = around.b;
+    // One element type for all: f32 holds f16 and bf16 exactly.
+    auto widen = [&](Value tensor) {
+      if (RankedTensorType type = tensorType(tensor); getPlanes(type)) // every bit of what is stored
+        tensor = UnpackOp::create(b, RankedTensorType::get(type.getShape(), type.getElementType()), tensor).getResult();
+      return elementwise(b, tensor, b.getF32Type());
+    };
+    Value query = widen(op.getQuery()), key = widen(op.getKey()), value = widen(op.getValue());
+    auto type = RankedTensorType::get(tensorType(op.getResult()).getShape(), b.getF32Type());
+    Value result = memref::AllocOp::create(b, MemRefType::get(type.getShape(), type.getElementType()), dynamicSizes(b, type, query));
+    MaskAttr mask = op.getMaskAttr();
+    Value softcap = arith::ConstantOp::create(b, b.getF64FloatAttr(op.getSoftcap() ? op.getSoftcap()->convertToDouble() : 0));
+    Value none = LLVM::ZeroOp::create(b, around.pointer());
+    int32_t maskDims = 0;
+    for (int64_t dim = 0; dim < 3 && op.getAttnMask(); ++dim)
+      maskDims |= (tensorType(op.getAttnMask()).getDimSize(dim) != 1) << dim;
+    around.call("aligned_rt_reference_attention", {},
+                {addressOf(around, query), addressOf(around, key), addressOf(around, value), around.address(result),
+                 around.code(ALIGNED_ELEMENT_F32), around.extent(query, 0), around.extent(query, 1), around.extent(key, 1), around.extent(query, 2), around.extent(key, 2), around.extent(key, 3),
+                 around.extent(value, 3), op.getScale(), around.code(op.getMaskedZero()), around.code(mask && mask.getCausal()),
+                 around.number(mask ? mask.getWindow() : 0), around.number(mask ? mask.getSinks() : 0), softcap,
+                 op.getAttnMask() ? addressOf(around, widen(op.getAttnMask())) : none, around.code(maskDims), op.getSinkLogits() ? addressOf(around, op.getSinkLogits()) : none});
+    SmallVector<Value> results{elementwise(b, bufferization::ToTensorOp::create(b, type, result, /*restrict=*/true, /*writable=*/true), tensorType(op.getResult()).getElementType())};
+    if (op.getBound()) { // what is computed in float64 errs by its rounding
+      auto filled = [&](RankedTensorType type, float number) {
+        Value empty = tensor::EmptyOp::create(b, type, dynamicSizes(b, type, query)), value = arith::ConstantOp::create(b, b.getF32FloatAttr(number));
+        return linalg::FillOp::create(b, value, empty).getResult(0);
+      };
+      auto row = tensorType(op.getBound());
+      SmallVector<int64_t> state(row.getShape());
+      state.push_back(kCertificateNumbers);
+      llvm::append_range(results, certify(b, filled(RankedTensorType::get(state, b.getF32Type()), 0), filled(row, 1), results.front()));
+    }
+    rewriter.replaceOp(op, results);
+    return success();
+  }
+
+  /// The memory of a tensor that is only read.
+  static Value addressOf(Surroundings &around, Value tensor) {
+    RankedTensorType type = tensorType(tensor);
+    return around.address(bufferization::ToBufferOp::create(around.b, MemRefType::get(type.getShape(), type.getElementType()), tensor, /*read_only=*/true));
+  }
+
+  /// The same tensor in another float type.
+  static Value elementwise(ImplicitLocOpBuilder &b, Value tensor, Type element) {
+    RankedTensorType from = tensorType(tensor);
+    if (from.getElementType() == element)
+      return tensor;
+    auto to = from.clone(element);
+    Value empty = tensor::EmptyOp::create(b, to, dynamicSizes(b, to, tensor));
+    SmallVector<AffineMap> maps(2, b.getMultiDimIdentityMap(from.getRank()));
+    SmallVector<utils::IteratorType> iterators(from.getRank(), utils::IteratorType::parallel);
+    bool wider = element.getIntOrFloatBitWidth() > from.getElementTypeBitWidth(), isMask = from.getElementType().isInteger(1);
+    auto generic = linalg::GenericOp::create(b, TypeRange(to), tensor, empty, maps, iterators, [&](OpBuilder &inner, Location loc, ValueRange args) {
+      auto number = [&](double x) -> Value { return arith::ConstantOp::create(inner, loc, FloatAttr::get(element, x)); };
+      Value cast = isMask ? Value(arith::SelectOp::create(inner, loc, args[0], number(0), number(-INFINITY))) : wider ? Value(arith::ExtFOp::create(inner, loc, element, args[0])) : Value(arith::TruncFOp::create(inner, loc, element, args[0]));
+      linalg::YieldOp::create(inner, loc, cast);
+    });
+    return generic.getResult(0);
+  }
+};
+
+//===----------------------------------------------------------------------===//
+// Softmax state
+//===----------------------------------------------------------------------===//
+
+struct ConvertMerge : OpRewritePattern<MergeOp> {
+  using OpRewritePattern::OpRewritePattern;
+
+  LogicalResult matchAndRewrite(MergeOp op, PatternRewriter &rewriter) const override {
+    ImplicitLocOpBuilder b(op.getLoc(), rewriter);
+    auto [state, row] = stateMaps(b);
+    RankedTensorType accType = tensorType(op.getAcc()), rowType = tensorType(op.getMax());
+    Value accEmpty = tensor::EmptyOp::create(b, accType, dynamicSizes(b, accType, op.getAccA()));
+    Value rowEmpty = tensor::EmptyOp::create(b, rowType, dynamicSizes(b, rowType, op.getMaxA()));
+    auto blend = [](OpBuilder &inner, Location loc, Value a, Value weightA, Value b, Value weightB) -> Value {
+      return arith::AddFOp::create(inner, loc, arith::MulFOp::create(inner, loc, a, weightA), arith::MulFOp::create(inner, loc, b, weightB));
+    };
+    // Once per row: max, sum, and the weight that each state keeps, e^(its max - the larger one), where the max of no tokens counts as the lowest float.
+    AffineMap rowIdentity = b.getMultiDimIdentityMap(3);
+    auto rows = linalg::GenericOp::create(
+        b, TypeRange{rowType, rowType, rowType, rowType}, ValueRange{op.getMaxA(), op.getSumA(), op.getMaxB(), op.getSumB()}, ValueRange{rowEmpty, rowEmpty, rowEmpty, rowEmpty},
+        SmallVector<AffineMap>(8, rowIdentity), parallel(3), [&](OpBuilder &inner, Location loc, ValueRange args) {
+          Value lowest = arith::ConstantOp::create(inner, loc, inner.getF32FloatAttr(std::numeric_limits<float>::lowest()));
+          Value top = arith::MaximumFOp::create(inner, loc, args[0], args[2]), shift = arith::MaximumFOp::create(inner, loc, top, lowest);
+          auto weight = [&](Value max) -> Value { return math::ExpOp::create(inner, loc, arith::SubFOp::create(inner, loc, max, shift)); };
+          Value weightA = weight(args[0]), weightB = weight(args[2]);
+          linalg::YieldOp::create(inner, loc, ValueRange{top, blend(inner, loc, args[1], weightA, args[3], weightB), weightA, weightB});
+        });
+    const SmallVector<AffineMap> maps{state, row, state, row, state};
+    // Sums per channel; of a certificate one number is a variance, and one a maximum.
+    auto blendAll = [&](Value a, Value other, Value empty, bool isCertificate) {
+      return linalg::GenericOp::create(b, TypeRange{empty.getType()}, ValueRange{a, rows.getResult(2), other, rows.getResult(3)}, ValueRange{empty},
+                                       maps, parallel(4),
+                                       [&](OpBuilder &inner, Location loc, ValueRange args) {
+                                         Value weightA = args[1], weightB = args[3], sum = blend(inner, loc, args[0], weightA, args[2], weightB);
+                                         if (isCertificate) {
+                                           Value at = linalg::IndexOp::create(inner, loc, 3);
+                                           auto choose = [&](int64_t number, Value own) {
+                                             Value is = arith::CmpIOp::create(inner, loc, arith::CmpIPredicate::eq, at, arith::ConstantIndexOp::create(inner, loc, number));
+                                             sum = arith::SelectOp::create(inner, loc, is, own, sum);
+                                           };
+                                           auto square = [&](Value x) -> Value { return arith::MulFOp::create(inner, loc, x, x); };
+                                           choose(kCertificateVariance, blend(inner, loc, args[0], square(weightA), args[2], square(weightB)));
+                                           choose(kCertificateLargest, arith::MaximumFOp::create(inner, loc, args[0], args[2]));
+                                         }
+                                         linalg::YieldOp::create(inner, loc, sum);
+                                       })
+          .getResult(0);
+    };
+    SmallVector<Value> results{blendAll(op.getAccA(), op.getAccB(), accEmpty, false), rows.getResult(0), rows.getResult(1)};
+    if (op.getCertificate()) {
+      RankedTensorType type = tensorType(op.getCertificate());
+      Value empty = tensor::EmptyOp::create(b, type, dynamicSizes(b, type, op.getCertificateA()));
+      results.push_back(blendAll(op.getCertificateA(), op.getCertificateB(), empty, true));
+    }
+    rewriter.replaceOp(op, results);
+    return success();
+  }
+};
+
+struct ConvertFinish : OpRewritePattern<FinishOp> {
+  using OpRewritePattern::OpRewritePattern;
+
+  LogicalResult matchAndRewrite(FinishOp op, PatternRewriter &rewriter) const override {
+    ImplicitLocOpBuilder b(op.getLoc(), rewriter);
+    auto [state, row] = stateMaps(b);
+    RankedTensorType type = tensorType(op.getResult());
+    Value empty = tensor::EmptyOp::create(b, type, dynamicSizes(b, type, op.getAcc()));
+    auto generic = linalg::GenericOp::create(b, TypeRange{type}, ValueRange{op.getAcc(), op.getSum()}, ValueRange{empty},
+                                             SmallVector<AffineMap>{state, row, state}, parallel(4),
+                                             [&](OpBuilder &inner, Location loc, ValueRange args) {
+                                               Value zero = arith::ConstantOp::create(inner, loc, inner.getF32FloatAttr(0));
+                                               Value none = arith::CmpFOp::create(inner, loc, arith::CmpFPredicate::OEQ, args[1], zero);
+                                               Value quotient = arith::DivFOp::create(inner, loc, args[0], args[1]);
+                                               Value result = arith::SelectOp::create(inner, loc, none, zero, quotient);
+                                               if (!type.getElementType().isF32())
+                                                 result = arith::TruncFOp::create(inner, loc, type.getElementType(), result);
+                                               linalg::YieldOp::create(inner, loc, result);
+                                             });
+    SmallVector<Value> results{generic.getResult(0)};
+    if (op.getCertificate())
+      llvm::append_range(results, certify(b, op.getCertificate(), op.getSum(), results.front()));
+    rewriter.replaceOp(op, results);
+    return success();
+  }
+};
+
+//===----------------------------------------------------------------------===//
+// Dense caches
+//===----------------------------------------------------------------------===//
+
+struct ConvertDenseAppend : OpRewritePattern<AppendOp> {
+  using OpRewritePattern::OpRewritePattern;
+
+  LogicalResult matchAndRewrite(AppendOp op, PatternRewriter &rewriter) const override {
+    if (!isa<RankedTensorType>(op.getType()) || getPlanes(op.getType()))
+      return rewriter.notifyMatchFailure(op, "expected a dense tensor, got a cache: it is appended to in place");
+    rewriter.replaceOpWithNewOp<tensor::ConcatOp>(op, op.getType(), /*dim=*/2, ValueRange{op.getCache(), op.getTokens()});
+    return success();
+  }
+};
+
+//===----------------------------------------------------------------------===//
+// The pass
+//===----------------------------------------------------------------------===//
+
+struct ConvertAlignedToLinalgPass : aligned::impl::ConvertAlignedToLinalgBase<ConvertAlignedToLinalgPass> {
+  using ConvertAlignedToLinalgBase::ConvertAlignedToLinalgBase;
+
+  void runOnOperation() override {
+    ModuleOp module = getOperation();
+    bool ok = true;
+    module.walk([&](AttentionOp op) {
+      if (reference)
+        return;
+      op.emitOpError("expected fused attention here: run aligned-fuse-decode-attention first");
+      ok = false;
+    });
+    if (!ok)
+      return signalPassFailure();
+    RewritePatternSet patterns(&getContext());
+    patterns.add<ConvertMerge, ConvertFinish, ConvertDenseAppend>(&getContext());
+    if (reference) {
+      declareRuntime(module);
+      patterns.add<ConvertAttention>(&getContext());
+    }
+    walkAndApplyPatterns(module, std::move(patterns));
+  }
+};
+
+} // namespace

@@ -1,0 +1,41 @@
+// What stands around kernels: calls of the runtime, and what they take.
+#ifndef ALIGNED_LIB_CONVERSION_ALIGNEDTOCPU_SURROUNDINGS_H
+#define ALIGNED_LIB_CONVERSION_ALIGNEDTOCPU_SURROUNDINGS_H
+
+#include "mlir/Dialect/LLVMIR/LLVMDialect.h"
+#include "mlir/IR/BuiltinOps.h"
+#include "mlir/IR/ImplicitLocOpBuilder.h"
+
+namespace aligned {
+
+/// Declares the runtime's functions that a module lacks; unused ones go away with the next symbol-dce.
+void declareRuntime(mlir::ModuleOp module);
+
+/// Values around a conversion: buffers as addresses, extents as i64.
+struct Surroundings {
+  Surroundings(mlir::OpBuilder &builder, mlir::Location loc) : b(loc, builder) {}
+  mlir::ImplicitLocOpBuilder b;
+
+  mlir::Type pointer() { return mlir::LLVM::LLVMPointerType::get(b.getContext()); }
+  mlir::Value number(int64_t n);
+  mlir::Value code(int32_t n);
+  mlir::Value asI64(mlir::Value index);
+  /// Of a tensor or buffer.
+  mlir::Value extent(mlir::Value shaped, int64_t dim);
+  /// The memory behind a buffer, from its first element on.
+  mlir::Value address(mlir::Value buffer);
+
+  mlir::Value call(llvm::StringRef name, mlir::TypeRange results, mlir::ValueRange operands);
+
+  /// Memory on the stack: as often as threads may run the op at once, not as often as it runs.
+  mlir::Value stack(mlir::Type element, int64_t count);
+  /// The same, of 8-byte words.
+  mlir::Value slots(int64_t count) { return stack(b.getI64Type(), count); }
+  void store(mlir::Value value, mlir::Value base, int64_t byteOffset);
+  /// An i64 in a struct of the runtime.
+  mlir::Value field(mlir::Value base, int64_t byteOffset);
+};
+
+} // namespace aligned
+
+#endif // ALIGNED_LIB_CONVERSION_ALIGNEDTOCPU_SURROUNDINGS_H

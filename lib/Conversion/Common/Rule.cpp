@@ -1,0 +1,29 @@
+// See the header for the idea.
+#include "Rule.h"
+
+#include <cmath>
+
+using namespace aligned;
+
+double aligned::misled(double sigma) {
+  // Of the two terms that nearly cancel, expm1 keeps what is left.
+  double square = sigma * sigma;
+  return std::sqrt(std::expm1(std::min(2 * square, 300.0)) - 2 * std::expm1(std::min(square / 2, 75.0)));
+}
+
+Buffer aligned::misledTable(Emitter &e) {
+  llvm::SmallVector<float> numbers;
+  for (int64_t i = 0; i < kMisledCount; ++i) {
+    double octaves = double(kMisledFirst + i) / 8;
+    // Where sigma is small they are the same, and the difference is lost even to expm1.
+    numbers.push_back(octaves < -12 ? octaves : std::log2(std::min(misled(std::exp2(octaves)), 1e30)));
+  }
+  return e.table("aligned_misled", numbers);
+}
+
+Buffer aligned::leverTable(Emitter &e) {
+  llvm::SmallVector<float> numbers;
+  for (int64_t i = 0; i < kLeverCount; ++i)
+    numbers.push_back(std::log2(1 + std::exp2(double(2 * i + 1 - kLeverCount) / 8)));
+  return e.table("aligned_lever", numbers);
+}
