@@ -80,16 +80,18 @@ std::string shapeText(int32_t rank, const int64_t *shape) {
   return text + "]";
 }
 
-std::string formatText(const aligned_format &format) {
+/// fixed<4,4,8> key, resident = 2
+std::string formatText(const aligned_format &format, int64_t resident) {
   std::string text = format.kind == ALIGNED_FORMAT_FIXED ? "fixed<" : "float<";
   for (int32_t plane = 0; plane < format.planes; ++plane)
     text += (plane ? "," : "") + std::to_string(format.width[plane]);
-  return text + (format.role == ALIGNED_ROLE_KEY ? "> key" : "> value");
+  text += format.role == ALIGNED_ROLE_KEY ? "> key" : "> value";
+  return resident < format.planes ? text + ", resident = " + std::to_string(resident) : text;
 }
 
 std::string typeText(const aligned_type &type) {
   std::string text = dtypeOf(type.dtype).name + shapeText(type.rank, type.shape);
-  return type.is_cache ? text + " " + formatText(type.format) : text;
+  return type.is_cache ? text + " " + formatText(type.format, type.resident) : text;
 }
 
 //===----------------------------------------------------------------------===//
@@ -161,6 +163,13 @@ public:
     return body();
   }
 
+  /// The same of keys and values together: nobody sees one of them changed and not the other.
+  template <typename Body> static auto locked(Cache &key, Cache &value, Body body) {
+    nb::gil_scoped_release release;
+    std::scoped_lock lock(key.mutex, value.mutex);
+    return body();
+  }
+
   void append(nb::handle tokens) {
     Input input = check(tokens);
     locked([&] {
@@ -170,17 +179,35 @@ public:
   }
 
   /// `tokens` as an array that can be appended.
-  Input check(nb::handle tokens) const {
-    Input input = readArray(tokens, dtypeOf(elementDtypes[cache->format.element]), 4, "tokens");
+  Input check(nb::handle tokens, const std::string &name = "tokens") const {
+    Input input = readArray(tokens, dtypeOf(elementDtypes[cache->format.element]), 4, name);
     int64_t expected[] = {cache->batch, cache->kv_heads, ALIGNED_DYNAMIC, cache->head_dim};
     for (int dim : {0, 1, 3})
       if (input.array.shape[dim] != expected[dim])
-        throw Error("expected tokens of shape " + shapeText(4, expected) + ", got " + shapeText(4, input.array.shape));
+        throw Error("expected " + name + " of shape " + shapeText(4, expected) + ", got " + shapeText(4, input.array.shape));
     return input;
   }
 
+  void setOffset(nb::handle offset, const std::string &name) {
+    Input input = readArray(offset, dtypeOf(ALIGNED_DTYPE_F32), 2, name);
+    int64_t expected[] = {cache->kv_heads, cache->head_dim};
+    const int64_t *shape = input.array.shape, *strides = input.array.strides;
+    if (!std::equal(expected, expected + 2, shape))
+      throw Error("expected " + name + " of shape " + shapeText(2, expected) + ", got " + shapeText(2, shape));
+    std::vector<float> values;
+    for (int64_t head = 0; head < shape[0]; ++head)
+      for (int64_t channel = 0; channel < shape[1]; ++channel)
+        values.push_back(static_cast<const float *>(input.array.data)[head * strides[0] + channel * strides[1]]);
+    locked([&] {
+      if (aligned_cache_set_offset(cache, values.data()))
+        throw Error("expected " + name + " to fit the cache: " + aligned_last_error());
+    });
+  }
+
   nb::object toNumpy(int bits) {
-    aligned_type type = {0, elementDtypes[cache->format.element], 4, {}, {}};
+    aligned_type type = {};
+    type.dtype = elementDtypes[cache->format.element];
+    type.rank = 4;
     aligned_array array = {};
     locked([&] {
       int64_t shape[] = {cache->batch, cache->kv_heads, cache->tokens, cache->head_dim}, count = 1;
@@ -192,7 +219,7 @@ public:
       array.owner = array.data = malloc(std::max<int64_t>(1, count * dtypeOf(type.dtype).bits / 8));
       if (!array.owner)
         throw Error("out of memory: expected room for an array of shape " + shapeText(4, shape));
-      if (aligned_cache_join(cache, bits, array.data)) {
+      if (aligned_cache_unpack(cache, bits, array.data)) {
         aligned_array_free(&array);
         throwLast();
       }
@@ -206,7 +233,16 @@ public:
         throwLast();
     });
   }
+  void truncate(int64_t tokens) {
+    locked([&] {
+      if (aligned_cache_truncate(cache, tokens))
+        throwLast();
+    });
+  }
 
+  int64_t planes() {
+    return locked([&] { return cache->planes; });
+  }
   int64_t tokens() {
     return locked([&] { return cache->tokens; });
   }
@@ -214,14 +250,23 @@ public:
     return locked([&] { return aligned_cache_bytes(cache); });
   }
   std::unique_ptr<Cache> copy() {
-    aligned_cache *clone = locked([&] { return aligned_cache_clone(cache); });
+    return locked([&] { return fork(); });
+  }
+  std::string repr() {
+    int64_t shape[] = {cache->batch, cache->kv_heads, 0, cache->head_dim}, planes = 0;
+    locked([&] {
+      shape[2] = cache->tokens;
+      planes = cache->planes;
+    });
+    return std::string("<alignedkv.Cache ") + elementNames[cache->format.element] + shapeText(4, shape) + " " + formatText(cache->format, planes) + ">";
+  }
+
+  /// What `copy` gives, of a cache that is locked.
+  std::unique_ptr<Cache> fork() const {
+    aligned_cache *clone = aligned_cache_fork(cache);
     if (!clone)
       throwLast();
     return std::make_unique<Cache>(clone);
-  }
-  std::string repr() {
-    int64_t shape[] = {cache->batch, cache->kv_heads, tokens(), cache->head_dim};
-    return std::string("<alignedkv.Cache ") + elementNames[cache->format.element] + shapeText(4, shape) + " " + formatText(cache->format) + ">";
   }
 
   aligned_cache *const cache;
@@ -243,6 +288,46 @@ std::unique_ptr<Cache> makeCache(const std::string &kind, const std::vector<int3
   format.planes = widths.size();
   std::copy(widths.begin(), widths.end(), format.width);
   return Cache::create(format, batch, kvHeads, headDim);
+}
+
+//===----------------------------------------------------------------------===//
+// Keys and values together: all or nothing
+//===----------------------------------------------------------------------===//
+
+void appendPair(Cache &key, Cache &value, nb::handle k, nb::handle v) {
+  Input keys = key.check(k, "k"), values = value.check(v, "v");
+  if (keys.array.shape[2] != values.array.shape[2])
+    throw Error("expected as many keys as values, got " + std::to_string(keys.array.shape[2]) + " and " + std::to_string(values.array.shape[2]) + " tokens");
+  Cache::locked(key, value, [&] {
+    const int64_t before = key.cache->tokens, count = keys.array.shape[2];
+    if (aligned_cache_append(key.cache, keys.array.data, count, keys.array.strides))
+      throwLast();
+    if (aligned_cache_append(value.cache, values.array.data, count, values.array.strides)) {
+      const std::string why = aligned_last_error();
+      aligned_cache_truncate(key.cache, before); // which takes back what the append did
+      throw Error(why);
+    }
+  });
+}
+
+void truncatePair(Cache &key, Cache &value, int64_t tokens) {
+  Cache::locked(key, value, [&] {
+    // Of as many tokens each: what one side refuses, the other does too.
+    if (aligned_cache_truncate(key.cache, tokens) || aligned_cache_truncate(value.cache, tokens))
+      throwLast();
+  });
+}
+
+void dropPair(Cache &key, Cache &value, int32_t planes) {
+  Cache::locked(key, value, [&] {
+    if (aligned_cache_drop_planes(key.cache, planes) || aligned_cache_drop_planes(value.cache, planes))
+      throwLast();
+  });
+}
+
+nb::tuple copyPair(Cache &key, Cache &value) {
+  auto copies = Cache::locked(key, value, [&] { return std::pair(key.fork(), value.fork()); });
+  return nb::make_tuple(std::move(copies.first), std::move(copies.second));
 }
 
 //===----------------------------------------------------------------------===//
@@ -278,11 +363,11 @@ public:
     return nb::make_tuple(value, listOf(tally));
   }
 
-  std::unique_ptr<Cache> newCache(int64_t index) const {
-    if (index < 0 || index >= int64_t(arguments.size()) || !arguments[index].is_cache)
-      throw Error("expected the index of an argument that is a cache, got " + std::to_string(index));
-    const aligned_type &type = arguments[index];
-    return Cache::create(type.format, type.shape[0], type.shape[1], type.shape[3]);
+  std::unique_ptr<Cache> newCache(int32_t index) const {
+    aligned_cache *cache = aligned_module_create_cache(module, index, 0);
+    if (!cache)
+      throwLast();
+    return std::make_unique<Cache>(cache);
   }
 
   nb::list reads() const { return listOf(lastTally); }
@@ -393,7 +478,7 @@ NB_MODULE(_alignedkv, m) {
   m.def("transform", &transform, "text"_a, "pipeline"_a,
         R"(Runs an MLIR pass pipeline over a module's text and returns the text that it becomes.
 
-pipeline: as on aligned-opt's command line, 'aligned-pipeline{to=split}' or 'builtin.module(aligned-raise-attention)'.
+pipeline: as on aligned-opt's command line, 'aligned-pipeline{to=store}' or 'builtin.module(aligned-raise-attention)'.
 Raises Error with the diagnostics if the text, the pipeline or a pass fails.)");
 
   nb::class_<Cache>(m, "Cache", R"(One KV cache tensor, [batch, kv_heads, tokens, head_dim], stored in bit planes.
@@ -403,19 +488,29 @@ Made by Module.new_cache; KVCache holds a pair of them. Safe to use from several
 
 The array is read, not kept and not copied. bfloat16 comes as an array of ml_dtypes, or of its bits as uint16.
 Raises Error if dtype or shape differ; the cache is unchanged then.)")
-      .def("_check", [](const Cache &cache, nb::handle tokens) { return cache.check(tokens).array.shape[2]; }, "tokens"_a.none())
       .def("to_numpy", &Cache::toNumpy, "bits"_a = 16, R"(All tokens as a new array [batch, kv_heads, tokens, head_dim].
 
-bits: how many of each value are read, 1 to 16, rounded up to whole planes. The newest tokens, which fill no block of 64, are exact.
-bfloat16 is returned as its bits, uint16.)")
+bits: how many of each value are read, 1 to 16, rounded up to whole planes that are there. Tokens with a NaN or an infinity are exact.
+bfloat16 is returned as its bits, uint16. Raises Error if bits is none of 1 to 16.)")
       .def("drop_planes", &Cache::dropPlanes, "planes"_a, R"(Keeps the `planes` most significant bit planes and returns the memory of the others, for good.
 
-Blocks to come have no more planes either; the newest tokens, which fill no block of 64, stay exact. Raises Error unless 1 to as many as there are.)")
-      .def("copy", &Cache::copy, "An independent cache with the same tokens.")
+Tokens to come have no more planes either. Raises Error unless 1 to as many as there are. A module that was compiled for more refuses the cache then.)")
+      .def("truncate", &Cache::truncate, "tokens"_a, R"(Forgets the newest tokens until `tokens` are left, as if they had never come.
+
+Raises Error unless tokens is 0 to as many as there are; the cache is unchanged then.)")
+      .def("copy", &Cache::copy, "A cache with the same tokens that goes its own way.")
+      .def("__copy__", &Cache::copy)
+      .def("__deepcopy__", [](Cache &cache, nb::handle) { return cache.copy(); }, "memo"_a)
+      .def("_set_offset", &Cache::setOffset, "offset"_a.none(), "name"_a)
       .def("__len__", &Cache::tokens)
-      .def_prop_ro("nbytes", &Cache::bytes, "Bytes of memory held: planes and exponents up to the capacity, newest tokens, values that are not finite.")
+      .def_prop_ro("planes", &Cache::planes, "How many planes are there, of those of the format.")
+      .def_prop_ro("nbytes", &Cache::bytes, "Bytes of memory held: planes and scale codes up to the capacity, what is known of rows and channels, tokens kept aside.")
       .def("__repr__", &Cache::repr);
   m.def("_cache", &makeCache, "kind"_a, "widths"_a, "role"_a, "dtype"_a, "batch"_a, "kv_heads"_a, "head_dim"_a);
+  m.def("_append", &appendPair, "key"_a, "value"_a, "k"_a.none(), "v"_a.none());
+  m.def("_truncate", &truncatePair, "key"_a, "value"_a, "tokens"_a);
+  m.def("_drop_planes", &dropPair, "key"_a, "value"_a, "planes"_a);
+  m.def("_copy", &copyPair, "key"_a, "value"_a);
 
   nb::class_<Module>(m, "Module", R"(A compiled function. Call it with one argument for each entry of `arguments`.
 
@@ -430,7 +525,8 @@ have appended.)")
       }, "text"_a, "options"_a, "function"_a = nb::none())
       .def("__call__", &Module::call)
       .def("_call_with_reads", &Module::callWithReads)
-      .def("new_cache", &Module::newCache, "index"_a, "An empty cache for the argument with this index.")
+      .def("new_cache", &Module::newCache, "index"_a, R"(An empty cache for the argument with this index: of its type, with the planes that it reads, and with the offset of keys that the model says,
+if any (aligned.key_offset). Raises Error if the argument is no cache.)")
       .def_prop_ro("arguments", [](const Module &module) { return Module::describe(module.arguments); }, "Types of the arguments, as text.")
       .def_prop_ro("results", [](const Module &module) { return Module::describe(module.results); }, "Types of the results, as text.")
       .def_prop_ro("attentions", [](const Module &module) { return aligned_module_attentions(module.module); }, "How many attentions were found.")

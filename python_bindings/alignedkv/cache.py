@@ -8,7 +8,7 @@ import re
 
 import numpy as np
 
-from ._alignedkv import Error, Module, _cache, transform
+from ._alignedkv import Error, Module, _append, _cache, _copy, _drop_planes, _truncate, transform
 
 _MLIR_TYPES = {"float16": "f16", "bfloat16": "bf16", "uint16": "bf16", "float32": "f32"}
 
@@ -62,10 +62,13 @@ def compile(text, policy="balanced", tolerance=None, format="auto", function=Non
 
     text: functions over tensors, in linalg, tensor, arith, math, scf, func (what torch-mlir writes, for one) or `aligned` ops. Attention in
     them is found, and the tensors that it reads as keys and values become caches.
-    policy: how many bits attention reads. 'exact' reads all; 'tight' (2^-11), 'balanced' (2^-8) and 'fast' (2^-6) aim at that relative L2
-    error of a head's output, 'budget' at `tolerance`; 'alignedkv' is the published rule.
-    tolerance: between 0 and 1, with policy 'budget' only.
-    format: how caches are stored: 'auto', 'dense', or planes such as 'fixed<4,4,4,4>' or 'float<8,4,4>'.
+    policy: how many bits attention reads. 'exact' reads all that are stored. 'tight' (tolerance 2^-12), 'balanced' (2^-9), 'fast' (2^-7), 'draft' (2^-6)
+    and 'budget' (`tolerance`) aim at an error (P2 in docs/Numerics.md): the L2 error of an output row, divided by the L2 norm of a usual row of V. It is
+    not relative to the output, which is smaller than a row of V where rows cancel; and it is aimed at, not promised: `certify` gives a bound.
+    'alignedkv' is the published rule.
+    tolerance: above 0 and below 1, with policy 'budget' only.
+    format: how caches are stored: 'auto' (what the policy reads: 'fixed<4,4,8>', or the published format), 'dense', or planes such as 'fixed<4,4,8>' or
+    'float<8,4,4>'.
     function: name of the function to call; may be left out if the module has one public function with a body.
     budget: a YAML file that says how closely which layers, kv heads and sides are read; the policy holds where it says nothing.
     certify: whether to return, behind the function's own results, `bound` and `estimate` of each attention (see `KVCache.attend`), in order of
@@ -93,45 +96,83 @@ def _size(name, value):
     return size
 
 
+_AUTO = "fixed<4,4,8>"
+
+
 class KVCache:
     """Keys and values of one attention layer, in bit planes.
 
     kv_heads, batch: how many; every sequence of the batch has the same number of tokens.
     head_dim, value_dim: channels of a key and of a value, the latter as the former if left out; multiples of 16 up to 256.
     dtype: of the tokens: 'float16', 'bfloat16' or 'float32', of which 16 bits are kept.
-    format: planes, most significant first: 'fixed<4,4,4,4>', or the published 'float<8,4,4>' ('float<12,4>' for bfloat16).
+    format: of keys and of values: planes, most significant first. 'auto' is 'fixed<4,4,8>'; the published format is 'float<8,4,4>' ('float<12,4>' for
+    bfloat16).
+    key_offset: [kv_heads, head_dim], finite, in units of keys: what is taken off each key before it is stored, a constant of the model (S2 in
+    docs/Numerics.md). It does not change what attention means, but what is read of keys with a mean far from zero. Left out, the first append settles it: the
+    mean of its first 64 tokens, or zero if it brings fewer. With 'fixed' formats only.
 
-    The newest tokens, fewer than 64, stay as they came. Raises Error if the format can't hold such tokens.
+    Safe to use from several threads: each call sees keys and values of the same tokens. Raises Error if the format can't hold such tokens.
     """
 
-    def __init__(self, kv_heads, head_dim, batch=1, dtype="float16", format="fixed<4,4,4,4>", value_dim=None):
+    def __init__(self, kv_heads, head_dim, batch=1, dtype="float16", format="auto", value_dim=None, key_offset=None):
         self.kv_heads, self.head_dim, self.batch = _size("kv_heads", kv_heads), _size("head_dim", head_dim), _size("batch", batch)
         self.value_dim = self.head_dim if value_dim is None else _size("value_dim", value_dim)
         self.dtype = dtype if isinstance(dtype, str) else np.dtype(dtype).name
         if self.dtype not in ("float16", "bfloat16", "float32"):
             raise Error(f"expected dtype 'float16', 'bfloat16' or 'float32', got {dtype!r}")
-        self.format = re.sub(r"\s", "", str(format))
+        self.format = _AUTO if format == "auto" else re.sub(r"\s", "", str(format))
         parsed = re.fullmatch(r"(fixed|float)<(\d+(?:,\d+)*)>", self.format, re.ASCII)
         if not parsed:
-            raise Error(f"expected a format such as 'fixed<4,4,4,4>' or 'float<8,4,4>', got {format!r}")
-        # The compiler knows what a cache may be: let it verify the two types before anything is allocated.
-        transform(f"func.func private @cache({self._type('key')}, {self._type('value')})", "builtin.module()")
+            raise Error(f"expected a format such as 'auto', 'fixed<4,4,8>' or 'float<8,4,4>', got {format!r}")
         kind, widths = parsed[1], [int(width) for width in parsed[2].split(",")]
+        # The compiler knows what a cache may be: let it verify the two types before anything is allocated.
+        transform(f"func.func private @cache({self._type('key', len(widths))}, {self._type('value', len(widths))})", "builtin.module()")
         self._key = _cache(kind, widths, "key", self.dtype, self.batch, self.kv_heads, self.head_dim)
         self._value = _cache(kind, widths, "value", self.dtype, self.batch, self.kv_heads, self.value_dim)
         self._reads = None
+        if key_offset is not None:
+            if kind != "fixed":
+                raise Error(f"expected key_offset with a 'fixed' format only, got {self.format!r}")
+            try:
+                offset = np.asarray(key_offset, np.float32)
+            except (TypeError, ValueError):
+                raise Error(f"expected key_offset to be an array of numbers, got {type(key_offset).__name__}") from None
+            self._key._set_offset(offset, "key_offset")
 
     def append(self, k, v):
         """Adds n tokens: k [batch, kv_heads, n, head_dim] and v [batch, kv_heads, n, value_dim] of the cache's dtype.
 
         Any strides will do, nothing is copied but into the cache. bfloat16 comes as ml_dtypes or as uint16. Raises Error if dtype or shapes
-        do not fit, or k and v differ in n; the cache is unchanged then.
+        do not fit, k and v differ in n, or memory is out; the cache is unchanged then.
         """
-        counts = self._key._check(k), self._value._check(v)
-        if counts[0] != counts[1]:
-            raise Error(f"expected as many keys as values, got {counts[0]} and {counts[1]} tokens")
-        self._key.append(k)
-        self._value.append(v)
+        _append(self._key, self._value, k, v)
+
+    def truncate(self, tokens):
+        """Forgets the newest tokens of every sequence until `tokens` are left: what speculative decoding drops.
+
+        What is left is stored bit for bit as if they had never come, and so is what is appended next. Under 'alignedkv' the largest magnitudes seen
+        stay, and while tokens are left, what the first append settled (`key_offset`). Raises Error unless tokens is 0 to len(cache); nothing changes then.
+        """
+        try:
+            tokens = operator.index(tokens)
+        except TypeError:
+            raise Error(f"expected tokens to be an integer, got {type(tokens).__name__}") from None
+        if not 0 <= tokens < 2**63:
+            raise Error(f"expected tokens to be 0 or more, got {tokens}")
+        _truncate(self._key, self._value, tokens)
+
+    def copy(self):
+        """A cache with the same tokens that goes its own way. Its planes take memory of their own."""
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        twin._key, twin._value = _copy(self._key, self._value)
+        twin._reads = None
+        return twin
+
+    __copy__ = copy
+
+    def __deepcopy__(self, memo):
+        return self.copy()
 
     def attend(self, q, scale=None, policy="balanced", tolerance=None, certify=False, causal=False, window=None, sinks=0, softcap=None):
         """softmax(scale * q k^T) v over all tokens: float32 [batch, q_heads, queries, value_dim].
@@ -139,39 +180,47 @@ class KVCache:
         q: [batch, q_heads, queries, head_dim], float16, bfloat16 (ml_dtypes or uint16) or float32; q_heads is a multiple of kv_heads, at
         most 32 times as many, and query head h reads kv head h // (q_heads // kv_heads).
         scale: of the scores, 1 / sqrt(head_dim) if left out.
-        policy, tolerance: as in `compile`. 'alignedkv' needs a float format, the policies with an error in mind a fixed one.
+        policy, tolerance: as in `compile`. A tolerance is the error aimed at, relative to the usual size of a row of V. 'alignedkv' needs a float
+        format, policies with a tolerance a fixed one.
         certify: whether to return (out, bound, estimate), the latter two float32 [batch, q_heads, queries]. Both are of the error against exact
         attention over the tokens as they were appended, and come from the kernel, which knows the bits that it did not read (P4 in docs/Numerics.md).
             bound     no channel of that row is off by more: absolute, in the units of v. Proven, and so many times larger than the error.
             estimate  the relative L2 error to expect of that row, ||out - exact|| / ||exact||: predicted, not proven. It is 0 on float formats, for
-                      which nothing is predicted, and of values alone under 'exact'.
+                      which nothing is predicted.
         They are for rows whose exact output is finite, and need not be numbers for others.
         causal, window, sinks: which tokens a query sees (A11 in docs/Numerics.md). The queries are the newest tokens, the last of them the newest of all.
             causal    no token newer than the query itself.
-            window    the newest `window` tokens up to the query, and with `sinks` the first tokens of all. Blocks that no query sees are not read.
+            window    the newest `window` tokens up to the query, and with `sinks` the first tokens of all. Tiles of 64 tokens that no query sees are
+                      not read.
           A query that sees no token, as there may be where tokens are fewer than queries, gets NaN.
         softcap: a score s becomes softcap * tanh(s / softcap).
 
-        No tokens give zeros. The first call with a new shape, dtype or policy compiles. Raises Error if something does not fit.
+        No tokens give zeros. The first call with a new shape, dtype, policy or number of planes compiles. Raises Error if something does not fit.
         """
         q = np.asarray(q)
         if q.ndim != 4 or q.dtype.name not in _MLIR_TYPES:
             raise Error(f"expected q of float16, bfloat16 or float32 and rank 4, got {q.dtype.name} of rank {q.ndim}")
         scale = _number("scale", 1 / math.sqrt(self.head_dim) if scale is None else scale)
         options = _options(policy, tolerance, "auto", certify=certify)
-        module = _attention(self._text(q, _scoring(causal, window, sinks, softcap)), options)
-        out, (self._reads,) = module._call_with_reads(q, self._key, self._value, scale)
-        return out
+        scoring = _scoring(causal, window, sinks, softcap)
+        while True:
+            planes = self._key.planes
+            module = _attention(self._text(q, scoring, planes), options)
+            try:
+                out, (self._reads,) = module._call_with_reads(q, self._key, self._value, scale)
+                return out
+            except Error:
+                if planes == self._key.planes:
+                    raise  # else another thread has dropped planes meanwhile
 
     def drop_planes(self, planes):
         """Keeps the `planes` most significant bit planes of keys and of values and returns the memory of the others, for good.
 
-        Tokens to come have no more planes either, but the newest, fewer than 64, stay as they came until their block is full. Raises Error unless
-        planes is 1 to as many as there are; nothing is dropped then.
+        Tokens to come have no more planes either, and attention reads what is left (S9 in docs/Numerics.md). Raises Error unless planes is 1 to as many
+        as there are; nothing is dropped then.
         """
         planes = _size("planes", planes)
-        self._key.drop_planes(planes)
-        self._value.drop_planes(planes)
+        _drop_planes(self._key, self._value, planes)
 
     @property
     def reads(self):
@@ -193,14 +242,15 @@ class KVCache:
     def __repr__(self):
         return f"<alignedkv.KVCache of {len(self)} tokens, {self.batch} x {self.kv_heads} x {self.head_dim} {self.dtype} as {self.format}>"
 
-    def _type(self, role):
+    def _type(self, role, resident):
         dim = self.head_dim if role == "key" else self.value_dim
-        return f"tensor<{self.batch}x{self.kv_heads}x?x{dim}x{_MLIR_TYPES[self.dtype]}, #aligned.split<{self.format}, {role}>>"
+        planes = f"#aligned.planes<{self.format}, {role}, resident = {resident}>"
+        return f"tensor<{self.batch}x{self.kv_heads}x?x{dim}x{_MLIR_TYPES[self.dtype]}, {planes}>"
 
-    def _text(self, q, scoring):
+    def _text(self, q, scoring, planes):
         batch, heads, queries, _ = q.shape
         query = f"tensor<{'x'.join(map(str, q.shape))}x{_MLIR_TYPES[q.dtype.name]}>"
-        key, value, out = self._type("key"), self._type("value"), f"tensor<{batch}x{heads}x{queries}x{self.value_dim}xf32>"
+        key, value, out = self._type("key", planes), self._type("value", planes), f"tensor<{batch}x{heads}x{queries}x{self.value_dim}xf32>"
         return f"""
             func.func @attend(%q: {query}, %k: {key}, %v: {value}, %s: tensor<f32>) -> {out} {{
               %scale = tensor.extract %s[] : tensor<f32>

@@ -1,16 +1,21 @@
 """KVCache against float64: what is stored, what attention over it gives and reads, what it refuses."""
 
+import copy
 import gc
+import subprocess
+import sys
 import threading
 
 import numpy as np
 import pytest
-from conftest import HEADS, TOKENS, exact_attention, from_bfloat16_bits, relative_error, storage_bound, to_bfloat16_bits
+from conftest import HEADS, TOKENS, Stored, errors_of_usual, exact_attention, from_bfloat16_bits, relative_error, to_bfloat16_bits, whole_planes
 
 import alignedkv
 
-# Aimed relative error, and twice that allowed: a tolerance is aimed at, not promised. 'exact' has the rounding to 16 bits left.
-POLICIES = {"exact": 2e-4, "tight": 2 * 2.0**-11, "balanced": 2 * 2.0**-8, "fast": 2 * 2.0**-6}
+PRESETS = {"tight": 2.0**-12, "balanced": 2.0**-9, "fast": 2.0**-7, "draft": 2.0**-6}
+# The most that an output row may be off, relative to a usual row of V: a tolerance is aimed at, not promised. 'exact' has the rounding to 16 bits left.
+POLICIES = {"exact": 1e-4, **{name: 4 * tolerance for name, tolerance in PRESETS.items()}}
+FORMATS = ["fixed<4,4,8>", "fixed<4,4,4,4>", "fixed<8,8>", "fixed<4,8,4>"]
 
 
 def half(rng, *shape):
@@ -28,25 +33,58 @@ def bits_read(cache):
     return cache.reads["key_bits"] + cache.reads["value_bits"]
 
 
+def assert_same(cache, other, q):
+    """Two caches hold the same bits, know the same of them, and attention over them is the same, bit for bit."""
+    assert len(cache) == len(other)
+    for a, b in zip(cache.to_numpy(), other.to_numpy()):
+        np.testing.assert_array_equal(a.view(np.uint16), b.view(np.uint16))
+    for policy in ("exact", "balanced", "draft"):
+        for a, b in zip(cache.attend(q, policy=policy, certify=True), other.attend(q, policy=policy, certify=True)):
+            np.testing.assert_array_equal(a.view(np.uint32), b.view(np.uint32))
+        assert cache.reads == other.reads
+
+
 # Storage
 
 
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("tokens", TOKENS)
 @pytest.mark.parametrize("bits", [4, 8, 12, 16])
-def test_fixed_planes_keep_the_bound_of_s1(rng, tokens, heads, bits):
-    cache, k, v = filled(rng, tokens, heads)
-    assert len(cache) == tokens
-    for role, x, joined in zip(("key", "value"), (k, v), cache.to_numpy(bits)):
-        assert joined.shape == x.shape and joined.dtype == np.float16
-        error = np.abs(joined.astype(np.float64) - x)
-        assert (error <= storage_bound(x, role, bits) + np.abs(joined) * 2.0**-11).all()  # rounded to half again
+def test_s4_fixed_planes_hold_what_the_rules_say(rng, tokens, heads, bits):
+    for format in FORMATS:
+        cache, k, v = filled(rng, tokens, heads, format=format)
+        read = whole_planes(bits, format)
+        assert len(cache) == tokens
+        for role, x, joined in zip(("key", "value"), (k, v), cache.to_numpy(bits)):
+            assert joined.shape == x.shape and joined.dtype == np.float16
+            stored, rounding = Stored(x, role), np.abs(joined) * 2.0**-11 + 2.0**-25  # to half again
+            assert (np.abs(joined.astype(np.float64) - x) <= stored.bound(read) + rounding).all()
+            # Floats of the runtime may round a value the other way: one step of n, which may be a step of the bits that are read.
+            off = np.abs(joined - stored.read(read)) - rounding
+            assert (off <= 2 * stored.bound(read)).all() and (off > 2 * stored.scale * 2.0**-15).sum() <= 0.01 * off.size
+
+
+@pytest.mark.parametrize("dim", [16, 48, 80, 96, 256])
+def test_s2_any_head_dim_is_rotated(rng, dim):
+    cache, k, v = filled(rng, 70, 2, dim=dim)
+    for role, x, joined in zip(("key", "value"), (k, v), cache.to_numpy()):
+        assert (np.abs(joined.astype(np.float64) - x) <= Stored(x, role).bound(16) + np.abs(x) * 2.0**-10).all()
+
+
+def test_s2_an_outlier_channel_costs_others_little(rng):
+    k, v = half(rng, 1, 2, 128, 64), half(rng, 1, 2, 128, 64)
+    k[..., 3] *= 50
+    cache = alignedkv.KVCache(2, 64)
+    cache.append(k, v)
+    others = np.arange(64) != 3
+    error = (cache.to_numpy(8)[0].astype(np.float64) - k)[..., others]
+    assert np.sqrt((error**2).mean()) <= 50 * 2.0**-8 / 3  # unrotated, one scale for all would leave 3 times as much
 
 
 def test_fewer_bits_break_the_bound_of_more(rng):
     cache, k, _ = filled(rng, 64, 3)
     error = np.abs(cache.to_numpy(4)[0].astype(np.float64) - k)
-    assert (error > storage_bound(k, "key", 8) + np.abs(k) * 2.0**-11).any()
+    assert (error > Stored(k, "key").bound(8) + np.abs(k) * 2.0**-11).any()
 
 
 @pytest.mark.parametrize("tokens", TOKENS)
@@ -66,17 +104,17 @@ def test_float32_tokens_keep_16_bits(rng):
     k, v = (rng.standard_normal((1, 3, 97, 32)).astype(np.float32) for _ in "kv")
     cache.append(k, v)
     joined = cache.to_numpy()[0]
-    assert joined.dtype == np.float32 and (joined[:, :, :64] != k[:, :, :64]).any() and (joined[:, :, 64:] == k[:, :, 64:]).all()
-    assert (np.abs(joined - k) <= storage_bound(k, "key", 16) + np.abs(joined) * 2.0**-23).all()
+    assert joined.dtype == np.float32 and (joined != k).mean() > 0.9
+    assert (np.abs(joined - k) <= Stored(k, "key").bound(16) * 2**0.25 + np.abs(joined) * 2.0**-23).all()  # its codes count from another bias
 
 
 def test_pieces_make_the_same_cache_as_one_append(rng):
-    whole, k, v = filled(rng, 97, 3)
-    pieces = alignedkv.KVCache(3, 32)
+    offset = half(rng, 3, 32)  # else the first append settles it
+    whole, k, v = filled(rng, 97, 3, key_offset=offset)
+    pieces = alignedkv.KVCache(3, 32, key_offset=offset)
     for begin, end in [(0, 1), (1, 1), (1, 63), (63, 65), (65, 97)]:
         pieces.append(k[:, :, begin:end], v[:, :, begin:end])
-    for a, b in zip(whole.to_numpy(4), pieces.to_numpy(4)):
-        assert (a == b).all()
+    assert_same(whole, pieces, half(rng, 1, 6, 1, 32))
 
 
 def test_any_strides_are_appended(rng):
@@ -89,7 +127,7 @@ def test_any_strides_are_appended(rng):
         assert (a == b).all()
 
 
-def test_memory_is_what_16_bits_and_exponents_take(rng):
+def test_memory_is_what_16_bits_and_scale_codes_take(rng):
     cache, k, v = filled(rng, 6400, 1)
     dense = k.nbytes + v.nbytes
     assert dense <= cache.nbytes <= 1.1 * dense
@@ -111,18 +149,29 @@ def test_results_outlive_the_cache(rng):
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("heads", HEADS)
 def test_attention_keeps_its_tolerance(rng, heads, policy):
-    for tokens in TOKENS + [640]:
+    errors = []
+    for tokens in TOKENS + [640, 2049]:
         cache, k, v = filled(rng, tokens, heads)
         q = half(rng, 1, 2 * heads, 1, 32)
         out = cache.attend(q, policy=policy)
         assert out.dtype == np.float32
-        assert relative_error(out, exact_attention(q, k, v)) <= POLICIES[policy], f"{tokens} tokens"
+        errors.append(errors_of_usual(out, exact_attention(q, k, v), v))
+        assert errors[-1].max() <= POLICIES[policy], f"{tokens} tokens"
+    assert np.mean(errors) <= PRESETS.get(policy, 1e-4)
 
 
 def test_fast_does_not_keep_the_tolerance_of_exact(rng):
     cache, k, v = filled(rng, 640, 3)
     q = half(rng, 1, 6, 1, 32)
-    assert relative_error(cache.attend(q, policy="fast"), exact_attention(q, k, v)) > POLICIES["exact"]
+    assert errors_of_usual(cache.attend(q, policy="fast"), exact_attention(q, k, v), v).max() > POLICIES["exact"]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_fixed_format_attends(rng, format):
+    cache, k, v = filled(rng, 640, 3, format=format)
+    q = half(rng, 1, 6, 1, 32)
+    for policy in ("exact", "balanced", "draft"):
+        assert errors_of_usual(cache.attend(q, policy=policy), exact_attention(q, k, v), v).max() <= POLICIES[policy], policy
 
 
 def test_coarser_policies_read_less(rng):
@@ -132,15 +181,15 @@ def test_coarser_policies_read_less(rng):
         cache.attend(k[:, :, -1:], policy=policy)
         assert cache.reads["key_values"] == cache.reads["value_values"] == k.size
         read.append(bits_read(cache))
-    assert read == sorted(read, reverse=True) and read[-1] < read[0] / 2
-    # Exactly: every bit of 640 x 32 keys and values of 3 heads, a byte for each key channel of a block and for each value token.
-    assert read[0] == 2 * 16 * k.size + 8 * 3 * (10 * 32 + 640)
+    assert read == sorted(set(read), reverse=True) and read[-1] < read[0] / 2
+    # Exactly: every bit of 640 x 32 keys and values of 3 heads, and a byte of scale code for each token and side.
+    assert read[0] == 2 * 16 * k.size + 2 * 8 * 3 * 640
 
 
 def test_a_budget_of_ones_own(rng):
     cache, k, v = filled(rng, 640, 3)
     q = half(rng, 1, 6, 1, 32)
-    assert relative_error(cache.attend(q, policy="budget", tolerance=0.01), exact_attention(q, k, v)) <= 0.02
+    assert errors_of_usual(cache.attend(q, policy="budget", tolerance=0.01), exact_attention(q, k, v), v).max() <= 0.04
     rough = bits_read(cache)
     cache.attend(q, policy="budget", tolerance=0.0001)
     assert bits_read(cache) > rough
@@ -158,7 +207,7 @@ def test_batch_groups_queries_and_value_dim(rng, queries):
     cache, k, v = filled(rng, 65, 3, batch=2, value_dim=48)
     q = half(rng, 2, 9, queries, 32)
     out = cache.attend(q, scale=0.3, policy="exact")
-    assert relative_error(out, exact_attention(q, k, v, 0.3)) <= POLICIES["exact"]
+    assert errors_of_usual(out, exact_attention(q, k, v, 0.3), v).max(initial=0) <= POLICIES["exact"]
 
 
 def test_heads_are_not_mixed_up(rng):
@@ -170,7 +219,7 @@ def test_heads_are_not_mixed_up(rng):
 
 
 @pytest.mark.parametrize("form", ["uint16", "ml_dtypes"])
-@pytest.mark.parametrize("format", ["fixed<4,4,4,4>", "float<12,4>"])
+@pytest.mark.parametrize("format", ["auto", "fixed<8,8>", "float<12,4>"])
 def test_bfloat16(rng, form, format):
     bits = [to_bfloat16_bits(rng.standard_normal((1, heads, 97, 32))) for heads in (6, 3, 3)]
     q, k, v = (from_bfloat16_bits(x) for x in bits)
@@ -180,7 +229,7 @@ def test_bfloat16(rng, form, format):
     cache = alignedkv.KVCache(3, 32, dtype="bfloat16", format=format)
     cache.append(bits[1], bits[2])
     out = cache.attend(bits[0][:, :, :1], policy="exact")
-    assert relative_error(out, exact_attention(q[:, :, :1], k, v)) <= POLICIES["exact"]
+    assert errors_of_usual(out, exact_attention(q[:, :, :1], k, v), v).max() <= POLICIES["exact"]
     joined = cache.to_numpy()[0]
     assert joined.dtype == np.uint16
     if format.startswith("float"):
@@ -191,12 +240,12 @@ def test_bfloat16(rng, form, format):
 def test_queries_have_a_dtype_of_their_own(rng, dtype):
     cache, k, v = filled(rng, 65, 1)
     q = rng.standard_normal((1, 1, 1, 32)).astype(dtype)
-    assert relative_error(cache.attend(q, policy="exact"), exact_attention(q, k, v)) <= POLICIES["exact"]
+    assert errors_of_usual(cache.attend(q, policy="exact"), exact_attention(q, k, v), v).max() <= POLICIES["exact"]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("policy", ["exact", "balanced"])
-@pytest.mark.parametrize("token", [5, 64], ids=["split", "open"])
+@pytest.mark.parametrize("token", [5, 64])
 def test_s7_values_that_are_not_finite_stay_in_their_channel(rng, bad, policy, token):
     k, v = half(rng, 1, 3, 65, 32), half(rng, 1, 3, 65, 32)
     v[0, 1, token, 7] = bad
@@ -207,7 +256,7 @@ def test_s7_values_that_are_not_finite_stay_in_their_channel(rng, bad, policy, t
     odd = ~np.isfinite(expected)
     assert odd.sum() == 1 and odd[0, 1, 0, 7]
     np.testing.assert_array_equal(out[odd], expected[odd].astype(np.float32))
-    assert relative_error(out[:, ::2], expected[:, ::2]) <= POLICIES[policy]
+    assert errors_of_usual(out[:, ::2], expected[:, ::2], v[:, ::2]).max() <= POLICIES[policy]
     assert (~np.isfinite(out)).sum() == 1
     assert np.array_equal(cache.to_numpy()[1][0, 1, token, 7], bad, equal_nan=True)
 
@@ -222,6 +271,7 @@ def test_s7_a_nan_among_the_keys_stays_in_its_head(rng):
 
 
 def test_threads_take_turns(rng):
+    """Whoever attends meanwhile sees keys and values of the same tokens, and planes that are there."""
     cache, k, v = filled(rng, 0, 3)
     k, v, q = half(rng, 1, 3, 200, 32), half(rng, 1, 3, 200, 32), half(rng, 1, 3, 1, 32)
     done = threading.Event()
@@ -229,20 +279,180 @@ def test_threads_take_turns(rng):
 
     def read():
         while not done.is_set():
-            out = cache.attend(q)
-            if not np.isfinite(out).all():
-                errors.append(out)
+            try:
+                assert np.isfinite(cache.attend(q)).all()
+                twin = cache.copy()
+                assert len(twin._key) == len(twin._value)
+            except Exception as error:
+                errors.append(error)
+                return
 
     readers = [threading.Thread(target=read) for _ in range(2)]
     for thread in readers:
         thread.start()
     for t in range(200):
         cache.append(k[:, :, t : t + 1], v[:, :, t : t + 1])
+        if t % 50 == 49:
+            cache.truncate(t - 5)
+            cache.append(k[:, :, t - 5 : t + 1], v[:, :, t - 5 : t + 1])
+        if t == 150:
+            cache.drop_planes(2)
     done.set()
     for thread in readers:
         thread.join()
     assert not errors and len(cache) == 200
-    assert relative_error(cache.attend(q, policy="exact"), exact_attention(q, k, v)) <= POLICIES["exact"]
+    assert errors_of_usual(cache.attend(q, policy="exact"), exact_attention(q, k, v), v).max() <= 2.0**-8
+
+
+# Truncation, copies, offsets
+
+
+@pytest.mark.parametrize("format", ["fixed<4,4,8>", "fixed<8,8>"])
+@pytest.mark.parametrize("left", [64, 65, 100, 128, 170, 199, 200])
+def test_s1_a_truncated_cache_is_that_of_the_tokens_that_are_left(rng, left, format):
+    k, v, q = half(rng, 2, 3, 270, 32), half(rng, 2, 3, 270, 48), half(rng, 2, 6, 2, 32)
+    v[0, 1, 150, 3] = np.inf  # kept aside
+    k[1, 2, 180, 5] = np.nan
+    v[:, :, 190:200] *= 100
+    caches = [alignedkv.KVCache(3, 32, batch=2, value_dim=48, format=format) for _ in "ab"]
+    for cache in caches:
+        cache.append(k[:, :, :64], v[:, :, :64])  # which settles the offset
+        cache.append(k[:, :, 64:left], v[:, :, 64:left])
+    caches[0].append(k[:, :, left:200], v[:, :, left:200])
+    caches[0].truncate(left)
+    assert_same(*caches, q)
+    for cache in caches:  # and goes on like it
+        cache.append(k[:, :, 200:], v[:, :, 200:])
+    assert_same(*caches, q)
+
+
+def test_s1_truncated_to_nothing_a_cache_is_new(rng):
+    cache, _, _ = filled(rng, 200, 3)
+    cache.truncate(0)
+    other, k, v = filled(rng, 97, 3)
+    cache.append(k, v)
+    assert_same(cache, other, half(rng, 1, 3, 1, 32))
+
+
+def test_float_planes_are_truncated(rng):
+    cache, k, v = filled(rng, 200, 3, format="float<8,4,4>")
+    cache.truncate(70)
+    for x, joined in zip((k, v), cache.to_numpy()):
+        assert (joined == x[:, :, :70]).all()
+
+
+@pytest.mark.parametrize("tokens, message", [
+    (65, "expected to keep 0 to 64 tokens, got 65"), (-1, "expected tokens to be 0 or more, got -1"), (2**70, "expected tokens to be 0 or more"),
+    (1.0, "expected tokens to be an integer, got float"), ("2", "expected tokens to be an integer, got str"), (None, "expected tokens to be an integer, got NoneType"),
+])
+def test_impossible_truncations_change_nothing(rng, tokens, message):
+    cache, _, _ = filled(rng, 64, 3)
+    before = cache.to_numpy()
+    with pytest.raises(alignedkv.Error, match=message):
+        cache.truncate(tokens)
+    assert all((a == b).all() for a, b in zip(before, cache.to_numpy()))
+
+
+@pytest.mark.parametrize("way", [alignedkv.KVCache.copy, copy.copy, copy.deepcopy])
+@pytest.mark.parametrize("format", ["auto", "float<8,4,4>"])
+def test_s1_a_copy_goes_its_own_way(rng, way, format):
+    k, v, q = half(rng, 1, 3, 200, 32), half(rng, 1, 3, 200, 48), half(rng, 1, 3, 1, 32)
+    cache, alike = (alignedkv.KVCache(3, 32, value_dim=48, format=format) for _ in "ab")
+    for one in (cache, alike):
+        one.append(k[:, :, :100], v[:, :, :100])
+    twin = way(cache)
+    assert repr(twin) == repr(cache) and twin.reads is None
+    twin.append(-k[:, :, 100:], -v[:, :, 100:])
+    twin.truncate(150)
+    cache.drop_planes(2)
+    del cache
+    gc.collect()
+    assert len(twin) == 150
+    alike.append(-k[:, :, 100:150], -v[:, :, 100:150])
+    for a, b in zip(twin.to_numpy(), alike.to_numpy()):
+        assert (a == b).all()
+    np.testing.assert_array_equal(twin.attend(q, policy="exact"), alike.attend(q, policy="exact"))
+    assert errors_of_usual(twin.attend(q, policy="exact"), exact_attention(q, np.concatenate([k[:, :, :100], -k[:, :, 100:150]], 2),
+                           np.concatenate([v[:, :, :100], -v[:, :, 100:150]], 2)), v).max() <= POLICIES["exact"]
+
+
+def test_caches_of_modules_are_copied_too(rng):
+    cache, k, _ = filled(rng, 65, 3)
+    for twin in (copy.copy(cache._key), copy.deepcopy(cache._key), cache._key.copy()):
+        twin.append(k)
+        twin.truncate(100)
+        assert len(twin) == 100 and len(cache) == 65
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_s2_an_offset_changes_no_meaning(rng, policy):
+    mean = 2 * half(rng, 3, 32)
+    k, v, q = half(rng, 1, 3, 640, 32) + mean[:, None], half(rng, 1, 3, 640, 32), half(rng, 1, 6, 1, 32)
+    expected, read = exact_attention(q, k, v), []
+    for offset in (np.zeros((3, 32)), None, mean, mean.astype(np.float64), np.asfortranarray(mean), mean.tolist()):
+        cache = alignedkv.KVCache(3, 32, key_offset=offset)
+        cache.append(k, v)
+        out, bound, _ = cache.attend(q, policy=policy, certify=True)
+        error = out - expected
+        assert errors_of_usual(out, expected, v).max() <= POLICIES[policy] and (np.abs(error).max(-1) <= bound).all()
+        assert np.abs(cache.to_numpy()[0] - k.astype(np.float64)).max() <= 2.0**-6  # the offset comes back
+        read.append(bits_read(cache))
+    if policy != "exact":
+        assert read[2] < read[0]  # what it is for: scales are those of what is left
+    assert read[2] == read[3] == read[4] == read[5]
+
+
+def test_s2_an_offset_is_what_is_stored_less(rng):
+    offset = half(rng, 3, 32)
+    cache, k, _ = filled(rng, 30, 3, key_offset=offset)
+    stored, joined = Stored(k, "key", offset), cache.to_numpy()[0]
+    assert (np.abs(joined.astype(np.float64) - k) <= stored.bound(16) + np.abs(joined) * 2.0**-11).all()
+    assert np.abs(joined - stored.read(16)).max() <= 4 * 2.0**-11
+
+
+@pytest.mark.parametrize("offset, message", [
+    (np.zeros((3, 16)), r"expected key_offset of shape \[3, 32\], got \[3, 16\]"), (np.zeros((2, 32)), r"expected key_offset of shape \[3, 32\], got \[2, 32\]"),
+    (np.zeros(32), "expected rank 2 of key_offset, got 1"), (np.zeros((1, 3, 1, 32)), "expected rank 2 of key_offset, got 4"), (0.5, "expected rank 2 of key_offset, got 0"),
+    ("mean", "expected key_offset to be an array of numbers, got str"), ([[1], [2, 3]], "expected key_offset to be an array of numbers, got list"),
+    (np.full((3, 32), np.nan), "expected key_offset to fit the cache: expected a finite offset, got nan for channel 0 of head 0"),
+    (np.full((3, 32), 1e300), "expected key_offset to fit the cache: expected a finite offset, got inf"),
+])
+def test_impossible_offsets(offset, message):
+    with np.errstate(over="ignore"), pytest.raises(alignedkv.Error, match=message):
+        alignedkv.KVCache(3, 32, key_offset=offset)
+
+
+def test_float_planes_have_no_offset():
+    with pytest.raises(alignedkv.Error, match="expected key_offset with a 'fixed' format only, got 'float<8,4,4>'"):
+        alignedkv.KVCache(3, 32, format="float<8,4,4>", key_offset=np.zeros((3, 32)))
+
+
+OUT_OF_MEMORY = """
+import resource
+import numpy as np
+import alignedkv
+
+cache = alignedkv.KVCache(1, 16, value_dim=256)
+k, v = np.arange(65 * 16).reshape(1, 1, 65, 16).astype(np.float16) / 99, np.ones((1, 1, 65, 256), np.float16)
+cache.append(k, v)
+before, out, tokens = cache.to_numpy(), cache.attend(k[:, :, -1:], policy="exact"), 4_000_000
+held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (held + 2**29, -1))  # enough for the keys, which take an eighth of it
+try:
+    cache.append(np.broadcast_to(k[:, :, :1], (1, 1, tokens, 16)), np.broadcast_to(v[:, :, :1], (1, 1, tokens, 256)))
+except alignedkv.Error as error:
+    print(error)
+assert len(cache._key) == len(cache._value) == 65
+cache.append(k[:, :, :5], v[:, :, :5])
+cache.truncate(65)
+assert all((a == b).all() for a, b in zip(before, cache.to_numpy())) and (cache.attend(k[:, :, -1:], policy="exact") == out).all()
+"""
+
+
+def test_an_append_that_fails_for_values_leaves_no_keys():
+    done = subprocess.run([sys.executable, "-c", OUT_OF_MEMORY], capture_output=True, text=True, env={"PYTHONPATH": ":".join(sys.path)})
+    assert done.returncode == 0, done.stderr
+    assert "out of memory" in done.stdout
 
 
 # The certificate (P4)
@@ -252,20 +462,19 @@ def largest_error(out, expected):
     return np.abs(out - expected).max(-1, initial=0)
 
 
-@pytest.mark.parametrize("policy, format", [*((policy, "fixed<4,4,4,4>") for policy in POLICIES), ("exact", "float<8,4,4>"), ("alignedkv", "float<8,4,4>")])
-@pytest.mark.parametrize("heads", HEADS)
-def test_p4_errors_keep_their_bound(rng, heads, policy, format):
-    for tokens in TOKENS + [640]:
-        cache, k, v = filled(rng, tokens, heads, format=format)
-        q = half(rng, 1, 2 * heads, 1, 32)
+@pytest.mark.parametrize("policy, format", [*((policy, "auto") for policy in POLICIES), ("exact", "float<8,4,4>"), ("alignedkv", "float<8,4,4>")])
+def test_p4_errors_keep_their_bound(rng, policy, format):
+    for tokens in TOKENS + [640, 2049]:
+        cache, k, v = filled(rng, tokens, 3, format=format)
+        q = half(rng, 1, 6, 1, 32)
         out, bound, estimate = cache.attend(q, policy=policy, certify=True)
         assert bound.shape == estimate.shape == q.shape[:3] and bound.dtype == estimate.dtype == np.float32
         assert (largest_error(out, exact_attention(q, k, v)) <= bound).all(), f"{tokens} tokens"
-        assert (bound <= (1e-3 if tokens < 64 else 5)).all()  # of values up to about 4
+        assert (bound <= 10).all()  # of values up to about 4
 
 
 def test_p4_a_bound_follows_the_bits(rng):
-    cache, k, v = filled(rng, 64, 3)
+    cache, k, v = filled(rng, 64, 3, format="fixed<4,4,4,4>")
     q = half(rng, 1, 6, 1, 32)
     bounds = []
     for planes in (4, 3, 2, 1):
@@ -273,12 +482,12 @@ def test_p4_a_bound_follows_the_bits(rng):
         out, bound, _ = cache.attend(q, policy="exact", certify=True)
         error = largest_error(out, exact_attention(q, k, v))
         assert (error <= bound).all()
-        assert all((error > 1.5 * finer).any() for finer in bounds[:-1])  # with two planes less, the bound must be another
         bounds.append(bound)
-    assert all((finer < coarser).all() for finer, coarser in zip(bounds, bounds[1:]))
+    assert (error > bounds[0]).any()  # of one plane: the bound of all four would be wrong
+    assert all((finer < coarser).all() for finer, coarser in zip(bounds[:3], bounds[1:3]))  # that of one plane is no more than what V may hold
 
 
-@pytest.mark.parametrize("policy", ["tight", "balanced", "fast"])
+@pytest.mark.parametrize("policy", PRESETS)
 def test_p4_estimates_are_near_the_errors(rng, policy):
     ratios = []
     for _ in range(8):
@@ -295,8 +504,10 @@ def test_p4_of_batches_and_queries(rng, queries):
     cache, k, v = filled(rng, 65, 3, batch=2, value_dim=48)
     q = half(rng, 2, 9, queries, 32)
     out, bound, estimate = cache.attend(q, scale=0.3, certify=True)
-    assert bound.shape == estimate.shape == (2, 9, queries) and (out == cache.attend(q, scale=0.3)).all()
-    assert (largest_error(out, exact_attention(q, k, v, 0.3)) <= bound).all()
+    expected = exact_attention(q, k, v, 0.3)
+    assert bound.shape == estimate.shape == (2, 9, queries) and (largest_error(out, expected) <= bound).all()
+    for given in (out, cache.attend(q, scale=0.3)):
+        assert errors_of_usual(given, expected, v).max(initial=0) <= POLICIES["balanced"]
 
 
 def test_p4_promises_nothing_where_the_output_is_not_finite(rng):
@@ -308,27 +519,44 @@ def test_p4_promises_nothing_where_the_output_is_not_finite(rng):
     assert np.isnan(out[0, 1]).all() and np.isnan(bound[0, 1]).all() and (error <= bound)[0, ::2].all()
 
 
-# Dropping planes (S6)
+# Dropping planes (S9)
 
 
-@pytest.mark.parametrize("format, planes", [("fixed<4,4,4,4>", 4), ("fixed<8,8>", 2), ("float<8,4,4>", 3)])
-def test_s6_dropped_planes_are_gone(rng, format, planes):
+@pytest.mark.parametrize("format", [*FORMATS, "float<8,4,4>"])
+def test_s9_dropped_planes_are_gone(rng, format):
     cache, k, v = filled(rng, 97, 3, format=format)
     q = half(rng, 1, 6, 1, 32)
+    widths = [int(width) for width in format[6:-1].split(",")]
     held, read = [], []
-    for kept in range(planes, 0, -1):
+    for kept in range(len(widths), 0, -1):
         cache.drop_planes(kept)
         held.append(cache.nbytes)
-        cache.attend(q, policy="exact")
+        out, bound, _ = cache.attend(q, policy="exact", certify=True)
         read.append(bits_read(cache))
-    assert held == sorted(set(held), reverse=True) and read == sorted(set(read), reverse=True)
-    widths = [int(width) for width in format[6:-1].split(",")]
-    assert held[0] - held[-1] >= 2 * 3 * 64 * 32 * sum(widths[1:]) // 8  # a full block of each side and head
-    for x, joined in zip((k, v), cache.to_numpy()):
-        assert (joined[:, :, 64:] == x[:, :, 64:]).all() and (joined[:, :, :64] != x[:, :, :64]).any()
-    cache.append(k[:, :, :31], v[:, :, :31])  # a block that fills now has no more
-    assert len(cache) == 128 and (cache.to_numpy()[0][:, :, 64:97] != k[:, :, 64:97]).any()
+        assert (largest_error(out, exact_attention(q, k, v)) <= bound).all()
+        bits = sum(widths[:kept])
+        assert read[-1] == 2 * bits * k.size + (2 * 8 * 3 * 97 if format.startswith("fixed") else 0)
+        for role, x, joined in zip(("key", "value"), (k, v), cache.to_numpy()):
+            if format.startswith("fixed"):
+                assert (np.abs(joined.astype(np.float64) - x) <= Stored(x, role).bound(bits) + np.abs(joined) * 2.0**-11).all()
+            assert kept == len(widths) or (joined != x).mean() > 0.5
+    assert held == sorted(set(held), reverse=True)
+    assert held[0] - held[-1] >= 2 * 3 * 97 * 32 * sum(widths[1:]) // 8
+    cache.append(k[:, :, :31], v[:, :, :31])  # tokens to come have no more
+    assert len(cache) == 128
     assert np.array_equal(cache.to_numpy()[0], cache.to_numpy(widths[0])[0])
+
+
+@pytest.mark.parametrize("policy", PRESETS)
+def test_s9_policies_read_what_is_left(rng, policy):
+    cache, k, v = filled(rng, 640, 3, format="fixed<4,4,4,4>")
+    q, expected = half(rng, 1, 6, 1, 32), None
+    expected = exact_attention(q, k, v)
+    for planes, storage in [(3, 2.0**-12), (2, 2.0**-8)]:
+        cache.drop_planes(planes)
+        out, bound, _ = cache.attend(q, policy=policy, certify=True)
+        assert errors_of_usual(out, expected, v).max() <= 4 * max(PRESETS[policy], storage)
+        assert (largest_error(out, expected) <= bound).all()
 
 
 @pytest.mark.parametrize("planes, message", [
@@ -336,7 +564,7 @@ def test_s6_dropped_planes_are_gone(rng, format, planes):
     (2**31, "expected planes to be 1 or more"), (1.0, "expected planes to be an integer, got float"), ("2", "expected planes to be an integer, got str"),
     (None, "expected planes to be an integer, got NoneType"),
 ])
-def test_s6_impossible_planes(rng, planes, message):
+def test_s9_impossible_planes(rng, planes, message):
     cache, _, _ = filled(rng, 64, 3)
     cache.drop_planes(2)
     before = cache.nbytes
@@ -359,7 +587,7 @@ def test_s6_impossible_planes(rng, planes, message):
         (dict(batch=-1), "expected batch to be 1 or more, got -1"),
         (dict(kv_heads=2**31 - 1, batch=2**31 - 1, head_dim=256), "expected a cache that fits in memory"),
         (dict(dtype="int8"), "expected dtype 'float16', 'bfloat16' or 'float32', got 'int8'"),
-        (dict(format="dense"), "expected a format such as"),
+        (dict(format="dense"), "expected a format such as 'auto', 'fixed<4,4,8>' or 'float<8,4,4>', got 'dense'"),
         (dict(format="fixed<4,4,4>"), "expected plane widths that sum to 16, got 12"),
         (dict(format="fixed<3,5,8>"), "multiples of 4"),
         (dict(format="float<4,4,8>"), "at least 8 bits"),
@@ -375,18 +603,18 @@ def test_impossible_caches(arguments, message):
 @pytest.mark.parametrize(
     "k, v, message",
     [
-        (np.zeros((1, 3, 1, 32), np.float32), None, "expected float16 of tokens, got float32"),
-        (np.zeros((1, 3, 1, 32), np.uint16), None, "expected float16 of tokens, got uint16"),
-        (np.zeros((3, 1, 32), np.float16), None, "expected rank 4 of tokens, got 3"),
-        (np.zeros((1, 2, 1, 32), np.float16), None, r"expected tokens of shape \[1, 3, \?, 32\], got \[1, 2, 1, 32\]"),
+        (np.zeros((1, 3, 1, 32), np.float32), None, "expected float16 of k, got float32"),
+        (np.zeros((1, 3, 1, 32), np.uint16), None, "expected float16 of k, got uint16"),
+        (np.zeros((3, 1, 32), np.float16), None, "expected rank 4 of k, got 3"),
+        (np.zeros((1, 2, 1, 32), np.float16), None, r"expected k of shape \[1, 3, \?, 32\], got \[1, 2, 1, 32\]"),
         (np.zeros((1, 3, 1, 48), np.float16), None, r"got \[1, 3, 1, 48\]"),
         (np.zeros((2, 3, 1, 32), np.float16), None, r"got \[2, 3, 1, 32\]"),
         (np.zeros((1, 3, 2, 32), np.float16), None, "expected as many keys as values, got 2 and 1 tokens"),
-        (np.zeros((1, 3, 1, 32), ">f2"), None, "expected an array of float16"),
-        (np.zeros((1, 3, 1, 32), object), None, "expected an array of float16"),
+        (np.zeros((1, 3, 1, 32), ">f2"), None, "expected an array of float16 in memory of the CPU as k"),
+        (np.zeros((1, 3, 1, 32), object), None, "expected an array of float16 in memory of the CPU as k"),
         ([[1.0]], None, "got list"),
         (None, None, "got NoneType"),
-        (np.zeros((1, 3, 1, 32), np.float16), np.zeros((1, 3, 1, 16), np.float16), r"expected tokens of shape \[1, 3, \?, 32\]"),
+        (np.zeros((1, 3, 1, 32), np.float16), np.zeros((1, 3, 1, 16), np.float16), r"expected v of shape \[1, 3, \?, 32\], got \[1, 3, 1, 16\]"),
     ],
 )
 def test_impossible_tokens_change_nothing(rng, k, v, message):
@@ -413,7 +641,7 @@ def test_impossible_bits(rng, bits):
         ((3, 32), "f2", {}, "rank 4, got float16 of rank 2"),
         ((1, 3, 1, 32), "f8", {}, "got float64 of rank 4"),
         ((1, 3, 1, 32), "f2", dict(policy="best"), "got 'best'"),
-        ((1, 3, 1, 32), "f2", dict(policy="exact to=split"), "expected policy to be one word"),
+        ((1, 3, 1, 32), "f2", dict(policy="exact to=store"), "expected policy to be one word"),
         ((1, 3, 1, 32), "f2", dict(policy="alignedkv"), "expected a key stored as 'float' under policy 'alignedkv'"),
         ((1, 3, 1, 32), "f2", dict(policy="budget"), "expected a tolerance above 0 and below 1"),
         ((1, 3, 1, 32), "f2", dict(policy="budget", tolerance=1), "expected a tolerance above 0 and below 1"),
@@ -467,7 +695,7 @@ def test_masks_and_softcap(rng, tokens, scoring):
         out, bound, _ = cache.attend(q, policy=policy, certify=True, **scoring)
         assert (np.isnan(out) == np.isnan(want)).all()
         seen = ~np.isnan(want).any(-1)
-        assert relative_error(out[seen], want[seen]).max() <= 2 * POLICIES[policy]
+        assert errors_of_usual(out[:, :, :], np.where(np.isnan(want), out, want), v).max() <= POLICIES[policy]
         assert (np.abs(out - want).max(-1)[seen] <= bound[seen]).all()
 
 

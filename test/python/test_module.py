@@ -6,16 +6,21 @@ from conftest import exact_attention, relative_error
 
 import alignedkv
 
-STEP = """
-func.func @step(%q: tensor<1x6x1x32xf16>, %k: tensor<1x3x1x32xf16>, %v: tensor<1x3x1x32xf16>, %keys: tensor<1x3x?x32xf16>,
-                %values: tensor<1x3x?x32xf16>) -> (tensor<1x6x1x32xf16>, tensor<1x3x?x32xf16>, tensor<1x3x?x32xf16>) {
+def step_text(key="tensor<1x3x?x32xf16>", value="tensor<1x3x?x32xf16>", facts=""):
+    """One decode step; `key` and `value` are the types of its caches, `facts` what is said of the first."""
+    return f"""
+func.func @step(%q: tensor<1x6x1x32xf16>, %k: tensor<1x3x1x32xf16>, %v: tensor<1x3x1x32xf16>, %keys: {key}{facts},
+                %values: {value}) -> (tensor<1x6x1x32xf16>, {key}, {value}) {{
   %scale = arith.constant 0.25 : f32
-  %k1 = aligned.append %k to %keys : tensor<1x3x1x32xf16> to tensor<1x3x?x32xf16> -> tensor<1x3x?x32xf16>
-  %v1 = aligned.append %v to %values : tensor<1x3x1x32xf16> to tensor<1x3x?x32xf16> -> tensor<1x3x?x32xf16>
+  %k1 = aligned.append %k to %keys : tensor<1x3x1x32xf16> to {key} -> {key}
+  %v1 = aligned.append %v to %values : tensor<1x3x1x32xf16> to {value} -> {value}
   %out = aligned.attention %q, %k1, %v1 scale %scale
-      : tensor<1x6x1x32xf16>, tensor<1x3x?x32xf16>, tensor<1x3x?x32xf16> -> tensor<1x6x1x32xf16>
-  return %out, %k1, %v1 : tensor<1x6x1x32xf16>, tensor<1x3x?x32xf16>, tensor<1x3x?x32xf16>
-}"""
+      : tensor<1x6x1x32xf16>, {key}, {value} -> tensor<1x6x1x32xf16>
+  return %out, %k1, %v1 : tensor<1x6x1x32xf16>, {key}, {value}
+}}"""
+
+
+STEP = step_text()
 
 IDENTITY = "func.func @same(%a: tensor<?x?xf32>) -> tensor<?x?xf32> { return %a : tensor<?x?xf32> }"
 THREE = """
@@ -43,7 +48,7 @@ def half(rng, *shape):
 def test_a_model_decodes_with_caches_that_grow_in_place(rng):
     step = alignedkv.compile(STEP, policy="exact")
     assert step.attentions == 1 and step.remarks == []
-    assert step.arguments[3:] == ["float16[1, 3, ?, 32] fixed<4,4,4,4> key", "float16[1, 3, ?, 32] fixed<4,4,4,4> value"]
+    assert step.arguments[3:] == ["float16[1, 3, ?, 32] fixed<4,4,8> key", "float16[1, 3, ?, 32] fixed<4,4,8> value"]
     keys, values = step.new_cache(3), step.new_cache(4)
     k, v = half(rng, 1, 3, 97, 32), half(rng, 1, 3, 97, 32)
     for t in range(97):
@@ -117,6 +122,50 @@ def test_what_cannot_be_certified_is_remarked():
         }"""
     module = alignedkv.compile(private, certify=True)
     assert len(module.results) == 1 and any("not certified: expected all attention in" in line for line in module.remarks)
+
+
+def test_a_model_says_what_is_taken_off_its_keys(rng):
+    offset = np.arange(3 * 32).reshape(3, 32) / 16 - 2
+    said = f"aligned.key_offset = dense<{offset.tolist()}> : tensor<3x32xf32>"
+    text = step_text(facts=f" {{{said}, aligned.range = #aligned.range<[-99.0, 99.0]>}}")
+    k, v, q = half(rng, 1, 3, 201, 32) + offset[:, None].astype(np.float16), half(rng, 1, 3, 201, 32), half(rng, 1, 6, 1, 32)
+    read = []
+    for source in (text, STEP):
+        step = alignedkv.compile(source)
+        keys, values = step.new_cache(3), step.new_cache(4)
+        for t in range(0, 200, 50):  # fewer at once than an offset is taken from
+            keys.append(k[:, :, t : t + 50])
+            values.append(v[:, :, t : t + 50])
+        out = step(q, k[:, :, 200:], v[:, :, 200:], keys, values)[0]
+        assert relative_error(out.astype(np.float64), exact_attention(q, k, v, 0.25)) <= 0.02
+        read.append(step.reads[0]["key_bits"])
+    assert read[0] < read[1]
+
+
+def test_a_type_says_how_many_planes_are_read(rng):
+    text = step_text(*(f"tensor<1x3x?x32xf16, #aligned.planes<fixed<4, 4, 8>, {role}, resident = 2>>" for role in ("key", "value")))
+    step = alignedkv.compile(text, policy="exact")
+    assert step.arguments[3:] == [f"float16[1, 3, ?, 32] fixed<4,4,8> {role}, resident = 2" for role in ("key", "value")]
+    q, k, v = half(rng, 1, 6, 1, 32), half(rng, 1, 3, 65, 32), half(rng, 1, 3, 65, 32)
+    keys, values = step.new_cache(3), step.new_cache(4)
+    assert keys.planes == values.planes == 2 and "resident = 2" in repr(keys)
+    keys.append(k[:, :, :-1])
+    values.append(v[:, :, :-1])
+    out = step(q, k[:, :, -1:], v[:, :, -1:], keys, values)[0].astype(np.float64)
+    assert 1e-4 < relative_error(out, exact_attention(q, k, v, 0.25)) <= 2e-2
+    assert step.reads[0]["key_bits"] == 3 * 65 * (8 * 32 + 8)
+    # More planes are none too many. Fewer are.
+    more = alignedkv.compile(STEP, policy="exact")
+    full = more.new_cache(3), more.new_cache(4)
+    for cache, x in zip(full, (k, v)):
+        cache.append(x[:, :, :-1])
+    np.testing.assert_array_equal(step(q, k[:, :, -1:], v[:, :, -1:], *full)[0].astype(np.float64), out)
+    keys.drop_planes(1)
+    with pytest.raises(alignedkv.Error, match="expected a cache with 2 resident planes as argument 3, as many as were compiled for, got one with 1"):
+        step(q, k[:, :, -1:], v[:, :, -1:], keys, values)
+    with pytest.raises(alignedkv.Error, match="expected a cache with 3 resident planes as argument 4, as many as were compiled for, got one with 2"):
+        more(q, k[:, :, -1:], v[:, :, -1:], full[0], values)
+    assert len(keys) == len(values) == 65
 
 
 def test_a_copy_of_a_cache_grows_alone(rng):
@@ -243,7 +292,7 @@ def test_only_cache_arguments_have_caches(index):
         ("func.func @f(%a: f32) { return }", {}, "tensor of numbers"),
         ('func.func @f() { "no.such"() : () -> () return }', {}, "unregistered dialect"),
         (STEP, dict(format="fixed<4,4>"), "sum to 16, got 8"),
-        (STEP, dict(format="fixed<4,4,4,4> to=split"), "format"),
+        (STEP, dict(format="fixed<4,4,4,4> to=store"), "format"),
         (STEP, dict(policy="best"), "got 'best'"),
         (STEP, dict(policy="balanced", format="float<8,4,4>"), "expected a key stored as 'fixed'"),
     ],
@@ -254,8 +303,9 @@ def test_impossible_modules(text, options, message):
 
 
 def test_transform_shows_each_phase():
-    split = alignedkv.transform(STEP, "aligned-pipeline{to=split}")
-    assert "#aligned.split<fixed<4, 4, 4, 4>, key>" in split and "aligned.attention" in split
+    split = alignedkv.transform(STEP, "aligned-pipeline{to=store}")
+    assert "#aligned.planes<fixed<4, 4, 8>, key>" in split and "aligned.attention" in split
+    assert "fixed<8, 8>, value>" in alignedkv.transform(STEP, "aligned-pipeline{to=store format=fixed<8,8>}")
     fused = alignedkv.transform(split, "builtin.module(aligned-fuse-decode-attention{policy=tight})")
     assert "aligned.decode_attention" in fused and "aligned.attention" not in fused
 

@@ -9,15 +9,15 @@ from conftest import exact_attention, from_bfloat16_bits, to_bfloat16_bits
 import alignedkv
 
 MODEL = (pathlib.Path(__file__).parent.parent / "Raise/sdpa_gqa_bf16_dynS.mlir").read_text()  # [2, 8, 1, 32] over [2, 2, n, 32]
-TOKENS = 130  # two split blocks and two open tokens
+TOKENS = 130  # two tiles and a part
 CASES = {
     "nan in K": ("k", (0, 0, 5, 3), np.nan, 4),
     "inf in K": ("k", (0, 1, 70, 0), np.inf, None),
     "-inf in K": ("k", (1, 1, 70, 31), -np.inf, None),
-    "nan in an open token of K": ("k", (1, 0, 129, 7), np.nan, 4),
+    "nan in the last token of K": ("k", (1, 0, 129, 7), np.nan, 4),
     "nan in V": ("v", (0, 0, 5, 3), np.nan, 4),
     "inf in V": ("v", (1, 1, 127, 9), np.inf, 4),
-    "-inf in an open token of V": ("v", (1, 0, 128, 0), -np.inf, 4),
+    "-inf in the last tile of V": ("v", (1, 0, 128, 0), -np.inf, 4),
 }
 
 
@@ -46,4 +46,4 @@ def test_a_value_that_is_not_finite_disturbs_its_own_rows_only(model, case):
     np.testing.assert_array_equal(np.isnan(got), np.isnan(want))
     np.testing.assert_array_equal(got[np.isinf(want)], want[np.isinf(want)])
     finite = np.isfinite(want)
-    np.testing.assert_allclose(got[finite], want[finite], atol={"exact": 2e-3, "balanced": 2e-2, "alignedkv": 6e-2}[policy], rtol=2**-7)
+    np.testing.assert_allclose(got[finite], want[finite], atol={"exact": 2e-3, "balanced": 1e-2, "alignedkv": 6e-2}[policy], rtol=2**-7)

@@ -1,5 +1,5 @@
-"""A tolerance is kept (P2): on a captured cache and on caches made to mislead the plan, heads err no more than it on average, and hardly any by more than
-twice as much without an estimate that says so."""
+"""A tolerance is kept (P2): on a captured cache, and on caches made to mislead, output rows err by it on average, by no more than a few times it, and by no more
+than four times what they say themselves (E1). Errors are relative to the usual length of a row of V, or the output's where that is longer."""
 
 import json
 import pathlib
@@ -8,87 +8,119 @@ import numpy as np
 import pytest
 
 import alignedkv
-from conftest import exact_attention
+from conftest import errors_of_usual, exact_attention, rotation
 
 SLICE = pathlib.Path(__file__).resolve().parents[1] / "data" / "smollm2-slice"
-TOLERANCES = {"tight": 2.0**-11, "balanced": 2.0**-8, "fast": 2.0**-6}
+TOLERANCES = {"tight": 2.0**-12, "balanced": 2.0**-9, "fast": 2.0**-7, "draft": 2.0**-6}
 
 
-def plain(q, k, v):
+def gauss(q, k, v, rng):
     pass
 
 
-def peaked(q, k, v):
+def peaky(q, k, v, rng):
     q *= 4
 
 
-def flat(q, k, v):
+def peaky_x16(q, k, v, rng):
+    q *= 16
+
+
+def flat(q, k, v, rng):
     q *= 0.05
 
 
-def outlier_channel(q, k, v):
+def outlier_channel(q, k, v, rng):
     k[:, 3] *= 50
 
 
-def biased_channel(q, k, v):
+def biased_channel(q, k, v, rng):
     k[:, 3] += 80
 
 
-def huge_token(q, k, v):
+def outlier_value_channel(q, k, v, rng):
+    v[:, 5] *= 100
+
+
+def values_with_a_mean(q, k, v, rng):
+    v += 3
+
+
+def huge_token(q, k, v, rng):
     k[100] *= 20
     v[100] *= 1000
 
 
-def silent_sink(q, k, v):
+def silent_sink(q, k, v, rng):
     """All look at a token that says nothing."""
     k[0] = 8 * q.mean(0)
     v[0] *= 1e-3
 
 
-def repeated_token(q, k, v):
+def one_token_repeated(q, k, v, rng):
     k[:] = k[0]
     v[:] = v[0]
 
 
-def just_below_powers_of_two(q, k, v):
+def tokens_repeated(q, k, v, rng):
+    k[:] = np.resize(k[:64], k.shape)
+    v[:] = np.resize(v[:64], v.shape)
+
+
+def one_row_of_zeros(q, k, v, rng):
+    v[7] = 0
+
+
+def a_quarter_of_zeros(q, k, v, rng):
+    v[::4] = 0
+
+
+def just_below_the_cut(q, k, v, rng):
     """What cutting bits off errs the most in, always in one direction."""
     k[:] = 0.999 * np.sign(k) * 2.0 ** np.floor(np.log2(np.abs(k) + 1e-9))
     q[:] = 2 * np.abs(q)
 
 
-KINDS = [plain, peaked, flat, outlier_channel, biased_channel, huge_token, silent_sink, repeated_token, just_below_powers_of_two]
+def aligned_to_rotation(q, k, v, rng):
+    """One channel is all that a rotated key has."""
+    k[:] = 8 * rng.standard_normal((len(k), 1)) * rotation(k.shape[1]).T[rng.integers(0, 4, len(k))]
 
 
-def relative_errors(q, k, v, policy, scale=None):
-    """Of each head, and what was estimated of it."""
+KINDS = [gauss, peaky, peaky_x16, flat, outlier_channel, biased_channel, outlier_value_channel, values_with_a_mean, huge_token, silent_sink, one_token_repeated,
+         tokens_repeated, one_row_of_zeros, a_quarter_of_zeros, just_below_the_cut, aligned_to_rotation]
+
+
+def measure(q, k, v, policy, scale=None):
+    """Of each output row: the error, what storage alone makes of it, and the error as a share of the estimate."""
     cache = alignedkv.KVCache(k.shape[1], k.shape[3], value_dim=v.shape[3])
     cache.append(k, v)
-    out, _, estimate = cache.attend(q, policy=policy, scale=scale, certify=True)
     expected = exact_attention(q, k, v, scale)
-    return (np.linalg.norm(out - expected, axis=-1) / np.linalg.norm(expected, axis=-1)).ravel(), estimate.ravel()
+    stored = cache.attend(q, policy="exact", scale=scale)
+    out, bound, estimate = cache.attend(q, policy=policy, scale=scale, certify=True)
+    assert (np.abs(out - expected).max(-1) <= bound).all()
+    shares = np.linalg.norm(out - expected, axis=-1) / (estimate * np.linalg.norm(out, axis=-1))
+    return [x.ravel() for x in (errors_of_usual(out, expected, v), errors_of_usual(stored, expected, v), shares)]
 
 
-def assert_kept(errors, estimates, tolerance):
-    errors, estimates = np.concatenate(errors), np.concatenate(estimates)
-    within = errors <= 2 * tolerance
-    assert errors.mean() <= tolerance
-    assert within.mean() >= 0.99
-    assert (estimates[~within] > tolerance).all()
+def assert_kept(found, tolerance, most=4):
+    errors, stored, shares = (np.concatenate(x) for x in zip(*found))
+    assert errors.mean() <= 2 * max(tolerance, stored.mean())
+    assert errors.max() <= max(most * tolerance, 1.5 * stored.max())
+    assert (shares[errors > 2 * stored.max()] <= 4).all()
 
 
 @pytest.mark.parametrize("policy", TOLERANCES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_p2_caches_made_to_mislead(kind, policy):
-    errors, estimates = [], []
+    found = []
     for seed in range(4):
         rng = np.random.default_rng(seed)
         k, v, q = (rng.standard_normal((count, 64)) for count in (4096 - 37 * seed, 4096 - 37 * seed, 4))
-        kind(q, k, v)
+        kind(q, k, v, rng)
         q, k, v = (x.astype(np.float16)[None] for x in (q, k, v))
-        error, estimate = relative_errors(q.swapaxes(0, 1)[None, :, 0, None], k[None], v[None], policy)
-        errors.append(error)
-        estimates.append(estimate)
-    assert_kept(errors, estimates, TOLERANCES[policy])
+        found.append(measure(q.swapaxes(0, 1)[None, :, 0, None], k[None], v[None], policy))
+    # The rule takes an output to be no larger than a usual row: where one huge row is most of it, errors of scores weigh more.
+    assert_kept(found, TOLERANCES[policy], most=16 if kind is huge_token else 4)
 
 
 @pytest.mark.parametrize("policy", TOLERANCES)
@@ -108,6 +140,6 @@ def test_p2_millions_of_equal_tokens(policy):
 def test_p2_a_captured_cache(policy):
     q, k, v = (np.load(SLICE / f"{name}.npy") for name in "qkv")
     scale = json.loads((SLICE / "meta.json").read_text())["scale"]
-    found = [relative_errors(q[layer, None, :, -1:], k[layer, None, :, :tokens], v[layer, None, :, :tokens], policy, scale)
+    found = [measure(q[layer, None, :, -1:], k[layer, None, :, :tokens], v[layer, None, :, :tokens], policy, scale)
              for layer in range(len(q)) for tokens in (1024, 700, 130)]
-    assert_kept(*zip(*found), TOLERANCES[policy])
+    assert_kept(found, TOLERANCES[policy])

@@ -1,4 +1,4 @@
-// Ranges that a model's inputs were seen to have, as promises for the analysis of precision (P6).
+// What a model's inputs were seen to be: ranges, as promises for the analysis of precision (P6), and the mean of keys, as what is taken off them (S2).
 #include "Calibrate.h"
 
 #include "aligned/Analysis/Range.h"
@@ -46,7 +46,32 @@ struct Seen {
   }
 };
 
-LogicalResult look(BlockArgument argument, const std::map<std::string, NpyArray> &archive, const std::string &path, Seen &seen) {
+/// Sums over the tokens of keys [batch, kv_heads, tokens, head_dim] of what is finite, for each kv head and channel.
+struct KeySums {
+  std::vector<double> sum;
+  std::vector<int64_t> count;
+
+  void add(const std::vector<double> &keys, ArrayRef<int64_t> shape) {
+    sum.resize(shape[1] * shape[3]);
+    count.resize(sum.size());
+    for (auto [i, x] : llvm::enumerate(keys)) {
+      int64_t channel = i % shape[3], head = i / (shape[2] * shape[3]) % shape[1];
+      if (!std::isfinite(x))
+        continue;
+      sum[head * shape[3] + channel] += x;
+      ++count[head * shape[3] + channel];
+    }
+  }
+  std::vector<float> mean() const {
+    std::vector<float> mean;
+    for (auto [total, n] : llvm::zip(sum, count))
+      mean.push_back(n ? total / n : 0);
+    return mean;
+  }
+};
+
+/// `keys`: where the argument is a cache of them.
+LogicalResult look(BlockArgument argument, const std::map<std::string, NpyArray> &archive, const std::string &path, Seen &seen, KeySums *keys) {
   auto [dtype, element] = *comesAs(getElementTypeOrSelf(argument.getType()));
   std::string name = "arg" + std::to_string(argument.getArgNumber());
   auto found = archive.find(name);
@@ -61,9 +86,29 @@ LogicalResult look(BlockArgument argument, const std::map<std::string, NpyArray>
   if (!fits)
     return emitError(argument.getLoc()) << path << ": expected " << name << " to be " << argument.getType() << ", got " << aligned::name(array.dtype) << " "
                                         << shapeText(array.shape);
-  for (double x : toDouble(array.bytes.data(), array.count(), element))
+  std::vector<double> values = toDouble(array.bytes.data(), array.count(), element);
+  for (double x : values)
     seen.add(x);
+  if (keys)
+    keys->add(values, array.shape);
   return success();
+}
+
+/// The arguments that are caches of keys in fixed planes, as the pipeline stores them.
+llvm::SmallDenseSet<unsigned> findKeyCaches(ModuleOp module, StringRef function) {
+  OwningOpRef<ModuleOp> stored = module.clone();
+  PassManager passes(module.getContext());
+  PipelineOptions options;
+  options.to = "store";
+  buildPipeline(passes, options);
+  ScopedDiagnosticHandler quiet(module.getContext(), [](Diagnostic &) { return success(); }); // who compiles the model is told
+  llvm::SmallDenseSet<unsigned> caches;
+  if (failed(passes.run(*stored)))
+    return caches;
+  for (auto [number, type] : llvm::enumerate(stored->lookupSymbol<func::FuncOp>(function).getArgumentTypes()))
+    if (PlanesAttr planes = getPlanes(type); planes && planes.getKind() == FormatKind::Fixed && planes.getRole() == CacheRole::Key)
+      caches.insert(number);
+  return caches;
 }
 
 LogicalResult declare(func::FuncOp function, BlockArgument argument, const Seen &seen) {
@@ -99,16 +144,28 @@ bool aligned::calibrate(const std::string &model, const std::vector<std::string>
     return false;
 
   std::map<unsigned, Seen> seen;
+  std::map<unsigned, KeySums> keys;
+  for (unsigned number : findKeyCaches(*module, function->getSymName()))
+    keys[number];
   for (const std::string &path : archives) {
     auto archive = readNpz(path, error);
     if (!archive)
       return refuse(error), false;
     for (BlockArgument argument : function->getArguments())
-      if (comesAs(getElementTypeOrSelf(argument.getType())) && failed(look(argument, *archive, path, seen[argument.getArgNumber()])))
-        return false;
+      if (comesAs(getElementTypeOrSelf(argument.getType()))) {
+        auto cache = keys.find(argument.getArgNumber());
+        if (failed(look(argument, *archive, path, seen[argument.getArgNumber()], cache == keys.end() ? nullptr : &cache->second)))
+          return false;
+      }
   }
   for (auto &[number, what] : seen)
     if (failed(declare(*function, function->getArgument(number), what)))
       return false;
+  for (auto &[number, sums] : keys) {
+    auto shape = cast<RankedTensorType>(function->getArgument(number).getType()).getShape();
+    auto type = RankedTensorType::get({shape[1], shape[3]}, Float32Type::get(&context));
+    if (llvm::any_of(sums.count, [](int64_t n) { return n > 0; }))
+      function->setArgAttr(number, kKeyOffsetName, DenseElementsAttr::get(type, ArrayRef(sums.mean())));
+  }
   return file.write([&](llvm::raw_ostream &os) { os << *module << "\n"; });
 }

@@ -125,6 +125,14 @@ std::vector<double> Capture::exact(const std::string &query, int64_t layer, int6
   return out;
 }
 
+double Capture::usualRow(int64_t layer, int64_t head, int64_t tokens) const {
+  std::vector<double> rows = toDouble(at(v, (layer * kvHeads + head) * this->tokens * valueDim), tokens * valueDim, dtype);
+  double sum = 0;
+  for (auto row = rows.begin(); row != rows.end(); row += valueDim)
+    sum += std::sqrt(std::inner_product(row, row + valueDim, row, 0.0));
+  return sum / tokens;
+}
+
 //===----------------------------------------------------------------------===//
 // Kernels and caches
 //===----------------------------------------------------------------------===//
@@ -188,8 +196,7 @@ std::optional<std::vector<std::shared_ptr<Kernel>>> aligned::compileLayers(const
     std::shared_ptr<Kernel> &kernel = known[source];
     if (!kernel) {
       kernel = compileKernel(source, rest.pipeline());
-      bool certifies = options.target == "cpu" || options.format != "dense";
-      if (!kernel || (certifies && !(kernel->certified = compile(source, rest.pipeline() + " certify"))))
+      if (!kernel || !(kernel->certified = compile(source, rest.pipeline() + " certify")))
         return std::nullopt;
     }
     kernels.push_back(kernel);
@@ -199,7 +206,7 @@ std::optional<std::vector<std::shared_ptr<Kernel>>> aligned::compileLayers(const
 
 bool Caches::create(const Capture &c, const Kernel &kernel) {
   for (int number = 0; number < 2 && kernel.split; ++number) {
-    side[number].reset(aligned_module_create_cache(kernel.module.get(), &kernel.formats[number], 1, c.kvHeads, number ? c.valueDim : c.keyDim, c.firstPosition + c.steps));
+    side[number].reset(aligned_cache_create(&kernel.formats[number], 1, c.kvHeads, number ? c.valueDim : c.keyDim, c.firstPosition + c.steps));
     if (!side[number])
       return refuse(aligned_last_error()), false;
   }

@@ -30,6 +30,8 @@ struct Capture {
   HeadInputs inputs(const std::string &query, int64_t layer, int64_t head, int64_t tokens) const;
   /// Attention in float64: [queryHeads, valueDim].
   std::vector<double> exact(const std::string &query, int64_t layer, int64_t tokens) const;
+  /// The mean length of a kv head's first `tokens` rows of V: what tolerances are relative to (P2).
+  double usualRow(int64_t layer, int64_t head, int64_t tokens) const;
 };
 
 /// Prints what is wrong and returns nothing.
@@ -38,7 +40,7 @@ std::optional<Capture> loadCapture(const std::string &folder);
 /// A kernel, and the caches that it takes.
 struct Kernel {
   Module module;
-  Module certified; ///< the same with a certificate, where asked for; of dense caches on GPUs there is none
+  Module certified; ///< the same with a certificate, where asked for
   bool split = false;
   aligned_format formats[2];
 };

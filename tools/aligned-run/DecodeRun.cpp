@@ -3,7 +3,6 @@
 #include "Page.h"
 
 #include "aligned/Reference/Baselines.h"
-#include "aligned/Runtime/Cuda.h"
 
 #include <algorithm>
 #include <cmath>
@@ -20,6 +19,7 @@ constexpr int kTimedCalls = 5; ///< per policy, layer and step, each beside a de
 struct Measured {
   aligned_tally tally = {};
   std::vector<double> errors;
+  std::vector<double> usualErrors, usualEstimates; ///< relative to a usual row of V (P2)
   std::vector<Certified> certificates; ///< of the heads whose exact output is finite; nothing is promised of others
 
   void add(const aligned_tally &read) {
@@ -38,7 +38,7 @@ struct Contestant {
   Caches caches;
   Measured measured;
   std::vector<double> times, certifiedTimes, denseTimes;
-  StepPlan plan; ///< of the step that is pictured
+  StepBits bits; ///< of the step that is pictured
 };
 
 /// What others do with a cache.
@@ -51,71 +51,6 @@ struct Alternative {
 /// What a call gives, and a certified one per query head.
 struct Outcome {
   std::vector<double> output, bound, estimate;
-};
-
-/// The dense kernel, over K and V where it looks for them: on a GPU they lie on the device before the time begins, as caches do.
-struct DenseKernel {
-  Module module;                      ///< null where there is none
-  aligned_program *program = nullptr; ///< of a GPU
-
-  /// False with the error printed. There is none for f32 on a GPU.
-  bool compile(const Capture &c, const RunOptions &options) {
-    bool onCpu = options.target == "cpu";
-    if (!onCpu && c.dtype == ALIGNED_DTYPE_F32)
-      return true;
-    RunOptions dense = options;
-    dense.policy = "exact", dense.format = "dense", dense.budget.clear(), dense.tolerance.reset();
-    if (!(module = aligned::compile(moduleText(c), dense.pipeline())))
-      return false;
-    program = aligned_module_program(module.get());
-    return true;
-  }
-
-  /// Brings K and V of a step, contiguous.
-  bool place(const Capture &c, const std::vector<char> &key, const std::vector<char> &value, int64_t tokens) {
-    int64_t rows = c.queryHeads;
-    if (!program)
-      return true;
-    memory.clear();
-    call = {};
-    call.batch = 1;
-    call.location = ALIGNED_LOCATION_CUDA;
-    call.scale = static_cast<float>(c.scale);
-    call.dense_key = onDevice(key.data(), key.size());
-    call.dense_value = onDevice(value.data(), value.size());
-    call.lengths = static_cast<const int64_t *>(onDevice(&tokens, sizeof tokens));
-    call.capacity = tokens;
-    call.query = onDevice(nullptr, rows * c.keyDim * c.width());
-    call.acc = static_cast<float *>(onDevice(nullptr, rows * c.valueDim * sizeof(float)));
-    call.max = static_cast<float *>(onDevice(nullptr, rows * sizeof(float)));
-    call.sum = static_cast<float *>(onDevice(nullptr, rows * sizeof(float)));
-    acc.resize(rows * c.valueDim), max.resize(rows), sum.resize(rows);
-    return std::all_of(memory.begin(), memory.end(), [](const auto &array) { return bool(array); }) || (refuse(aligned_last_error()), false);
-  }
-
-  /// Seconds of one call on a device, with the query from the host and the state back to it.
-  std::optional<double> callOnDevice(const std::string &query) {
-    double start = now();
-    bool failed = aligned_cuda_copy_to_device(const_cast<void *>(call.query), query.data(), query.size()) || aligned_program_decode(program, 0, &call) ||
-                  aligned_cuda_copy_to_host(acc.data(), call.acc, acc.size() * sizeof(float)) || aligned_cuda_copy_to_host(max.data(), call.max, max.size() * sizeof(float)) ||
-                  aligned_cuda_copy_to_host(sum.data(), call.sum, sum.size() * sizeof(float));
-    return failed ? refuse(aligned_last_error()) : std::optional(now() - start);
-  }
-
-private:
-  struct Free {
-    void operator()(void *array) const { aligned_cuda_free(array); }
-  };
-  void *onDevice(const void *data, int64_t bytes) {
-    memory.emplace_back(aligned_cuda_allocate(bytes));
-    if (data && memory.back() && aligned_cuda_copy_to_device(memory.back().get(), data, bytes))
-      memory.back().reset();
-    return memory.back().get();
-  }
-
-  aligned_decode_call call = {};
-  std::vector<std::unique_ptr<void, Free>> memory;
-  std::vector<float> acc, max, sum;
 };
 
 class DecodeRun {
@@ -136,7 +71,7 @@ private:
   const Capture &c;
   DecodePage *const page;
   std::string query; ///< [queryHeads, keyDim] of the current step
-  DenseKernel dense;
+  Module dense; ///< the dense kernel
   std::vector<Contestant> contestants;
   std::vector<Alternative> alternatives;
 };
@@ -181,18 +116,20 @@ void DecodeRun::measureAlternatives(int64_t layer, int64_t number, const std::ve
 }
 
 /// Keeps the plan of one row; kernels of other rows may report at the same time.
-struct PlanListener {
-  int64_t row;
-  StepPlan &plan;
+struct BitsListener {
+  int64_t row, tokens;
+  StepBits &bits;
 
-  static void listen(void *context, int32_t, int64_t row, int64_t blocks, int64_t units, const uint8_t *keyLayers, const uint8_t *valueLayers) {
-    auto &[wanted, plan] = *static_cast<PlanListener *>(context);
+  static void listen(void *context, int32_t, int64_t row, int64_t first, int64_t tokens, int64_t channels, const uint8_t *keyBits, const uint8_t *valueBits) {
+    auto &[wanted, all, bits] = *static_cast<BitsListener *>(context);
     if (row != wanted)
       return;
-    auto bits = [](uint8_t layers) { return 4 * layers; };
-    plan = {units, std::vector<int>(blocks * units), std::vector<int>(ALIGNED_BLOCK * blocks)};
-    std::transform(keyLayers, keyLayers + plan.keyBits.size(), plan.keyBits.begin(), bits);
-    std::transform(valueLayers, valueLayers + plan.valueBits.size(), plan.valueBits.begin(), bits);
+    auto units = [&](int64_t tokens) { return channels == 1 ? tokens : (tokens + ALIGNED_TILE - 1) / ALIGNED_TILE * channels; };
+    bits.channels = channels;
+    bits.keyBits.resize(units(all));
+    bits.valueBits.resize(all);
+    std::copy_n(keyBits, units(tokens), bits.keyBits.begin() + units(first));
+    std::copy_n(valueBits, tokens, bits.valueBits.begin() + first);
   }
 };
 
@@ -203,11 +140,11 @@ bool DecodeRun::step(int64_t layer, int64_t number) {
   std::vector<char> denseKey = c.dense(c.k, layer, tokens), denseValue = c.dense(c.v, layer, tokens);
   aligned_value key = contiguous(denseKey.data(), {1, c.kvHeads, tokens, c.keyDim}), value = contiguous(denseValue.data(), {1, c.kvHeads, tokens, c.valueDim});
 
-  if (!dense.place(c, denseKey, denseValue, tokens))
-    return false;
-  auto callDense = [&] { return !dense.module ? NAN : dense.program ? dense.callOnDevice(query) : call(dense.module, key, value); };
   if (page)
     measureAlternatives(layer, number, want);
+  std::vector<double> usual;
+  for (int64_t head = 0; head < c.kvHeads; ++head)
+    usual.push_back(c.usualRow(layer, head, tokens));
 
   for (Contestant &contestant : contestants) {
     const Kernel &kernel = *contestant.kernels[layer];
@@ -220,13 +157,13 @@ bool DecodeRun::step(int64_t layer, int64_t number) {
     }
     Outcome got;
     aligned_tally tally = {};
-    PlanListener listener{page ? page->head : 0, contestant.plan};
+    BitsListener listener{page ? page->head : 0, tokens, contestant.bits};
     aligned_rt_record(&tally, 1);
     if (pictured(layer, number))
-      aligned_rt_record_plan(&PlanListener::listen, &listener);
+      aligned_rt_record_bits(&BitsListener::listen, &listener);
     bool ok = call(kernel.certified ? kernel.certified : kernel.module, ours[0], ours[1], &got).has_value();
     aligned_rt_record(nullptr, 0);
-    aligned_rt_record_plan(nullptr, nullptr);
+    aligned_rt_record_bits(nullptr, nullptr);
     if (!ok)
       return false;
     contestant.measured.add(tally);
@@ -241,11 +178,16 @@ bool DecodeRun::step(int64_t layer, int64_t number) {
         if (!(difference <= certified.error) && !std::isnan(certified.error)) // a NaN stays: it is within no bound
           certified.error = difference;
       }
-      if (promised)
-        contestant.measured.certificates.push_back(certified);
+      if (!promised)
+        continue;
+      contestant.measured.certificates.push_back(certified);
+      double size = std::sqrt(std::inner_product(want.begin() + head * c.valueDim, want.begin() + (head + 1) * c.valueDim, want.begin() + head * c.valueDim, 0.0)) /
+                    usual[head / (c.queryHeads / c.kvHeads)];
+      contestant.measured.usualErrors.push_back(certified.relativeError * size);
+      contestant.measured.usualEstimates.push_back(certified.estimate * size);
     }
     for (int repeat = 0; repeat < kTimedCalls; ++repeat) { // interleaved, so that both see the same machine
-      auto seconds = call(kernel.module, ours[0], ours[1]), denseSeconds = callDense(), certifiedSeconds = kernel.certified ? call(kernel.certified, ours[0], ours[1]) : NAN;
+      auto seconds = call(kernel.module, ours[0], ours[1]), denseSeconds = call(dense, key, value), certifiedSeconds = kernel.certified ? call(kernel.certified, ours[0], ours[1]) : NAN;
       if (!seconds || !denseSeconds || !certifiedSeconds)
         return false;
       contestant.times.push_back(*seconds);
@@ -296,8 +238,9 @@ void judge(DecodeReport &report, const Measured &measured, bool certifies) {
       report.boundRatioMax = std::max(report.boundRatioMax, certified.error / certified.bound);
   }
   if (report.tolerance > 0) {
-    report.toleranceMet = share(measured.errors, [&](double error) { return error <= 2 * report.tolerance; });
-    report.flagged = share(measured.certificates, [&](const Certified &certified) { return certified.estimate > report.tolerance; });
+    auto isWithin = [&](double error) { return error <= 2 * report.tolerance; };
+    report.toleranceMet = share(measured.usualErrors, isWithin);
+    report.flagged = 1 - share(measured.usualEstimates, isWithin);
   }
 }
 
@@ -313,7 +256,9 @@ std::vector<Alternative> alternativesTo(const std::vector<RunOptions> &policies,
 }
 
 std::optional<std::vector<DecodeReport>> DecodeRun::run(const std::vector<RunOptions> &policies) {
-  if (!dense.compile(c, policies.front()))
+  RunOptions exact = policies.front();
+  exact.policy = "exact", exact.format = "dense", exact.budget.clear(), exact.tolerance.reset();
+  if (!(dense = aligned::compile(moduleText(c), exact.pipeline())))
     return std::nullopt;
   for (const RunOptions &options : policies) {
     auto kernels = compileLayers(c, options);
@@ -351,7 +296,7 @@ std::optional<std::vector<DecodeReport>> DecodeRun::run(const std::vector<RunOpt
     report.attentions = aligned_module_attentions(contestant.kernels.front()->module.get());
     reports.push_back(report);
     if (page)
-      page->policies.push_back({report, contestant.plan.units ? std::optional(std::move(contestant.plan)) : std::nullopt, std::move(contestant.measured.certificates)});
+      page->policies.push_back({report, contestant.bits.channels ? std::optional(std::move(contestant.bits)) : std::nullopt, std::move(contestant.measured.certificates)});
   }
   for (const Alternative &alternative : alternatives)
     page->alternatives.push_back(summary(alternative.name, alternative.measured, c.width()));

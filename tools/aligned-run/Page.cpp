@@ -12,7 +12,7 @@ using namespace aligned;
 
 namespace {
 
-constexpr int64_t kBlock = ALIGNED_BLOCK;
+constexpr int64_t kTile = ALIGNED_TILE;
 
 constexpr const char *style = R"(
 :root { color-scheme: light dark; --surface: #fcfcfb; --ink: #1a1a19; --muted: #65645f; --grid: #e6e5e1; --axis: #a5a49f; --ours: #2166c4; --others: #c2541b;
@@ -100,7 +100,7 @@ private:
   void row(const DecodeReport &report, const std::string &name, const char *key, bool rule);
   void bytesAgainstError();
   void plans();
-  std::string picture(const StepPlan &plan, const std::string &name);
+  std::string picture(const StepBits &bits, const std::string &name);
   std::string saidAgainstSeen(const std::string &seen, const std::string &said, llvm::function_ref<std::pair<double, double>(const Certified &)> pick);
   void certificates();
   void footer();
@@ -149,7 +149,7 @@ void Page::table() {
     row(policy.report, nameOf(policy.report), "", false);
   for (const DecodeReport &other : page.alternatives)
     row(other, other.policy, " theirs", &other == &page.alternatives.front());
-  os << "</tbody>\n</table>\n<p class=\"note\">Bits are per value, with exponents and scales. Circles: compiled kernels, measured. Squares: what others store, computed by the "
+  os << "</tbody>\n</table>\n<p class=\"note\">Bits are per value, with scales. Circles: compiled kernels, measured. Squares: what others store, computed by the "
         "reference. Time is beside this project's dense kernel, on this machine.</p>\n</div>\n";
 }
 
@@ -199,32 +199,38 @@ void Page::bytesAgainstError() {
 /// Level 6 from a tenth, 1 from a millionth, 0 below.
 int probabilityLevel(double p) { return p > 0 ? std::clamp(static_cast<int>(std::floor(std::log10(p))) + 7, 0, 6) : 0; }
 
-/// Rows are blocks of 64 tokens, the oldest on top, in three panels side by side: K by channel, V by token of the block, probability by token of the block.
-std::string Page::picture(const StepPlan &plan, const std::string &name) {
-  int64_t tokens = page.stepTokens, blocks = tokens / kBlock, rows = (tokens + kBlock - 1) / kBlock, wide = page.keyDim / plan.units;
-  double full = page.elementBits; // of the open block, whose values are read as they are
-  auto keyBits = [&](int64_t block, int64_t channel) { return block < blocks ? plan.keyBits[block * plan.units + channel / wide] : full; };
-  auto valueBits = [&](int64_t token) { return token < blocks * kBlock ? plan.valueBits[token] : full; };
-  auto tokensOf = [&](int64_t block) { return std::min(kBlock, tokens - block * kBlock); };
+/// Rows are tiles of 64 tokens, the oldest on top, in three panels side by side: K by channel or by token of the tile, V by token of the tile, probability by token of the
+/// tile.
+std::string Page::picture(const StepBits &bits, const std::string &name) {
+  int64_t tokens = page.stepTokens, rows = (tokens + kTile - 1) / kTile, columns = bits.channels == 1 ? kTile : page.keyDim;
+  constexpr double full = 16;
+  bool byToken = bits.channels == 1;
+  auto keyBits = [&](int64_t tile, int64_t column) -> double {
+    if (!byToken)
+      return bits.keyBits[tile * bits.channels + column];
+    return tile * kTile + column < tokens ? bits.keyBits[tile * kTile + column] : -4;
+  };
+  auto tokensOf = [&](int64_t tile) { return std::min(kTile, tokens - tile * kTile); };
   auto level = [](double bits) { return std::min(static_cast<int>(bits / 4), 4); };
 
-  std::vector<double> ofBlockK(rows), ofBlockV(rows), ofChannel(page.keyDim);
+  std::vector<double> ofTileK(rows), ofTileV(rows), ofColumn(columns);
   double meanK = 0, meanV = 0;
-  for (int64_t block = 0; block < rows; ++block) {
-    for (int64_t channel = 0; channel < page.keyDim; ++channel) {
-      ofBlockK[block] += keyBits(block, channel) / page.keyDim;
-      ofChannel[channel] += keyBits(block, channel) * tokensOf(block) / tokens;
+  for (int64_t tile = 0; tile < rows; ++tile) {
+    int64_t count = byToken ? tokensOf(tile) : columns;
+    for (int64_t column = 0; column < count; ++column) {
+      ofTileK[tile] += keyBits(tile, column) / count;
+      ofColumn[column] += byToken ? keyBits(tile, column) / rows : keyBits(tile, column) * tokensOf(tile) / tokens;
     }
-    for (int64_t token = block * kBlock; token < block * kBlock + tokensOf(block); ++token)
-      ofBlockV[block] += valueBits(token) / tokensOf(block);
-    meanK += ofBlockK[block] * tokensOf(block) / tokens;
-    meanV += ofBlockV[block] * tokensOf(block) / tokens;
+    for (int64_t token = tile * kTile; token < tile * kTile + tokensOf(tile); ++token)
+      ofTileV[tile] += double(bits.valueBits[token]) / tokensOf(tile);
+    meanK += ofTileK[tile] * tokensOf(tile) / tokens;
+    meanV += ofTileV[tile] * tokensOf(tile) / tokens;
   }
 
   constexpr double panel = 304, margin = 52, gap = 34, left = 62, top = 100, above = 36, lift = 14; // lift: of the margin above a panel
   double height = std::min(20.0 * rows, 320.0);
   Svg svg(left + 3 * panel + 2 * (margin + gap) + 10, top + height + 50, "Bits that policy " + name + " read of K and of V, and the probability of tokens");
-  Axis y{0, static_cast<double>(rows), top, top + height, false, "block of 64 tokens, oldest first"};
+  Axis y{0, static_cast<double>(rows), top, top + height, false, "tile of 64 tokens, oldest first"};
   auto frame = [&](double x, const std::string &title, double columns, const std::string &columnTitle) {
     svg.text(x, 18, title, Svg::Start, "name");
     svg.rect({x, top, panel, height}, "frame");
@@ -234,7 +240,7 @@ std::string Page::picture(const StepPlan &plan, const std::string &name) {
     }
     svg.text(x + panel / 2, top + height + 38, columnTitle, Svg::Middle);
   };
-  auto beside = [&](double x, const std::vector<double> &means) { // the margin of means of blocks
+  auto beside = [&](double x, const std::vector<double> &means) { // the margin of means of tiles
     svg.profile({x + 6, top, margin - 6, height}, means, full, /*lying=*/true, "profile");
     svg.line(x + 6, top, x + 6, top + height, "axis");
     svg.text(x + 6, top - 6, "0", Svg::Middle, "tick");
@@ -254,45 +260,45 @@ std::string Page::picture(const StepPlan &plan, const std::string &name) {
       svg.line(left - 4, y.at(row), left, y.at(row), "axis");
       svg.text(left - 8, y.at(row) + 4, label, Svg::End, "tick");
     }
-  svg.text(left - 44, top + height / 2, height < 200 ? "block" : y.title, Svg::Middle, "", /*upright=*/true);
+  svg.text(left - 44, top + height / 2, height < 200 ? "tile" : y.title, Svg::Middle, "", /*upright=*/true);
 
   double x = left;
-  svg.cells({x, top, panel, height}, rows, page.keyDim, "b", [&](int64_t block, int64_t channel) { return level(keyBits(block, channel)); });
-  frame(x, "K: " + fixed(meanK, 2) + " bits a value", page.keyDim, "channel");
-  svg.profile({x, top - lift - above, panel, above}, ofChannel, full, /*lying=*/false, "profile");
+  svg.cells({x, top, panel, height}, rows, columns, "b", [&](int64_t tile, int64_t column) { return level(keyBits(tile, column)); });
+  frame(x, "K: " + fixed(meanK, 2) + " bits a value", columns, byToken ? "token of the tile" : "channel");
+  svg.profile({x, top - lift - above, panel, above}, ofColumn, full, /*lying=*/false, "profile");
   svg.line(x, top - lift, x + panel, top - lift, "axis");
   svg.text(x - 6, top - lift + 4, "0", Svg::End, "tick");
   svg.text(x - 6, top - lift - above + 8, fixed(full, 0), Svg::End, "tick");
   svg.text(x - 24, top - lift - above / 2, "mean", Svg::End, "tick");
   svg.text(x - 24, top - lift - above / 2 + 13, "bits", Svg::End, "tick");
-  beside(x + panel, ofBlockK);
+  beside(x + panel, ofTileK);
 
   x += panel + margin + gap;
   auto ofToken = [&](auto levelOf) {
-    return [this, levelOf](int64_t block, int64_t column) { return block * kBlock + column < page.stepTokens ? levelOf(block * kBlock + column) : -1; };
+    return [this, levelOf](int64_t tile, int64_t column) { return tile * kTile + column < page.stepTokens ? levelOf(tile * kTile + column) : -1; };
   };
-  svg.cells({x, top, panel, height}, rows, kBlock, "b", ofToken([&](int64_t token) { return level(valueBits(token)); }));
-  frame(x, "V: " + fixed(meanV, 2) + " bits a value", kBlock, "token of the block");
-  legend(x, "b", {"0 bits", "4", "8", "12", full > 16 ? "16+" : "16"});
-  beside(x + panel, ofBlockV);
+  svg.cells({x, top, panel, height}, rows, kTile, "b", ofToken([&](int64_t token) { return level(bits.valueBits[token]); }));
+  frame(x, "V: " + fixed(meanV, 2) + " bits a value", kTile, "token of the tile");
+  legend(x, "b", {"0 bits", "4", "8", "12", "16"});
+  beside(x + panel, ofTileV);
 
   x += panel + margin + gap;
-  svg.cells({x, top, panel, height}, rows, kBlock, "p", ofToken([&](int64_t token) { return probabilityLevel(page.probabilities[token]); }));
-  frame(x, "Probability of tokens", kBlock, "token of the block");
+  svg.cells({x, top, panel, height}, rows, kTile, "p", ofToken([&](int64_t token) { return probabilityLevel(page.probabilities[token]); }));
+  frame(x, "Probability of tokens", kTile, "token of the tile");
   legend(x, "p", {"less", "10⁻⁶", "10⁻⁵", "10⁻⁴", "10⁻³", "10⁻²", "10⁻¹"});
   return svg.finish();
 }
 
 void Page::plans() {
-  bool any = std::any_of(page.policies.begin(), page.policies.end(), [](const PolicyPage &policy) { return policy.plan.has_value(); });
+  bool any = std::any_of(page.policies.begin(), page.policies.end(), [](const PolicyPage &policy) { return policy.bits.has_value(); });
   if (!any)
     return;
   os << "<section id=\"plans\">\n<h2>Which bits one step reads</h2>\n<p class=\"note\">Layer " << page.layer << ", kv head " << page.head << ", step " << page.step << ", "
-     << counted(page.stepTokens, "token") << ", as the compiled kernels report it, exponents left out. The probability of a token is the largest among the query heads of the kv head, in float64.</p>\n";
+     << counted(page.stepTokens, "token") << ", as the compiled kernels report it, scale codes left out. The probability of a token is the largest among the query heads of the kv head, in float64.</p>\n";
   for (size_t i = 0; i < page.policies.size(); ++i)
-    if (const PolicyPage &policy = page.policies[i]; policy.plan)
+    if (const PolicyPage &policy = page.policies[i]; policy.bits)
       os << "<details" << (i == shown ? " open=\"open\"" : "") << "><summary>" << escaped(nameOf(policy.report)) << "</summary>\n<figure>\n"
-         << picture(*policy.plan, nameOf(policy.report)) << "</figure>\n</details>\n";
+         << picture(*policy.bits, nameOf(policy.report)) << "</figure>\n</details>\n";
   os << "</section>\n";
 }
 
@@ -345,14 +351,13 @@ void Page::certificates() {
   os << "<section id=\"certificates\">\n<h2>What kernels say of their errors</h2>\n<p class=\"note\">A point is one layer, query head and step; on the dashed line both are "
         "equal. A bound must not be exceeded: it holds for "
      << data(holding, std::to_string(holding)) << " of " << data(count, std::to_string(count)) << "."
-     << (estimates.empty() ? "" : " An estimate, at the right, is what a budget aims with.") << " Errors include those of storage.</p>\n<div class=\"pair\">\n"
+     << (estimates.empty() ? "" : " An estimate, at the right, is the error to expect.") << " Errors include those of storage.</p>\n<div class=\"pair\">\n"
      << bounds << estimates << "</div>\n</section>\n";
 }
 
 void Page::footer() {
   os << R"(<footer>
-<p><b>Bytes</b> are the planes that a step asked for, each distinct byte once, the exponents, and the newest tokens, which are not split until their block of 64 is full.
-Alternatives count what they store: values, scales and zero points.</p>
+<p><b>Bytes</b> are the planes that a step read, and of fixed planes a byte of scale code for each token and side. Alternatives count what they store: values, scales and zero points.</p>
 <p><b>Alternatives</b>, attended to in float64 after rounding: <b>int8, int4</b>: K by channel of 64 tokens with a scale and a zero point, V by token with a scale, of 16 bits
 each; <b>q8_0</b>: 8-bit integers, 32 channels of a token share a scale of 16 bits; <b>fp8</b>: e4m3 without scales, saturating; <b>flash</b>: 16-bit K, V, probabilities and
 output, scores and sums in float32; <b>alignedkv</b>: the published rule (arXiv 2409.16546), planes of 8, 4 and 4 bits.</p>

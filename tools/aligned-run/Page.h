@@ -9,9 +9,9 @@
 namespace aligned {
 
 /// The bits that one policy read of one kv head in one step, planes only.
-struct StepPlan {
-  int64_t units = 0;                    ///< of channels of K that are decided together
-  std::vector<int> keyBits, valueBits;  ///< of full blocks: [blocks, units] and [64 blocks]
+struct StepBits {
+  int64_t channels = 0;                ///< 1: K is read token by token; else [tiles of 64 tokens][channels] of it
+  std::vector<int> keyBits, valueBits; ///< [tokens], or as said
 };
 
 /// What a kernel says of the error of one head's output, beside the error.
@@ -25,7 +25,7 @@ struct Certified {
 /// A policy's row in the table, and its pictures.
 struct PolicyPage {
   DecodeReport report;
-  std::optional<StepPlan> plan;        ///< where the caches are split
+  std::optional<StepBits> bits;        ///< where the caches are packed
   std::vector<Certified> certificates; ///< of every layer, query head and step
 };
 

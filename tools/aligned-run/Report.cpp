@@ -28,10 +28,6 @@ Module aligned::compile(const std::string &source, const std::string &options) {
 
 std::string RunOptions::pipeline() const {
   std::string text = "policy=" + policy + " format=" + format + " isa=" + isa;
-  if (target != "cpu")
-    text += " target=" + target;
-  if (!chip.empty())
-    text += " chip=" + chip;
   if (tolerance)
     llvm::raw_string_ostream(text) << llvm::format(" tolerance=%.17g", *tolerance);
   if (!budget.empty())

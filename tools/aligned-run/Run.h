@@ -20,7 +20,6 @@ struct RunOptions {
   std::optional<double> tolerance;    ///< of policy `budget`
   std::string budget;                 ///< a file that goes ahead of the policy where it says something
   std::string format = "auto", isa = "host";
-  std::string target = "cpu", chip;   ///< chip: of cuda, what is at hand where empty
   int threads = 1;
   std::optional<double> rtol, atol;   ///< of the comparison with the expected outputs
   bool lastStep = false;              ///< of a captured cache
@@ -64,7 +63,7 @@ struct DecodeReport {
   double certifiedStepMicroseconds = NAN; ///< of a step that returns its certificate too
   double boundRatioMax = NAN;             ///< largest error of a channel / bound, of a head
   std::optional<int64_t> boundViolations; ///< heads whose error exceeds their bound
-  double toleranceMet = NAN, flagged = NAN; ///< fractions of heads: within twice the tolerance, and with an estimate above it
+  double toleranceMet = NAN, flagged = NAN; ///< fractions of heads: with an error within twice the tolerance, and with an estimate beyond that
   int threads = 1, attentions = 0;
 };
 
@@ -78,9 +77,6 @@ struct DecodePage;
 std::optional<ModelReport> runModel(const std::string &modelPath, const std::string &npzPath, const RunOptions &options);
 std::optional<std::vector<DecodeReport>> runDecode(const std::string &folder, const std::vector<RunOptions> &policies, const PageOptions &pictured = {},
                                                    DecodePage *page = nullptr);
-
-/// Compiles the kernels of a model's file, or of one attention over a captured cache, and writes them into a folder: kernels.ptx and kernels.json. Prints what is wrong.
-bool emitKernels(const std::string &modelPath, const std::string &captureFolder, const RunOptions &options, const std::string &folder);
 
 void printModel(const ModelReport &report, const RunOptions &options);
 void printDecode(const std::vector<DecodeReport> &reports);

@@ -1,6 +1,6 @@
 // A search for a budget: the fewest bytes whose measured error over a captured cache stays within a target.
 //
-// Errors of K and of V add as variances, and no kv head knows of another. So each side of each kv head is measured alone, over a ladder of tolerances,
+// A side's tolerance is its own, errors of K and of V add as variances, and no kv head knows of another. So each side of each kv head is measured alone, over a ladder of tolerances,
 // with the other side exact. What a choice of tolerances reads and errs is then a sum over kv heads, and the best choice for a price of error in bits is
 // the best of each kv head. The price whose measured error, all together, meets the target is found by measuring.
 #include "Tune.h"
@@ -17,7 +17,7 @@ using namespace aligned;
 
 namespace {
 
-constexpr int kRungsDown = 2, kRungsUp = 5; ///< of the ladder, below and above the target, each an octave
+constexpr int kRungsDown = 4, kRungsUp = 3; ///< of the ladder, below and above the target, each an octave
 constexpr int kSteps = 8;                   ///< choices from one rung to the next: what they cost is interpolated
 constexpr int kFits = 8;                    ///< measured attempts to meet the target
 constexpr double kClose = 0.995;            ///< of the target: near enough
@@ -118,10 +118,12 @@ struct PlaneBits {
   Reading *heads; ///< of one layer
   int64_t keyDim, valueDim;
 
-  static void listen(void *context, int32_t, int64_t row, int64_t blocks, int64_t units, const uint8_t *keyLayers, const uint8_t *valueLayers) {
+  static void listen(void *context, int32_t, int64_t row, int64_t, int64_t tokens, int64_t channels, const uint8_t *keyBits, const uint8_t *valueBits) {
     auto &[heads, keyDim, valueDim] = *static_cast<PlaneBits *>(context);
-    heads[row].bits[0] += 4.0 * ALIGNED_BLOCK * keyDim / units * std::accumulate(keyLayers, keyLayers + blocks * units, int64_t(0));
-    heads[row].bits[1] += 4.0 * valueDim * std::accumulate(valueLayers, valueLayers + ALIGNED_BLOCK * blocks, int64_t(0));
+    double ofTile = channels == 1 ? keyDim : ALIGNED_TILE;
+    int64_t units = channels == 1 ? tokens : (tokens + ALIGNED_TILE - 1) / ALIGNED_TILE * channels;
+    heads[row].bits[0] += ofTile * std::accumulate(keyBits, keyBits + units, int64_t(0));
+    heads[row].bits[1] += double(valueDim) * std::accumulate(valueBits, valueBits + tokens, int64_t(0));
   }
 };
 
@@ -137,10 +139,10 @@ bool Tuner::measureStep(int64_t layer, int64_t step, Caches &caches, const Kerne
   PlaneBits planes{heads, c.keyDim, c.valueDim};
   aligned_tally tally = {};
   aligned_rt_record(&tally, 1);
-  aligned_rt_record_plan(&PlaneBits::listen, &planes);
+  aligned_rt_record_bits(&PlaneBits::listen, &planes);
   int failed = aligned_module_call(kernel.module.get(), arguments, &result);
   aligned_rt_record(nullptr, 0);
-  aligned_rt_record_plan(nullptr, nullptr);
+  aligned_rt_record_bits(nullptr, nullptr);
   if (failed)
     return refuse(aligned_last_error()), false;
   std::vector<double> errors = relativeErrors(toDouble(result.array.data, c.queryHeads * c.valueDim, ALIGNED_DTYPE_F32), want, c.valueDim);
@@ -203,7 +205,7 @@ std::optional<Readings> Tuner::measure(const std::vector<Tuned::Layer> &layers) 
 
 bool Tuner::fitUniform() {
   Progress progress("fitting one tolerance for all");
-  double aim = 1.5 * target, low = 0, high = 1; // an error is about two thirds of its tolerance
+  double aim = 0.8 * target, low = 0, high = 1; // errors are relative to outputs, which are shorter than the rows of V that tolerances are relative to
   for (int fit = 0; fit < kFits; ++fit) {
     double tried = rounded(aim);
     auto readings = measure(compilePolicies("policy <budget, " + tolerated(tried) + ">"));

@@ -22,24 +22,22 @@ struct CommandLine {
   cl::opt<std::string> npz{"npz", cl::value_desc("FILE"), cl::desc("Inputs arg0, arg1, ... of the model, and the expected outputs out0, ... where present"), cl::cat(category)};
   cl::opt<std::string> decode{"decode", cl::value_desc("DIR"), cl::desc("Run a captured cache instead: q.npy, k.npy, v.npy and meta.json in this folder"), cl::cat(category)};
   cl::list<std::string> policies{"policy", cl::CommaSeparated, cl::value_desc("NAME"),
-                               cl::desc("exact, alignedkv, tight (2^-11), balanced (2^-8), fast (2^-6), or budget with --tolerance; several for --decode. "
+                               cl::desc("exact, alignedkv, tight (2^-12), balanced (2^-9), fast (2^-7), draft (2^-6), or budget with --tolerance; several for --decode. "
                                         "Default: tight for a model, alignedkv,tight,balanced,fast for a cache"),
                                cl::cat(category)};
-  cl::opt<double> tolerance{"tolerance", cl::value_desc("T"), cl::desc("Aimed relative L2 error of a head's output, above 0 and below 1; implies --policy=budget"), cl::cat(category)};
+  cl::opt<double> tolerance{"tolerance", cl::value_desc("T"), cl::desc("L2 error of an output row to aim at, relative to a usual row of V, above 0 and below 1; implies --policy=budget"), cl::cat(category)};
   cl::opt<std::string> budget{"budget", cl::value_desc("FILE.yaml"), cl::desc("How much error is acceptable where; the policy holds where it says nothing (default balanced)"), cl::cat(category)};
   cl::opt<bool> tune{"tune", cl::desc("Of a captured cache, search the budget of fewest bytes that keeps within --target-error, and write it to the file of -o"), cl::cat(category)};
   cl::opt<double> targetError{"target-error", cl::value_desc("E"), cl::desc("Mean relative L2 error of heads' outputs that --tune is to keep within"), cl::cat(category)};
-  cl::list<std::string> calibrate{"calibrate", cl::value_desc("X.npz"), cl::desc("Write the model to the file of -o with the ranges that arg0, arg1, ... were seen to have; may be given several times"),
+  cl::list<std::string> calibrate{"calibrate", cl::value_desc("X.npz"), cl::desc("Write the model to the file of -o with the ranges that arg0, arg1, ... were seen to have, and the mean of keys; may be given several times"),
                                   cl::cat(category)};
   cl::opt<std::string> output{"o", cl::value_desc("FILE"), cl::desc("What to write"), cl::cat(category)};
-  cl::opt<std::string> format{"format", cl::init("auto"), cl::desc("Storage: auto, dense, or planes such as fixed<4,4,4,4> and float<8,4,4>"), cl::cat(category)};
-  cl::opt<std::string> target{"target", cl::init("cpu"), cl::desc("Where attention runs: cpu, or cuda (an NVIDIA GPU of compute capability 8.0 or more, and its driver)"), cl::cat(category)};
-  cl::opt<std::string> chip{"chip", cl::value_desc("sm_NN"), cl::desc("With --target=cuda: architecture to compile for (default: the GPU's; with --emit: sm_90)"), cl::cat(category)};
-  cl::opt<std::string> emit{"emit", cl::value_desc("ptx"), cl::desc("With --target=cuda: write the kernels into the folder of -o instead of running them; needs no GPU"), cl::cat(category)};
+  cl::opt<std::string> format{"format", cl::init("auto"), cl::desc("Storage: auto, dense, or planes such as fixed<4,4,8> and float<8,4,4>"), cl::cat(category)};
+  cl::opt<std::string> target{"target", cl::init("cpu"), cl::desc("Where attention runs: cpu"), cl::cat(category)};
   cl::opt<std::string> isa{"isa", cl::init("host"), cl::desc("Instructions of the kernels: host (the widest that this machine has), avx512, avx2 or portable"), cl::cat(category)};
   cl::opt<int> threads{"threads", cl::init(1), cl::desc("Threads that share the kv heads of a step (default 1)"), cl::cat(category)};
   cl::opt<double> relative{"rtol", cl::desc("Allowed |got - want| is atol + rtol |want|. Default 2e-3, or 2^-7 for bf16 outputs"), cl::cat(category)};
-  cl::opt<double> absolute{"atol", cl::desc("Default 2e-3 for exact and tight, 2e-2 for balanced, 6e-2 for fast and alignedkv, max(2e-3, 8 T) for a budget"), cl::cat(category)};
+  cl::opt<double> absolute{"atol", cl::desc("Default 2e-3 for exact and tight, 2e-2 for balanced, 6e-2 for fast and alignedkv, 0.12 for draft, max(2e-3, 8 T) for a tolerance, 6e-2 for a budget file"), cl::cat(category)};
   cl::opt<bool> lastStep{"last-step", cl::desc("Of a captured cache, run only the last step"), cl::cat(category)};
   cl::opt<std::string> report{"report", cl::value_desc("FILE.html"), cl::desc("Of a captured cache, write a page with tables and pictures"), cl::cat(category)};
   cl::opt<int> layer{"report-layer", cl::value_desc("N"), cl::desc("Layer of the capture that the page pictures, from 0 (default the middle one)"), cl::cat(category)};
@@ -59,14 +57,9 @@ constexpr const char *overview = R"(aligned-run: attention that reads only the b
       dense kernel. meta.json: group (query heads per kv head), scale, first_position (of the first step); q.npy
       [layers, q_heads, steps, head_dim], k.npy and v.npy [layers, kv_heads, tokens, head_dim], float16, float32 or, with "dtype": "bfloat16", uint16
 
-  aligned-run MODEL.mlir --target=cuda --npz X.npz
-      does the same with attention on a GPU; --decode takes --target too
-
-  aligned-run MODEL.mlir --target=cuda --chip=sm_90 --emit=ptx -o DIR
-      writes kernels.ptx and kernels.json, which says how to launch them: aligned-launch, or any program with the driver, needs no compiler
-
   aligned-run MODEL.mlir --calibrate X.npz -o calibrated.mlir
-      writes the model with aligned.range on its arguments: what arg0, arg1, ... span, for aligned-opt --aligned-analyze-precision
+      writes the model with aligned.range on its arguments: what arg0, arg1, ... span, for aligned-opt --aligned-analyze-precision; and with
+      aligned.key_offset on its caches of keys: their mean, which is taken off keys before they are stored
 
   aligned-run --decode DIR --budget FILE.yaml
       reads as closely as a file says for each layer, kv head and side; --budget serves a model too
@@ -113,18 +106,9 @@ int main(int argc, char **argv) {
     std::optional<OutputFile> file = OutputFile::create(line.output, "-o");
     return file && calibrate(line.model, line.calibrate, *file) ? 0 : 1;
   }
-  bool emits = line.emit.getNumOccurrences() > 0;
-  if (line.target != "cpu" && line.target != "cuda")
-    return usageError("expected --target cpu or cuda, got '" + line.target + "'");
-  if (line.target == "cpu")
-    for (cl::opt<std::string> *option : {&line.chip, &line.emit})
-      if (option->getNumOccurrences())
-        return usageError("expected --target=cuda with --" + option->ArgStr.str());
-  if (emits && line.emit != "ptx")
-    return usageError("expected --emit=ptx, got '" + line.emit + "'");
-  if (emits && (line.output.empty() || line.tune || line.report.getNumOccurrences()))
-    return usageError(line.output.empty() ? "expected -o DIR with --emit" : "expected --emit without --tune and --report");
-  if (!isDecode && !emits && !line.npz.getNumOccurrences())
+  if (line.target != "cpu")
+    return usageError("expected --target cpu, got '" + line.target + "'" + (line.target == "cuda" ? ": kernels for GPUs are being rewritten for the present storage" : ""));
+  if (!isDecode && !line.npz.getNumOccurrences())
     return usageError("expected --npz FILE with the model's inputs");
   if (line.threads < 1 || line.threads > 1024)
     return usageError("expected 1 to 1024 threads, got " + std::to_string(line.threads));
@@ -144,7 +128,7 @@ int main(int argc, char **argv) {
         return usageError("expected no --" + option->ArgStr.str() + " with --tune");
   } else {
     for (cl::Option *option : std::initializer_list<cl::Option *>{&line.targetError, &line.output})
-      if (option->getNumOccurrences() && !(emits && option == &line.output))
+      if (option->getNumOccurrences())
         return usageError((option == &line.output ? "expected --tune or --calibrate with " : "expected --tune with ") + std::string(option == &line.output ? "-" : "--") + option->ArgStr.str());
   }
 
@@ -157,8 +141,6 @@ int main(int argc, char **argv) {
   base.budget = line.budget;
   base.format = line.format;
   base.isa = line.isa;
-  base.target = line.target;
-  base.chip = line.chip;
   base.threads = line.threads;
   base.lastStep = line.lastStep;
   base.json = line.json;
@@ -170,7 +152,7 @@ int main(int argc, char **argv) {
   if (names.empty())
     names = base.tolerance          ? std::vector<std::string>{"budget"}
             : !base.budget.empty() ? std::vector<std::string>{"balanced"}
-            : isDecode && !emits ? std::vector<std::string>{"alignedkv", "tight", "balanced", "fast"} : std::vector<std::string>{"tight"};
+            : isDecode           ? std::vector<std::string>{"alignedkv", "tight", "balanced", "fast"} : std::vector<std::string>{"tight"};
   if (line.budget.getNumOccurrences() && base.budget.empty())
     return usageError("expected --budget FILE, got no name");
   if (!base.budget.empty() && names.size() != 1)
@@ -196,11 +178,6 @@ int main(int argc, char **argv) {
     return usageError("expected --report only with --decode DIR");
   aligned_rt_set_threads(line.threads);
 
-  if (emits) {
-    if (runs.size() != 1)
-      return usageError("expected one --policy with --emit, got " + std::to_string(runs.size()));
-    return emitKernels(line.model, line.decode, runs.front(), line.output) ? 0 : 1;
-  }
   bool ok = false;
   llvm::json::Object object;
   if (line.tune) {

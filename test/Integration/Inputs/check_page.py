@@ -73,14 +73,18 @@ assert len(pictures) == (0 if options.no_plans else len(run["runs"]))
 assert options.no_plans or sum("open" in picture.attrib for picture in pictures) == 1
 
 
-def mean_bits(group):
-    """Of the cells of a heat map; class b3 means 12 bits."""
-    area = weighted = 0
+def cells(group):
+    """Of a heat map: by row, how many cells there are, and their bits together; class b3 means 12 bits."""
+    rows = {}
     for path in group.findall(f"{SVG}path"):
-        cells = sum(int(run) for run in re.findall(r"M\d+ \d+h(\d+)v1h-\d+z", path.get("d")))
-        area += cells
-        weighted += cells * 4 * int(path.get("class")[1:])
-    return area, weighted
+        for row, run in re.findall(r"M\d+ (\d+)h(\d+)v1h-\d+z", path.get("d")):
+            count, bits = rows.get(int(row), (0, 0))
+            rows[int(row)] = count + int(run), bits + int(run) * 4 * int(path.get("class")[1:])
+    return rows
+
+
+def total(group):
+    return [sum(numbers) for numbers in zip(*cells(group).values())]
 
 
 for picture, report in zip(pictures, run["runs"]):
@@ -88,24 +92,19 @@ for picture, report in zip(pictures, run["runs"]):
     assert len(groups) == 3  # K, V, probabilities
     assert all(path.get("class")[0] == kind for group, kind in zip(groups, "bbp") for path in group)
     titles = [text.text for text in picture.iter(f"{SVG}text") if text.get("class") == "name"]
-    tokens = mean_bits(groups[2])[0]
-    assert mean_bits(groups[1])[0] == tokens
+    tokens = total(groups[2])[0]
+    assert total(groups[1])[0] == tokens
     if options.drawn:
-        full = tokens // 64 * 64
-        # K: whole rows of channels, the open block's counted as often as it has tokens.
-        channels = max(int(run) + int(start) for path in groups[0] for start, run in re.findall(r"M(\d+) \d+h(\d+)", path.get("d")))
-        area, weighted = mean_bits(groups[0])
-        assert area == channels * -(-tokens // 64)
-        open_row = 16 * channels if tokens > full else 0
+        # K of fixed planes is read by token; of float planes by channel of a tile, whose row counts as often as it has tokens.
         fixed = report["policy"] != "alignedkv"
-        key = ((weighted - open_row) * 64 + open_row * (tokens - full)) / (channels * tokens)
-        value = mean_bits(groups[1])[1] / tokens
+        of_tiles = {row: bits / count * min(64, tokens - 64 * row) for row, (count, bits) in cells(groups[0]).items()}
+        key, value = sum(of_tiles.values()) / tokens, total(groups[1])[1] / tokens
+        assert total(groups[0])[0] == tokens if fixed else total(groups[0])[0] % -(-tokens // 64) == 0
         assert titles[:2] == [f"K: {key:.2f} bits a value", f"V: {value:.2f} bits a value"], (titles, key, value)
-        # The tally counts exponents too; the width of V is known from the share that they make up.
-        share = full / tokens * fixed
-        assert abs(key + 8 / 64 * share - report["k_bits"]) < 1e-9, (key, report)
-        exponents = report["v_bits"] - value
-        assert any(abs(exponents - 8 / width * share) < 1e-9 for width in range(16, 257, 16)), (value, report)
+        # The tally counts a byte of scale code for each token and side too; head dims are known from the share that they make up.
+        for seen, told in (key, report["k_bits"]), (value, report["v_bits"]):
+            codes = told - seen
+            assert any(abs(codes - 8 / width) < 1e-9 for width in range(16, 257, 16)) if fixed else abs(codes) < 1e-9, (seen, report)
 
 # Certificates: how many bounds hold, of how many. Nothing is promised of a head whose exact output is not finite.
 violations = [report["bound_violations"] for report in run["runs"]]

@@ -1,0 +1,94 @@
+"""Masks by numbers and sinks (P8): operands of attention, against NumPy in float64, over every storage."""
+import alignedkv
+import numpy as np
+import pytest
+
+HEADS, KV_HEADS, QUERIES, DIM = 4, 2, 2, 64
+
+
+def attention(q, k, v, mask, sinks, softcap):
+    group = HEADS // KV_HEADS
+    scores = np.einsum("bhqd,bhtd->bhqt", q.astype(float), np.repeat(k, group, 1).astype(float)) / 8
+    if softcap:
+        scores = softcap * np.tanh(scores / softcap)
+    if mask is not None:
+        scores = scores + mask
+    top = scores.max(-1, keepdims=True)
+    own = 0
+    if sinks is not None:
+        logits = sinks.astype(float)[None, :, None, None]
+        top = np.maximum(top, logits)
+        own = np.exp(logits - top)
+    weights = np.exp(scores - top)
+    return np.einsum("bhqt,bhtd->bhqd", weights / (weights.sum(-1, keepdims=True) + own), np.repeat(v, group, 1).astype(float))
+
+
+def text(element, shape, sinks, softcap):
+    """Attention over dense tensors that may be packed, with the operands that are asked for."""
+    types = f"tensor<1x{HEADS}x{QUERIES}x{DIM}xf16>, " + ", ".join(2 * [f"tensor<1x{KV_HEADS}x?x{DIM}xf16>"])
+    arguments = [f"%{name}: {type}" for name, type in zip("qkv", types.split(", "))]
+    operands = f"softcap {softcap:.1f} " if softcap else ""
+    if element:
+        arguments.append(f"%m: tensor<{shape}x?x{element}>")
+        operands += f"attn_mask %m : tensor<{shape}x?x{element}> "
+    if sinks:
+        arguments.append(f"%s: tensor<{HEADS}xf32>")
+        operands += f"sink_logits %s : tensor<{HEADS}xf32> "
+    out = f"tensor<1x{HEADS}x{QUERIES}x{DIM}xf32>"
+    return (f"func.func @f({', '.join(arguments)}) -> {out} {{\n  %scale = arith.constant 0.125 : f32\n"
+            f"  %out = aligned.attention %q, %k, %v scale %scale {operands}: {types} -> {out}\n  return %out : {out}\n}}\n")
+
+
+def numbers(rng, element, shape, tokens):
+    """The mask as an argument, and what it adds."""
+    shape = [int(size) for size in shape.split("x")] + [tokens]
+    if element == "i1":
+        seen = rng.random(shape) > 0.3
+        return seen, np.where(seen, 0, -np.inf)
+    added = rng.standard_normal(shape).astype(np.float32)
+    added[rng.random(shape) > 0.8] = -np.inf
+    if element == "f16":
+        added = added.astype(np.float16)
+    return added, added.astype(float)
+
+
+@pytest.mark.parametrize("softcap", [0, 20.0])
+@pytest.mark.parametrize("element, shape, sinks", [("f16", "1x4x2", True), ("i1", "1x1x2", False), ("f32", "1x4x1", True), ("i1", "1x4x2", True), (None, "", True)])
+@pytest.mark.parametrize("policy, format, tolerance", [("exact", "auto", 3e-4), ("tight", "auto", 6e-3), ("exact", "dense", 1e-5), ("exact", "float<8,4,4>", 1e-5)])
+def test_masks_and_sinks(policy, format, tolerance, element, shape, sinks, softcap):
+    rng = np.random.default_rng(7)
+    model = alignedkv.compile(text(element, shape, sinks, softcap), policy=policy, format=format)
+    for tokens in (63, 300, 2500):
+        q = (2 * rng.standard_normal((1, HEADS, QUERIES, DIM))).astype(np.float16)
+        k, v = rng.standard_normal((2, 1, KV_HEADS, tokens, DIM)).astype(np.float16)
+        arguments, added, logits = [q, k, v], None, None
+        if format != "dense":
+            caches = [model.new_cache(index) for index in (1, 2)]
+            for cache, values in zip(caches, (k, v)):
+                cache.append(values)
+            arguments[1:] = caches
+        if element:
+            argument, added = numbers(rng, element, shape, tokens)
+            arguments.append(argument)
+        if sinks:
+            logits = rng.standard_normal(HEADS).astype(np.float32) + 3
+            arguments.append(logits)
+        out = np.asarray(model(*arguments))
+        expected = attention(q, k, v, added, logits, softcap)
+        assert np.abs(out - expected).max() <= tolerance
+
+
+def test_wrong_shapes_are_refused():
+    good = text("f32", "1x4x1", True, 0)
+    for wrong, message in ((good.replace("1x4x1x?xf32", "1x3x1x?xf32"), "expected attn_mask dimension 1 (q_heads) to be 4 or 1, got 3"),
+                           (good.replace("1x4x1x?xf32", "1x4x1x?xf64"), "must be f32, f16, bf16 or i1"),
+                           (good.replace("tensor<4xf32>", "tensor<5xf32>"), "expected a sink logit for each of 4 query heads, got 5")):
+        with pytest.raises(ValueError, match=__import__("re").escape(message)):
+            alignedkv.compile(wrong)
+
+
+def test_a_mask_of_another_length_is_refused():
+    model = alignedkv.compile(text("f32", "1x1x1", False, 0), format="dense")
+    q, k = np.zeros((1, HEADS, QUERIES, DIM), np.float16), np.zeros((1, KV_HEADS, 8, DIM), np.float16)
+    with pytest.raises(ValueError, match="attn_mask"):
+        model(q, k, k, np.zeros((1, 1, 1, 7), np.float32))
