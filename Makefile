@@ -9,7 +9,7 @@ PYTHON := .venv/bin/python
 export CCACHE_SLOPPINESS := pch_defines,time_macros,include_file_mtime,include_file_ctime
 
 .DEFAULT_GOAL := build
-.PHONY: help setup build check demo fuzz bench-gpu update-phases update-resources update-performance clean
+.PHONY: help setup build check demo fuzz update-phases clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,19 +35,8 @@ fuzz: build ## search for caches on which an error exceeds its certified bound (
 	@mkdir -p $(CORPUS)
 	@$(BUILD)/bin/aligned-fuzz $(CORPUS) -artifact_prefix=$(CORPUS)- -max_total_time=$(SECONDS) -len_control=0 -print_final_stats=1
 
-bench-gpu: build ## put the measurement of GPU kernels into build/bench-gpu, and try it on the interpreter
-	@$(PYTHON) benchmarks/gpu/build.py $(BUILD) -o $(BUILD)/bench-gpu --jobs $(JOBS)
-	@ALIGNED_LIBCUDA=$(abspath $(BUILD))/lib/libaligned_cuda_emulator.so $(PYTHON) $(BUILD)/bench-gpu/bench.py --small --out $(BUILD)/bench-results
-
 update-phases: build ## write test/Pipelines/decode/{1-raise,...}.mlir again
 	@$(PYTHON) utils/phases.py $(BUILD)
-
-update-resources: build ## write test/Conversion/AlignedToNVVM/Inputs/resources.txt again
-	@$(PYTHON) utils/resources.py $(BUILD) --write
-
-update-performance: bench-gpu ## write docs/Performance.md again
-	@cp $(BUILD)/bench-results/interpreter.json $(BUILD)/bench-results/interpreter.svg benchmarks/results
-	@$(PYTHON) benchmarks/gpu/report.py benchmarks/results/*.json > docs/Performance.md
 
 clean: ## remove what was built (.venv stays)
 	rm -rf $(BUILD)

@@ -7,6 +7,7 @@ config.name = "AlignedKV"
 config.test_format = lit.formats.ShTest(execute_external=False)
 config.suffixes = [".mlir", ".test"]
 config.excludes = ["Inputs", "data", "python", "unittests", "decode"]
+config.excludes += ["AlignedToNVVM", "cuda.test", "launch-bad-input.test"]  # of GPU kernels, which are being rewritten and are not built
 config.test_source_root = os.path.dirname(__file__)
 config.test_exec_root = os.path.join(config.aligned_build_dir, "test")
 

@@ -19,7 +19,8 @@ import phases
 from phases import ROOT
 
 LIT = "/usr/lib/llvm-22/bin/lit"
-LIT_EXCLUDES = {"Inputs", "data", "python", "unittests", "decode"}  # as in test/lit.cfg.py
+UNBUILT = {"AlignedToNVVM", "cuda.test", "launch-bad-input.test", "Cuda", "Gpu", "GpuCaches", "GpuDense"}  # of GPU kernels, which are being rewritten
+LIT_EXCLUDES = {"Inputs", "data", "python", "unittests", "decode"} | UNBUILT  # as in test/lit.cfg.py
 TIME_LIMIT = 1200  # seconds, of one program
 DETAIL_LINES = 60  # shown of a failure
 
@@ -77,7 +78,7 @@ def lit(build, scratch):
 
 def gtest(build, scratch):
     """One program per folder of test/unittests that holds sources."""
-    for folder in sorted({path.parent for path in ROOT.glob("test/unittests/*/*.cpp")}):
+    for folder in sorted({path.parent for path in ROOT.glob("test/unittests/*/*.cpp") if path.parent.name not in UNBUILT}):
         program, report = build / f"test/unittests/{folder.name}Tests", scratch / f"{folder.name}.json"
         status, output = run([program, f"--gtest_output=json:{report}"], cwd=scratch)
         results = []

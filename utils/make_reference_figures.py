@@ -14,18 +14,10 @@ import pathlib
 
 import numpy as np
 
-BLOCK = 64      # tokens that share a key exponent
-PLANE = 4       # bits
-SHARED = 4      # channels of K that are fetched together
-COARSE = 0.5    # logits, the precision of an addend of a coarse score
-UNREAD = 0.125  # of the wanted precision: what a key may reach of which no bit is read
-KEY_SHARE = 0.5 # of the error budget, as variance
-COMMON = 0.02   # how far rows of V that are not read may lie off their mean together, as a share of their scale
-LEAST_FILL = 1 / 256
-TINY = 1e-30
-STEP_VARIANCE = (1 - 2**-8) / (8 * np.log(2)) / 3
+BLOCK = 64  # tokens that int8 and int4 of K share a scale over
+K_PRICE = 6  # an error of a score may move the output by this many times tau
 
-PRESETS = {"tight": 2.0**-11, "balanced": 2.0**-8, "fast": 2.0**-6}
+PRESETS = {"tight": 2.0**-12, "balanced": 2.0**-9, "fast": 2.0**-7, "draft": 2.0**-6}
 
 
 def softmax(scores):
@@ -38,103 +30,67 @@ def exact(q, k, v, scale):
     return softmax(scale * q @ k.T) @ v
 
 
-class FixedPlanes:
-    """(S1) x [tokens, channels]; the exponent of each value is shared by its block and channel, or by its token."""
+def rotation(channels):
+    """(S2) Of a power of two."""
+    c = np.arange(1, channels + 1, dtype=np.uint64) * 0x9E3779B9 & 0xFFFFFFFF
+    c = (c ^ c >> 15) * 0x85EBCA6B & 0xFFFFFFFF
+    matrix = np.ones((1, 1))
+    while len(matrix) < channels:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return np.where(c >> 31, -1, 1)[:, None] * matrix / np.sqrt(channels)
 
-    def __init__(self, x, per_channel):
-        tokens, channels = x.shape
-        magnitude = np.maximum(np.abs(x), 2.0**-100)
-        if per_channel:
-            largest = magnitude.reshape(-1, BLOCK, channels).max(1).repeat(BLOCK, axis=0)
-        else:
-            largest = magnitude.max(1, keepdims=True)
-        self.scale = 16 / 15 * 2.0 ** np.frexp(largest)[1]
-        phases = np.arange(channels) % 4 * 1092 if per_channel else 0
-        self.dither = (np.arange(tokens)[:, None] * 2531 + phases) % 4096 - 2048
+
+class FixedPlanes:
+    """(S3 to S5) x [tokens, channels] of halves."""
+
+    def __init__(self, x, factor):
+        largest = np.maximum(np.abs(x).max(1, keepdims=True) * 16 / 15, 2.0**-100)
+        self.code = np.maximum(np.ceil(8 * np.log2(largest) - 1e-9) + 126, 1)
+        self.scale = 2.0 ** ((self.code - 126) / 8)
+        self.dither = np.arange(len(x))[:, None] * factor % 4096 - 2048
         self.integers = np.clip(np.rint(x / self.scale * 2**15) + self.dither, -(2**15), 2**15 - 1)
 
     def read(self, bits):
         unit = 2.0 ** (16 - bits)
-        middle = (unit - 1) / 2
-        units = np.floor(self.integers / unit) * unit + middle - self.dither
-        return np.where(bits > 0, units * self.scale / 2**15, 0)
+        middle = np.where(bits < 16, unit / 2, 0)
+        return (np.floor(self.integers / unit) * unit + middle - self.dither) * self.scale / 2**15
 
 
-def bits_for(ratio):
-    """Bits for an addend that reaches `ratio` times the precision that is wanted of it."""
-    return np.clip(PLANE * np.ceil(np.log2(np.maximum(ratio, TINY)) / PLANE), 0, 16)
+def misled(sigma):
+    return np.sqrt(np.exp(np.minimum(2 * sigma**2, 300)) - 2 * np.exp(np.minimum(sigma**2 / 2, 75)) + 1)
 
 
-def key_bits_for(ratio):
-    """What is not read of a key is not dithered, so that it must not reach as far."""
-    return np.where(ratio > UNREAD, np.maximum(bits_for(ratio), PLANE), 0)
+def median(codes):
+    """The least code that half of the tokens have or are below."""
+    return np.sort(codes.ravel())[(codes.size - 1) // 2]
 
 
-def shared(bits):
-    """[..., channels]: neighbours that are fetched together get the most that one of them wants."""
-    return bits.reshape(*bits.shape[:-1], -1, SHARED).max(-1).repeat(SHARED, axis=-1)
+def budget(q, k, v, scale, tolerance):
+    """(P2, P3, P5) over fixed<4,4,8>, the scan with weights of one digit. Returns output, mean bits of K and of V with their scale codes."""
+    tokens, channels = k.shape
+    keys, values = FixedPlanes((k - k[:64].mean(0)) @ rotation(channels), 3091), FixedPlanes(v, 2333)
+    floor = 2.0 ** ((np.maximum(median(values.code) - 32, 1) - 126) / 8)
+    weight = 1 / np.maximum(values.scale, floor)
+    usual = 1 / weight.mean()
+    mean = ((values.integers - values.dither) / 2**15).sum(0) / weight.sum()
 
-
-def coarsest(within, start):
-    """The coarsest of the quarter octaves below `start` that keeps within."""
-    steps = (start * 2.0 ** (-step / 4) for step in range(240))
-    return next((precision for precision in steps if within(precision)), start * 2.0**-60)
-
-
-def look(p, values, middle):
-    """rms of each head's output, and the share of their scales that the values fill, from plane 0 of the loudest rows."""
-    reach = p * values.scale[:, 0]
-    loud = (reach >= reach.max(1, keepdims=True) / 64).any(0)
-    weights, rows = p[:, loud], values.read(np.full((len(loud), 1), PLANE))[loud]
-    power = (weights @ rows**2).mean(1)
-    out = weights @ rows + (1 - weights.sum(1, keepdims=True)) * middle
-    size = np.maximum(np.sqrt(np.square(out).mean(1)), np.sqrt(power / weights.sum(1) / p.shape[1])) + TINY
-    return size, np.maximum(power / (weights @ values.scale[loud, 0] ** 2), LEAST_FILL)
-
-
-def budget(q, k, v, scale, tolerance, rounds=3):
-    """(P2) on whole blocks. Returns output, mean bits of K and of V with their exponents."""
-    (tokens, channels), heads = k.shape, len(q)
-    keys, values, middle = FixedPlanes(k, per_channel=True), FixedPlanes(v, per_channel=False), v.mean(0)
-    reach = np.abs(scale * q)[:, None] * keys.scale[None, ::BLOCK]  # [heads, blocks, channels]
-    start = 4 * values.scale.max()
-
-    block_bits = np.broadcast_to(shared(key_bits_for(reach.max((0, 1)) / COARSE)), reach.shape[1:])
-    for done in range(rounds + 1):
-        variance = np.square(reach * 2.0**-block_bits).sum(2) / 3  # of the scores of a block
-        p = softmax(scale * q @ keys.read(block_bits.repeat(BLOCK, axis=0)).T - variance.repeat(BLOCK, axis=1) / 2)
-        size, fill = look(p, values, middle)
-        leverage = p * np.sqrt(fill[:, None] * values.scale[:, 0] ** 2 + size[:, None] ** 2)
-        leverage = leverage.reshape(heads, -1, BLOCK)
-        loudest, energy = leverage.max(2), np.square(leverage).sum(2)
-        kept = energy * variance
-        aim = KEY_SHARE * (tolerance * size) ** 2
-        over = kept.sum(1) > aim * (2 if done else 1)
-        if done == rounds or not over.any():
-            break
-        for h in np.flatnonzero(over):
-
-            def within(precision):
-                finer = np.minimum(kept[h], energy[h] / loudest[h] ** 2 * STEP_VARIANCE * channels * precision**2)
-                return np.where(loudest[h] * COARSE > precision, finer, kept[h]).sum() <= aim[h]
-
-            precision = coarsest(within, start)
-            wanted = key_bits_for(reach[h] * loudest[h][:, None] / precision) * (loudest[h] * COARSE > precision)[:, None]
-            block_bits = np.maximum(block_bits, shared(wanted))
-
-    row_bits = np.zeros(tokens)
-    for h in range(heads):
-        row_reach = p[h] * values.scale[:, 0]
-
-        def within(precision):
-            read = row_reach > precision
-            remaining = 2.0 ** -bits_for(row_reach / precision)
-            variance = np.where(read, (row_reach * remaining) ** 2 / 3, fill[h] * row_reach**2).sum()
-            return variance + (COMMON * row_reach[~read].sum()) ** 2 <= (1 - KEY_SHARE) * (tolerance * size[h]) ** 2
-
-        row_bits = np.maximum(row_bits, bits_for(row_reach / coarsest(within, start)))
-    out = p @ np.where(row_bits[:, None] > 0, values.read(row_bits[:, None]), middle)
-    return out, block_bits.mean() + 8 / BLOCK, row_bits.mean() + 8 / v.shape[1]
+    tau = tolerance / np.sqrt(tokens)
+    w = scale * q @ rotation(channels)  # [rows, channels]
+    step = np.abs(w).max(1, keepdims=True) / 127
+    coarse = keys.read(4) @ (np.rint(w / step) * step).T  # [tokens, rows]
+    norm = np.linalg.norm(w, axis=1) / np.sqrt(3)
+    z = np.exp(coarse - coarse.max(0))
+    unit = z.sum(0) * np.exp(-np.minimum((2.0 ** ((median(keys.code) - 126) / 8) * norm * 2.0**-4) ** 2 / 2, 20))
+    lever = z / unit * (1 + values.scale / usual)
+    key_bits = np.full((tokens, 1), 16)
+    for bits in (8, 4):
+        key_bits[(lever * misled(keys.scale * norm * 2.0**-bits) <= K_PRICE * tau).all(1)] = bits
+    fine = np.where(key_bits == 4, coarse, keys.read(key_bits) @ w.T)
+    p = np.exp(fine - coarse.max(0))
+    reach = (p / unit * values.scale / usual).max(1, keepdims=True) / tau
+    value_bits = np.select([reach <= 1, reach <= 16, reach <= 256], [0, 4, 8], 16)
+    rows = np.where(value_bits > 0, values.read(np.maximum(value_bits, 4)), np.where(values.scale < floor, 0, mean))
+    return (p / p.sum(0)).T @ rows, key_bits.mean() + 8 / channels, value_bits.mean() + 8 / v.shape[1]
 
 
 def half_exponent(x):
@@ -142,7 +98,7 @@ def half_exponent(x):
 
 
 def read_half(x, bits):
-    """(S2) The top bits of halves, the missing ones at their midpoint."""
+    """(S8) The top bits of halves, the missing ones at their midpoint."""
     missing = (16 - np.broadcast_to(bits, x.shape)).astype(np.uint16)
     pattern = x.astype(np.float16).view(np.uint16) >> missing << missing
     pattern |= np.where(missing, np.uint16(1) << np.maximum(missing, 1) - 1, 0).astype(np.uint16)

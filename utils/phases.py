@@ -10,7 +10,7 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "test/Pipelines/decode"
 MODEL = FOLDER / "model.mlir"
-PHASES = ["raise", "split", "fuse", "lower"]
+PHASES = ["raise", "store", "fuse", "stage"]
 
 
 def path_of(phase):

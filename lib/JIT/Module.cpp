@@ -1,11 +1,9 @@
 // Compile and call. A module is compiled in a context of its own; its function is called through the packed C interface, with a memref descriptor for
-// each dense tensor and the cache's address for each split one.
+// each dense tensor and the cache's address for each packed one.
 #include "aligned/JIT/Module.h"
 
-#include "aligned/Conversion/AlignedToNVVM/Program.h"
 #include "aligned/Dialect/Aligned/IR/Aligned.h"
 #include "aligned/Pipelines/Pipelines.h"
-#include "aligned/Runtime/Cuda.h"
 #include "aligned/Runtime/Error.h"
 
 #include "mlir/Dialect/Func/IR/FuncOps.h"
@@ -131,18 +129,14 @@ void aligned_text_free(char *text) { free(text); }
 // Compilation
 //===----------------------------------------------------------------------===//
 
-struct DestroyProgram {
-  void operator()(aligned_program *program) const { aligned_program_destroy(program); }
-};
-
 struct aligned_module {
   std::vector<aligned_type> arguments, results;
+  std::vector<std::vector<float>> keyOffsets; ///< by argument, empty where there is none
   int32_t attentions = 0, probes = 0;
   std::string remarks;
   std::unique_ptr<llvm::TargetMachine> machine; // the optimiser keeps a pointer to it
   std::unique_ptr<ExecutionEngine> engine;
   void (*entry)(void **) = nullptr;
-  std::unique_ptr<aligned_program, DestroyProgram> program; // with target=cuda: the kernels
 };
 
 namespace {
@@ -202,16 +196,22 @@ FailureOr<aligned_type> describe(func::FuncOp function, StringRef what, Type typ
   result.rank = tensor.getRank();
   for (auto [dim, size] : llvm::enumerate(tensor.getShape()))
     result.shape[dim] = ShapedType::isDynamic(size) ? ALIGNED_DYNAMIC : size;
-  if (SplitAttr split = getSplit(tensor)) {
+  if (PlanesAttr planes = getPlanes(tensor)) {
     result.is_cache = 1;
-    result.format.kind = static_cast<int32_t>(split.getKind());
-    result.format.role = static_cast<int32_t>(split.getRole());
+    result.format.kind = static_cast<int32_t>(planes.getKind());
+    result.format.role = static_cast<int32_t>(planes.getRole());
     result.format.element = *dtype == ALIGNED_DTYPE_F16 ? ALIGNED_ELEMENT_F16 : *dtype == ALIGNED_DTYPE_BF16 ? ALIGNED_ELEMENT_BF16 : ALIGNED_ELEMENT_F32;
-    result.format.planes = split.getNumPlanes();
-    for (auto [plane, width] : llvm::enumerate(split.getWidths()))
+    result.format.planes = planes.getNumPlanes();
+    for (auto [plane, width] : llvm::enumerate(planes.getWidths()))
       result.format.width[plane] = width;
+    result.resident = planes.getResident();
   }
   return result;
+}
+
+/// Caches that something is taken off (S2).
+bool isKeyCache(const aligned_type &type) {
+  return type.is_cache && type.format.kind == ALIGNED_FORMAT_FIXED && type.format.role == ALIGNED_ROLE_KEY;
 }
 
 /// Runs the one pipeline with `text` as its options, to phase `to` where that is not null.
@@ -252,45 +252,39 @@ int takeMessage(const char *text) {
   std::abort();
 }
 
-//===-- Kernels on a GPU ---------------------------------------------------===//
+/// A parallel loop of compiled code. What fails in an iteration ends its range, on whichever thread, and then the loop.
+struct ParallelLoop {
+  void (*const body)(void *, int64_t, int64_t);
+  void *const args;
+  std::mutex mutex;
+  std::optional<std::string> failure;
 
-thread_local const aligned_module *running = nullptr; // whose code it is that calls
-
-/// Whether a site of a program takes arrays instead of caches.
-bool isDense(const aligned_program *program, int32_t site) {
-  aligned_program_site info = {};
-  for (int32_t i = 0; i < aligned_program_sites(program); ++i)
-    if (!aligned_program_site_info(program, i, &info) && info.site == site)
-      return info.key.kind == ALIGNED_FORMAT_DENSE;
-  return false;
-}
-
-void launch(int32_t site, int64_t batch, const aligned_kernel_arguments *arguments) {
-  aligned_decode_call call = {};
-  call.batch = batch;
-  std::vector<int64_t> lengths;
-  if (isDense(running->program.get(), site)) {
-    lengths.assign(batch, arguments->tokens);
-    call.dense_key = arguments->key;
-    call.dense_value = arguments->value;
-    call.lengths = lengths.data();
-    call.capacity = arguments->tokens;
-  } else {
-    call.key = static_cast<aligned_cache *>(arguments->key);
-    call.value = static_cast<aligned_cache *>(arguments->value);
+  static void run(void *self, int64_t begin, int64_t end) {
+    auto *loop = static_cast<ParallelLoop *>(self);
+    std::jmp_buf target;
+    std::jmp_buf *outer = assertionTarget;
+    if (setjmp(target)) {
+      assertionTarget = outer;
+      std::lock_guard<std::mutex> lock(loop->mutex);
+      loop->failure = assertionMessage;
+      return;
+    }
+    assertionTarget = &target;
+    loop->body(loop->args, begin, end);
+    assertionTarget = outer;
   }
-  call.query = arguments->query;
-  call.scale = arguments->scale;
-  call.location = ALIGNED_LOCATION_HOST;
-  call.acc = arguments->acc;
-  call.max = arguments->max;
-  call.sum = arguments->sum;
-  call.certificate = arguments->certificate;
-  aligned_program_decode(running->program.get(), site, &call); // what fails stays in aligned_last_error()
-}
+};
 
-aligned_cache *createCache(const aligned_format *format, int64_t batch, int64_t kvHeads, int64_t headDim, int64_t capacity) {
-  return aligned_module_create_cache(running, format, batch, kvHeads, headDim, capacity);
+void parallel(int64_t count, void (*body)(void *, int64_t, int64_t), void *args) {
+  bool failed;
+  {
+    ParallelLoop loop{body, args, {}, {}};
+    aligned_rt_parallel(count, &ParallelLoop::run, &loop);
+    if ((failed = loop.failure.has_value()))
+      assertionMessage = *loop.failure;
+  }
+  if (failed)
+    assertionFailed();
 }
 
 llvm::orc::SymbolMap runtimeSymbols(llvm::orc::MangleAndInterner intern) {
@@ -298,69 +292,27 @@ llvm::orc::SymbolMap runtimeSymbols(llvm::orc::MangleAndInterner intern) {
   auto add = [&](const char *name, auto *function) {
     symbols[intern(name)] = {llvm::orc::ExecutorAddr::fromPtr(function), llvm::JITSymbolFlags::Exported};
   };
-  add("aligned_rt_parallel", &aligned_rt_parallel);
+  add("aligned_rt_parallel", &parallel);
   add("aligned_rt_scratch", &aligned_rt_scratch);
   add("aligned_rt_tally", &aligned_rt_tally);
-  add("aligned_rt_plan", &aligned_rt_plan);
+  add("aligned_rt_bits", &aligned_rt_bits);
+  add("aligned_rt_recording", &aligned_rt_recording);
   add("aligned_rt_reference_attention", &aligned_rt_reference_attention);
-  add("aligned_rt_launch", &launch);
-  add("aligned_rt_create_cache", &createCache);
+  add("aligned_rt_reference_prepare", &aligned_rt_reference_prepare);
+  add("aligned_rt_reference_scan", &aligned_rt_reference_scan);
+  add("aligned_rt_reference_attend", &aligned_rt_reference_attend);
   add("aligned_cache_create", &aligned_cache_create);
-  add("aligned_cache_clone", &aligned_cache_clone);
+  add("aligned_cache_fork", &aligned_cache_fork);
+  add("aligned_cache_drop_planes", &aligned_cache_drop_planes);
   add("aligned_cache_destroy", &aligned_cache_destroy);
   add("aligned_cache_append", &aligned_cache_append);
-  add("aligned_cache_join", &aligned_cache_join);
+  add("aligned_cache_unpack", &aligned_cache_unpack);
   add("puts", &takeMessage);
   add("abort", &assertionFailed);
   return symbols;
 }
 
 } // namespace
-
-/// Puts kernels in the place of the module, side by side, and takes them out.
-static FailureOr<Program> compileKernels(Session &session, ModuleOp module, StringRef options) {
-  session.context.enableMultithreading();
-  LogicalResult done = runPhases(session, module, (options + " target=nvptx").str(), nullptr);
-  session.context.disableMultithreading();
-  if (failed(done))
-    return failure();
-  return programOf(module);
-}
-
-int aligned_compile_kernels(const char *source, const char *options, char **ptx, char **sidecar) {
-  Session session;
-  OwningOpRef<ModuleOp> module = parseSourceString<ModuleOp>(source, ParserConfig(&session.context));
-  auto refuse = [&] {
-    session.fail();
-    return -1;
-  };
-  if (!module)
-    return refuse();
-  FailureOr<Program> program = compileKernels(session, *module, options ? options : "");
-  if (failed(program))
-    return refuse();
-  *ptx = strdup(program->ptx.c_str());
-  *sidecar = strdup(program->sidecar.c_str());
-  return 0;
-}
-
-/// Compiles a copy of the module for the device at hand, or for the chip that the options name.
-static bool loadKernels(Session &session, ModuleOp module, StringRef options, aligned_module &compiled) {
-  if (!aligned_cuda_available()) {
-    session.errors += std::string(aligned_last_error()) + "\n";
-    return false;
-  }
-  // What comes later wins, and what the caller says comes later.
-  std::string text = (llvm::Twine("chip=") + chipFor(aligned_cuda_compute_capability()) + " " + options).str();
-  OwningOpRef<ModuleOp> copy = module.clone();
-  FailureOr<Program> kernels = compileKernels(session, *copy, text);
-  if (failed(kernels))
-    return false;
-  compiled.program.reset(aligned_program_load(kernels->ptx.c_str(), kernels->sidecar.c_str()));
-  if (!compiled.program)
-    session.errors += std::string(aligned_last_error()) + "\n";
-  return bool(compiled.program);
-}
 
 aligned_module *aligned_module_compile(const char *source, const char *options, const char *name) {
   Session session;
@@ -373,7 +325,7 @@ aligned_module *aligned_module_compile(const char *source, const char *options, 
   StringRef text(options ? options : "");
   bool stayDense = text.contains("target=reference") || text.contains("format=dense");
   OwningOpRef<ModuleOp> early = module->clone();
-  if (failed(runPhases(session, *early, text, stayDense ? "raise" : "split")))
+  if (failed(runPhases(session, *early, text, stayDense ? "raise" : "store")))
     return session.fail();
   early->walk([&](AttentionOp) { ++compiled->attentions; });
   FailureOr<func::FuncOp> function = findFunction(*early, name);
@@ -391,6 +343,9 @@ aligned_module *aligned_module_compile(const char *source, const char *options, 
     if (failed(argument))
       return session.fail();
     compiled->arguments.push_back(*argument);
+    std::vector<float> &offset = compiled->keyOffsets.emplace_back();
+    if (auto said = function->getArgAttrOfType<DenseElementsAttr>(compiled->arguments.size() - 1, kKeyOffsetName); said && isKeyCache(*argument))
+      offset.assign(said.value_begin<float>(), said.value_end<float>());
   }
   for (Type type : function->getResultTypes()) {
     FailureOr<aligned_type> result = describe(*function, "result", type);
@@ -399,8 +354,6 @@ aligned_module *aligned_module_compile(const char *source, const char *options, 
     compiled->results.push_back(*result);
   }
 
-  if (text.contains("target=cuda") && !loadKernels(session, *module, text, *compiled))
-    return session.fail();
   session.remarks.clear(); // those of the copy, which come again
   if (failed(runPhases(session, *module, text, nullptr)))
     return session.fail();
@@ -438,14 +391,6 @@ aligned_module *aligned_module_compile(const char *source, const char *options, 
 
 void aligned_module_destroy(aligned_module *module) { delete module; }
 
-aligned_cache *aligned_module_create_cache(const aligned_module *module, const aligned_format *format, int64_t batch, int64_t kvHeads, int64_t headDim,
-                                           int64_t capacity) {
-  return module->program ? aligned_program_create_cache(module->program.get(), format, batch, kvHeads, headDim, capacity)
-                         : aligned_cache_create(format, batch, kvHeads, headDim, capacity);
-}
-
-aligned_program *aligned_module_program(const aligned_module *module) { return module->program.get(); }
-
 int32_t aligned_module_arguments(const aligned_module *module) { return module->arguments.size(); }
 int32_t aligned_module_results(const aligned_module *module) { return module->results.size(); }
 
@@ -459,6 +404,25 @@ static int copyType(const std::vector<aligned_type> &types, int32_t index, const
 }
 int aligned_module_argument(const aligned_module *module, int32_t index, aligned_type *type) { return copyType(module->arguments, index, "argument", type); }
 int aligned_module_result(const aligned_module *module, int32_t index, aligned_type *type) { return copyType(module->results, index, "result", type); }
+
+const float *aligned_module_key_offset(const aligned_module *module, int32_t argument) {
+  bool isSaid = argument >= 0 && argument < static_cast<int32_t>(module->keyOffsets.size()) && !module->keyOffsets[argument].empty();
+  return isSaid ? module->keyOffsets[argument].data() : nullptr;
+}
+
+aligned_cache *aligned_module_create_cache(const aligned_module *module, int32_t argument, int64_t capacity) {
+  if (argument < 0 || argument >= static_cast<int32_t>(module->arguments.size()) || !module->arguments[argument].is_cache) {
+    aligned_set_last_error(("expected the index of an argument that is a cache, got " + llvm::Twine(argument)).str().c_str());
+    return nullptr;
+  }
+  const aligned_type &type = module->arguments[argument];
+  std::unique_ptr<aligned_cache, decltype(&aligned_cache_destroy)> cache(aligned_cache_create(&type.format, type.shape[0], type.shape[1], type.shape[3], capacity),
+                                                                         aligned_cache_destroy);
+  const float *offset = aligned_module_key_offset(module, argument);
+  if (!cache || aligned_cache_drop_planes(cache.get(), type.resident) || (offset && aligned_cache_set_offset(cache.get(), offset)))
+    return nullptr;
+  return cache.release();
+}
 
 int32_t aligned_module_attentions(const aligned_module *module) { return module->attentions; }
 int32_t aligned_module_probes(const aligned_module *module) { return module->probes; }
@@ -547,12 +511,12 @@ int checkArgument(const aligned_module &module, int32_t number, const aligned_ty
         return refuseCall("expected a cache of shape " + llvm::Twine(shapeText(4, type.shape)) + " as argument " + llvm::Twine(number) + ", got " + shapeText(4, shape));
     if (memcmp(&cache->format, &type.format, sizeof(aligned_format)))
       return refuseCall("expected a cache of the format that argument " + llvm::Twine(number) + " was compiled for");
-    if ((cache->location == ALIGNED_LOCATION_CUDA) != bool(module.program))
-      return refuseCall(llvm::Twine("expected a cache in ") + (module.program ? "device" : "host") + " memory as argument " + llvm::Twine(number) + ", got one in " +
-                        (module.program ? "host" : "device") + " memory");
-    if (!module.program && (cache->pages || cache->lengths))
+    if (cache->planes < type.resident)
+      return refuseCall("expected a cache with " + llvm::Twine(type.resident) + " resident planes as argument " + llvm::Twine(number) +
+                        ", as many as were compiled for, got one with " + llvm::Twine(cache->planes));
+    if (type.format.kind == ALIGNED_FORMAT_FLOAT && (cache->pages || cache->lengths))
       return refuseCall(llvm::Twine("expected a cache without ") + (cache->pages ? "pages" : "lengths of its batch entries") + " as argument " + llvm::Twine(number) +
-                        ", which kernels on the CPU don't follow, got one with them");
+                        ", which kernels over float planes don't follow, got one with them");
     return 0;
   }
   for (int32_t dim = 0; dim < type.rank; ++dim)
@@ -561,6 +525,23 @@ int checkArgument(const aligned_module &module, int32_t number, const aligned_ty
                         shapeText(type.rank, value.array.shape));
   if (!value.array.data && elementCount(type, value.array.shape))
     return refuseCall("expected data for argument " + llvm::Twine(number) + ", got a null pointer");
+  return 0;
+}
+
+/// Kernels take the length of a batch entry from its keys. Where a cache has own lengths, all caches of the call must agree in them.
+int checkLengths(const aligned_module &module, const aligned_value *values) {
+  int32_t own = -1, count = module.arguments.size();
+  for (int32_t number = 0; number < count && own < 0; ++number)
+    if (module.arguments[number].is_cache && values[number].cache->lengths)
+      own = number;
+  for (int32_t number = 0; number < count && own >= 0; ++number) {
+    if (!module.arguments[number].is_cache || values[number].cache->batch != values[own].cache->batch)
+      continue;
+    for (int64_t entry = 0; entry < values[own].cache->batch; ++entry)
+      if (int64_t expected = aligned_cache_length(values[own].cache, entry), got = aligned_cache_length(values[number].cache, entry); got != expected)
+        return refuseCall("expected " + llvm::Twine(expected) + " tokens in batch entry " + llvm::Twine(entry) + " of argument " + llvm::Twine(number) +
+                          ", as in argument " + llvm::Twine(own) + ", which has own lengths, got " + llvm::Twine(got));
+  }
   return 0;
 }
 
@@ -579,6 +560,8 @@ int aligned_module_call(const aligned_module *module, aligned_value *arguments, 
   for (auto [number, type] : llvm::enumerate(module->arguments))
     if (int failed = checkArgument(*module, number, type, arguments[number]))
       return failed;
+  if (int failed = checkLengths(*module, arguments))
+    return failed;
 
   // One descriptor per dense argument, contiguous as the compiled function expects; the results' lie one behind the other.
   Copies copies;
@@ -588,7 +571,9 @@ int aligned_module_call(const aligned_module *module, aligned_value *arguments, 
   for (const aligned_type &type : module->results)
     resultWords += type.is_cache ? 1 : descriptorWords(type.rank);
   std::vector<int64_t> resultMemory(resultWords, 0);
-  if (resultWords)
+  // One cache alone is returned as it is; dense arrays and several results are written behind a pointer that goes ahead of the arguments.
+  bool returned = module->results.size() == 1 && module->results.front().is_cache;
+  if (resultWords && !returned)
     pointers.push_back(resultMemory.data());
   descriptors.reserve(module->arguments.size());
   for (auto [number, type] : llvm::enumerate(module->arguments)) {
@@ -613,20 +598,18 @@ int aligned_module_call(const aligned_module *module, aligned_value *arguments, 
   std::vector<void *> packed;
   for (void *&pointer : pointers)
     packed.push_back(&pointer);
+  if (returned)
+    packed.push_back(resultMemory.data());
 
   aligned_set_last_error("");
   std::jmp_buf target;
   std::jmp_buf *outer = assertionTarget;
-  const aligned_module *caller = running;
   if (setjmp(target)) {
     assertionTarget = outer;
-    running = caller;
     return refuseCall("assertion failed in the model: " + llvm::Twine(assertionMessage));
   }
   assertionTarget = &target;
-  running = module;
   module->entry(packed.data());
-  running = caller;
   assertionTarget = outer;
   if (*aligned_last_error()) // a runtime call inside the module failed
     return -1;

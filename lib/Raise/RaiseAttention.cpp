@@ -545,7 +545,7 @@ struct FoldRounding : OpRewritePattern<linalg::GenericOp> {
         !(rounding.getType().isF16() || rounding.getType().isBF16()))
       return rewriter.notifyMatchFailure(op, "expected the rounding of an attention that has no other reader");
     rewriter.replaceOpWithNewOp<AttentionOp>(op, op.getResultTypes().front(), Type(), Type(), attention.getQuery(), attention.getKey(), attention.getValue(),
-                                             attention.getScale(), attention.getMaskedZero(), attention.getPoliciesAttr(), attention.getSoftcapAttr(),
+                                             attention.getScale(), attention.getAttnMask(), attention.getSinkLogits(), attention.getMaskedZero(), attention.getPoliciesAttr(), attention.getSoftcapAttr(),
                                              attention.getMaskAttr());
     return success();
   }

@@ -20,13 +20,14 @@ typedef enum {
 #define ALIGNED_DYNAMIC (-1)
 #define ALIGNED_MAX_RANK 8
 
-/* One argument or result of the function: a dense tensor, or a cache (its tensor type has a split encoding). */
+/* One argument or result of the function: a dense tensor, or a cache (its tensor type has a plane encoding). */
 typedef struct {
   int32_t is_cache;
   aligned_dtype dtype;
   int32_t rank;
   int64_t shape[ALIGNED_MAX_RANK]; /* ALIGNED_DYNAMIC where unknown */
   aligned_format format;           /* of a cache */
+  int32_t resident;                /* of a cache: planes that are read, the most significant ones. One with fewer is refused (S9) */
 } aligned_type;
 
 /* A dense array. `strides` are in elements. */
@@ -44,28 +45,24 @@ typedef union {
 
 typedef struct aligned_module aligned_module;
 
-/* Runs a pass pipeline, such as "aligned-pipeline{to=split}" or "builtin.module(...)", over a module's text. Returns text to free with aligned_text_free. */
+/* Runs a pass pipeline, such as "aligned-pipeline{to=store}" or "builtin.module(...)", over a module's text. Returns text to free with aligned_text_free. */
 char *aligned_transform(const char *source, const char *pipeline);
 void aligned_text_free(char *text);
-
-/* Compiles the attentions of a module for a GPU: aligned-pipeline with target=nvptx and `options`. Returns 0 and two texts to free, PTX and the JSON
- * that says how to launch it (docs/GPU.md); aligned_program_load takes both. */
-int aligned_compile_kernels(const char *source, const char *options, char **ptx, char **sidecar);
 
 /* Parses, runs aligned-pipeline with `options` ("policy=tight format=auto", may be empty) and compiles for this machine.
  * `function` may be null where the module has one public function with a body. */
 aligned_module *aligned_module_compile(const char *source, const char *options, const char *function);
 void aligned_module_destroy(aligned_module *module);
-/* As aligned_cache_create, where the module's kernels look for caches: with target=cuda in the device's memory. Destroy it before the module. */
-aligned_cache *aligned_module_create_cache(const aligned_module *module, const aligned_format *format, int64_t batch, int64_t kv_heads, int64_t head_dim,
-                                           int64_t capacity);
-/* The kernels of a module with target=cuda, which live as long as it; else null. */
-struct aligned_program *aligned_module_program(const aligned_module *module);
 
 int32_t aligned_module_arguments(const aligned_module *module);
 int32_t aligned_module_results(const aligned_module *module);
 int aligned_module_argument(const aligned_module *module, int32_t index, aligned_type *type);
 int aligned_module_result(const aligned_module *module, int32_t index, aligned_type *type);
+/* Of an argument that is a cache of keys: what the model says is to be taken off K (S2), `aligned.key_offset` of the argument, [kv_heads, head_dim]. Whoever makes
+ * the cache hands it to aligned_cache_set_offset. Null where nothing is said. The module's. */
+const float *aligned_module_key_offset(const aligned_module *module, int32_t argument);
+/* An empty cache as an argument takes it: of its type, with the planes that are read and that offset. Null, with an error, where it takes no cache. */
+aligned_cache *aligned_module_create_cache(const aligned_module *module, int32_t argument, int64_t capacity);
 /* Number of attentions that were raised; sites are 0 .. this - 1. */
 int32_t aligned_module_attentions(const aligned_module *module);
 /* With option probe=true: how many of the results behind the function's own are what the attentions give, in order of their sites; 0 where they can't
@@ -77,7 +74,7 @@ double aligned_policy_tolerance(const char *policy);
 const char *aligned_module_remarks(const aligned_module *module);
 
 /* Calls the function. Shapes are checked against its types. Caches are appended to in place: a cache result is the argument that it came from
- * unless the module split a dense tensor, then it is new and the caller's to destroy. Dense results belong to the caller (aligned_array_free). */
+ * unless the module packed a dense tensor, then it is new and the caller's to destroy. Dense results belong to the caller (aligned_array_free). */
 int aligned_module_call(const aligned_module *module, aligned_value *arguments, aligned_value *results);
 void aligned_array_free(aligned_array *array);
 
