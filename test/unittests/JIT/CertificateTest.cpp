@@ -7,12 +7,13 @@
 #include "aligned/Storage/Rotation.h"
 
 #include <cstdlib>
+#include <random>
 
 using namespace aligned;
 
 namespace {
 
-constexpr int64_t kCases = 2400;
+constexpr int64_t kCases = 1300;
 
 int64_t fromEnvironment(const char *name, int64_t otherwise) {
   const char *text = std::getenv(name);
@@ -104,7 +105,7 @@ HeadInputs makeCase(const Spec &s, const Subject &subject, uint64_t seed) {
   auto below = [&](int64_t n) { return int64_t(random() % uint64_t(n)); };
   constexpr int64_t lengths[] = {1, 2, 15, 63, 64, 65, 127, 128, 130, 191, 200};
   int64_t tokens = lengths[below(std::size(lengths))], kind = below(18);
-  if (seed % 97 == 0)
+  if (seed % 197 == 0)
     tokens = 2047 + below(60);
   HeadInputs in{s.rows(), tokens, s.keyDim, s.valueDim, {}, {}, {}, s.scale(), s.storage()};
   in.mask = subject.mask;
@@ -240,6 +241,28 @@ TEST_P(Families, AreBounded) {
     }
 }
 
+/// Whoever asks what is read gets what others get.
+TEST(Recording, ChangesNothing) {
+  Spec spec{64, 64, 2};
+  for (const char *policy : {"exact", "balanced"}) {
+    spec.options = std::string("policy=") + policy;
+    const Kernel &kernel = kernelOf(spec);
+    ASSERT_TRUE(kernel) << aligned_last_error();
+    for (const std::string &name : kFamilies) {
+      SCOPED_TRACE(spec.name() + ", " + name);
+      HeadInputs in = family(name, 500, 64, 2);
+      Caches caches = kernel.pack({in});
+      Outcome told = kernel.run(caches, {in}), untold = kernel.run(caches, {in}, false);
+      ASSERT_FALSE(told.failed || untold.failed);
+      EXPECT_EQ(told.tally.key_bits, untold.tally.key_bits);
+      EXPECT_EQ(told.tally.value_bits, untold.tally.value_bits);
+      double usual = usualLength(in);
+      for (size_t i = 0; i < told.out[0].size(); ++i)
+        ASSERT_NEAR(told.out[0][i], untold.out[0][i], 1e-4 * usual) << i;
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Policies, Families,
                          testing::Values("exact", "balanced", "draft", "alignedkv", "exact format=dense"),
                          [](const testing::TestParamInfo<const char *> &info) { return identifier(info.param); });
@@ -252,9 +275,9 @@ TEST(Estimate, IsAboutTheError) {
     const Kernel &kernel = kernelOf(spec);
     ASSERT_TRUE(kernel) << aligned_last_error();
     std::vector<double> ratios;
-    for (int64_t tokens : {130, 600, 2100})
+    for (int64_t tokens : {130, 1000})
       for (double loudness : {0.5, 1.0, 2.0, 3.0})
-        for (uint32_t seed : {1, 2, 3, 4, 5, 6}) {
+        for (uint32_t seed : {1, 2, 3, 4, 5}) {
           HeadInputs in = structuredHead(spec, tokens, seed, loudness);
           Outcome outcome = kernel.run({in}, false);
           ASSERT_FALSE(outcome.failed);
