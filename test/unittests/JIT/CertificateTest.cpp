@@ -46,15 +46,15 @@ struct Subject {
 
 const std::vector<Subject> &subjects() {
   static const std::vector<Subject> all{
-      {"f16", 2, 32, 16, "policy=exact"},
+      {"f16", 1, 32, 16, "policy=exact"},
       {"f16", 2, 16, 48, "policy=tight"},
       {"f16", 1, 64, 32, "policy=balanced"},
-      {"f16", 2, 48, 80, "policy=budget tolerance=0.2", "fixed<8, 8>", "fixed<8, 8>"},
+      {"f16", 1, 48, 80, "policy=budget tolerance=0.2", "fixed<8, 8>", "fixed<8, 8>"},
       {"f16", 1, 32, 16, "policy=fast isa=portable"},
       {"bf16", 1, 32, 16, "policy=balanced isa=avx2"},
-      {"f32", 2, 16, 32, "policy=tight", "fixed<4, 8, 4>", "fixed<4, 4, 4, 4>"},
-      {"f16", 2, 32, 32, "policy=exact", "fixed<4, 4, 8>", "fixed<4, 4, 8>", "", 2, 1},
-      {"f16", 2, 32, 32, "policy=balanced", "fixed<4, 4, 8>", "fixed<4, 4, 8>", "", 1, 2},
+      {"f32", 1, 16, 32, "policy=tight", "fixed<4, 8, 4>", "fixed<4, 4, 4, 4>"},
+      {"f16", 1, 32, 32, "policy=exact", "fixed<4, 4, 8>", "fixed<4, 4, 8>", "", 2, 1},
+      {"f16", 1, 32, 32, "policy=balanced", "fixed<4, 4, 8>", "fixed<4, 4, 8>", "", 1, 2},
       {"f16", 2, 32, 32, "policy=alignedkv", "float<8, 4, 4>", "float<8, 4, 4>"},
       {"f16", 1, 16, 16, "policy=exact", "float<8, 4, 4>", "float<8, 4, 4>", "", 2, 2},
       {"bf16", 3, 32, 16, "policy=alignedkv", "float<12, 4>", "float<12, 4>"},
@@ -70,9 +70,9 @@ const std::vector<Subject> &subjects() {
 /// The same with masks (A11) and caps (A12).
 const std::vector<Subject> &maskedSubjects() {
   static const std::vector<Subject> all{
-      {"f16", 3, 32, 16, "policy=exact", "fixed<4, 4, 8>", "fixed<4, 4, 8>", "softcap 2.0", 4, 4, {}, 2},
-      {"f16", 3, 16, 32, "policy=fast", "fixed<4, 4, 8>", "fixed<4, 4, 8>", "softcap 0.5 mask <causal, window = 30>", 4, 4, {3, true, 30}, 0.5},
-      {"f16", 4, 32, 16, "policy=balanced", "fixed<4, 4, 8>", "fixed<8, 8>", "mask <causal, window = 70, sinks = 2>", 4, 4, {2, true, 70, 2}},
+      {"f16", 1, 32, 16, "policy=exact", "fixed<4, 4, 8>", "fixed<4, 4, 8>", "softcap 2.0", 4, 4, {}, 2},
+      {"f16", 2, 16, 32, "policy=fast", "fixed<4, 4, 8>", "fixed<4, 4, 8>", "softcap 0.5 mask <causal, window = 30>", 4, 4, {2, true, 30}, 0.5},
+      {"f16", 2, 32, 16, "policy=balanced", "fixed<4, 4, 8>", "fixed<8, 8>", "mask <causal, window = 70, sinks = 2>", 4, 4, {2, true, 70, 2}},
       {"f32", 2, 16, 16, "policy=tight", "fixed<8, 8>", "fixed<8, 8>", "mask <window = 3>", 4, 4, {2, false, 3}},
       {"bf16", 2, 16, 32, "policy=alignedkv", "float<12, 4>", "float<12, 4>", "softcap 30.0 mask <causal, window = 66>", 4, 4, {1, true, 66}, 30},
       {"f32", 3, 16, 16, "format=dense", "", "", "softcap 1000.0 mask <causal>", 4, 4, {3, true}, 1000},

@@ -8,7 +8,7 @@ using namespace aligned;
 
 namespace {
 
-constexpr int64_t kKvHeads = 2, kRows = 3, kKeyDim = 32, kValueDim = 48; // rows of a kv head: queries times query heads
+constexpr int64_t kKvHeads = 2, kRows = 2, kKeyDim = 32, kValueDim = 48; // rows of a kv head: queries times query heads
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 struct Scoring {
@@ -20,13 +20,13 @@ struct Scoring {
 
 const std::vector<Scoring> &scorings() {
   static const std::vector<Scoring> all{
-      {"softcap 1.5 mask <causal, window = 64, sinks = 1>", {3, true, 64, 1}, 1.5},
-      {"mask <causal, window = 5, sinks = 2> masked_zero", {3, true, 5, 2}, 0, true},
-      {"mask <causal>", {3, true}},
-      {"mask <window = 5>", {3, false, 5}},
+      {"softcap 1.5 mask <causal, window = 64, sinks = 1>", {2, true, 64, 1}, 1.5},
+      {"mask <causal, window = 5, sinks = 2> masked_zero", {2, true, 5, 2}, 0, true},
+      {"mask <causal>", {2, true}},
+      {"mask <window = 5>", {2, false, 5}},
       {"mask <causal, window = 1>", {1, true, 1}},
       {"mask <window = 70, sinks = 66>", {1, false, 70, 66}},
-      {"mask <causal, window = 100000000000, sinks = 3>", {3, true, 100000000000, 3}},
+      {"mask <causal, window = 100000000000, sinks = 3>", {2, true, 100000000000, 3}},
       {"softcap 2.0", {}, 2},
   };
   return all;
@@ -167,15 +167,13 @@ TEST(Queries, BeforeTheFirstToken) {
       const Scoring &scoring = scorings()[i];
       const Kernel &kernel = kernelOf(specOf(storing, scoring));
       ASSERT_TRUE(kernel) << aligned_last_error();
-      for (int64_t tokens : {1, 2}) {
-        SCOPED_TRACE(kernel.spec.name() + ", " + std::to_string(tokens) + " tokens");
-        std::vector<HeadInputs> heads = headsOf(kernel.spec, scoring, tokens);
-        Outcome outcome = kernel.run(heads);
-        expectRows(outcome, heads, storing.bound);
-        for (int64_t query = 0; query < 3 - tokens; ++query)
-          EXPECT_TRUE(scoring.maskedZero ? outcome.out[0][query * kValueDim] == 0 : std::isnan(outcome.out[0][query * kValueDim])) << "query " << query;
-        EXPECT_FALSE(std::isnan(outcome.out[0][2 * kValueDim]));
-      }
+      SCOPED_TRACE(kernel.spec.name());
+      std::vector<HeadInputs> heads = headsOf(kernel.spec, scoring, 1);
+      Outcome outcome = kernel.run(heads);
+      expectRows(outcome, heads, storing.bound);
+      double first = outcome.out[0][0];
+      EXPECT_TRUE(scoring.maskedZero ? first == 0 : std::isnan(first)) << first;
+      EXPECT_FALSE(std::isnan(outcome.out[0][kValueDim]));
     }
 }
 

@@ -369,7 +369,7 @@ class Attention : public testing::TestWithParam<Run> {};
 
 /// What a module makes of dense types, for each policy and storage that options name.
 TEST_P(Attention, MatchesTheOracleAtEveryLength) {
-  aligned::Spec spec{32, 16, 2, 1, 2};
+  aligned::Spec spec{32, 16, 1, 1, 2};
   spec.element = "f32";
   spec.keys = spec.values = "";
   spec.options = GetParam().options;
