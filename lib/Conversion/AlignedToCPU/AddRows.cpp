@@ -23,7 +23,9 @@ void Attend::weigh() {
         Val coarse = e.load(scores, h * kList + at, lanes), fine = expand(shape.isa, isRefined, coarse, levels.front().scores, h * kList + from[0]);
         Val reference = splatF(e.load(references, h));
         e.store(fine, scores, h * kList + at);
-        addTo(refined, h, select(isRefined, power(finalOf(fine, h, numbers) - reference) - power(finalOf(coarse, h, numbers) - reference), splatF(0.0)));
+        Val change = select(isRefined, power(finalOf(fine, h, numbers) - reference) - power(finalOf(coarse, h, numbers) - reference), splatF(0.0));
+        addTo(refined, h, change);
+        addLow(lowRefined, h, codes, change);
       });
       next = from[0] + countOf(isRefined);
     }
@@ -67,7 +69,7 @@ void Attend::weigh() {
         compress(shape.isa, mask, whole, list.weights, h * kList + to);
         addTo(readMass, h, weight * inverse);
         addTo(lean, h, weight * rest);
-        lowWeight(codes, h, weight * inverse);
+        addLow(lowRead, h, codes, weight * inverse);
       });
       e.store(to + countOf(mask), list.count, index(0));
     };
@@ -85,7 +87,7 @@ void Attend::weigh() {
         Val weight = select(inFloats, weightOf(h), splatF(0.0));
         compress(shape.isa, inFloats, weight, floatRows.weights, h * kList + to);
         addTo(readMass, h, weight * inverse);
-        lowWeight(codes, h, weight * inverse);
+        addLow(lowRead, h, codes, weight * inverse);
       });
       e.store(to + countOf(inFloats), floatRows.count, index(0));
     });
@@ -97,9 +99,9 @@ void Attend::weigh() {
   });
 }
 
-/// Mass of rows that are read though they lie below the floor.
-void Attend::lowWeight(Val codes, Val h, Val mass) {
-  e.when(someLow, [&] { addTo(lowRead, h, select(codes < splatI(floorCode), mass, splatF(0.0))); });
+/// Adds what rows below the floor (M3) have of a mass.
+void Attend::addLow(Buffer sums, Val h, Val codes, Val mass) {
+  e.when(someLow, [&] { addTo(sums, h, select(codes < splatI(floorCode), mass, splatF(0.0))); });
 }
 
 /// What is read of listed tokens, one after another: somebody wants to know.

@@ -27,7 +27,7 @@ void Attend::prepareRows() {
   for (Buffer *buffer : {&references, &cuts, &topCuts, &unitInverse, &units})
     *buffer = e.local(e.f32(), rows);
   tables = e.local(e.f32(), std::max<int64_t>(keyPlanes - 1, 1) * rows * kKeyCodes);
-  for (Buffer *buffer : {&refined, &readMass, &lowRead, &byteLean, &nibbleLean})
+  for (Buffer *buffer : {&refined, &lowRefined, &readMass, &lowRead, &byteLean, &nibbleLean})
     *buffer = registers();
   logUsual = rowFact(RowFact::LogUsual);
   firstKeyCode = convert(rowFact(RowFact::LargestKey), e.i32()) - (kKeyCodes - 1);
@@ -202,20 +202,22 @@ void Attend::finish(Val split, const StateBuffers &state) {
     e.store(f32(0), lowMass, h);
     e.store(f32(0), asideMass, h);
   });
-  // Rows below the floor that are not read stand for zero (M3).
+  // Rows below the floor that are not read stand for zero (M3). Their mass is of scores as they are now: nothing is made finer after this.
   e.when(someLow, [&] {
+    Buffer now = e.buffer(select(record, finest.pointer, buffers.scores.pointer), e.f32());
     forTiles(first, last, [&](Val tile) {
       Val place = value.placeOf(tile);
       for (int64_t token = 0; token < kTile; token += lanes) {
         Val codes = codesAt(value, place, token), low = (codes < splatI(floorCode)) & (codes != storage::kAside);
         e.when(anyOf(low), [&] {
           forRows([&](Val h) {
-            Val p = power(final(e.load(buffers.scores, scoreAt(tile, h) + token, lanes), h, tile * kTile + token) - splatF(e.load(references, h)));
+            Val p = power(final(e.load(now, scoreAt(tile, h) + token, lanes), h, tile * kTile + token) - splatF(e.load(references, h)));
             e.store(e.load(lowMass, h) + reduceAdd(select(low, p, splatF(0.0))), lowMass, h);
           });
         });
       }
     });
+    e.when(invert(record), [&] { forRows([&](Val h) { e.store(e.load(lowMass, h) + sumOf(lowRefined, h), lowMass, h); }); });
   });
   e.when(value.asides > 0, [&] {
     forRows([&](Val h) { e.store(e.constant(row, 0), aside, h * dim); });
@@ -324,7 +326,7 @@ void Attend::report(Val first, Val last) {
 
 /// One pass over the split, from nothing.
 void Attend::attendTo(Val first, Val last) {
-  for (Buffer buffer : {refined, readMass, lowRead, byteLean, nibbleLean})
+  for (Buffer buffer : {refined, lowRefined, readMass, lowRead, byteLean, nibbleLean})
     e.loop(index(0), index(rows), 1, [&](Val h) { e.store(splatF(0.0), buffer, h * lanes); });
   e.store(index(0), keyBitsRead, index(0));
   e.store(index(0), valueBitsRead, index(0));

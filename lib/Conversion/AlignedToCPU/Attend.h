@@ -38,8 +38,8 @@ private:
   // Of query rows.
   Buffer references, cuts, topCuts, unitInverse, units; ///< M; thresholds of V, and of a tile's maximum; of weights
   Buffer tables;                                        ///< thresholds of K by scale code, [planes past the first][rows][kKeyCodes]
-  Buffer refined, readMass, lowRead, byteLean, nibbleLean; ///< registers of sums: p as refined less coarse; p of rows read; of those below the floor;
-                                                           ///< and weights times what middle and dither add to integers
+  Buffer refined, lowRefined, readMass, lowRead, byteLean, nibbleLean; ///< registers of sums: p as refined less coarse, and of it what rows below the floor have; p of rows read,
+                                                                       ///< and of it theirs; and weights times what middle and dither add to integers
   Val logUsual, firstKeyCode, leverFirst, floorCode, someLow;
   Buffer lever;
 
@@ -83,7 +83,7 @@ private:
   Val integers(Val place, int64_t channel, int64_t count);
   void finish(Val split, const StateBuffers &state);
   void report(Val first, Val last);
-  void lowWeight(Val codes, Val h, Val mass);
+  void addLow(Buffer sums, Val h, Val codes, Val mass);
   void writeDown(Val word, Val mask, Val bits, Val at);
   void certify(Val split, const StateBuffers &state);
   Val asideError(Val h);
