@@ -62,7 +62,7 @@ Val PlaneKernel::nibbles(Val layer, Val at, int64_t count) {
 Val PlaneKernel::limitKeys(Val layers, Val block) {
   if (!isLimited(CacheRole::Key))
     return layers;
-  Val first = convert(block * kBlock, e.i32()), last = first + (kBlock - 1);
+  Val first = convert(block * kBlock, e.i32()), last = min(first + (kBlock - 1), convert(tokens, e.i32()) - 1);
   auto splat = [&](Val token) { return layers.lanes() ? e.splat(token, layers.lanes()) : token; };
   return policies().limit(layers, CacheRole::Key, key.layers, convert(tokens, e.i32()), splat(first), splat(last));
 }
