@@ -18,7 +18,8 @@ namespace {
 
 constexpr double kLog2e = 1.4426950408889634;
 /// The score of what a query doesn't see, and what is below all others.
-constexpr double kHidden = -1e38, kLowest = -5e37;
+constexpr double kHidden = -1e38f, kLowest = -5e37;
+constexpr double kInfinitelyLow = 0.9 * kHidden; // of a token that is seen: a row of V kept aside may make more of no weight than 0
 constexpr double kOctaves = 8;             // codes to an octave
 constexpr int kCodeOfOne = 16 * 8;         // facts leave this out of scales instead of the bias
 constexpr double kRoomForRefinement = 100; // octaves that finer scores may lie above the largest coarse one
@@ -319,8 +320,8 @@ private:
     double sum = fact(h, ALIGNED_FACT_POISON);
     for (int64_t c = 0; c < stage.key_dim; ++c)
       sum += widened(query, stage.element, (row * rows + h) * stage.key_dim + c) * scale * values[c];
-    // An infinity below hides the token, or is capped.
-    return std::isnan(sum) ? sum : std::max(sum * kLog2e, stage.softcap ? kLowest / 2 : kHidden);
+    // An infinity below is capped, or leaves no weight.
+    return std::isnan(sum) ? sum : std::max(sum * kLog2e, stage.softcap ? kLowest / 2 : kInfinitelyLow);
   }
 };
 
@@ -359,7 +360,7 @@ public:
       double total = 0;
       std::vector<double> row(stage.value_dim, 0);
       forTokens([&](int64_t t) {
-        if (!sees(h, t))
+        if (!sees(h, t) && !(value.isAside(t) && x[h][t - first] > kHidden))
           return;
         const double w = weight(h, t);
         total += w;
@@ -380,12 +381,11 @@ public:
     double largestMean = 0;
     for (int64_t c = 0; c < stage.value_dim; ++c)
       largestMean = std::max<double>(largestMean, std::fabs(mean[c]));
-    const double valueUnit = rowFact(ALIGNED_ROW_FACT_VALUE_UNIT), usual = rowFact(ALIGNED_ROW_FACT_USUAL) * valueUnit;
     const double spread = rowFact(ALIGNED_ROW_FACT_SPREAD), fill = rowFact(ALIGNED_ROW_FACT_FILL),
                  rounding = (stage.key_dim + 8) * kRounding;
     for (int64_t h = 0; h < rows; ++h) {
       const double step = fact(h, ALIGNED_FACT_UNIT) * 32768 / kLog2e / scaleOf(kCodeOfOne, key.bias);
-      double grown = 0, grownReach = 0, reach = 0, off = 0, variance = 0, largest = 0, common = 0;
+      double grown = 0, grownReach = 0, reach = 0, off = 0, variance = 0, scores = 0, largest = 0, common = 0;
       forTokens([&](int64_t t) {
         if (!sees(h, t))
           return;
@@ -398,7 +398,9 @@ public:
         reach += w * m;
         largest = std::max(largest, m);
         const double sigma = sigmaOf(k, fact(h, ALIGNED_FACT_NORM), bits);
-        variance += std::pow(w * fill * misledBy(sigma), 2) * (m * m + usual * usual);
+        const double byScores = std::pow(w * fill * misledBy(sigma), 2);
+        variance += byScores * m * m;
+        scores += byScores;
         if (!value.isAside(t)) {
           off += w * (read ? m * reachOf(read) : m + (isLow(t) ? 0 : largestMean));
           variance += std::pow(w * m * (read ? std::ldexp(1, -read) / std::sqrt(3.0) : spread), 2);
@@ -406,7 +408,7 @@ public:
         common += read ? 0 : kCommonUnread * w * m;
         common += bits > keySide.levels.front() ? 0 : kCommonScan * w * fill * m * std::min(sigma * sigma, 1.0);
       });
-      const double numbers[] = {grown, grownReach, reach, off + 4 * kRounding * reach, variance, largest, common};
+      const double numbers[] = {grown, grownReach, reach, off + 4 * kRounding * reach, variance, largest, common, scores};
       static_assert(std::size(numbers) == ALIGNED_CERTIFICATE_NUMBERS);
       std::copy(std::begin(numbers), std::end(numbers), certificate + h * ALIGNED_CERTIFICATE_NUMBERS);
     }

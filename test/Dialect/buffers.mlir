@@ -33,14 +33,14 @@ func.func @storage(%dense: !dense, %cache: !key, %out: !dense) {
 // CHECK: aligned.decode_attention %{{.*}}, %{{.*}}, %{{.*}} scale %{{.*}} policy <budget, tolerance = 2.500000e-01> into %{{.*}}, %{{.*}}, %{{.*}} : memref<1x4x1x64xf16>,
 // CHECK-SAME: into memref<1x4x1x64xf32>, memref<1x4x1xf32>, memref<1x4x1xf32>
 // CHECK: aligned.decode_attention {{.*}} masked_zero into %{{.*}}, %{{.*}}, %{{.*}}, %{{.*}} : memref<1x4x1x64xf16>,
-// CHECK-SAME: into memref<1x4x1x64xf32>, memref<1x4x1xf32>, memref<1x4x1xf32>, memref<1x4x1x7xf32>
+// CHECK-SAME: into memref<1x4x1x64xf32>, memref<1x4x1xf32>, memref<1x4x1xf32>, memref<1x4x1x8xf32>
 // KEPT-LABEL: func.func @decode(
 // KEPT-COUNT-2: aligned.decode_attention
 func.func @decode(%q: memref<1x4x1x64xf16>, %k: !key, %v: !value, %scale: f32, %acc: memref<1x4x1x64xf32>, %max: memref<1x4x1xf32>, %sum: memref<1x4x1xf32>,
-                  %certificate: memref<1x4x1x7xf32>) {
+                  %certificate: memref<1x4x1x8xf32>) {
   aligned.decode_attention %q, %k, %v scale %scale policy <budget, tolerance = 0.25> into %acc, %max, %sum
       : memref<1x4x1x64xf16>, !key, !value into memref<1x4x1x64xf32>, memref<1x4x1xf32>, memref<1x4x1xf32>
   aligned.decode_attention %q, %k, %v scale %scale policy <exact> masked_zero into %acc, %max, %sum, %certificate
-      : memref<1x4x1x64xf16>, !key, !value into memref<1x4x1x64xf32>, memref<1x4x1xf32>, memref<1x4x1xf32>, memref<1x4x1x7xf32>
+      : memref<1x4x1x64xf16>, !key, !value into memref<1x4x1x64xf32>, memref<1x4x1xf32>, memref<1x4x1xf32>, memref<1x4x1x8xf32>
   return
 }

@@ -380,7 +380,7 @@ func.func @finish_result(%a: tensor<1x2x1x16xf32>, %l: tensor<1x2x1xf32>) {
 
 // P4: certificates.
 
-func.func @merge_one_certificate(%a: tensor<1x2x1x16xf32>, %m: tensor<1x2x1xf32>, %c: tensor<1x2x1x7xf32>) {
+func.func @merge_one_certificate(%a: tensor<1x2x1x16xf32>, %m: tensor<1x2x1xf32>, %c: tensor<1x2x1x8xf32>) {
   // expected-error@+1 {{expected a certificate of both states and of the result, or of none}}
   %0:3 = aligned.merge (%a, %m, %m, %c), (%a, %m, %m) : tensor<1x2x1x16xf32>, tensor<1x2x1xf32>
   return
@@ -389,7 +389,7 @@ func.func @merge_one_certificate(%a: tensor<1x2x1x16xf32>, %m: tensor<1x2x1xf32>
 // -----
 
 func.func @merge_certificate(%a: tensor<1x2x1x16xf32>, %m: tensor<1x2x1xf32>, %c: tensor<1x2x1x6xf32>) {
-  // expected-error@+1 {{expected certificate dimension 3 to be 7, got 6}}
+  // expected-error@+1 {{expected certificate dimension 3 to be 8, got 6}}
   %0:4 = aligned.merge (%a, %m, %m, %c), (%a, %m, %m, %c) : tensor<1x2x1x16xf32>, tensor<1x2x1xf32> certified tensor<1x2x1x6xf32>
   return
 }
@@ -397,7 +397,7 @@ func.func @merge_certificate(%a: tensor<1x2x1x16xf32>, %m: tensor<1x2x1xf32>, %c
 // -----
 
 func.func @decode_certificate(%q: tensor<1x2x1x16xf16>, %k: tensor<1x2x64x16xf16>, %s: f32) {
-  // expected-error@+1 {{expected certificate dimension 3 to be 7, got 6}}
+  // expected-error@+1 {{expected certificate dimension 3 to be 8, got 6}}
   %0:4 = aligned.decode_attention %q, %k, %k scale %s policy <exact> : tensor<1x2x1x16xf16>, tensor<1x2x64x16xf16>, tensor<1x2x64x16xf16>
       -> tensor<1x2x1x16xf32>, tensor<1x2x1xf32>, tensor<1x2x1xf32> certified tensor<1x2x1x6xf32>
   return
@@ -414,7 +414,7 @@ func.func @finish_without_certificate(%a: tensor<1x2x1x16xf32>, %l: tensor<1x2x1
 // -----
 
 func.func @finish_certificate(%a: tensor<1x2x1x16xf32>, %l: tensor<1x2x1xf32>, %c: tensor<1x2x1x5xf32>) {
-  // expected-error@+1 {{expected certificate dimension 3 to be 7, got 5}}
+  // expected-error@+1 {{expected certificate dimension 3 to be 8, got 5}}
   %o:3 = aligned.finish %a, %l certificate %c : tensor<1x2x1x16xf32>, tensor<1x2x1xf32>, tensor<1x2x1x5xf32>
       -> tensor<1x2x1x16xf16> certified tensor<1x2x1xf32>, tensor<1x2x1xf32>
   return

@@ -62,15 +62,15 @@ func.func @state(%q: tensor<1x9x1x64xf16>, %k: !key, %v: !value, %k1: tensor<1x3
 
 // P4: a state with its certificate merges into another, and gives a bound and an estimate.
 // CHECK-LABEL: func.func @certified(
-// CHECK: %{{.*}}, %{{.*}}, %{{.*}}, %[[C:.*]] = aligned.decode_attention {{.*}} -> {{.*}}, tensor<1x9x1xf32> certified tensor<1x9x1x7xf32>
-// CHECK: %{{.*}}, %{{.*}}, %{{.*}}, %[[C2:.*]] = aligned.merge({{.*}}, %[[C]]), ({{.*}}, %[[C]]) : tensor<1x9x1x64xf32>, tensor<1x9x1xf32> certified tensor<1x9x1x7xf32>
-// CHECK: aligned.finish {{.*}} certificate %[[C2]] : tensor<1x9x1x64xf32>, tensor<1x9x1xf32>, tensor<1x9x1x7xf32> -> tensor<1x9x1x64xf16> certified tensor<1x9x1xf32>, tensor<1x9x1xf32>
+// CHECK: %{{.*}}, %{{.*}}, %{{.*}}, %[[C:.*]] = aligned.decode_attention {{.*}} -> {{.*}}, tensor<1x9x1xf32> certified tensor<1x9x1x8xf32>
+// CHECK: %{{.*}}, %{{.*}}, %{{.*}}, %[[C2:.*]] = aligned.merge({{.*}}, %[[C]]), ({{.*}}, %[[C]]) : tensor<1x9x1x64xf32>, tensor<1x9x1xf32> certified tensor<1x9x1x8xf32>
+// CHECK: aligned.finish {{.*}} certificate %[[C2]] : tensor<1x9x1x64xf32>, tensor<1x9x1xf32>, tensor<1x9x1x8xf32> -> tensor<1x9x1x64xf16> certified tensor<1x9x1xf32>, tensor<1x9x1xf32>
 // CHECK: aligned.attention {{.*}} -> tensor<1x9x1x64xf16> certified tensor<1x9x1xf32>, tensor<1x9x1xf32>
 func.func @certified(%q: tensor<1x9x1x64xf16>, %k: !key, %v: !value, %scale: f32) -> tensor<1x9x1xf32> {
   %a, %m, %s, %c = aligned.decode_attention %q, %k, %v scale %scale policy <exact>
-      : tensor<1x9x1x64xf16>, !key, !value -> tensor<1x9x1x64xf32>, tensor<1x9x1xf32>, tensor<1x9x1xf32> certified tensor<1x9x1x7xf32>
-  %a2, %m2, %s2, %c2 = aligned.merge (%a, %m, %s, %c), (%a, %m, %s, %c) : tensor<1x9x1x64xf32>, tensor<1x9x1xf32> certified tensor<1x9x1x7xf32>
-  %out:3 = aligned.finish %a2, %s2 certificate %c2 : tensor<1x9x1x64xf32>, tensor<1x9x1xf32>, tensor<1x9x1x7xf32>
+      : tensor<1x9x1x64xf16>, !key, !value -> tensor<1x9x1x64xf32>, tensor<1x9x1xf32>, tensor<1x9x1xf32> certified tensor<1x9x1x8xf32>
+  %a2, %m2, %s2, %c2 = aligned.merge (%a, %m, %s, %c), (%a, %m, %s, %c) : tensor<1x9x1x64xf32>, tensor<1x9x1xf32> certified tensor<1x9x1x8xf32>
+  %out:3 = aligned.finish %a2, %s2 certificate %c2 : tensor<1x9x1x64xf32>, tensor<1x9x1xf32>, tensor<1x9x1x8xf32>
       -> tensor<1x9x1x64xf16> certified tensor<1x9x1xf32>, tensor<1x9x1xf32>
   %again:3 = aligned.attention %q, %k, %v scale %scale : tensor<1x9x1x64xf16>, !key, !value -> tensor<1x9x1x64xf16> certified tensor<1x9x1xf32>, tensor<1x9x1xf32>
   return %out#1 : tensor<1x9x1xf32>

@@ -763,7 +763,7 @@ func.func @sum(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %m: !m, %s: !s, %t: !t, %
 !l = tensor<1x2x2xf32>
 !c = tensor<1x2x2x6xf32>
 func.func @certificate(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %m: !m, %s: !s, %t: !t, %parts: !parts, %a: !a, %x: !x, %l: !l, %c: !c, %i: index) {
-  // expected-error@+1 {{'aligned.attend' op expected certificate of shape and type 1x2x2x7xf32, got 'tensor<1x2x2x6xf32>'}}
+  // expected-error@+1 {{'aligned.attend' op expected certificate of shape and type 1x2x2x8xf32, got 'tensor<1x2x2x6xf32>'}}
   %0:4 = aligned.attend %q, %k, %v, %d, %f, %m, %s, %t, %parts row %i split %i policy <budget, tolerance = 0.25> outs(%a, %x, %l, %c : !a, !x, !l, !c)
       : !q, !k, !v, !d, !f, !m, !s, !t, !parts -> !a, !x, !l, !c
   return
@@ -803,7 +803,7 @@ func.func @few_outs(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %m: !m, %s: !s, %t: 
 !a = tensor<1x2x2x48xf32>
 !x = tensor<1x2x2xf32>
 !l = tensor<1x2x2xf32>
-!c = tensor<1x2x2x7xf32>
+!c = tensor<1x2x2x8xf32>
 func.func @many_outs(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %m: !m, %s: !s, %t: !t, %parts: !parts, %a: !a, %x: !x, %l: !l, %c: !c, %i: index) {
   // expected-error@+1 {{'aligned.attend' op expected 3 or one more outs, got 5}}
   %0:5 = aligned.attend %q, %k, %v, %d, %f, %m, %s, %t, %parts row %i split %i policy <budget, tolerance = 0.25> outs(%a, %x, %l, %c, %m : !a, !x, !l, !c, !m)

@@ -246,34 +246,34 @@ func.func @scan(%q: tensor<1x4x2x64xf16>, %k: !key, %v: tensor<1x2x?x64xf16, #al
 // CHECK-LABEL: func.func @attend(
 // CHECK-SAME: %[[SCORES:[a-z0-9]+]]: memref<?x2x64xf32>, %[[TOPS:[a-z0-9]+]]: memref<?x2x16xf32>, %[[PARTS:[a-z0-9]+]]: memref<?x2x2xf32>,
 func.func @attend(%q: tensor<1x4x1x64xf16>, %k: !key, %v: tensor<1x2x?x64xf16, #aligned.planes<fixed<4, 4, 8>, value>>, %d: tensor<2x2x64xi8>, %f: tensor<3x8xf32>, %m: tensor<64xf32>,
-                  %scores: tensor<?x2x64xf32>, %tops: tensor<?x2x16xf32>, %parts: tensor<?x2x2xf32>, %row: index, %splits: index) -> (tensor<?x2x1x7xf32>, f32) {
+                  %scores: tensor<?x2x64xf32>, %tops: tensor<?x2x16xf32>, %parts: tensor<?x2x2xf32>, %row: index, %splits: index) -> (tensor<?x2x1x8xf32>, f32) {
   %zero = arith.constant 0 : index
   %tiles = arith.constant 32 : index
-  // CHECK: %[[ALL:.*]] = memref.alloc(%{{.*}}) {{.*}} : memref<?x2x1x7xf32>
+  // CHECK: %[[ALL:.*]] = memref.alloc(%{{.*}}) {{.*}} : memref<?x2x1x8xf32>
   // CHECK: scf.forall (%[[SPLIT:.*]]) in
   // CHECK-DAG: %[[S:.*]] = memref.subview %[[SCORES]]
   // CHECK-DAG: %[[T:.*]] = memref.subview %[[TOPS]]
-  // CHECK-DAG: %[[C:.*]] = memref.subview %[[ALL]][%[[SPLIT]], 0, 0, 0] [1, 2, 1, 7]
+  // CHECK-DAG: %[[C:.*]] = memref.subview %[[ALL]][%[[SPLIT]], 0, 0, 0] [1, 2, 1, 8]
   // CHECK-NOT: memref.copy
   // CHECK: aligned.attend {{.*}}, %[[S]], %[[T]], %[[PARTS]] row {{.*}} outs(%{{[a-z0-9_]+}}, %{{[a-z0-9_]+}}, %{{[a-z0-9_]+}}, %[[C]] :
   // CHECK: memref.load %[[SCORES]]
-  %none = tensor.empty(%splits) : tensor<?x2x1x7xf32>
-  %all = scf.forall (%split) in (%splits) shared_outs(%certificates = %none) -> tensor<?x2x1x7xf32> {
+  %none = tensor.empty(%splits) : tensor<?x2x1x8xf32>
+  %all = scf.forall (%split) in (%splits) shared_outs(%certificates = %none) -> tensor<?x2x1x8xf32> {
     %acc = tensor.empty() : tensor<1x2x1x64xf32>
     %max = tensor.empty() : tensor<1x2x1xf32>
     %sum = tensor.empty() : tensor<1x2x1xf32>
     %first = arith.muli %split, %tiles : index
     %own = tensor.extract_slice %scores[%first, 0, 0] [32, 2, 64] [1, 1, 1] : tensor<?x2x64xf32> to tensor<32x2x64xf32>
     %top = tensor.extract_slice %tops[%first, 0, 0] [32, 2, 16] [1, 1, 1] : tensor<?x2x16xf32> to tensor<32x2x16xf32>
-    %certificate = tensor.extract_slice %certificates[%split, 0, 0, 0] [1, 2, 1, 7] [1, 1, 1, 1] : tensor<?x2x1x7xf32> to tensor<1x2x1x7xf32>
+    %certificate = tensor.extract_slice %certificates[%split, 0, 0, 0] [1, 2, 1, 8] [1, 1, 1, 1] : tensor<?x2x1x8xf32> to tensor<1x2x1x8xf32>
     %state:4 = aligned.attend %q, %k, %v, %d, %f, %m, %own, %top, %parts row %row split %split policy <budget, tolerance = 0.25>
-        outs(%acc, %max, %sum, %certificate : tensor<1x2x1x64xf32>, tensor<1x2x1xf32>, tensor<1x2x1xf32>, tensor<1x2x1x7xf32>)
+        outs(%acc, %max, %sum, %certificate : tensor<1x2x1x64xf32>, tensor<1x2x1xf32>, tensor<1x2x1xf32>, tensor<1x2x1x8xf32>)
         : tensor<1x4x1x64xf16>, !key, tensor<1x2x?x64xf16, #aligned.planes<fixed<4, 4, 8>, value>>, tensor<2x2x64xi8>, tensor<3x8xf32>, tensor<64xf32>, tensor<32x2x64xf32>,
-          tensor<32x2x16xf32>, tensor<?x2x2xf32> -> tensor<1x2x1x64xf32>, tensor<1x2x1xf32>, tensor<1x2x1xf32>, tensor<1x2x1x7xf32>
+          tensor<32x2x16xf32>, tensor<?x2x2xf32> -> tensor<1x2x1x64xf32>, tensor<1x2x1xf32>, tensor<1x2x1xf32>, tensor<1x2x1x8xf32>
     scf.forall.in_parallel {
-      tensor.parallel_insert_slice %state#3 into %certificates[%split, 0, 0, 0] [1, 2, 1, 7] [1, 1, 1, 1] : tensor<1x2x1x7xf32> into tensor<?x2x1x7xf32>
+      tensor.parallel_insert_slice %state#3 into %certificates[%split, 0, 0, 0] [1, 2, 1, 8] [1, 1, 1, 1] : tensor<1x2x1x8xf32> into tensor<?x2x1x8xf32>
     }
   }
   %coarse = tensor.extract %scores[%zero, %zero, %zero] : tensor<?x2x64xf32>
-  return %all, %coarse : tensor<?x2x1x7xf32>, f32
+  return %all, %coarse : tensor<?x2x1x8xf32>, f32
 }

@@ -115,21 +115,21 @@ func.func @numbers(%q: tensor<2x6x3x32xf16>, %k: !key, %v: !value, %scale: f32, 
 }
 
 // CHECK-LABEL: func.func @certified(
-func.func @certified(%q: tensor<2x6x1x32xf16>, %k: !key, %v: !value, %scale: f32) -> (tensor<2x6x1x48xf32>, tensor<2x6x1x7xf32>) {
-  // CHECK: %[[NONE:.*]] = arith.constant dense<0.000000e+00> : tensor<1x2x1x7xf32>
+func.func @certified(%q: tensor<2x6x1x32xf16>, %k: !key, %v: !value, %scale: f32) -> (tensor<2x6x1x48xf32>, tensor<2x6x1x8xf32>) {
+  // CHECK: %[[NONE:.*]] = arith.constant dense<0.000000e+00> : tensor<1x2x1x8xf32>
   // CHECK: %[[ALL:.*]]:2 = scf.forall (%[[ENTRY:.*]], %[[HEAD:.*]]) in (2, 3) shared_outs(%{{[a-z0-9]+}} = %{{[a-z0-9]+}}, %[[CERTIFICATE:.*]] = %{{[a-z0-9]+}})
   // CHECK: aligned.scan
   // CHECK: %[[STATES:.*]]:4 = scf.forall
-  // CHECK: %[[STATE:.*]]:4 = aligned.attend {{.*}} tensor<1x2x1x7xf32>) :
-  // CHECK: tensor.parallel_insert_slice %[[STATE]]#3 into %{{.*}}[%{{.*}}, 0, 0, 0] [1, 2, 1, 7]
+  // CHECK: %[[STATE:.*]]:4 = aligned.attend {{.*}} tensor<1x2x1x8xf32>) :
+  // CHECK: tensor.parallel_insert_slice %[[STATE]]#3 into %{{.*}}[%{{.*}}, 0, 0, 0] [1, 2, 1, 8]
   // CHECK: %[[MERGED:.*]]:4 = scf.for {{.*}} iter_args(%{{.*}}, %[[C0:[a-z0-9]+]] = %[[NONE]]) ->
   // CHECK: %[[C1:.*]] = tensor.extract_slice %[[STATES]]#3
-  // CHECK: aligned.merge({{.*}}, %[[C0]]), ({{.*}}, %[[C1]]) : {{.*}} certified tensor<1x2x1x7xf32>
-  // CHECK: tensor.parallel_insert_slice %[[MERGED]]#3 into %[[CERTIFICATE]][%[[ENTRY]], %{{.*}}, 0, 0] [1, 2, 1, 7]
+  // CHECK: aligned.merge({{.*}}, %[[C0]]), ({{.*}}, %[[C1]]) : {{.*}} certified tensor<1x2x1x8xf32>
+  // CHECK: tensor.parallel_insert_slice %[[MERGED]]#3 into %[[CERTIFICATE]][%[[ENTRY]], %{{.*}}, 0, 0] [1, 2, 1, 8]
   // CHECK: return %[[ALL]]#0, %[[ALL]]#1
   %acc, %max, %sum, %certificate = aligned.decode_attention %q, %k, %v scale %scale policy <budget, tolerance = 0.25>
-      : tensor<2x6x1x32xf16>, !key, !value -> tensor<2x6x1x48xf32>, tensor<2x6x1xf32>, tensor<2x6x1xf32> certified tensor<2x6x1x7xf32>
-  return %acc, %certificate : tensor<2x6x1x48xf32>, tensor<2x6x1x7xf32>
+      : tensor<2x6x1x32xf16>, !key, !value -> tensor<2x6x1x48xf32>, tensor<2x6x1xf32>, tensor<2x6x1xf32> certified tensor<2x6x1x8xf32>
+  return %acc, %certificate : tensor<2x6x1x48xf32>, tensor<2x6x1x8xf32>
 }
 
 // Under `exact` query rows are integers of three digits. 97 tokens are two tiles, and one split.

@@ -34,9 +34,9 @@ extern "C" {
 #define ALIGNED_SPLIT_TILES 32
 #define ALIGNED_TOP_LANES 16
 #define ALIGNED_FACTS 8
-/* sum w g, sum w g m, sum w m, sum w r, variance, max m, what errs in common (P4). States merge: numbers grow as acc does, the variance twice as
- * much, and of max m the larger one stays. */
-#define ALIGNED_CERTIFICATE_NUMBERS 7
+/* sum w g, sum w g m, sum w m, sum w r, variance, max m, what errs in common, variance of sum (P4). States merge: numbers grow as acc does, the
+ * variances twice as much, and of max m the larger one stays. */
+#define ALIGNED_CERTIFICATE_NUMBERS 8
 
 /* Scales in facts are in units of codes: 2^(code/8 - 16), which leaves out the cache's bias. */
 typedef enum {

@@ -43,11 +43,11 @@ void Attend::certify(Val split, const StateBuffers &state) {
   Val meanMax = e.loop(index(0), index(shape.valueDim), 8, {e.constant(vectorOf(e.f32(), 8), 0)}, [&](Val c, Vals top) -> Vals {
     return {larger(abs(e.load(buffers.mean, c, 8)), top[0])};
   })[0];
-  Val valueUnit = rowFact(RowFact::ValueUnit), meanLargest = reduceMax(meanMax) / valueUnit, usual = rowFact(RowFact::Usual);
+  Val valueUnit = rowFact(RowFact::ValueUnit), meanLargest = reduceMax(meanMax) / valueUnit;
   Val keyUnit = biasScale(key);
   Val spread = rowFact(RowFact::Spread), fill = rowFact(RowFact::Fill);
   const double rounding = kPowerRounding + kSoftcapRounding * shape.softcap;
-  enum { Grown, GrownReach, Reach, Error, Variance, Unread, Scanned, Loudest, kSums };
+  enum { Grown, GrownReach, Reach, Error, Variance, ScoreVariance, Unread, Scanned, Loudest, kSums };
   Buffer sums = e.local(e.f32(), kSums * lanes);
   auto add = [&](int64_t which, Val addend) { e.store(e.load(sums, index(which * lanes), lanes) + addend, sums, index(which * lanes)); };
   e.loop(index(0), index(rows), 1, [&](Val h) {
@@ -90,8 +90,9 @@ void Attend::certify(Val split, const StateBuffers &state) {
         Val misled = select(square < 0.0025, square, exp(square * 2) - exp(square * 0.5) * 2 + 1);
         Val weighed = w * splatF(fill), rowsError = select(isRead, scale * left(read) * (1 / std::sqrt(3.0)), scale * splatF(spread));
         Val byRounding = select(inBytes, oneStep * splatF(fill), zero);
-        Val variance = weighed * weighed * (scale * scale + splatF(usual * usual)) * misled + w * w * rowsError * rowsError + byRounding * byRounding * (1.0 / 6);
+        Val byScores = weighed * weighed * misled, variance = byScores * scale * scale + w * w * rowsError * rowsError + byRounding * byRounding * (1.0 / 6);
         add(Variance, select(isAside | isAsideKey, zero, variance));
+        add(ScoreVariance, select(isAside | isAsideKey, zero, byScores));
         add(Unread, select(isRead | isAside, zero, w * scale));
         add(Scanned, select(keyRead <= keyFormat.width[0], weighed * scale * select(square < 1, square, splatF(1.0)), zero));
       }
@@ -109,13 +110,15 @@ void Attend::certify(Val split, const StateBuffers &state) {
         Val x = e.load(finest, scoreAt(tile, h) + token % index(kTile));
         if (shape.mask)
           x = select(isVisible(token, h % index(shape.queries), newest, shape), x, f32(kHidden));
-        Val w = select(x > kLowest, power(final(x, h, token) - reference), f32(0));
-        Val code = zext(e.load(key.codes, key.placeOf(tile) * kTile + token % index(kTile)), e.i32());
-        Val error = select(code == storage::kAside, asideBound, scaleOf(max(code, 1)) * (mass * keyUnit * std::exp2(-double(storage::bitsBefore(keyFormat, keyPlanes))) + inherent));
-        Val grown = growth(error + rounding), largest = reduceMax(abs(e.load(values, index(0), shape.valueDim))) / valueUnit;
-        e.store(e.load(aside, index(0)) + w * grown * largest, aside, index(0));
-        e.store(e.load(aside, index(1)) + w * largest, aside, index(1));
-        e.store(larger(largest, e.load(aside, index(2))), aside, index(2));
+        e.when(invert(x <= kHidden), [&] { // what nobody sees may be NaN
+          Val w = power(final(x, h, token) - reference);
+          Val code = zext(e.load(key.codes, key.placeOf(tile) * kTile + token % index(kTile)), e.i32());
+          Val error = select(code == storage::kAside, asideBound, scaleOf(max(code, 1)) * (mass * keyUnit * std::exp2(-double(storage::bitsBefore(keyFormat, keyPlanes))) + inherent));
+          Val grown = growth(error + rounding), largest = reduceMax(abs(e.load(values, index(0), shape.valueDim))) / valueUnit;
+          e.store(e.load(aside, index(0)) + w * grown * largest, aside, index(0));
+          e.store(e.load(aside, index(1)) + w * largest, aside, index(1));
+          e.store(larger(largest, e.load(aside, index(2))), aside, index(2));
+        });
       });
     });
     Val sum = e.load(state.sum, h), tokens = convert(convert((last - first) * kTile, e.i64()), e.f32());
@@ -130,7 +133,8 @@ void Attend::certify(Val split, const StateBuffers &state) {
                  (total[Error] + sumRounding) * inflation * valueUnit,
                  total[Variance] * valueUnit * valueUnit,
                  loudest * inflation * valueUnit,
-                 common * valueUnit};
+                 common * valueUnit,
+                 total[ScoreVariance]};
     for (auto [number, what] : llvm::enumerate(numbers))
       e.store(what, state.certificate, h * kCertificateNumbers + number);
   });

@@ -86,11 +86,11 @@ SmallVector<Value> certify(ImplicitLocOpBuilder &b, Value certificate, Value sum
                                                auto in = [&](int64_t number) { return e.wrap(args[number]); };
                                                Val total = in(0), largest = in(1), squares = in(2);
                                                auto c = [&](int64_t number) { return in(3 + number); };
-                                               Val growth = c(0) / total;
+                                               Val growth = c(0) / total, reach = c(2) / total;
                                                Val bound = ((growth + 1) * c(1) + growth * c(2) + c(3)) / total, cap = c(kCertificateLargest) + largest;
                                                // A bound that is no number is no bound, and 2^-60 covers weights that merging took for 0.
                                                bound = select(bound < cap, bound, cap) * (1 + 0x1p-20) + c(kCertificateLargest) * 0x1p-60 + largest * relative + least;
-                                               Val estimate = sqrt(c(kCertificateVariance) + c(6) * c(6)) / total / max(sqrt(squares * (1.0 / channels)), 1e-30);
+                                               Val estimate = sqrt(c(kCertificateVariance) + c(kCertificateScoreVariance) * reach * reach + c(6) * c(6)) / total / max(sqrt(squares * (1.0 / channels)), 1e-30);
                                                Val empty = total == 0, zero = e.constant(e.f32(), 0);
                                                linalg::YieldOp::create(e.b, ValueRange{select(empty, zero, bound).value, select(empty, zero, estimate).value});
                                              });
@@ -193,7 +193,7 @@ struct ConvertMerge : OpRewritePattern<MergeOp> {
           linalg::YieldOp::create(inner, loc, ValueRange{top, blend(inner, loc, args[1], weightA, args[3], weightB), weightA, weightB});
         });
     const SmallVector<AffineMap> maps{state, row, state, row, state};
-    // Sums per channel; of a certificate one number is a variance, and one a maximum.
+    // Sums per channel; of a certificate two numbers are variances, and one is a maximum.
     auto blendAll = [&](Value a, Value other, Value empty, bool isCertificate) {
       return linalg::GenericOp::create(b, TypeRange{empty.getType()}, ValueRange{a, rows.getResult(2), other, rows.getResult(3)}, ValueRange{empty},
                                        maps, parallel(4),
@@ -206,7 +206,9 @@ struct ConvertMerge : OpRewritePattern<MergeOp> {
                                              sum = arith::SelectOp::create(inner, loc, is, own, sum);
                                            };
                                            auto square = [&](Value x) -> Value { return arith::MulFOp::create(inner, loc, x, x); };
-                                           choose(kCertificateVariance, blend(inner, loc, args[0], square(weightA), args[2], square(weightB)));
+                                           Value squared = blend(inner, loc, args[0], square(weightA), args[2], square(weightB));
+                                           for (int64_t variance : {kCertificateVariance, kCertificateScoreVariance})
+                                             choose(variance, squared);
                                            choose(kCertificateLargest, arith::MaximumFOp::create(inner, loc, args[0], args[2]));
                                          }
                                          linalg::YieldOp::create(inner, loc, sum);

@@ -18,6 +18,7 @@ Vals aligned::certificateOf(const CertificateSums &s) {
                (s.error + s.weightError) * s.unit + s.valueRounding * moment,
                (s.variance + common * common + s.scoreVariance * s.sum * s.sum) * s.unit * s.unit,
                s.largest,
+               s.largest * 0,
                s.largest * 0};
   for (Val &number : numbers)
     number = number * s.inflation;

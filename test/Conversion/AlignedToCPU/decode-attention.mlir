@@ -44,17 +44,17 @@ func.func @dense(%q: tensor<1x4x1x32xf32>, %k: tensor<1x2x?x32xf32>, %v: tensor<
 // than the last query one more number.
 // CHECK-LABEL: func.func @more(
 // CHECK-SAME: %[[LATER:[a-z0-9]+]]: index)
-func.func @more(%q: tensor<2x9x1x64xf16>, %k: !key, %v: !value, %scale: f32, %later: index) -> tensor<2x9x1x7xf32> {
+func.func @more(%q: tensor<2x9x1x64xf16>, %k: !key, %v: !value, %scale: f32, %later: index) -> tensor<2x9x1x8xf32> {
   // CHECK: memref.alloc() {{.*}} : memref<2x9x1x64xf32>
-  // CHECK: %[[CERTIFICATE:.*]] = memref.alloc() {{.*}} : memref<2x9x1x7xf32>
+  // CHECK: %[[CERTIFICATE:.*]] = memref.alloc() {{.*}} : memref<2x9x1x8xf32>
   // CHECK: %[[NUMBER:.*]] = arith.index_cast %[[LATER]] : index to i64
   // CHECK: llvm.store %[[NUMBER]]
   // CHECK: memref.extract_aligned_pointer_as_index %[[CERTIFICATE]]
   // CHECK: constant @aligned_decode_7_1
   // CHECK: return %[[CERTIFICATE]]
   %acc, %max, %sum, %c = aligned.decode_attention %q, %k, %v scale %scale mask <causal> later %later policy <exact> {site = 7 : i32}
-      : tensor<2x9x1x64xf16>, !key, !value -> tensor<2x9x1x64xf32>, tensor<2x9x1xf32>, tensor<2x9x1xf32> certified tensor<2x9x1x7xf32>
-  return %c : tensor<2x9x1x7xf32>
+      : tensor<2x9x1x64xf16>, !key, !value -> tensor<2x9x1x64xf32>, tensor<2x9x1xf32>, tensor<2x9x1xf32> certified tensor<2x9x1x8xf32>
+  return %c : tensor<2x9x1x8xf32>
 }
 
 // P8: addresses of a mask by numbers and of sinks lie where the kernel looks for them.

@@ -124,7 +124,7 @@ func.func @others(%q: !query, %wide: memref<2x6x2x32xf32>, %k: !key, %v: !value,
 // CHECK-LABEL: func.func @more(
 // CHECK-SAME: %[[ROW:[a-z0-9]+]]: index, %[[SPLIT:[a-z0-9]+]]: index, %[[LATER:[a-z0-9]+]]: index,
 func.func @more(%q: !query, %k: !key, %v: !value, %scale: f32, %row: index, %split: index, %later: index, %d: !digits, %f: !facts, %m: !mean, %s: !scores, %t: !tops, %one: memref<1x2x4xf32>,
-                %p: !parts, %a: !acc, %x: !sum, %l: !sum, %c: memref<1x2x2x7xf32>) {
+                %p: !parts, %a: !acc, %x: !sum, %l: !sum, %c: memref<1x2x2x8xf32>) {
   // CHECK: call @[[PREPARE:aligned_prepare_[0-9]+]]({{.*}}, %[[ROW]], %[[LATER]], %{{[0-9]+}}, %{{[0-9]+}}, %{{[0-9]+}})
   aligned.prepare %q, %k, %v scale %scale row %row mask <causal> later %later policy <budget, tolerance = 0.25> outs(%d, %f, %m : !digits, !facts, !mean) : !query, !key, !value
   // CHECK: call @[[SCAN:aligned_scan_[0-9]+]]({{.*}}, %[[ROW]], %[[SPLIT]], %[[LATER]], %{{[0-9]+}}, %{{[0-9]+}}, %{{[0-9]+}}, %{{[0-9]+}}, %{{[0-9]+}})
@@ -132,7 +132,7 @@ func.func @more(%q: !query, %k: !key, %v: !value, %scale: f32, %row: index, %spl
       outs(%s, %t, %one : !scores, !tops, memref<1x2x4xf32>) : !query, !key, !value, !digits, !facts
   // CHECK: call @[[ATTEND:aligned_attend_[0-9]+]]({{.*}}, %[[ROW]], %[[SPLIT]], %[[LATER]], {{.*}}, %[[CERTIFICATE:[0-9]+]], %c0_i32)
   aligned.attend %q, %k, %v, %d, %f, %m, %s, %t, %p row %row split %split softcap 50.0 mask <causal> later %later policy <budget, tolerance = 0.25> masked_zero
-      outs(%a, %x, %l, %c : !acc, !sum, !sum, memref<1x2x2x7xf32>) : !query, !key, !value, !digits, !facts, !mean, !scores, !tops, !parts
+      outs(%a, %x, %l, %c : !acc, !sum, !sum, memref<1x2x2x8xf32>) : !query, !key, !value, !digits, !facts, !mean, !scores, !tops, !parts
   return
 }
 

@@ -36,12 +36,12 @@ func.func @merge(%a0: !acc, %m0: !row, %s0: !row, %a1: !acc, %m1: !row, %s1: !ro
 
 // P4: of a certificate's seven numbers five add up as acc does; number 4 is a variance, whose weights are squared, and of number 5 the larger one is kept.
 // CHECK-LABEL: func.func @merge_certified(
-// CHECK-SAME: %[[C0:[a-z0-9]+]]: tensor<1x2x1x7xf32>, %[[C1:[a-z0-9]+]]: tensor<1x2x1x7xf32>)
-func.func @merge_certified(%a: !acc, %m: !row, %s: !row, %c0: tensor<1x2x1x7xf32>, %c1: tensor<1x2x1x7xf32>) -> tensor<1x2x1x7xf32> {
+// CHECK-SAME: %[[C0:[a-z0-9]+]]: tensor<1x2x1x8xf32>, %[[C1:[a-z0-9]+]]: tensor<1x2x1x8xf32>)
+func.func @merge_certified(%a: !acc, %m: !row, %s: !row, %c0: tensor<1x2x1x8xf32>, %c1: tensor<1x2x1x8xf32>) -> tensor<1x2x1x8xf32> {
   // CHECK: %[[ROWS:[0-9]+]]:4 = linalg.generic
   // CHECK-COUNT-2: math.exp
   // CHECK-NOT: math.exp
-  // CHECK: %[[MERGED:.*]] = linalg.generic {{.*}} ins(%[[C0]], %[[ROWS]]#2, %[[C1]], %[[ROWS]]#3 : tensor<1x2x1x7xf32>
+  // CHECK: %[[MERGED:.*]] = linalg.generic {{.*}} ins(%[[C0]], %[[ROWS]]#2, %[[C1]], %[[ROWS]]#3 : tensor<1x2x1x8xf32>
   // CHECK: ^bb0(%[[A:[a-z0-9_]+]]: f32, %[[WA:[a-z0-9_]+]]: f32, %[[B:[a-z0-9_]+]]: f32, %[[WB:[a-z0-9_]+]]: f32,
   // CHECK: %[[PA:.*]] = arith.mulf %[[A]], %[[WA]]
   // CHECK: %[[PB:.*]] = arith.mulf %[[B]], %[[WB]]
@@ -54,7 +54,10 @@ func.func @merge_certified(%a: !acc, %m: !row, %s: !row, %c0: tensor<1x2x1x7xf32
   // CHECK: %[[VARIANCE:.*]] = arith.addf %[[VA]], %[[VB]]
   // CHECK: %[[FOUR:.*]] = arith.constant 4 : index
   // CHECK: %[[IS_VARIANCE:.*]] = arith.cmpi eq, %[[AT]], %[[FOUR]]
-  // CHECK: %[[EITHER:.*]] = arith.select %[[IS_VARIANCE]], %[[VARIANCE]], %[[SUM]]
+  // CHECK: %[[SUM_OR_IT:.*]] = arith.select %[[IS_VARIANCE]], %[[VARIANCE]], %[[SUM]]
+  // CHECK: %[[SEVEN:.*]] = arith.constant 7 : index
+  // CHECK: %[[IS_OTHER:.*]] = arith.cmpi eq, %[[AT]], %[[SEVEN]]
+  // CHECK: %[[EITHER:.*]] = arith.select %[[IS_OTHER]], %[[VARIANCE]], %[[SUM_OR_IT]]
   // CHECK: %[[LARGER:.*]] = arith.maximumf %[[A]], %[[B]]
   // CHECK: %[[FIVE:.*]] = arith.constant 5 : index
   // CHECK: %[[IS_LARGEST:.*]] = arith.cmpi eq, %[[AT]], %[[FIVE]]
@@ -62,8 +65,8 @@ func.func @merge_certified(%a: !acc, %m: !row, %s: !row, %c0: tensor<1x2x1x7xf32
   // CHECK: linalg.yield %[[ANY]]
   // CHECK-NOT: math.exp
   // CHECK: return %[[MERGED]]
-  %a1, %m1, %s1, %c = aligned.merge (%a, %m, %s, %c0), (%a, %m, %s, %c1) : !acc, !row certified tensor<1x2x1x7xf32>
-  return %c : tensor<1x2x1x7xf32>
+  %a1, %m1, %s1, %c = aligned.merge (%a, %m, %s, %c0), (%a, %m, %s, %c1) : !acc, !row certified tensor<1x2x1x8xf32>
+  return %c : tensor<1x2x1x8xf32>
 }
 
 // Appends to dense tensors are concatenations.
@@ -98,12 +101,12 @@ func.func @finish(%acc: !acc, %sum: !row) -> tensor<1x2x1x16xf16> {
 
 // P4: bound and estimate of the rounded output. Seven numbers a row, each row's largest magnitude and mean square, and 0 of both where no token was seen.
 // CHECK-LABEL: func.func @finish_certified(
-// CHECK-SAME: %[[SUM:[a-z0-9]+]]: tensor<1x2x1xf32>, %[[C:[a-z0-9]+]]: tensor<1x2x1x7xf32>)
-func.func @finish_certified(%acc: !acc, %sum: !row, %c: tensor<1x2x1x7xf32>) -> (tensor<1x2x1x16xf16>, !row, !row) {
+// CHECK-SAME: %[[SUM:[a-z0-9]+]]: tensor<1x2x1xf32>, %[[C:[a-z0-9]+]]: tensor<1x2x1x8xf32>)
+func.func @finish_certified(%acc: !acc, %sum: !row, %c: tensor<1x2x1x8xf32>) -> (tensor<1x2x1x16xf16>, !row, !row) {
   // CHECK: %[[OUT:.*]] = linalg.generic
   // CHECK: %[[NORMS:.*]]:2 = linalg.generic {{.*}}"reduction"]} ins(%[[OUT]] : tensor<1x2x1x16xf16>)
   // CHECK: math.absf
-  // CHECK-COUNT-7: tensor.extract_slice %[[C]][0, 0, 0, {{[0-6]}}] [1, 2, 1, 1] [1, 1, 1, 1] : tensor<1x2x1x7xf32> to tensor<1x2x1xf32>
+  // CHECK-COUNT-8: tensor.extract_slice %[[C]][0, 0, 0, {{[0-7]}}] [1, 2, 1, 1] [1, 1, 1, 1] : tensor<1x2x1x8xf32> to tensor<1x2x1xf32>
   // CHECK-NOT: tensor.extract_slice
   // CHECK: %[[BOTH:.*]]:2 = linalg.generic {{.*}} ins(%[[SUM]], %[[NORMS]]#0, %[[NORMS]]#1,
   // CHECK: ^bb0(%[[W:[a-z0-9_]+]]: f32,
@@ -112,6 +115,6 @@ func.func @finish_certified(%acc: !acc, %sum: !row, %c: tensor<1x2x1x7xf32>) -> 
   // CHECK: %[[ESTIMATE:.*]] = arith.select %[[EMPTY]]
   // CHECK: linalg.yield %[[BOUND]], %[[ESTIMATE]]
   // CHECK: return %[[OUT]], %[[BOTH]]#0, %[[BOTH]]#1
-  %out, %bound, %estimate = aligned.finish %acc, %sum certificate %c : !acc, !row, tensor<1x2x1x7xf32> -> tensor<1x2x1x16xf16> certified !row, !row
+  %out, %bound, %estimate = aligned.finish %acc, %sum certificate %c : !acc, !row, tensor<1x2x1x8xf32> -> tensor<1x2x1x16xf16> certified !row, !row
   return %out, %bound, %estimate : tensor<1x2x1x16xf16>, !row, !row
 }

@@ -379,7 +379,9 @@ TEST(StageKernels, KeptAside) {
     compare(cases);
   }
   HeadInputs in = plain;
-  in.mask = {1, true, 64, 2}, in.k[100 * 32] = in.v[101 * 32] = NAN; // nobody sees them
+  in.mask = {1, true, 64, 2}; // nobody sees these, in a tile that nobody sees and in one of which others are seen
+  for (int64_t token : {100, 200})
+    in.k[token * 32] = in.v[(token + 1) * 32] = NAN;
   compare({{"unseen", {in}}});
   // Too large for the bias that the first tokens settled.
   StepOptions options;

@@ -287,7 +287,7 @@ inline Finished finish(const StoredStep &step, int64_t row, Buffers &b) {
       for (size_t i = 0; i < acc.size() && otherAcc; ++i)
         acc[i] = acc[i] * a + otherAcc[i] * b;
       for (size_t i = 0; i < c.size() && other; ++i)
-        c[i] = i == 5 ? std::max<double>(c[i], other[i]) : i == 4 ? c[i] * a * a + other[i] * b * b : c[i] * a + other[i] * b;
+        c[i] = i == 5 ? std::max<double>(c[i], other[i]) : i == 4 || i == 7 ? c[i] * a * a + other[i] * b * b : c[i] * a + other[i] * b;
     };
     if (!sinks.empty())
       merge(sinks[(row % step.options.kvHeads * b.rows + h) / step.stage.queries], 1, nullptr, nullptr);
@@ -302,7 +302,7 @@ inline Finished finish(const StoredStep &step, int64_t row, Buffers &b) {
     result.logSum.push_back(sum == 0 ? -INFINITY : std::log(sum) + max);
     const double u = c[0] / sum;
     result.bound.push_back(sum == 0 ? 0 : std::min(((1 + u) * c[1] + u * c[2] + c[3]) / sum, c[5] + largest));
-    result.estimate.push_back(sum == 0 ? 0 : std::sqrt((c[4] + c[6] * c[6]) * b.valueDim) / sum);
+    result.estimate.push_back(sum == 0 ? 0 : std::sqrt((c[4] + c[7] * std::pow(c[2] / sum, 2) + c[6] * c[6]) * b.valueDim) / sum);
   }
   return result;
 }

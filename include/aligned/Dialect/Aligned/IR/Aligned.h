@@ -57,7 +57,7 @@ constexpr int64_t kMaxQueryRows = 32;
 constexpr int64_t kBlock = 64;
 
 /// Numbers of a row's certificate while it is computed (P4).
-constexpr int64_t kCertificateNumbers = 7, kCertificateVariance = 4, kCertificateLargest = 5;
+constexpr int64_t kCertificateNumbers = 8, kCertificateVariance = 4, kCertificateLargest = 5, kCertificateScoreVariance = 7;
 
 /// Of the stages of a decode step over fixed planes: digits of a query row's integers, under a tolerance and exactly; facts that are known of each query row; lanes of a tile's
 /// maxima; tiles of a split.

@@ -203,16 +203,17 @@ def Aligned_DecodeAttentionOp : Aligned_BufferizableOp<"decode_attention", [Attr
 
     `site` numbers the attention within its module, so that what it read can be told apart.
 
-    The optional fourth result is the state of the certificate (P4): [batch, q_heads, queries, 7]. With w_t = e^(score[t] - max) as computed, B_t
+    The optional fourth result is the state of the certificate (P4): [batch, q_heads, queries, 8]. With w_t = e^(score[t] - max) as computed, B_t
     the most that score[t] may be off, m_t the largest magnitude in row t of the values and r_t the most that the row is off as it was read, it holds
 
         0  sum_t w_t (e^B_t - 1)      1  sum_t w_t (e^B_t - 1) m_t      2  sum_t w_t m_t      3  sum_t w_t r_t, and what rounding adds
         4  the variance to expect of a channel of acc      5  max_t m_t      6  the error to expect besides that all tokens have in common
+        7  the variance to expect of sum, of which errors of scores move the whole output
 
     On buffers the results are written to the buffers `into`, three or four in the same order; dense operands are contiguous.
 
     Constraints: A1, A2, A4, A11, A12 of `aligned.attention`, and
-    - (A7) max and sum are [batch, q_heads, queries], acc adds value_dim, the certificate adds 7
+    - (A7) max and sum are [batch, q_heads, queries], acc adds value_dim, the certificate adds 8
     - (A10) there is one policy or one per kv head, all of one kind
     - (A11) `later` only with a mask
     - (A15) of `aligned.attention`
@@ -258,7 +259,7 @@ def Aligned_MergeOp : Aligned_Op<"merge", [Pure, AttrSizedOperandSegments]> {
 
         max = m        sum = sum_a e^(max_a - m) + sum_b e^(max_b - m)        acc = acc_a e^(max_a - m) + acc_b e^(max_b - m)
 
-    Certificates merge as acc does, but for their variance, whose weights are squared, and their largest magnitude, of which the larger is kept.
+    Certificates merge as acc does, but for their variances, whose weights are squared, and their largest magnitude, of which the larger is kept.
 
     Associative and commutative but for rounding; (acc 0, max -inf, sum 0, certificate 0) is the identity.
 
@@ -284,7 +285,7 @@ def Aligned_FinishOp : Aligned_Op<"finish", [Pure, AttrSizedResultSegments]> {
     From a certificate c follow, with u = c0 / sum,
 
         bound    = min(((1 + u) c1 + u c2 + c3) / sum, c5 + max |out|), and what rounding the result adds
-        estimate = sqrt(c4 + c6^2) / sum / rms(out)
+        estimate = sqrt(c4 + c7 (c2 / sum)^2 + c6^2) / sum / rms(out)
 
     since a probability is off by no more than a factor e^B_t (1 + u), and no output lies outside the values. Both are 0 for a row that saw no token.
 
