@@ -44,7 +44,7 @@ TEST_F(Options, formatsAreParsed) {
   EXPECT_EQ(fixed, PlanesAttr::get(&context, FormatKind::Fixed, {4, 4, 4, 4}, CacheRole::Key));
   EXPECT_EQ(fixed.getResident(), 4);
   EXPECT_EQ(format(" float < 12 , 4 > ", CacheRole::Value), PlanesAttr::get(&context, FormatKind::Float, {12, 4}, CacheRole::Value)) << report;
-  EXPECT_TRUE(format("fixed<16>")) << report;
+  EXPECT_TRUE(format("fixed<8,8>")) << report;
   EXPECT_EQ(report, "");
 }
 
@@ -52,7 +52,7 @@ TEST_F(Options, malformedFormatsAreReported) {
   for (const char *text : {"", "fixed", "fixed<", "fixed<4,4,4,4", "fixed4,4,4,4>", "posit<16>", "fixed<4,,8>", "fixed<four,12>", "fixed<>", "fixed<4,4,4,4>>",
                            "fixed<99999999999999999999>"}) {
     EXPECT_FALSE(format(text)) << text;
-    expectReport("expected a plane format such as 'fixed<4,4,4,4>' or 'float<8,4,4>', got '" + std::string(text) + "'");
+    expectReport("expected a plane format such as 'fixed<4,4,8>' or 'float<8,4,4>', got '" + std::string(text) + "'");
   }
 }
 
@@ -63,6 +63,8 @@ TEST_F(Options, formatsThatNoPlanesCanHaveAreReported) {
   expectReport("expected plane widths that are multiples of 4, got 5");
   EXPECT_FALSE(format("fixed<-4,20>"));
   expectReport("expected plane widths that are multiples of 4, got -4");
+  EXPECT_FALSE(format("fixed<16>"));
+  expectReport("expected planes of 4 or 8 bits in a fixed format, got 16");
   EXPECT_FALSE(format("float<4,12>"));
   expectReport("expected a first plane of at least 8 bits");
 }
@@ -81,9 +83,11 @@ TEST_F(Options, theOtherRoleKeepsFormatAndResidency) {
 
 TEST_F(Options, elementTypesThatAFormatCanHold) {
   Type f16 = Float16Type::get(&context), bf16 = BFloat16Type::get(&context), f32 = Float32Type::get(&context), f64 = Float64Type::get(&context);
-  for (const char *text : {"fixed<4,4,4,4>", "fixed<16>", "float<12,4>", "float<16>"})
+  for (const char *text : {"fixed<4,4,4,4>", "fixed<4,4,8>", "float<12,4>", "float<16>"}) {
+    ASSERT_TRUE(format(text)) << report;
     for (Type type : {f16, bf16, f32})
       EXPECT_TRUE(format(text).supports(type)) << text;
+  }
   EXPECT_FALSE(format("float<8,4,4>").supports(bf16));
   EXPECT_TRUE(format("float<8,4,4>").supports(f16));
   EXPECT_FALSE(format("fixed<4,4,4,4>").supports(f64));
@@ -94,18 +98,18 @@ TEST_F(Options, policiesAreParsed) {
   EXPECT_FALSE(policy("exact").getTolerance());
   EXPECT_EQ(policy("alignedkv").getKind(), PolicyKind::AlignedKV);
   EXPECT_EQ(policy("budget", 0.1).getTolerance().getValueAsDouble(), 0.1);
-  EXPECT_EQ(policy("tight").getTolerance().getValueAsDouble(), 1.0 / 2048);
-  EXPECT_EQ(policy("balanced").getTolerance().getValueAsDouble(), 1.0 / 256);
-  EXPECT_EQ(policy("fast").getTolerance().getValueAsDouble(), 1.0 / 64);
-  EXPECT_EQ(policy("fast"), policy("budget", 1.0 / 64));
+  for (auto [name, tolerance] : {std::pair("tight", 0x1p-12), {"balanced", 0x1p-9}, {"fast", 0x1p-7}, {"draft", 0x1p-6}}) {
+    EXPECT_EQ(policy(name).getTolerance().getValueAsDouble(), tolerance);
+    EXPECT_EQ(policy(name), policy("budget", tolerance));
+  }
   EXPECT_EQ(report, "");
 }
 
 TEST_F(Options, policiesThatMeanNothingAreReported) {
   EXPECT_FALSE(policy("Tight"));
-  expectReport("expected policy 'exact', 'alignedkv', 'tight', 'balanced', 'fast' or 'budget', got 'Tight'");
+  expectReport("expected policy 'exact', 'alignedkv', 'tight', 'balanced', 'fast', 'draft' or 'budget', got 'Tight'");
   EXPECT_FALSE(policy("tight", 0.25));
-  expectReport("expected a tolerance only with policy 'budget', got one with 'tight', which stands for 0.000488281");
+  expectReport("expected a tolerance only with policy 'budget', got one with 'tight', which stands for 0.000244141");
   EXPECT_FALSE(policy("exact", 0.25));
   expectReport("expected a tolerance only with 'budget', got one with 'exact'");
   for (double tolerance : {0.0, 1.0, -0.5, std::numeric_limits<double>::infinity(), std::numeric_limits<double>::quiet_NaN()}) {
