@@ -159,6 +159,16 @@ Val Attend::integers(Val place, int64_t channel, int64_t count) {
   return (sum << sixteen) >> sixteen;
 }
 
+/// Asks for the cache lines of a row that is added some rows later, one row at a time: more at once are dropped.
+void Attend::fetchAhead(const Rows &list, Val at, int64_t channel, int64_t bits) {
+  Val place = convert(e.load(list.places, at + kRowsAhead), e.types.getIndexType()); // behind the end whatever was there: nothing comes of it
+  for (int64_t plane = 0; plane < valuePlanes && storage::bitsBefore(valueFormat, plane) < bits; ++plane) {
+    const int64_t width = valueFormat.width[plane], byte = channel * width / 8;
+    if (byte % 64 == 0)
+      e.prefetch(value.plane[plane], place * storage::rowBytes(width, shape.valueDim) + byte);
+  }
+}
+
 /// Adds four rows at a time: their bytes interleave into words that hold one channel of each.
 void Attend::addInteger(Rows &list, bool nibbles, Buffer sums) {
   const int64_t dim = shape.valueDim, channels = channelsOf(dim, registerBytes), words = channels / 4;
@@ -193,8 +203,10 @@ void Attend::addInteger(Rows &list, bool nibbles, Buffer sums) {
             initial.push_back(e.load(sums, (h0 + h) * dim + (channel + j * words), words));
         Vals total = e.loop(index(0), end, 4, initial, [&](Val i, Vals acc) {
           Val r[4];
-          for (int64_t k = 0; k < 4; ++k)
+          for (int64_t k = 0; k < 4; ++k) {
+            fetchAhead(list, i + k, channel, nibbles ? 4 : 8);
             r[k] = rowOf(convert(e.load(list.places, i + k), e.types.getIndexType()), channel);
+          }
           Val a = interleave(r[0], r[1], 1, false), b = interleave(r[0], r[1], 1, true), c = interleave(r[2], r[3], 1, false), d = interleave(r[2], r[3], 1, true);
           Val u[4] = {interleave(a, c, 2, false), interleave(a, c, 2, true), interleave(b, d, 2, false), interleave(b, d, 2, true)};
           for (int64_t h = 0; h < count; ++h) {
@@ -230,6 +242,7 @@ void Attend::addFloats() {
         for (int64_t h = 0; h < count; ++h)
           initial.push_back(e.load(floatSums, (h0 + h) * dim + channel, channels));
         Vals total = e.loop(index(0), end, 1, initial, [&](Val i, Vals acc) {
+          fetchAhead(floatRows, i, channel, valueBits);
           Val n = integers(convert(e.load(floatRows.places, i), e.types.getIndexType()), channel, channels);
           Val rest = f32(middle + storage::kDitherSteps / 2) - e.load(floatRows.turns, i);
           if (isLimited(CacheRole::Value)) { // a token's own bits

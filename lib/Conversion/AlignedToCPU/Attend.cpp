@@ -182,6 +182,7 @@ void Attend::rank() {
     e.store(word, words, at);
     Val mask = want > 0, to = counted(first.count);
     compress(shape.isa, mask, word, first.words, to);
+    compress(shape.isa, mask, keyPlaceOf(tokenOf(word)), first.places, to);
     forRows([&](Val h) { compress(shape.isa, mask, e.load(scores, h * kList + at, lanes), first.scores, h * kList + to); });
     e.store(to + countOf(mask), first.count, index(0));
   });
@@ -383,7 +384,7 @@ void Attend::emit(Val split, const StateBuffers &state) {
   scores = e.local(e.f32(), rows * kList);
   listCount = counter();
   for (int64_t plane = 1; plane < keyPlanes; ++plane)
-    levels.push_back({e.local(e.i32(), kList), e.local(e.f32(), rows * kList), e.local(e.i64(), kChunk / lanes), counter()});
+    levels.push_back({e.local(e.i32(), kList), e.local(e.i32(), kList), e.local(e.f32(), rows * kList), e.local(e.i64(), kChunk / lanes), counter()});
   for (Rows *list : {&nibbleRows, &byteRows})
     *list = {e.local(e.i32(), kList), e.local(e.i8(), rows * kList), {}, {}, counter()};
   floatRows = {e.local(e.i32(), kList), e.local(e.f32(), rows * kList), e.local(e.f32(), kList), e.local(e.i32(), kList), counter()};

@@ -11,6 +11,7 @@ constexpr int64_t kChunkTiles = 16, kChunk = kChunkTiles * kTile; // a token of 
 constexpr int64_t kList = kChunk + 64;                            // room for vectors past the end
 constexpr int64_t kKeyCodes = 32;                                 // of K's scales, the largest, that thresholds are tabulated for
 constexpr int64_t kRoundingDither = 1597;                         // of weights: apart from those of both sides
+constexpr int64_t kRowsAhead = 32;                                // that are asked for before they are used
 constexpr double kLargestWeight = 255.5; // of a byte
 constexpr double kMisled = 0.125;       // of the coarse sum: what the refined one falls to where coarse scores misled by far
 constexpr double kSlightlyBelow = 0.9998; // what 2^x errs by must not leave out what the rule wants
@@ -48,8 +49,8 @@ private:
   Buffer keyPlaces, valuePlaces;                        ///< i32 [kChunkTiles]: from a token of the chunk to its row in every plane
   Buffer words, scores, listCount;                      ///< listed tokens, and their scores [rows][kList]
   Buffer rowWeight;                                     ///< of the tokens in a register, registers
-  struct Level { ///< tokens of which plane `plane` of K is read
-    Buffer words, scores, masks, count;
+  struct Level { ///< tokens of which plane `plane` of K is read, and where its row lies
+    Buffer words, places, scores, masks, count;
   };
   llvm::SmallVector<Level> levels;
   struct Rows { ///< rows of V, where they lie in planes, with the weights of each query row, u8 or f32
@@ -75,8 +76,9 @@ private:
   void list(Val first, Val last);
   void rank();
   void refine(size_t level);
-  Vals rowDots(int64_t plane, Buffer words, Val at, Val firstRow, int64_t count);
+  Vals rowDots(int64_t plane, Buffer places, Val at, Val firstRow, int64_t count, bool isRepeated);
   void weigh();
+  void fetchAhead(const Rows &list, Val at, int64_t channel, int64_t bits);
   void addInteger(Rows &list, bool nibbles, Buffer sums);
   void addFloats();
   Val topByte(Val place, int64_t channel, int64_t count);
@@ -102,11 +104,7 @@ private:
   Val tokenOf(Val word) { return shiftRight(word, kTokenShift) & (kChunk - 1); }
   Val wantOf(Val word) { return shiftRight(word, kWantShift); }
   Val valuePlaceOf(Val token) { return token + lookUp(shape.isa, valuePlaces, index(0), kChunkTiles, shiftRight(token, 6)); }
-  /// The row in K's planes of entry `at` of a list of words.
-  Val keyPlaceOf(Buffer words, Val at) {
-    Val token = shiftRight(e.load(words, at), kTokenShift) & (kChunk - 1);
-    return convert(token + e.load(keyPlaces, convert(shiftRight(token, 6), e.types.getIndexType())), e.types.getIndexType());
-  }
+  Val keyPlaceOf(Val token) { return token + lookUp(shape.isa, keyPlaces, index(0), kChunkTiles, shiftRight(token, 6)); }
   Val tokenNumbers(Val inChunk) { return inChunk + splatI(convert(chunkFirst * kTile, e.i32())); }
 
   Val keyIndex(Val code) { return min(max(code - splatI(firstKeyCode), 0), kKeyCodes - 1); }

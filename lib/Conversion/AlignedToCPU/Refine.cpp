@@ -35,8 +35,8 @@ void Attend::prepareRowWeights() {
   }
 }
 
-/// Dot products of rows of a plane, of the tokens at words[at ..], one a lane, with `count` query rows: f32, before scale and unit.
-Vals Attend::rowDots(int64_t plane, Buffer list, Val at, Val firstRow, int64_t count) {
+/// Dot products of the rows of a plane at places[at ..], one a lane, with `count` query rows: f32, before scale and unit.
+Vals Attend::rowDots(int64_t plane, Buffer places, Val at, Val firstRow, int64_t count, bool isRepeated) {
   const int64_t width = keyFormat.width[plane], rowBytes = storage::rowBytes(width, shape.keyDim), parts = 8 / width;
   const int64_t piece = pieceOf(rowBytes, registerBytes), pieces = rowBytes / piece, together = registerBytes / piece; // rows in a register
   const int64_t largest = (1 << width) - 1;
@@ -44,8 +44,15 @@ Vals Attend::rowDots(int64_t plane, Buffer list, Val at, Val firstRow, int64_t c
   const bool joined = digits() == 2 && double(largest) * 128 * 256 * shape.keyDim < 0x1p31;
   auto rowsFrom = [&](int64_t first) -> Vals {
     Vals starts;
-    for (int64_t r = 0; r < together; ++r)
-      starts.push_back(keyPlaceOf(list, at + (first + r)) * rowBytes);
+    for (int64_t r = 0; r < together; ++r) {
+      auto startOf = [&](Val entry) { return convert(e.load(places, entry), e.types.getIndexType()) * rowBytes; };
+      starts.push_back(startOf(at + (first + r)));
+      if (!isRepeated) { // one row at a time, and behind the end whatever was there: more at once are dropped
+        Val ahead = startOf(at + (first + r + kRowsAhead));
+        for (int64_t byte = 0; byte < rowBytes; byte += 64)
+          e.prefetch(key.plane[plane], ahead + byte);
+      }
+    }
     Vals sums(digits() * count, e.constant(vectorOf(e.i32(), lanes), 0));
     for (int64_t p = 0; p < pieces; ++p) {
       Val bytes;
@@ -113,12 +120,13 @@ void Attend::refine(size_t level) {
     e.store(index(0), levels[level + 1].count, index(0));
   e.when(end > 0, [&] {
     e.store(splatI(e.load(now.words, end - 1)), now.words, end);
+    e.store(splatI(e.load(now.places, end - 1)), now.places, end);
     forRows([&](Val h) { e.store(splatF(kHidden), now.scores, h * kList + end); });
     Val columns = e.loop(index(0), end, lanes, {index(0)}, [&](Val at, Vals column) -> Vals {
       Val word = e.load(now.words, at, lanes), scale = scaleOf(keyCode(word));
       const int64_t some = std::min<int64_t>(rows, 4), whole = rows / some * some;
-      auto work = [&](Val h0, int64_t count) {
-        Vals dots = rowDots(plane, now.words, at, h0, count);
+      auto work = [&](Val h0, int64_t count, bool isRepeated) {
+        Vals dots = rowDots(plane, now.places, at, h0, count, isRepeated);
         for (int64_t h = 0; h < count; ++h) {
           Val unit = fact(h0 + h, Fact::Unit), place = (h0 + h) * kList + at, x = e.load(now.scores, place, lanes);
           Val more = fma(dots[h], splatF(unit * std::exp2(below)), splatF(unit * fact(h0 + h, Fact::Sum) * step));
@@ -126,16 +134,17 @@ void Attend::refine(size_t level) {
         }
       };
       if (whole == some)
-        work(index(0), some);
+        work(index(0), some, false);
       else
-        e.loop(index(0), index(whole), some, [&](Val h0) { work(h0, some); });
+        e.loop(index(0), index(whole), some, [&](Val h0) { work(h0, some, false); });
       if (whole < rows)
-        work(index(whole), rows - whole);
+        work(index(whole), rows - whole, true);
       if (!last) {
         Level &next = levels[level + 1];
         Val mask = (wantOf(word) > int64_t(level + 1)) & isBelow(at, end), to = counted(next.count);
         e.store(maskBits(mask), now.masks, column[0]);
         compress(shape.isa, mask, word, next.words, to);
+        compress(shape.isa, mask, e.load(now.places, at, lanes), next.places, to);
         forRows([&](Val h) { compress(shape.isa, mask, e.load(now.scores, h * kList + at, lanes), next.scores, h * kList + to); });
         e.store(to + countOf(mask), next.count, index(0));
       }
