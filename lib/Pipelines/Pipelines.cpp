@@ -128,26 +128,27 @@ void lower(OpPassManager &pm, const PipelineOptions &options) {
   pm.addPass(createCanonicalizerPass());
   pm.addPass(bufferization::createBufferDeallocationSimplificationPass());
   pm.addPass(bufferization::createLowerDeallocationsPass());
+  pm.addPass(createConvertBufferizationToMemRefPass()); // clones of dense buffers
+  pm.addNestedPass<func::FuncOp>(createAlignedLowerCopies());
+  pm.addPass(createConvertLinalgToLoopsPass());
+  pm.addPass(createLowerAffinePass());
   cleanUp(pm);
 
+  // Kernels are most of the code: what can be done before they are there is done before.
   ConvertAlignedToCPUOptions cpu;
   cpu.isa = options.isa == "host" ? hostIsas().front() : options.isa.getValue();
   cpu.reference = options.target == "reference";
   pm.addPass(createConvertAlignedToCPU(cpu));
   pm.addPass(createAlignedParallelizeForall()); // after the above, which puts kernels and calls into parallel loops
-  pm.addPass(createConvertBufferizationToMemRefPass()); // clones of dense buffers
-  cleanUp(pm);
+  pm.addPass(createCSEPass());
   pm.addPass(createSymbolDCEPass()); // runtime functions that nobody calls
 }
 
 /// Structure to branches, everything to the LLVM dialect.
 void toLLVM(OpPassManager &pm) {
   // Structure.
-  pm.addNestedPass<func::FuncOp>(createAlignedLowerCopies());
-  pm.addPass(createConvertLinalgToLoopsPass());
   pm.addPass(memref::createExpandStridedMetadataPass());
   pm.addPass(createLowerAffinePass());
-  cleanUp(pm);
   pm.addPass(createSCFToControlFlowPass());
 
   // Numbers. bf16 is expanded here, or each rounding becomes a call of a function that libgcc may lack.
@@ -161,8 +162,7 @@ void toLLVM(OpPassManager &pm) {
   pm.addPass(createConvertMathToLLVMPass());
   pm.addPass(createConvertMathToLibmPass()); // what has no intrinsic
   pm.addPass(createConvertToLLVMPass());
-  pm.addPass(createReconcileUnrealizedCastsPass());
-  cleanUp(pm);
+  pm.addPass(createReconcileUnrealizedCastsPass()); // LLVM's own passes clean up
 }
 
 } // namespace

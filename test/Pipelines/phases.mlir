@@ -67,10 +67,10 @@
 // LOWER-SAME: -> (memref<1x6x1x32xf16>, !llvm.ptr, !llvm.ptr)
 // LOWER-DAG: call @aligned_cache_append(%[[K]],
 // LOWER-DAG: call @aligned_cache_append(%[[V]],
-// LOWER-DAG: %[[ROWS:.*]] = constant @step_parallel_1
 // LOWER: cf.assert %{{.*}}, "'aligned.decode_attention' op expected key and value to agree in tokens"
 // LOWER-NOT: cf.assert
-// LOWER: call @aligned_rt_parallel(%c2_i64, %[[ROWS]],
+// LOWER: %[[ROWS:.*]] = constant @step_parallel_1
+// LOWER: call @aligned_rt_parallel(%{{.*}}, %[[ROWS]],
 // LOWER-COUNT-2: memref.dealloc
 // LOWER-NOT: memref.dealloc
 // LOWER: return %{{.*}}, %[[K]], %[[V]]
@@ -84,10 +84,11 @@
 // LOWER-NOT: {{cf.assert|memref.copy}}
 // LOWER: call @aligned_attend(
 // LOWER: func.func private @step_parallel_1(
-// LOWER-DAG: constant @step_parallel :
-// LOWER-DAG: constant @step_parallel_0 :
 // LOWER: call @aligned_prepare(
-// LOWER-COUNT-2: call @aligned_rt_parallel(
+// LOWER: %[[SCAN:.*]] = {{(func.)?}}constant @step_parallel :
+// LOWER: call @aligned_rt_parallel(%{{.*}}, %[[SCAN]],
+// LOWER: %[[ATTEND:.*]] = {{(func.)?}}constant @step_parallel_0 :
+// LOWER: call @aligned_rt_parallel(%{{.*}}, %[[ATTEND]],
 // LOWER-NOT: {{call @aligned_|cf.assert}}
 
 // LOWER-FLOAT: func.func @step(%{{.*}}: memref<1x6x1x32xf16>, %[[K:.*]]: !llvm.ptr, %[[V:.*]]: !llvm.ptr,

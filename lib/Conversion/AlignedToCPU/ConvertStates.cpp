@@ -174,31 +174,31 @@ struct ConvertMerge : OpRewritePattern<MergeOp> {
 
   LogicalResult matchAndRewrite(MergeOp op, PatternRewriter &rewriter) const override {
     ImplicitLocOpBuilder b(op.getLoc(), rewriter);
-    auto [state, row] = stateMaps(b);
-    RankedTensorType accType = tensorType(op.getAcc()), rowType = tensorType(op.getMax());
-    Value accEmpty = tensor::EmptyOp::create(b, accType, dynamicSizes(b, accType, op.getAccA()));
-    Value rowEmpty = tensor::EmptyOp::create(b, rowType, dynamicSizes(b, rowType, op.getMaxA()));
+    RankedTensorType rowType = tensorType(op.getMax());
+    Value empty = tensor::EmptyOp::create(b, rowType, dynamicSizes(b, rowType, op.getMaxA()));
     auto blend = [](OpBuilder &inner, Location loc, Value a, Value weightA, Value b, Value weightB) -> Value {
       return arith::AddFOp::create(inner, loc, arith::MulFOp::create(inner, loc, a, weightA), arith::MulFOp::create(inner, loc, b, weightB));
     };
+    // What is merged takes the place of the first state, so that a loop that merges one split after another needs no memory for each.
     // Once per row: max, sum, and the weight that each state keeps, e^(its max - the larger one), where the max of no tokens counts as the lowest float.
     AffineMap rowIdentity = b.getMultiDimIdentityMap(3);
     auto rows = linalg::GenericOp::create(
-        b, TypeRange{rowType, rowType, rowType, rowType}, ValueRange{op.getMaxA(), op.getSumA(), op.getMaxB(), op.getSumB()}, ValueRange{rowEmpty, rowEmpty, rowEmpty, rowEmpty},
-        SmallVector<AffineMap>(8, rowIdentity), parallel(3), [&](OpBuilder &inner, Location loc, ValueRange args) {
+        b, TypeRange{rowType, rowType, rowType, rowType}, ValueRange{op.getMaxB(), op.getSumB()}, ValueRange{op.getMaxA(), op.getSumA(), empty, empty},
+        SmallVector<AffineMap>(6, rowIdentity), parallel(3), [&](OpBuilder &inner, Location loc, ValueRange args) {
+          Value maxB = args[0], sumB = args[1], maxA = args[2], sumA = args[3];
           Value lowest = arith::ConstantOp::create(inner, loc, inner.getF32FloatAttr(std::numeric_limits<float>::lowest()));
-          Value top = arith::MaximumFOp::create(inner, loc, args[0], args[2]), shift = arith::MaximumFOp::create(inner, loc, top, lowest);
+          Value top = arith::MaximumFOp::create(inner, loc, maxA, maxB), shift = arith::MaximumFOp::create(inner, loc, top, lowest);
           auto weight = [&](Value max) -> Value { return math::ExpOp::create(inner, loc, arith::SubFOp::create(inner, loc, max, shift)); };
-          Value weightA = weight(args[0]), weightB = weight(args[2]);
-          linalg::YieldOp::create(inner, loc, ValueRange{top, blend(inner, loc, args[1], weightA, args[3], weightB), weightA, weightB});
+          Value weightA = weight(maxA), weightB = weight(maxB);
+          linalg::YieldOp::create(inner, loc, ValueRange{top, blend(inner, loc, sumA, weightA, sumB, weightB), weightA, weightB});
         });
-    const SmallVector<AffineMap> maps{state, row, state, row, state};
     // Sums per channel; of a certificate two numbers are variances, and one is a maximum.
-    auto blendAll = [&](Value a, Value other, Value empty, bool isCertificate) {
-      return linalg::GenericOp::create(b, TypeRange{empty.getType()}, ValueRange{a, rows.getResult(2), other, rows.getResult(3)}, ValueRange{empty},
-                                       maps, parallel(4),
+    auto blendAll = [&](Value state, Value other, bool isCertificate) {
+      auto [all, row] = stateMaps(b);
+      return linalg::GenericOp::create(b, TypeRange{state.getType()}, ValueRange{rows.getResult(2), other, rows.getResult(3)}, state, SmallVector<AffineMap>{row, all, row, all},
+                                       parallel(4),
                                        [&](OpBuilder &inner, Location loc, ValueRange args) {
-                                         Value weightA = args[1], weightB = args[3], sum = blend(inner, loc, args[0], weightA, args[2], weightB);
+                                         Value weightA = args[0], x = args[1], weightB = args[2], a = args[3], sum = blend(inner, loc, a, weightA, x, weightB);
                                          if (isCertificate) {
                                            Value at = linalg::IndexOp::create(inner, loc, 3);
                                            auto choose = [&](int64_t number, Value own) {
@@ -206,21 +206,18 @@ struct ConvertMerge : OpRewritePattern<MergeOp> {
                                              sum = arith::SelectOp::create(inner, loc, is, own, sum);
                                            };
                                            auto square = [&](Value x) -> Value { return arith::MulFOp::create(inner, loc, x, x); };
-                                           Value squared = blend(inner, loc, args[0], square(weightA), args[2], square(weightB));
+                                           Value squared = blend(inner, loc, a, square(weightA), x, square(weightB));
                                            for (int64_t variance : {kCertificateVariance, kCertificateScoreVariance})
                                              choose(variance, squared);
-                                           choose(kCertificateLargest, arith::MaximumFOp::create(inner, loc, args[0], args[2]));
+                                           choose(kCertificateLargest, arith::MaximumFOp::create(inner, loc, a, x));
                                          }
                                          linalg::YieldOp::create(inner, loc, sum);
                                        })
           .getResult(0);
     };
-    SmallVector<Value> results{blendAll(op.getAccA(), op.getAccB(), accEmpty, false), rows.getResult(0), rows.getResult(1)};
-    if (op.getCertificate()) {
-      RankedTensorType type = tensorType(op.getCertificate());
-      Value empty = tensor::EmptyOp::create(b, type, dynamicSizes(b, type, op.getCertificateA()));
-      results.push_back(blendAll(op.getCertificateA(), op.getCertificateB(), empty, true));
-    }
+    SmallVector<Value> results{blendAll(op.getAccA(), op.getAccB(), false), rows.getResult(0), rows.getResult(1)};
+    if (op.getCertificate())
+      results.push_back(blendAll(op.getCertificateA(), op.getCertificateB(), true));
     rewriter.replaceOp(op, results);
     return success();
   }

@@ -6,15 +6,16 @@
 !row = tensor<1x2x1xf32>
 
 // Weights are exponentials, computed once per row, not for each channel. The maximum of no tokens, -inf, is the lowest float in them: -inf - -inf is NaN.
-// CHECK: #[[ROW:.*]] = affine_map<(d0, d1, d2) -> (d0, d1, d2)>
-// CHECK: #[[STATE:.*]] = affine_map<(d0, d1, d2, d3) -> (d0, d1, d2, d3)>
-// CHECK: #[[OF_ROW:.*]] = affine_map<(d0, d1, d2, d3) -> (d0, d1, d2)>
+// What is merged takes the place of the first state.
+// CHECK-DAG: #[[ROW:.*]] = affine_map<(d0, d1, d2) -> (d0, d1, d2)>
+// CHECK-DAG: #[[STATE:.*]] = affine_map<(d0, d1, d2, d3) -> (d0, d1, d2, d3)>
+// CHECK-DAG: #[[OF_ROW:.*]] = affine_map<(d0, d1, d2, d3) -> (d0, d1, d2)>
 // CHECK-LABEL: func.func @merge(
 // CHECK-SAME: %[[A0:[a-z0-9]+]]: tensor<1x2x1x16xf32>, %[[M0:[a-z0-9]+]]: tensor<1x2x1xf32>, %[[S0:[a-z0-9]+]]: tensor<1x2x1xf32>,
 // CHECK-SAME: %[[A1:[a-z0-9]+]]: tensor<1x2x1x16xf32>, %[[M1:[a-z0-9]+]]: tensor<1x2x1xf32>, %[[S1:[a-z0-9]+]]: tensor<1x2x1xf32>)
 func.func @merge(%a0: !acc, %m0: !row, %s0: !row, %a1: !acc, %m1: !row, %s1: !row) -> (!acc, !row, !row) {
-  // CHECK: %[[ROWS:[0-9]+]]:4 = linalg.generic {indexing_maps = [#[[ROW]], {{.*}}, #[[ROW]]], iterator_types = ["parallel", "parallel", "parallel"]} ins(%[[M0]], %[[S0]], %[[M1]], %[[S1]]
-  // CHECK: ^bb0(%[[MA:[a-z0-9_]+]]: f32, %[[SA:[a-z0-9_]+]]: f32, %[[MB:[a-z0-9_]+]]: f32, %[[SB:[a-z0-9_]+]]: f32,
+  // CHECK: %[[ROWS:[0-9]+]]:4 = linalg.generic {indexing_maps = [#[[ROW]], {{.*}}, #[[ROW]]], iterator_types = ["parallel", "parallel", "parallel"]} ins(%[[M1]], %[[S1]] : {{.*}}) outs(%[[M0]], %[[S0]],
+  // CHECK: ^bb0(%[[MB:[a-z0-9_]+]]: f32, %[[SB:[a-z0-9_]+]]: f32, %[[MA:[a-z0-9_]+]]: f32, %[[SA:[a-z0-9_]+]]: f32,
   // CHECK: %[[LOWEST:.*]] = arith.constant -3.40282347E+38
   // CHECK: %[[MAX:.*]] = arith.maximumf %[[MA]], %[[MB]]
   // CHECK: %[[SHIFT:.*]] = arith.maximumf %[[MAX]], %[[LOWEST]]
@@ -27,22 +28,22 @@ func.func @merge(%a0: !acc, %m0: !row, %s0: !row, %a1: !acc, %m1: !row, %s1: !ro
   // CHECK: %[[SUM:.*]] = arith.addf %[[PA]], %[[PB]]
   // CHECK: linalg.yield %[[MAX]], %[[SUM]], %[[WA]], %[[WB]]
   // CHECK-NOT: math.exp
-  // CHECK: %[[ACC:[0-9]+]] = linalg.generic {indexing_maps = [#[[STATE]], #[[OF_ROW]], #[[STATE]], #[[OF_ROW]], #[[STATE]]]{{.*}} ins(%[[A0]], %[[ROWS]]#2, %[[A1]], %[[ROWS]]#3
+  // CHECK: %[[ACC:[0-9]+]] = linalg.generic {indexing_maps = [#[[OF_ROW]], #[[STATE]], #[[OF_ROW]], #[[STATE]]]{{.*}} ins(%[[ROWS]]#2, %[[A1]], %[[ROWS]]#3 : {{.*}}) outs(%[[A0]] :
   // CHECK-NOT: math.exp
   // CHECK: return %[[ACC]], %[[ROWS]]#0, %[[ROWS]]#1
   %a, %m, %s = aligned.merge (%a0, %m0, %s0), (%a1, %m1, %s1) : !acc, !row
   return %a, %m, %s : !acc, !row, !row
 }
 
-// P4: of a certificate's seven numbers five add up as acc does; number 4 is a variance, whose weights are squared, and of number 5 the larger one is kept.
+// P4: of a certificate's eight numbers five add up as acc does; numbers 4 and 7 are variances, whose weights are squared, and of number 5 the larger one is kept.
 // CHECK-LABEL: func.func @merge_certified(
 // CHECK-SAME: %[[C0:[a-z0-9]+]]: tensor<1x2x1x8xf32>, %[[C1:[a-z0-9]+]]: tensor<1x2x1x8xf32>)
 func.func @merge_certified(%a: !acc, %m: !row, %s: !row, %c0: tensor<1x2x1x8xf32>, %c1: tensor<1x2x1x8xf32>) -> tensor<1x2x1x8xf32> {
   // CHECK: %[[ROWS:[0-9]+]]:4 = linalg.generic
   // CHECK-COUNT-2: math.exp
   // CHECK-NOT: math.exp
-  // CHECK: %[[MERGED:.*]] = linalg.generic {{.*}} ins(%[[C0]], %[[ROWS]]#2, %[[C1]], %[[ROWS]]#3 : tensor<1x2x1x8xf32>
-  // CHECK: ^bb0(%[[A:[a-z0-9_]+]]: f32, %[[WA:[a-z0-9_]+]]: f32, %[[B:[a-z0-9_]+]]: f32, %[[WB:[a-z0-9_]+]]: f32,
+  // CHECK: %[[MERGED:.*]] = linalg.generic {{.*}} ins(%[[ROWS]]#2, %[[C1]], %[[ROWS]]#3 : {{.*}}) outs(%[[C0]] :
+  // CHECK: ^bb0(%[[WA:[a-z0-9_]+]]: f32, %[[B:[a-z0-9_]+]]: f32, %[[WB:[a-z0-9_]+]]: f32, %[[A:[a-z0-9_]+]]: f32)
   // CHECK: %[[PA:.*]] = arith.mulf %[[A]], %[[WA]]
   // CHECK: %[[PB:.*]] = arith.mulf %[[B]], %[[WB]]
   // CHECK: %[[SUM:.*]] = arith.addf %[[PA]], %[[PB]]
