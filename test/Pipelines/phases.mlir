@@ -101,7 +101,7 @@
 // LOWER-FLOAT: func.func private @aligned_decode_0(
 
 // LOWER-DENSE: func.func @step({{.*}}) -> (memref<1x6x1x32xf16>, memref<1x2x?x32xf16>, memref<1x2x?x32xf16>)
-// LOWER-DENSE: memref.copy
+// LOWER-DENSE: scf.for
 // LOWER-DENSE: cf.assert %{{.*}}, "'aligned.decode_attention' op expected key and value to agree in tokens"
 // LOWER-DENSE: call @aligned_rt_parallel(
 
