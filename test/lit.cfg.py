@@ -14,6 +14,7 @@ config.test_exec_root = os.path.join(config.aligned_build_dir, "test")
 tools = [os.path.join(config.aligned_build_dir, "bin"), config.llvm_tools_dir]
 config.environment["PATH"] = os.pathsep.join(tools + [os.environ["PATH"]])
 config.environment["PYTHONPATH"] = os.path.join(config.aligned_build_dir, "python")
+config.environment["ALIGNED_CACHE_DIR"] = os.path.join(config.aligned_build_dir, "kernels")
 config.environment["FILECHECK_OPTS"] = "--allow-unused-prefixes=false"
 config.substitutions += [
     ("%python", config.python),

@@ -3,7 +3,9 @@
 A suite is a function that yields one Result per test. What breaks a suite as a whole (a crash, a time limit, a missing program, no
 test at all) is a failed test too, so that nothing can be lost in the sum. The last line is `N passed, N failed`; exit 1 on a failure.
 """
+import concurrent.futures
 import difflib
+import itertools
 import json
 import os
 import pathlib
@@ -167,13 +169,22 @@ def lint(build, scratch):
     yield verdict("lint: no path of one machine in a tracked file", "\n".join(paths))
 
 
+def finished(suite, build):
+    """What a suite found, and the seconds that it took."""
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch:
+        return list(suite(build, pathlib.Path(scratch))), time.monotonic() - start
+
+
 def main():
     build = pathlib.Path(sys.argv[1]).resolve()
+    os.environ["ALIGNED_CACHE_DIR"] = str(build / "kernels")
     totals = {"passed": 0, "failed": 0, "skipped": 0}
-    for suite in (lit, gtest, pytest, phase_files, lint):
-        start = time.monotonic()
-        with tempfile.TemporaryDirectory() as scratch:
-            results = list(suite(build, pathlib.Path(scratch)))
+    suites = [lit, gtest, pytest, phase_files, lint]
+    workers = concurrent.futures.ThreadPoolExecutor(2)
+    lit_first = finished(lit, build)  # which has workers of its own
+    others = [workers.submit(finished, suite, build) for suite in suites[1:]]
+    for suite, (results, seconds) in zip(suites, itertools.chain([lit_first], (other.result() for other in others))):
         counts = {outcome: sum(result.outcome == outcome for result in results) for outcome in totals}
         for outcome in totals:
             totals[outcome] += counts[outcome]
@@ -184,7 +195,7 @@ def main():
             elif result.outcome == "skipped":
                 print(f"skipped {result.name}")
         said = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
-        print(f"{suite.__name__}: {said} in {time.monotonic() - start:.1f} s", flush=True)
+        print(f"{suite.__name__}: {said} in {seconds:.1f} s", flush=True)
     print(f"{totals['passed']} passed, {totals['failed']} failed")
     return 1 if totals["failed"] else 0
 
