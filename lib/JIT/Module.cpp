@@ -2,22 +2,22 @@
 // each dense tensor and the cache's address for each packed one.
 #include "aligned/JIT/Module.h"
 
+#include "Engine.h"
+#include "ObjectCache.h"
+
 #include "aligned/Dialect/Aligned/IR/Aligned.h"
 #include "aligned/Pipelines/Pipelines.h"
 #include "aligned/Runtime/Error.h"
 
 #include "mlir/Dialect/Func/IR/FuncOps.h"
-#include "mlir/ExecutionEngine/ExecutionEngine.h"
-#include "mlir/ExecutionEngine/OptUtils.h"
 #include "mlir/IR/Diagnostics.h"
 #include "mlir/InitAllPasses.h"
 #include "mlir/Parser/Parser.h"
 #include "mlir/Pass/PassManager.h"
 #include "mlir/Pass/PassRegistry.h"
 #include "llvm/ADT/StringExtras.h"
-#include "llvm/ExecutionEngine/Orc/JITTargetMachineBuilder.h"
+#include "llvm/Support/MemoryBuffer.h"
 #include "llvm/Support/TargetSelect.h"
-#include "llvm/Target/TargetMachine.h"
 
 #include <csetjmp>
 #include <cstring>
@@ -134,9 +134,7 @@ struct aligned_module {
   std::vector<std::vector<float>> keyOffsets; ///< by argument, empty where there is none
   int32_t attentions = 0, probes = 0;
   std::string remarks;
-  std::unique_ptr<llvm::TargetMachine> machine; // the optimiser keeps a pointer to it
-  std::unique_ptr<ExecutionEngine> engine;
-  void (*entry)(void **) = nullptr;
+  std::unique_ptr<Engine> engine;
 };
 
 namespace {
@@ -214,25 +212,16 @@ bool isKeyCache(const aligned_type &type) {
   return type.is_cache && type.format.kind == ALIGNED_FORMAT_FIXED && type.format.role == ALIGNED_ROLE_KEY;
 }
 
-/// Runs the one pipeline with `text` as its options, to phase `to` where that is not null.
-LogicalResult runPhases(Session &session, ModuleOp module, StringRef text, const char *to) {
-  PipelineOptions options;
-  std::string errors;
-  llvm::raw_string_ostream os(errors);
-  if (failed(options.parseFromString(text, os))) {
-    session.errors += errors;
+LogicalResult parseOptions(Session &session, StringRef text, PipelineOptions &options) {
+  llvm::raw_string_ostream os(session.errors);
+  if (failed(options.parseFromString(text, os)))
     return failure();
-  }
-  if (to)
-    options.to = to;
   std::vector<std::string> isas = hostIsas();
   if (options.isa != "host" && StringRef("avx512 avx2").contains(options.isa.getValue()) && !llvm::is_contained(isas, options.isa.getValue())) {
     session.errors += "expected an instruction set of this machine (" + llvm::join(isas, ", ") + "), got '" + options.isa + "'\n";
     return failure();
   }
-  PassManager passes(&session.context);
-  buildPipeline(passes, options);
-  return passes.run(module);
+  return success();
 }
 
 //===-- cf.assert ----------------------------------------------------------===//
@@ -314,79 +303,166 @@ llvm::orc::SymbolMap runtimeSymbols(llvm::orc::MangleAndInterner intern) {
 
 } // namespace
 
-aligned_module *aligned_module_compile(const char *source, const char *options, const char *name) {
-  Session session;
-  OwningOpRef<ModuleOp> module = parseSourceString<ModuleOp>(source, ParserConfig(&session.context));
-  if (!module)
-    return session.fail();
-  auto compiled = std::make_unique<aligned_module>();
+namespace {
 
-  // A copy that stops early shows how many attentions there are and what the function's types became.
-  StringRef text(options ? options : "");
-  bool stayDense = text.contains("target=reference") || text.contains("format=dense");
-  OwningOpRef<ModuleOp> early = module->clone();
-  if (failed(runPhases(session, *early, text, stayDense ? "raise" : "store")))
-    return session.fail();
-  early->walk([&](AttentionOp) { ++compiled->attentions; });
-  FailureOr<func::FuncOp> function = findFunction(*early, name);
-  if (failed(function))
-    return session.fail();
-  std::string symbol = function->getSymName().str();
+/// What callers see of a function whose caches have their types: behind the phase `store`.
+LogicalResult describe(ModuleOp module, func::FuncOp function, int64_t ownResults, aligned_module &compiled) {
+  module.walk([&](AttentionOp) { ++compiled.attentions; });
   // Behind the function's own results come probes, and behind these certificates.
-  if (int64_t own = module->lookupSymbol<func::FuncOp>(symbol).getNumResults(); function->getNumResults() > own)
-    compiled->probes = llvm::count_if(function->front().getTerminator()->getOperands().drop_front(own), [](Value value) {
+  if (function.getNumResults() > ownResults)
+    compiled.probes = llvm::count_if(function.front().getTerminator()->getOperands().drop_front(ownResults), [](Value value) {
       auto attention = value.getDefiningOp<AttentionOp>();
       return attention && value == attention.getResult();
     });
-  for (Type type : function->getArgumentTypes()) {
-    FailureOr<aligned_type> argument = describe(*function, "argument", type);
+  for (Type type : function.getArgumentTypes()) {
+    FailureOr<aligned_type> argument = describe(function, "argument", type);
     if (failed(argument))
-      return session.fail();
-    compiled->arguments.push_back(*argument);
-    std::vector<float> &offset = compiled->keyOffsets.emplace_back();
-    if (auto said = function->getArgAttrOfType<DenseElementsAttr>(compiled->arguments.size() - 1, kKeyOffsetName); said && isKeyCache(*argument))
+      return failure();
+    compiled.arguments.push_back(*argument);
+    std::vector<float> &offset = compiled.keyOffsets.emplace_back();
+    if (auto said = function.getArgAttrOfType<DenseElementsAttr>(compiled.arguments.size() - 1, kKeyOffsetName); said && isKeyCache(*argument))
       offset.assign(said.value_begin<float>(), said.value_end<float>());
   }
-  for (Type type : function->getResultTypes()) {
-    FailureOr<aligned_type> result = describe(*function, "result", type);
+  for (Type type : function.getResultTypes()) {
+    FailureOr<aligned_type> result = describe(function, "result", type);
     if (failed(result))
-      return session.fail();
-    compiled->results.push_back(*result);
+      return failure();
+    compiled.results.push_back(*result);
+  }
+  return success();
+}
+
+//===-- On disk ------------------------------------------------------------===//
+// Arrays one after the other, each behind its length.
+
+class Writer {
+public:
+  template <typename T> void write(const std::vector<T> &items) {
+    static_assert(std::is_trivially_copyable_v<T>);
+    number(items.size());
+    text.append(reinterpret_cast<const char *>(items.data()), items.size() * sizeof(T));
+  }
+  void write(const std::string &item) { write(std::vector<char>(item.begin(), item.end())); }
+  void number(int64_t value) { text.append(reinterpret_cast<const char *>(&value), sizeof value); }
+  std::string text;
+};
+
+/// Of an entry whose checksum holds: what was written can be read.
+class Reader {
+public:
+  explicit Reader(StringRef text) : text(text) {}
+  template <typename T> void read(std::vector<T> &items) {
+    items.resize(number());
+    memcpy(items.data(), take(items.size() * sizeof(T)), items.size() * sizeof(T));
+  }
+  void read(std::string &item) {
+    int64_t size = number();
+    item.assign(take(size), size);
+  }
+  int64_t number() {
+    int64_t value;
+    memcpy(&value, take(sizeof value), sizeof value);
+    return value;
   }
 
-  session.remarks.clear(); // those of the copy, which come again
-  if (failed(runPhases(session, *module, text, nullptr)))
+private:
+  const char *take(size_t bytes) {
+    const char *data = text.data();
+    text = text.drop_front(bytes);
+    return data;
+  }
+  StringRef text;
+};
+
+std::string serialize(const aligned_module &module, const std::vector<std::string> &objects) {
+  Writer to;
+  to.write(module.arguments);
+  to.write(module.results);
+  for (const std::vector<float> &offset : module.keyOffsets)
+    to.write(offset);
+  to.number(module.attentions);
+  to.number(module.probes);
+  to.write(module.remarks);
+  to.number(objects.size());
+  for (const std::string &object : objects)
+    to.write(object);
+  return std::move(to.text);
+}
+
+std::vector<std::string> deserialize(StringRef text, aligned_module &module) {
+  Reader from(text);
+  from.read(module.arguments);
+  from.read(module.results);
+  module.keyOffsets.resize(module.arguments.size());
+  for (std::vector<float> &offset : module.keyOffsets)
+    from.read(offset);
+  module.attentions = from.number();
+  module.probes = from.number();
+  from.read(module.remarks);
+  std::vector<std::string> objects(from.number());
+  for (std::string &object : objects)
+    from.read(object);
+  return objects;
+}
+
+/// A budget's text is part of what is compiled.
+std::string contentOf(const std::string &path) {
+  if (path.empty())
+    return "";
+  auto file = llvm::MemoryBuffer::getFile(path);
+  return file ? (*file)->getBuffer().str() : "";
+}
+
+} // namespace
+
+aligned_module *aligned_module_compile(const char *source, const char *text, const char *name) {
+  Session session;
+  PipelineOptions options;
+  if (failed(parseOptions(session, text ? text : "", options)))
+    return session.fail();
+  auto compiled = std::make_unique<aligned_module>();
+  auto link = [&](const std::vector<std::string> &objects) -> aligned_module * {
+    llvm::Expected<std::unique_ptr<Engine>> engine = Engine::link(objects, runtimeSymbols);
+    if (!engine)
+      return session.fail(llvm::toString(engine.takeError()));
+    compiled->engine = std::move(*engine);
+    return compiled.release();
+  };
+  ObjectCache cache({machineIdentity(), text ? text : "", contentOf(options.budget), name ? name : "", source});
+  if (std::optional<std::string> entry = cache.load())
+    return link(deserialize(*entry, *compiled));
+
+  OwningOpRef<ModuleOp> module = parseSourceString<ModuleOp>(source, ParserConfig(&session.context));
+  if (!module)
+    return session.fail();
+  // Caches get their types first: those are what callers see.
+  auto run = [&](bool isBehindStore) {
+    PassManager passes(&session.context);
+    buildPipeline(passes, options, isBehindStore);
+    return passes.run(*module);
+  };
+  const std::string last = options.to;
+  ModuleOp given = *module;
+  llvm::StringMap<int64_t> ownResults;
+  for (auto function : given.getOps<func::FuncOp>())
+    ownResults[function.getSymName()] = function.getNumResults();
+  options.to = "store";
+  if (failed(run(false)))
+    return session.fail();
+  FailureOr<func::FuncOp> function = findFunction(*module, name);
+  if (failed(function) || failed(describe(*module, *function, ownResults.lookup(function->getSymName()), *compiled)))
+    return session.fail();
+  std::string symbol = ("_mlir_ciface_" + function->getSymName()).str();
+  options.to = last;
+  if (failed(run(true)))
     return session.fail();
   compiled->remarks = session.remarks;
 
-  auto refuse = [&](llvm::Error error) { return session.fail(llvm::toString(std::move(error))); };
-  auto target = llvm::orc::JITTargetMachineBuilder::detectHost();
-  if (!target)
-    return refuse(target.takeError());
-  target->setCodeGenOptLevel(llvm::CodeGenOptLevel::Aggressive);
-  target->getOptions().AllowFPOpFusion = llvm::FPOpFusion::Fast;
-  auto machine = target->createTargetMachine();
-  auto second = target->createTargetMachine(); // the engine takes one, the optimiser needs one for as long
-  if (!machine || !second) {
-    llvm::Error error = llvm::joinErrors(machine ? llvm::Error::success() : machine.takeError(), second ? llvm::Error::success() : second.takeError());
-    return refuse(std::move(error));
-  }
-  compiled->machine = std::move(*second);
-  auto optimise = makeOptimizingTransformer(/*optLevel=*/3, /*sizeLevel=*/0, compiled->machine.get());
-  ExecutionEngineOptions engineOptions;
-  engineOptions.transformer = optimise; // a reference: `optimise` must outlive create()
-  engineOptions.jitCodeGenOptLevel = llvm::CodeGenOptLevel::Aggressive;
-  auto engine = ExecutionEngine::create(*module, engineOptions, std::move(*machine));
-  if (!engine)
-    return refuse(engine.takeError());
-  compiled->engine = std::move(*engine);
-  compiled->engine->registerSymbols(runtimeSymbols);
-  compiled->engine->initialize();
-  auto entry = compiled->engine->lookupPacked("_mlir_ciface_" + symbol);
-  if (!entry)
-    return refuse(entry.takeError());
-  compiled->entry = *entry;
-  return compiled.release();
+  llvm::Expected<std::vector<std::string>> objects = compileObjects(*module, symbol);
+  if (!objects)
+    return session.fail(llvm::toString(objects.takeError()));
+  cache.store(serialize(*compiled, *objects));
+  return link(*objects);
 }
 
 void aligned_module_destroy(aligned_module *module) { delete module; }
@@ -609,7 +685,7 @@ int aligned_module_call(const aligned_module *module, aligned_value *arguments, 
     return refuseCall("assertion failed in the model: " + llvm::Twine(assertionMessage));
   }
   assertionTarget = &target;
-  module->entry(packed.data());
+  module->engine->entry()(packed.data());
   assertionTarget = outer;
   if (*aligned_last_error()) // a runtime call inside the module failed
     return -1;

@@ -171,7 +171,7 @@ void toLLVM(OpPassManager &pm) {
 /// attention is still declared, since then a change of type is all it takes. Fusing needs to know the storage, because a policy fits only some;
 /// once it is done the graph holds no tensor that a lowering could be tempted to dequantise. Kernels come last, out of ops on buffers: until then a cache is
 /// a value like any other, and upstream's analyses see to copies and ownership.
-void aligned::buildPipeline(OpPassManager &pm, const PipelineOptions &options) {
+void aligned::buildPipeline(OpPassManager &pm, const PipelineOptions &options, bool isBehindStore) {
   AlignedCheckOptionsOptions given;
   given.target = options.target;
   given.policy = options.policy;
@@ -186,31 +186,32 @@ void aligned::buildPipeline(OpPassManager &pm, const PipelineOptions &options) {
   if (!last)
     return; // the check fails
 
-  pm.addPass(createAlignedLowerTosa());
-  pm.addPass(createAlignedRaiseAttention());
-  pm.addPass(createAlignedAssignPolicies());
-  if (!options.budget.empty())
-    applyBudget(pm, options);
-  if (options.probe)
-    pm.addPass(createAlignedProbeAttention());
-  if (options.certify)
-    pm.addPass(createAlignedCertifyAttention());
-  verify(pm, "raise");
-  if (options.target != "reference") { // which runs attention as it is declared
-    if (last >= Phase::Store && options.format != "dense") {
+  const bool isReference = options.target == "reference"; // which runs attention as it is declared
+  if (!isBehindStore) {
+    pm.addPass(createAlignedLowerTosa());
+    pm.addPass(createAlignedRaiseAttention());
+    pm.addPass(createAlignedAssignPolicies());
+    if (!options.budget.empty())
+      applyBudget(pm, options);
+    if (options.probe)
+      pm.addPass(createAlignedProbeAttention());
+    if (options.certify)
+      pm.addPass(createAlignedCertifyAttention());
+    verify(pm, "raise");
+    if (!isReference && last >= Phase::Store && options.format != "dense") {
       store(pm, options);
       verify(pm, "store", options.denseBelow);
     }
-    if (last >= Phase::Fuse) {
-      fuse(pm, options);
-      verify(pm, "fuse");
-    }
+  }
+  if (!isReference && last >= Phase::Fuse) {
+    fuse(pm, options);
+    verify(pm, "fuse");
   }
   if (last >= Phase::Stage) { // with `reference`, too: a module may come with its attention fused
     checkExtents(pm);
     pm.addPass(createAlignedStageDecodeAttention());
     cleanUp(pm);
-    if (options.target != "reference")
+    if (!isReference)
       verify(pm, "stage");
   }
   if (last >= Phase::Lower) {
@@ -236,7 +237,8 @@ FailureOr<func::FuncOp> aligned::findFunction(ModuleOp module, const char *name)
 }
 
 void aligned::registerPipelines() {
-  PassPipelineRegistration<PipelineOptions>("aligned-pipeline", "compile attention to read only the bits it needs", buildPipeline);
+  PassPipelineRegistration<PipelineOptions>("aligned-pipeline", "compile attention to read only the bits it needs",
+                                            [](OpPassManager &pm, const PipelineOptions &options) { buildPipeline(pm, options); });
   // By hand, because their text is not a list of options.
   registerPassPipeline(
       "aligned-budget", "FILE: give attention the policies that a file asks for",

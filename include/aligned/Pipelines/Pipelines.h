@@ -39,8 +39,8 @@ struct PipelineOptions : mlir::PassPipelineOptions<PipelineOptions> {
 /// Instruction sets that both this machine and the kernels know, the widest first; `portable` is always there.
 std::vector<std::string> hostIsas();
 
-/// Appends the phases up to `options.to`. Unknown option values add a pass that reports them.
-void buildPipeline(mlir::OpPassManager &pm, const PipelineOptions &options);
+/// Appends the phases up to `options.to`. Unknown option values add a pass that reports them. `isBehindStore`: only those behind `store`, for a module that got so far.
+void buildPipeline(mlir::OpPassManager &pm, const PipelineOptions &options, bool isBehindStore = false);
 
 /// The function that a module is run by: the one of this name, or the one public function, that has a body. Says what there is instead.
 mlir::FailureOr<mlir::func::FuncOp> findFunction(mlir::ModuleOp module, const char *name = nullptr);

@@ -5,6 +5,7 @@
 #include "ConvertStages.h"
 #include "RowKernel.h"
 #include "Surroundings.h"
+#include "aligned/Conversion/AlignedToCPU/Kernels.h"
 #include "aligned/Conversion/AlignedToCPU/Passes.h"
 #include "aligned/Runtime/Kernel.h"
 
@@ -42,6 +43,7 @@ func::FuncOp emitKernel(ModuleOp module, Location loc, StringRef name, const Ker
   Type pointer = LLVM::LLVMPointerType::get(b.getContext()), i64 = b.getI64Type();
   auto kernel = func::FuncOp::create(b, loc, name, b.getFunctionType({pointer, i64, i64}, {}));
   kernel.setPrivate();
+  kernel->setAttr("passthrough", b.getStrArrayAttr({kKernelAttribute}));
   b.setInsertionPointToStart(kernel.addEntryBlock());
   Emitter e(b, loc);
   Val arguments = e.wrap(kernel.getArgument(0));

@@ -3,6 +3,7 @@
 
 #include "Step.h"
 #include "Surroundings.h"
+#include "aligned/Conversion/AlignedToCPU/Kernels.h"
 #include "aligned/Dialect/Aligned/IR/Aligned.h"
 
 #include "mlir/Dialect/Func/IR/FuncOps.h"
@@ -103,6 +104,7 @@ private:
     std::string stage = op->getName().stripDialect().str();
     kernel = func::FuncOp::create(builder, op.getLoc(), "aligned_" + stage, builder.getFunctionType(arguments, {}));
     kernel.setPrivate();
+    kernel->setAttr("passthrough", builder.getStrArrayAttr({kKernelAttribute}));
     symbols.insert(kernel); // under a name of its own
     builder.setInsertionPointToStart(kernel.addEntryBlock());
     Emitter e(builder, op.getLoc());

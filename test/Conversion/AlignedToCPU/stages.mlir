@@ -162,7 +162,7 @@ func.func @numbers(%q: !query, %k: !key, %v: !value, %scale: f32, %mask: memref<
 // and logarithms are polynomials: no kernel, with a softcap or a certificate or without, needs a library's.
 
 // CHECK-LABEL: func.func private @aligned_prepare(
-// CHECK-SAME: !llvm.ptr, %{{.*}}: !llvm.ptr, %{{.*}}: !llvm.ptr, %{{.*}}: f32, %{{.*}}: index, %{{.*}}: !llvm.ptr, %{{.*}}: !llvm.ptr, %{{.*}}: !llvm.ptr) {
+// CHECK-SAME: !llvm.ptr, %{{.*}}: !llvm.ptr, %{{.*}}: !llvm.ptr, %{{.*}}: f32, %{{.*}}: index, %{{.*}}: !llvm.ptr, %{{.*}}: !llvm.ptr, %{{.*}}: !llvm.ptr) attributes {passthrough = ["aligned-kernel"]} {
 // CHECK-NOT: call @
 
 // CHECK-LABEL: func.func private @aligned_scan(
@@ -175,7 +175,7 @@ func.func @numbers(%q: !query, %k: !key, %v: !value, %scale: f32, %mask: memref<
 
 // CHECK-LABEL: func.func private @aligned_attend(
 // CHECK-SAME: !llvm.ptr, %{{.*}}: !llvm.ptr, %{{.*}}: !llvm.ptr, %{{.*}}: index, %{{.*}}: index, %{{.*}}: !llvm.ptr,
-// CHECK-SAME: %{{.*}}: i32) {
+// CHECK-SAME: %{{.*}}: i32) attributes {passthrough = ["aligned-kernel"]} {
 // CHECK-NOT: call @
 // CHECK: call @aligned_rt_recording()
 // CHECK-NOT: call @

@@ -1,0 +1,49 @@
+// Machine code of a module in the LLVM dialect.
+//
+//   translate   to LLVM's IR, with an entry that takes the arguments' addresses in one array
+//   split       each kernel (a function with the attribute kKernelAttribute) by itself, and what is left; constants go to all who use them
+//   compile     the parts side by side, each in a context of its own. What surrounds kernels may be a model: it gets LLVM's -O3. Kernels are written as they are to
+//               be, with vectors and unrolled loops, and get the few passes that find something in them.
+//   link        the parts' objects, which may come from a cache (ObjectCache.h), with the runtime
+#ifndef ALIGNED_LIB_JIT_ENGINE_H
+#define ALIGNED_LIB_JIT_ENGINE_H
+
+#include "mlir/IR/BuiltinOps.h"
+#include "llvm/ExecutionEngine/Orc/Core.h"
+#include "llvm/ExecutionEngine/Orc/CoreContainers.h"
+#include "llvm/ExecutionEngine/Orc/Mangling.h"
+#include "llvm/Support/Error.h"
+
+namespace llvm::orc {
+class LLJIT;
+}
+
+namespace aligned {
+
+/// Object files for this machine. `function` is C's name of the one that is called.
+llvm::Expected<std::vector<std::string>> compileObjects(mlir::ModuleOp module, llvm::StringRef function);
+
+/// What compiled code depends on besides its source: the processor and its features, LLVM, and the compiler's own libraries.
+std::string machineIdentity();
+
+class Engine {
+public:
+  using Symbols = llvm::function_ref<llvm::orc::SymbolMap(llvm::orc::MangleAndInterner)>;
+  /// Called with the addresses of the arguments, and behind them of the result where the function returns one.
+  using Entry = void (*)(void **);
+
+  static llvm::Expected<std::unique_ptr<Engine>> link(llvm::ArrayRef<std::string> objects, Symbols runtime);
+  ~Engine();
+
+  Entry entry() const { return function; }
+
+private:
+  Engine(std::unique_ptr<llvm::orc::LLJIT> jit, Entry function);
+
+  std::unique_ptr<llvm::orc::LLJIT> jit;
+  Entry function;
+};
+
+} // namespace aligned
+
+#endif // ALIGNED_LIB_JIT_ENGINE_H
