@@ -213,7 +213,7 @@ void FloatKernel::boundScores(Val block) {
   auto bound = [&] {
     Val largest = keyChannelMax(), least = e.constant(largest.type(), shape.key.isBF16() ? 0x1p-126 : 0x1p-14); // below it steps stay the same
     Val error = larger(largest, least) * remainderOf(layersOf(block), shape.key) + storageError(largest, shape.key);
-    error = error + largest * ((dim + 4) * 0x1p-24); // channels are added one after another
+    error = error + larger(largest, e.splat(largestAside(key), dim)) * ((dim + 4) * 0x1p-24); // channels are added one after another
     forHeads([&](Val h) { e.store(reduceAdd(abs(e.load(w, h * dim, dim)) * error), scoreError, h * blockStride + block); });
   };
   if (isLimited(CacheRole::Key) || shape.mask) // which may hide the first block
@@ -223,9 +223,9 @@ void FloatKernel::boundScores(Val block) {
 }
 
 RowKernel::RowBounds FloatKernel::boundValues(Val t) {
-  Val largest = e.splat(valueMax(), kBlock), least = e.constant(largest.type(), shape.value.isBF16() ? 0x1p-126 : 0x1p-14);
+  Val largest = e.splat(planeValueMax(), kBlock), least = e.constant(largest.type(), shape.value.isBF16() ? 0x1p-126 : 0x1p-14);
   Val layers = zext(e.load(valueRead, t, kBlock), e.i32());
-  return {largest, larger(largest, least) * remainderOf(layers, shape.value) + storageError(largest, shape.value)};
+  return {e.splat(valueMax(), kBlock), larger(largest, least) * remainderOf(layers, shape.value) + storageError(largest, shape.value)};
 }
 
 } // namespace

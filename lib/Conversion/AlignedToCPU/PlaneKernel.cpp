@@ -137,6 +137,18 @@ void PlaneKernel::forAside(const CacheRow &cache, function_ref<void(Val, Buffer)
   });
 }
 
+Val PlaneKernel::largestAside(const CacheRow &cache) {
+  int64_t headDim = &cache == &key ? shape.keyDim : shape.valueDim;
+  Buffer most = e.local(e.f32(), 1);
+  e.store(f32(0), most, index(0));
+  forAside(cache, [&](Val, Buffer values) {
+    Val magnitude = abs(e.load(values, index(0), headDim));
+    Val finite = select(magnitude < INFINITY, magnitude, e.constant(magnitude.type(), 0));
+    e.store(larger(reduceMax(finite), e.load(most, index(0))), most, index(0));
+  });
+  return e.load(most, index(0));
+}
+
 void PlaneKernel::scoreAside(Val block) {
   forAside(key, [&](Val t, Buffer values) {
     e.when(t / index(kBlock) == block, [&] {

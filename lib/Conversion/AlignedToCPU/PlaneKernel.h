@@ -37,7 +37,11 @@ protected:
   void reportReading() final;
 
   Val keyChannelMax() final { return e.load(key.channelMax, index(0), shape.keyDim); }
-  Val valueMax() final { return reduceMax(e.load(value.channelMax, index(0), shape.valueDim)); }
+  Val valueMax() final { return larger(planeValueMax(), largestAside(value)); }
+  /// Of values in planes.
+  Val planeValueMax() { return reduceMax(e.load(value.channelMax, index(0), shape.valueDim)); }
+  /// The largest finite magnitude that is kept aside, 0 where there is none.
+  Val largestAside(const CacheRow &cache);
   Val inexactBlocks() final { return key.blocks; }
   /// Writes down that nothing is read, which is so of what no query sees.
   void readNothing();
