@@ -3,13 +3,15 @@ BUILD ?= build
 JOBS ?= 2
 SECONDS ?= 60
 CORPUS ?= $(BUILD)/fuzz
+CAPTURE ?= test/data/smollm2-slice
+GGML ?=
 PYTHON := .venv/bin/python
 
 # Precompiled headers are cacheable once ccache stops comparing times.
 export CCACHE_SLOPPINESS := pch_defines,time_macros,include_file_mtime,include_file_ctime
 
 .DEFAULT_GOAL := build
-.PHONY: help setup build check demo fuzz update-phases clean
+.PHONY: help setup build check demo bench fuzz update-phases clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +31,10 @@ check: build ## run every test; the last line is `N passed, N failed`
 
 demo: build ## one model through the phases, then a real cache under four policies
 	@$(PYTHON) utils/demo.py $(BUILD)
+
+bench: build ## time kernels in turn, on a quiet machine (CAPTURE=DIR, a captured cache of some thousand tokens; GGML=FOLDER, llama.cpp's libraries)
+	@ninja -C $(BUILD) -j$(JOBS) aligned-bench
+	@$(PYTHON) benchmarks/cpu/bench.py $(BUILD) --capture=$(CAPTURE) $(if $(GGML),--ggml=$(GGML))
 
 fuzz: build ## search for caches on which an error exceeds its certified bound (SECONDS=60, CORPUS=build/fuzz)
 	@ninja -C $(BUILD) -j$(JOBS) aligned-fuzz
