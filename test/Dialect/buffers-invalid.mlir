@@ -77,3 +77,45 @@ func.func @both(%q: memref<1x4x1x64xf16>, %k: memref<1x2x?x64xf16>, %scale: f32,
       -> tensor<1x4x1x64xf32>, tensor<1x4x1xf32>, tensor<1x4x1xf32>
   return
 }
+
+// -----
+
+// A16: kernels take arrays without gaps, which lie where they will.
+
+func.func @strided_query(%q: memref<1x4x2x64xf16, strided<[1024, 256, 64, 1], offset: ?>>, %k: memref<1x2x?x64xf16>, %scale: f32, %acc: memref<1x4x2x64xf32>, %max: memref<1x4x2xf32>) {
+  // expected-error@+1 {{expected query to be contiguous, got 'memref<1x4x2x64xf16, strided<[1024, 256, 64, 1], offset: ?>>'}}
+  aligned.decode_attention %q, %k, %k scale %scale policy <exact> into %acc, %max, %max
+      : memref<1x4x2x64xf16, strided<[1024, 256, 64, 1], offset: ?>>, memref<1x2x?x64xf16>, memref<1x2x?x64xf16> into memref<1x4x2x64xf32>, memref<1x4x2xf32>, memref<1x4x2xf32>
+  return
+}
+
+// -----
+
+func.func @strided_target(%q: memref<1x4x1x64xf16, strided<[512, 64, 64, 1], offset: ?>>, %k: memref<1x2x?x64xf16>, %scale: f32, %acc: memref<1x4x1x64xf32>,
+                          %max: memref<1x4x1xf32, strided<[8, 2, 1]>>) {
+  // expected-error@+1 {{expected max to be contiguous, got 'memref<1x4x1xf32, strided<[8, 2, 1]>>'}}
+  aligned.decode_attention %q, %k, %k scale %scale policy <exact> into %acc, %max, %max
+      : memref<1x4x1x64xf16, strided<[512, 64, 64, 1], offset: ?>>, memref<1x2x?x64xf16>, memref<1x2x?x64xf16>
+        into memref<1x4x1x64xf32>, memref<1x4x1xf32, strided<[8, 2, 1]>>, memref<1x4x1xf32, strided<[8, 2, 1]>>
+  return
+}
+
+// -----
+
+!key = memref<1x2x?x64xi8, #aligned.planes<fixed<4, 4, 8>, key>>
+!value = memref<1x2x?x64xf16, #aligned.planes<fixed<4, 4, 8>, value>>
+func.func @integer_key(%q: memref<1x4x1x64xf16>, %k: !key, %v: !value, %scale: f32, %acc: memref<1x4x1x64xf32>, %max: memref<1x4x1xf32>) {
+  // expected-error@+1 {{'aligned.decode_attention' op operand #1 must be}}
+  aligned.decode_attention %q, %k, %v scale %scale policy <exact> into %acc, %max, %max
+      : memref<1x4x1x64xf16>, !key, !value into memref<1x4x1x64xf32>, memref<1x4x1xf32>, memref<1x4x1xf32>
+  return
+}
+
+// -----
+
+func.func @double_query(%q: memref<1x4x1x64xf64>, %k: memref<1x2x?x64xf16>, %scale: f32, %acc: memref<1x4x1x64xf32>, %max: memref<1x4x1xf32>) {
+  // expected-error@+1 {{'aligned.decode_attention' op operand #0 must be 4D tensor of f16, bf16 or f32 values or 4D memref of f16, bf16 or f32 values, but got 'memref<1x4x1x64xf64>'}}
+  aligned.decode_attention %q, %k, %k scale %scale policy <exact> into %acc, %max, %max
+      : memref<1x4x1x64xf64>, memref<1x2x?x64xf16>, memref<1x2x?x64xf16> into memref<1x4x1x64xf32>, memref<1x4x1xf32>, memref<1x4x1xf32>
+  return
+}

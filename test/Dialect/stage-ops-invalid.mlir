@@ -65,7 +65,7 @@ func.func @value_rank(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %m: !m, %s: !s, %t
 !f = tensor<5x8xf32>
 !m = tensor<48xf32>
 func.func @dense_key(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %m: !m, %scale: f32, %i: index) {
-  // expected-error@+1 {{'aligned.prepare' op expected a key in fixed planes of role 'key', got 'tensor<2x3x?x32xf16>'}}
+  // expected-error@+1 {{'aligned.prepare' op expected a key in fixed planes, got 'tensor<2x3x?x32xf16>'}}
   %0:3 = aligned.prepare %q, %k, %v scale %scale row %i policy <budget, tolerance = 0.25> outs(%d, %f, %m : !d, !f, !m)
       : !q, !k, !v -> !d, !f, !m
   return
@@ -82,7 +82,7 @@ func.func @dense_key(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %m: !m, %scale: f32
 !t = tensor<?x4x16xf32>
 !part = tensor<1x2x4xf32>
 func.func @float_key(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %s: !s, %t: !t, %part: !part, %scale: f32, %i: index) {
-  // expected-error@+1 {{'aligned.scan' op expected a key in fixed planes of role 'key', got 'tensor<2x3x?x32xf16, #aligned.planes<float<8, 4, 4>, key>>'}}
+  // expected-error@+1 {{'aligned.scan' op expected a key in fixed planes, got 'tensor<2x3x?x32xf16, #aligned.planes<float<8, 4, 4>, key>>'}}
   %0:3 = aligned.scan %q, %k, %v, %d, %f scale %scale row %i split %i policy <budget, tolerance = 0.25> outs(%s, %t, %part : !s, !t, !part)
       : !q, !k, !v, !d, !f -> !s, !t, !part
   return
@@ -103,7 +103,7 @@ func.func @float_key(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %s: !s, %t: !t, %pa
 !x = tensor<1x2x2xf32>
 !l = tensor<1x2x2xf32>
 func.func @key_role(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %m: !m, %s: !s, %t: !t, %parts: !parts, %a: !a, %x: !x, %l: !l, %i: index) {
-  // expected-error@+1 {{'aligned.attend' op expected a key in fixed planes of role 'key', got 'tensor<2x3x?x32xf16, #aligned.planes<fixed<4, 4, 8>, value>>'}}
+  // expected-error@+1 {{'aligned.attend' op expected the key's encoding to have role 'key', got 'value'}}
   %0:3 = aligned.attend %q, %k, %v, %d, %f, %m, %s, %t, %parts row %i split %i policy <budget, tolerance = 0.25> outs(%a, %x, %l : !a, !x, !l)
       : !q, !k, !v, !d, !f, !m, !s, !t, !parts -> !a, !x, !l
   return
@@ -118,7 +118,7 @@ func.func @key_role(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %m: !m, %s: !s, %t: 
 !f = tensor<5x8xf32>
 !m = tensor<48xf32>
 func.func @value_role(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %m: !m, %scale: f32, %i: index) {
-  // expected-error@+1 {{'aligned.prepare' op expected a value in fixed planes of role 'value', got 'tensor<2x3x?x48xf16, #aligned.planes<fixed<8, 8>, key>>'}}
+  // expected-error@+1 {{'aligned.prepare' op expected the value's encoding to have role 'value', got 'key'}}
   %0:3 = aligned.prepare %q, %k, %v scale %scale row %i policy <budget, tolerance = 0.25> outs(%d, %f, %m : !d, !f, !m)
       : !q, !k, !v -> !d, !f, !m
   return
@@ -135,7 +135,7 @@ func.func @value_role(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %m: !m, %scale: f3
 !t = tensor<?x4x16xf32>
 !part = tensor<1x2x4xf32>
 func.func @dense_value(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %s: !s, %t: !t, %part: !part, %scale: f32, %i: index) {
-  // expected-error@+1 {{'aligned.scan' op expected a value in fixed planes of role 'value', got 'tensor<2x3x?x48xf16>'}}
+  // expected-error@+1 {{'aligned.scan' op expected a value in fixed planes, got 'tensor<2x3x?x48xf16>'}}
   %0:3 = aligned.scan %q, %k, %v, %d, %f scale %scale row %i split %i policy <budget, tolerance = 0.25> outs(%s, %t, %part : !s, !t, !part)
       : !q, !k, !v, !d, !f -> !s, !t, !part
   return
@@ -152,7 +152,7 @@ func.func @dense_value(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %s: !s, %t: !t, %
 !f = tensor<5x8xf32>
 !m = tensor<48xf32>
 func.func @batch(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %m: !m, %scale: f32, %i: index) {
-  // expected-error@+1 {{'aligned.prepare' op expected query, key and value to agree in batch, kv_heads and tokens, got 'tensor<1x6x2x32xf16>', 'tensor<2x3x?x32xf16, #aligned.planes<fixed<4, 4, 8>, key>>' and 'tensor<2x3x?x48xf16, #aligned.planes<fixed<8, 8>, value>>'}}
+  // expected-error@+1 {{'aligned.prepare' op expected query and key to agree in batch, got 1 and 2}}
   %0:3 = aligned.prepare %q, %k, %v scale %scale row %i policy <budget, tolerance = 0.25> outs(%d, %f, %m : !d, !f, !m) : !q, !k, !v -> !d, !f, !m
   return
 }
@@ -166,7 +166,7 @@ func.func @batch(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %m: !m, %scale: f32, %i
 !f = tensor<5x8xf32>
 !m = tensor<48xf32>
 func.func @value_batch(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %m: !m, %scale: f32, %i: index) {
-  // expected-error@+1 {{'aligned.prepare' op expected query, key and value to agree in batch, kv_heads and tokens, got 'tensor<2x6x2x32xf16>', 'tensor<2x3x?x32xf16, #aligned.planes<fixed<4, 4, 8>, key>>' and 'tensor<1x3x?x48xf16, #aligned.planes<fixed<8, 8>, value>>'}}
+  // expected-error@+1 {{'aligned.prepare' op expected key and value to agree in batch, got 2 and 1}}
   %0:3 = aligned.prepare %q, %k, %v scale %scale row %i policy <budget, tolerance = 0.25> outs(%d, %f, %m : !d, !f, !m) : !q, !k, !v -> !d, !f, !m
   return
 }
@@ -180,7 +180,7 @@ func.func @value_batch(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %m: !m, %scale: f
 !f = tensor<5x8xf32>
 !m = tensor<48xf32>
 func.func @kv_heads(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %m: !m, %scale: f32, %i: index) {
-  // expected-error@+1 {{'aligned.prepare' op expected query, key and value to agree in batch, kv_heads and tokens, got 'tensor<2x6x2x32xf16>', 'tensor<2x3x?x32xf16, #aligned.planes<fixed<4, 4, 8>, key>>' and 'tensor<2x2x?x48xf16, #aligned.planes<fixed<8, 8>, value>>'}}
+  // expected-error@+1 {{'aligned.prepare' op expected key and value to agree in kv_heads, got 3 and 2}}
   %0:3 = aligned.prepare %q, %k, %v scale %scale row %i policy <budget, tolerance = 0.25> outs(%d, %f, %m : !d, !f, !m) : !q, !k, !v -> !d, !f, !m
   return
 }
@@ -194,7 +194,7 @@ func.func @kv_heads(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %m: !m, %scale: f32,
 !f = tensor<5x8xf32>
 !m = tensor<48xf32>
 func.func @tokens(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %m: !m, %scale: f32, %i: index) {
-  // expected-error@+1 {{'aligned.prepare' op expected query, key and value to agree in batch, kv_heads and tokens, got 'tensor<2x6x2x32xf16>', 'tensor<2x3x64x32xf16, #aligned.planes<fixed<4, 4, 8>, key>>' and 'tensor<2x3x65x48xf16, #aligned.planes<fixed<8, 8>, value>>'}}
+  // expected-error@+1 {{'aligned.prepare' op expected key and value to agree in tokens, got 64 and 65}}
   %0:3 = aligned.prepare %q, %k, %v scale %scale row %i policy <budget, tolerance = 0.25> outs(%d, %f, %m : !d, !f, !m) : !q, !k, !v -> !d, !f, !m
   return
 }
@@ -236,7 +236,7 @@ func.func @two_policies(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %m: !m, %scale: 
 !f = tensor<5x8xf32>
 !m = tensor<48xf32>
 func.func @two_kinds(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %m: !m, %scale: f32, %i: index) {
-  // expected-error@+1 {{'aligned.prepare' op expected policies that are all 'budget' or all 'exact', got 'exact'}}
+  // expected-error@+1 {{'aligned.prepare' op expected policies of one kind, got 'budget' and 'exact'}}
   %0:3 = aligned.prepare %q, %k, %v scale %scale row %i policies [<budget, tolerance = 0.25>, <exact>, <exact>] outs(%d, %f, %m : !d, !f, !m) : !q, !k, !v -> !d, !f, !m
   return
 }
@@ -250,7 +250,7 @@ func.func @two_kinds(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %m: !m, %scale: f32
 !f = tensor<5x8xf32>
 !m = tensor<48xf32>
 func.func @published(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %m: !m, %scale: f32, %i: index) {
-  // expected-error@+1 {{'aligned.prepare' op expected policies that are all 'budget' or all 'exact', got 'alignedkv'}}
+  // expected-error@+1 {{'aligned.prepare' op expected a 'float' format under policy 'alignedkv', got key of format 'fixed'}}
   %0:3 = aligned.prepare %q, %k, %v scale %scale row %i policy <alignedkv> outs(%d, %f, %m : !d, !f, !m) : !q, !k, !v -> !d, !f, !m
   return
 }
@@ -280,7 +280,7 @@ func.func @later(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %m: !m, %scale: f32, %i
 !f = tensor<5x8xf32>
 !m = tensor<48xf32>
 func.func @dynamic_heads(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %m: !m, %scale: f32, %i: index) {
-  // expected-error@+1 {{'aligned.prepare' op expected static heads, queries and head_dim that agree, got 'tensor<2x?x2x32xf16>' and 'tensor<2x3x?x32xf16, #aligned.planes<fixed<4, 4, 8>, key>>'}}
+  // expected-error@+1 {{'aligned.prepare' op expected static heads, queries and head_dim, got 'tensor<2x?x2x32xf16>' and 'tensor<2x3x?x32xf16, #aligned.planes<fixed<4, 4, 8>, key>>'}}
   %0:3 = aligned.prepare %q, %k, %v scale %scale row %i policy <budget, tolerance = 0.25> outs(%d, %f, %m : !d, !f, !m)
       : !q, !k, !v -> !d, !f, !m
   return
@@ -297,7 +297,7 @@ func.func @dynamic_heads(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %m: !m, %scale:
 !t = tensor<?x4x16xf32>
 !part = tensor<1x2x4xf32>
 func.func @dynamic_queries(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %s: !s, %t: !t, %part: !part, %scale: f32, %i: index) {
-  // expected-error@+1 {{'aligned.scan' op expected static heads, queries and head_dim that agree, got 'tensor<2x6x?x32xf16>' and 'tensor<2x3x?x32xf16, #aligned.planes<fixed<4, 4, 8>, key>>'}}
+  // expected-error@+1 {{'aligned.scan' op expected static heads, queries and head_dim, got 'tensor<2x6x?x32xf16>' and 'tensor<2x3x?x32xf16, #aligned.planes<fixed<4, 4, 8>, key>>'}}
   %0:3 = aligned.scan %q, %k, %v, %d, %f scale %scale row %i split %i policy <budget, tolerance = 0.25> outs(%s, %t, %part : !s, !t, !part)
       : !q, !k, !v, !d, !f -> !s, !t, !part
   return
@@ -318,7 +318,7 @@ func.func @dynamic_queries(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %s: !s, %t: !
 !x = tensor<1x2x2xf32>
 !l = tensor<1x2x2xf32>
 func.func @heads(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %m: !m, %s: !s, %t: !t, %parts: !parts, %a: !a, %x: !x, %l: !l, %i: index) {
-  // expected-error@+1 {{'aligned.attend' op expected static heads, queries and head_dim that agree, got 'tensor<2x7x2x32xf16>' and 'tensor<2x3x?x32xf16, #aligned.planes<fixed<4, 4, 8>, key>>'}}
+  // expected-error@+1 {{'aligned.attend' op expected query heads to be a multiple of kv heads, got 7 and 3}}
   %0:3 = aligned.attend %q, %k, %v, %d, %f, %m, %s, %t, %parts row %i split %i policy <budget, tolerance = 0.25> outs(%a, %x, %l : !a, !x, !l)
       : !q, !k, !v, !d, !f, !m, !s, !t, !parts -> !a, !x, !l
   return
@@ -333,7 +333,7 @@ func.func @heads(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %m: !m, %s: !s, %t: !t,
 !f = tensor<5x8xf32>
 !m = tensor<48xf32>
 func.func @no_kv_heads(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %m: !m, %scale: f32, %i: index) {
-  // expected-error@+1 {{'aligned.prepare' op expected static heads, queries and head_dim that agree, got 'tensor<2x6x2x32xf16>' and 'tensor<2x0x?x32xf16, #aligned.planes<fixed<4, 4, 8>, key>>'}}
+  // expected-error@+1 {{'aligned.prepare' op expected query heads to be a multiple of kv heads, got 6 and 0}}
   %0:3 = aligned.prepare %q, %k, %v scale %scale row %i policy <budget, tolerance = 0.25> outs(%d, %f, %m : !d, !f, !m)
       : !q, !k, !v -> !d, !f, !m
   return
@@ -350,7 +350,7 @@ func.func @no_kv_heads(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %m: !m, %scale: f
 !t = tensor<?x4x16xf32>
 !part = tensor<1x2x4xf32>
 func.func @head_dim(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %s: !s, %t: !t, %part: !part, %scale: f32, %i: index) {
-  // expected-error@+1 {{'aligned.scan' op expected static heads, queries and head_dim that agree, got 'tensor<2x6x2x48xf16>' and 'tensor<2x3x?x32xf16, #aligned.planes<fixed<4, 4, 8>, key>>'}}
+  // expected-error@+1 {{'aligned.scan' op expected query and key to agree in head_dim, got 48 and 32}}
   %0:3 = aligned.scan %q, %k, %v, %d, %f scale %scale row %i split %i policy <budget, tolerance = 0.25> outs(%s, %t, %part : !s, !t, !part)
       : !q, !k, !v, !d, !f -> !s, !t, !part
   return
@@ -906,7 +906,7 @@ func.func @buffer(%q: !q, %k: !k, %v: !v, %scale: f32, %i: index, %d: memref<2x4
 !k = memref<2x3x?x32xf16>
 !v = memref<2x3x?x48xf16, #aligned.planes<fixed<8, 8>, value>>
 func.func @dense_buffer(%q: !q, %k: !k, %v: !v, %scale: f32, %i: index, %d: memref<2x4x32xi8>, %f: memref<5x8xf32>, %m: memref<48xf32>) {
-  // expected-error@+1 {{'aligned.prepare' op expected a key in fixed planes of role 'key', got 'memref<2x3x?x32xf16>'}}
+  // expected-error@+1 {{'aligned.prepare' op expected a key in fixed planes, got 'memref<2x3x?x32xf16>'}}
   aligned.prepare %q, %k, %v scale %scale row %i policy <budget, tolerance = 0.25> outs(%d, %f, %m : memref<2x4x32xi8>, memref<5x8xf32>, memref<48xf32>) : !q, !k, !v
   return
 }
@@ -922,5 +922,366 @@ func.func @results(%q: !q, %k: !k, %v: !v, %scale: f32, %i: index, %d: tensor<2x
   // expected-error@+1 {{'aligned.prepare' op expected the number of tensor results (2) to be equal to the number of output tensors (3)}}
   %0:2 = aligned.prepare %q, %k, %v scale %scale row %i policy <budget, tolerance = 0.25> outs(%d, %f, %m : tensor<2x4x32xi8>, tensor<5x8xf32>, tensor<48xf32>) : !q, !k, !v
       -> tensor<2x4x32xi8>, tensor<5x8xf32>
+  return
+}
+
+// -----
+
+// A12: stages ask of a softcap what attention asks.
+
+!q = tensor<2x6x2x32xf16>
+!k = tensor<2x3x?x32xf16, #aligned.planes<fixed<4, 4, 8>, key>>
+!v = tensor<2x3x?x48xf16, #aligned.planes<fixed<8, 8>, value>>
+!d = tensor<2x4x32xi8>
+!f = tensor<5x8xf32>
+!s = tensor<?x4x64xf32>
+!t = tensor<?x4x16xf32>
+!part = tensor<1x2x4xf32>
+func.func @no_softcap(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %s: !s, %t: !t, %part: !part, %scale: f32, %i: index) {
+  // expected-error@+1 {{'aligned.scan' op expected a softcap from 1e-30 to 1e+30, got 0}}
+  %0:3 = aligned.scan %q, %k, %v, %d, %f scale %scale row %i split %i softcap 0.0 policy <budget, tolerance = 0.25> outs(%s, %t, %part : !s, !t, !part)
+      : !q, !k, !v, !d, !f -> !s, !t, !part
+  return
+}
+
+// -----
+
+!q = tensor<2x6x2x32xf16>
+!k = tensor<2x3x?x32xf16, #aligned.planes<fixed<4, 4, 8>, key>>
+!v = tensor<2x3x?x48xf16, #aligned.planes<fixed<8, 8>, value>>
+!d = tensor<2x4x32xi8>
+!f = tensor<5x8xf32>
+!m = tensor<48xf32>
+!s = tensor<?x4x64xf32>
+!t = tensor<?x4x16xf32>
+!parts = tensor<?x2x4xf32>
+!a = tensor<1x2x2x48xf32>
+!x = tensor<1x2x2xf32>
+func.func @negative_softcap(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %m: !m, %s: !s, %t: !t, %parts: !parts, %a: !a, %x: !x, %scale: f32, %i: index) {
+  // expected-error@+1 {{'aligned.attend' op expected a softcap from 1e-30 to 1e+30, got -50}}
+  %0:3 = aligned.attend %q, %k, %v, %d, %f, %m, %s, %t, %parts row %i split %i softcap -50.0 policy <budget, tolerance = 0.25> outs(%a, %x, %x : !a, !x, !x)
+      : !q, !k, !v, !d, !f, !m, !s, !t, !parts -> !a, !x, !x
+  return
+}
+
+// -----
+
+!q = tensor<2x6x2x32xf16>
+!k = tensor<2x3x?x32xf16, #aligned.planes<fixed<4, 4, 8>, key>>
+!v = tensor<2x3x?x48xf16, #aligned.planes<fixed<8, 8>, value>>
+!d = tensor<2x4x32xi8>
+!f = tensor<5x8xf32>
+!s = tensor<?x4x64xf32>
+!t = tensor<?x4x16xf32>
+!part = tensor<1x2x4xf32>
+func.func @infinite_softcap(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %s: !s, %t: !t, %part: !part, %scale: f32, %i: index) {
+  // expected-error@+1 {{'aligned.scan' op expected a softcap from 1e-30 to 1e+30, got inf}}
+  %0:3 = aligned.scan %q, %k, %v, %d, %f scale %scale row %i split %i softcap 0x7FF0000000000000 policy <budget, tolerance = 0.25> outs(%s, %t, %part : !s, !t, !part)
+      : !q, !k, !v, !d, !f -> !s, !t, !part
+  return
+}
+
+// -----
+
+!q = tensor<2x6x2x32xf16>
+!k = tensor<2x3x?x32xf16, #aligned.planes<fixed<4, 4, 8>, key>>
+!v = tensor<2x3x?x48xf16, #aligned.planes<fixed<8, 8>, value>>
+!d = tensor<2x4x32xi8>
+!f = tensor<5x8xf32>
+!m = tensor<48xf32>
+!s = tensor<?x4x64xf32>
+!t = tensor<?x4x16xf32>
+!parts = tensor<?x2x4xf32>
+!a = tensor<1x2x2x48xf32>
+!x = tensor<1x2x2xf32>
+func.func @nan_softcap(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %m: !m, %s: !s, %t: !t, %parts: !parts, %a: !a, %x: !x, %scale: f32, %i: index) {
+  // expected-error@+1 {{'aligned.attend' op expected a softcap from 1e-30 to 1e+30, got nan}}
+  %0:3 = aligned.attend %q, %k, %v, %d, %f, %m, %s, %t, %parts row %i split %i softcap 0x7FF8000000000000 policy <budget, tolerance = 0.25> outs(%a, %x, %x : !a, !x, !x)
+      : !q, !k, !v, !d, !f, !m, !s, !t, !parts -> !a, !x, !x
+  return
+}
+
+// -----
+
+// A13: tensors all, or buffers.
+
+!q = memref<2x6x2x32xf16>
+!k = tensor<2x3x?x32xf16, #aligned.planes<fixed<4, 4, 8>, key>>
+!v = tensor<2x3x?x48xf16, #aligned.planes<fixed<8, 8>, value>>
+!d = tensor<2x4x32xi8>
+!f = tensor<5x8xf32>
+!m = tensor<48xf32>
+func.func @mixed_query(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %m: !m, %scale: f32, %i: index) {
+  // expected-error@+1 {{'aligned.prepare' op expected tensors or buffers, got both: 'tensor<48xf32>' and 'memref<2x6x2x32xf16>'}}
+  %0:3 = aligned.prepare %q, %k, %v scale %scale row %i policy <budget, tolerance = 0.25> outs(%d, %f, %m : !d, !f, !m)
+      : !q, !k, !v -> !d, !f, !m
+  return
+}
+
+// -----
+
+!q = tensor<2x6x2x32xf16>
+!k = tensor<2x3x?x32xf16, #aligned.planes<fixed<4, 4, 8>, key>>
+!v = tensor<2x3x?x48xf16, #aligned.planes<fixed<8, 8>, value>>
+!d = tensor<2x4x32xi8>
+!f = memref<5x8xf32>
+!s = tensor<?x4x64xf32>
+!t = tensor<?x4x16xf32>
+!part = tensor<1x2x4xf32>
+func.func @mixed_facts(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %s: !s, %t: !t, %part: !part, %scale: f32, %i: index) {
+  // expected-error@+1 {{'aligned.scan' op expected tensors or buffers, got both: 'tensor<1x2x4xf32>' and 'memref<5x8xf32>'}}
+  %0:3 = aligned.scan %q, %k, %v, %d, %f scale %scale row %i split %i policy <budget, tolerance = 0.25> outs(%s, %t, %part : !s, !t, !part)
+      : !q, !k, !v, !d, !f -> !s, !t, !part
+  return
+}
+
+// -----
+
+!q = tensor<2x6x2x32xf16>
+!k = tensor<2x3x?x32xf16, #aligned.planes<fixed<4, 4, 8>, key>>
+!v = tensor<2x3x?x48xf16, #aligned.planes<fixed<8, 8>, value>>
+!d = tensor<2x4x32xi8>
+!f = tensor<5x8xf32>
+!m = tensor<48xf32>
+!s = tensor<?x4x64xf32>
+!t = tensor<?x4x16xf32>
+!parts = tensor<?x2x4xf32>
+!a = memref<1x2x2x48xf32>
+!x = tensor<1x2x2xf32>
+func.func @mixed_outs(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %m: !m, %s: !s, %t: !t, %parts: !parts, %a: !a, %x: !x, %scale: f32, %i: index) {
+  // expected-error@+1 {{'aligned.attend' op expected tensors or buffers, got both: 'tensor<1x2x2xf32>' and 'memref<1x2x2x48xf32>'}}
+  %0:2 = aligned.attend %q, %k, %v, %d, %f, %m, %s, %t, %parts row %i split %i policy <budget, tolerance = 0.25> outs(%a, %x, %x : !a, !x, !x)
+      : !q, !k, !v, !d, !f, !m, !s, !t, !parts -> !x, !x
+  return
+}
+
+// -----
+
+!q = tensor<2x6x2x32xf16>
+!k = tensor<2x3x?x32xf16, #aligned.planes<fixed<4, 4, 8>, key>>
+!v = tensor<2x3x?x48xf16, #aligned.planes<fixed<8, 8>, value>>
+!d = tensor<2x4x32xi8>
+!f = tensor<5x8xf32>
+!s = tensor<?x4x64xf32>
+!t = tensor<?x4x16xf32>
+!part = tensor<1x2x4xf32>
+func.func @mixed_mask(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %s: !s, %t: !t, %part: !part, %mask: memref<1x1x1x?xi1>, %scale: f32, %i: index) {
+  // expected-error@+1 {{'aligned.scan' op expected tensors or buffers, got both: 'tensor<1x2x4xf32>' and 'memref<1x1x1x?xi1>'}}
+  %0:3 = aligned.scan %q, %k, %v, %d, %f scale %scale row %i split %i attn_mask %mask : memref<1x1x1x?xi1> policy <budget, tolerance = 0.25> outs(%s, %t, %part : !s, !t, !part)
+      : !q, !k, !v, !d, !f -> !s, !t, !part
+  return
+}
+
+// -----
+
+// Kernels read queries of 16 and 32 bits.
+
+!q = tensor<2x6x2x32xi8>
+!k = tensor<2x3x?x32xf16, #aligned.planes<fixed<4, 4, 8>, key>>
+!v = tensor<2x3x?x48xf16, #aligned.planes<fixed<8, 8>, value>>
+!d = tensor<2x4x32xi8>
+!f = tensor<5x8xf32>
+!m = tensor<48xf32>
+func.func @integer_query(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %m: !m, %scale: f32, %i: index) {
+  // expected-error@+1 {{'aligned.prepare' op expected a query of f16, bf16 or f32, got 'tensor<2x6x2x32xi8>'}}
+  %0:3 = aligned.prepare %q, %k, %v scale %scale row %i policy <budget, tolerance = 0.25> outs(%d, %f, %m : !d, !f, !m)
+      : !q, !k, !v -> !d, !f, !m
+  return
+}
+
+// -----
+
+!q = tensor<2x6x2x32xf64>
+!k = tensor<2x3x?x32xf16, #aligned.planes<fixed<4, 4, 8>, key>>
+!v = tensor<2x3x?x48xf16, #aligned.planes<fixed<8, 8>, value>>
+!d = tensor<2x4x32xi8>
+!f = tensor<5x8xf32>
+!s = tensor<?x4x64xf32>
+!t = tensor<?x4x16xf32>
+!part = tensor<1x2x4xf32>
+func.func @double_query(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %s: !s, %t: !t, %part: !part, %scale: f32, %i: index) {
+  // expected-error@+1 {{'aligned.scan' op expected a query of f16, bf16 or f32, got 'tensor<2x6x2x32xf64>'}}
+  %0:3 = aligned.scan %q, %k, %v, %d, %f scale %scale row %i split %i policy <budget, tolerance = 0.25> outs(%s, %t, %part : !s, !t, !part)
+      : !q, !k, !v, !d, !f -> !s, !t, !part
+  return
+}
+
+// -----
+
+!q = memref<2x6x2x32xi16>
+!k = memref<2x3x?x32xf16, #aligned.planes<fixed<4, 4, 8>, key>>
+!v = memref<2x3x?x48xf16, #aligned.planes<fixed<8, 8>, value>>
+!d = memref<2x4x32xi8>
+!f = memref<5x8xf32>
+!m = memref<48xf32>
+!s = memref<?x4x64xf32>
+!t = memref<?x4x16xf32>
+!parts = memref<?x2x4xf32>
+!a = memref<1x2x2x48xf32>
+!x = memref<1x2x2xf32>
+func.func @short_query(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %m: !m, %s: !s, %t: !t, %parts: !parts, %a: !a, %x: !x, %scale: f32, %i: index) {
+  // expected-error@+1 {{'aligned.attend' op expected a query of f16, bf16 or f32, got 'memref<2x6x2x32xi16>'}}
+  aligned.attend %q, %k, %v, %d, %f, %m, %s, %t, %parts row %i split %i policy <budget, tolerance = 0.25> outs(%a, %x, %x : !a, !x, !x)
+      : !q, !k, !v, !d, !f, !m, !s, !t, !parts
+  return
+}
+
+// -----
+
+// A cache that is a buffer is held to what its encoding asks of tensors.
+
+!q = memref<2x6x2x32xf16>
+!k = memref<2x3x?x32xi8, #aligned.planes<fixed<4, 4, 8>, key>>
+!v = memref<2x3x?x48xf16, #aligned.planes<fixed<8, 8>, value>>
+!d = memref<2x4x32xi8>
+!f = memref<5x8xf32>
+!m = memref<48xf32>
+func.func @integer_key(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %m: !m, %scale: f32, %i: index) {
+  // expected-error@+1 {{'aligned.prepare' op expected f16, bf16 or f32 elements in a tensor packed as fixed<4, 4, 8>, got 'i8'}}
+  aligned.prepare %q, %k, %v scale %scale row %i policy <budget, tolerance = 0.25> outs(%d, %f, %m : !d, !f, !m)
+      : !q, !k, !v
+  return
+}
+
+// -----
+
+!q = memref<2x6x2x24xf16>
+!k = memref<2x3x?x24xf16, #aligned.planes<fixed<4, 4, 8>, key>>
+!v = memref<2x3x?x48xf16, #aligned.planes<fixed<8, 8>, value>>
+!d = memref<2x4x24xi8>
+!f = memref<5x8xf32>
+!m = memref<48xf32>
+func.func @odd_key(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %m: !m, %scale: f32, %i: index) {
+  // expected-error@+1 {{'aligned.prepare' op expected a static head_dim that is a multiple of 16, at most 256, in a packed tensor, got 24}}
+  aligned.prepare %q, %k, %v scale %scale row %i policy <budget, tolerance = 0.25> outs(%d, %f, %m : !d, !f, !m)
+      : !q, !k, !v
+  return
+}
+
+// -----
+
+// A16: kernels take arrays without gaps.
+
+!q = memref<2x6x2x32xf16, strided<[768, 128, 64, 1]>>
+!k = memref<2x3x?x32xf16, #aligned.planes<fixed<4, 4, 8>, key>>
+!v = memref<2x3x?x48xf16, #aligned.planes<fixed<8, 8>, value>>
+!d = memref<2x4x32xi8>
+!f = memref<5x8xf32>
+!m = memref<48xf32>
+func.func @strided_query(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %m: !m, %scale: f32, %i: index) {
+  // expected-error@+1 {{'aligned.prepare' op expected query to be contiguous, got 'memref<2x6x2x32xf16, strided<[768, 128, 64, 1]>>'}}
+  aligned.prepare %q, %k, %v scale %scale row %i policy <budget, tolerance = 0.25> outs(%d, %f, %m : !d, !f, !m)
+      : !q, !k, !v
+  return
+}
+
+// -----
+
+!q = memref<2x6x1x32xf16>
+!k = memref<2x3x?x32xf16, #aligned.planes<fixed<4, 4, 8>, key>>
+!v = memref<2x3x?x48xf16, #aligned.planes<fixed<8, 8>, value>>
+!d = memref<2x2x32xi8>
+!f = memref<3x8xf32>
+!s = memref<?x2x64xf32>
+!t = memref<?x2x16xf32>
+!part = memref<1x2x2xf32>
+func.func @strided_mask(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %s: !s, %t: !t, %part: !part, %mask: memref<2x6x1x?xf32, strided<[?, ?, ?, 1], offset: ?>>, %scale: f32, %i: index) {
+  // expected-error@+1 {{'aligned.scan' op expected attn_mask to be contiguous, got 'memref<2x6x1x?xf32, strided<[?, ?, ?, 1], offset: ?>>'}}
+  aligned.scan %q, %k, %v, %d, %f scale %scale row %i split %i attn_mask %mask : memref<2x6x1x?xf32, strided<[?, ?, ?, 1], offset: ?>> policy <budget, tolerance = 0.25> outs(%s, %t, %part : !s, !t, !part)
+      : !q, !k, !v, !d, !f
+  return
+}
+
+// -----
+
+!q = memref<2x6x2x32xf16>
+!k = memref<2x3x?x32xf16, #aligned.planes<fixed<4, 4, 8>, key>>
+!v = memref<2x3x?x48xf16, #aligned.planes<fixed<8, 8>, value>>
+!d = memref<2x4x32xi8>
+!f = memref<5x8xf32>
+!m = memref<48xf32>
+!s = memref<?x4x64xf32>
+!t = memref<?x4x16xf32>
+!parts = memref<?x2x4xf32>
+!a = memref<1x2x2x48xf32>
+!x = memref<1x2x2xf32>
+func.func @strided_sinks(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %m: !m, %s: !s, %t: !t, %parts: !parts, %a: !a, %x: !x, %sinks: memref<6xf32, strided<[2]>>, %scale: f32, %i: index) {
+  // expected-error@+1 {{'aligned.attend' op expected sink_logits to be contiguous, got 'memref<6xf32, strided<[2]>>'}}
+  aligned.attend %q, %k, %v, %d, %f, %m, %s, %t, %parts row %i split %i sink_logits %sinks : memref<6xf32, strided<[2]>> policy <budget, tolerance = 0.25> outs(%a, %x, %x : !a, !x, !x)
+      : !q, !k, !v, !d, !f, !m, !s, !t, !parts
+  return
+}
+
+// -----
+
+!q = memref<2x6x2x32xf16>
+!k = memref<2x3x?x32xf16, #aligned.planes<fixed<4, 4, 8>, key>>
+!v = memref<2x3x?x48xf16, #aligned.planes<fixed<8, 8>, value>>
+!d = memref<2x4x32xi8>
+!f = memref<5x8xf32>
+!s = memref<?x4x64xf32, strided<[512, 128, 1], offset: ?>>
+!t = memref<?x4x16xf32>
+!part = memref<1x2x4xf32>
+func.func @strided_scores(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %s: !s, %t: !t, %part: !part, %scale: f32, %i: index) {
+  // expected-error@+1 {{'aligned.scan' op expected scores to be contiguous, got 'memref<?x4x64xf32, strided<[512, 128, 1], offset: ?>>'}}
+  aligned.scan %q, %k, %v, %d, %f scale %scale row %i split %i policy <budget, tolerance = 0.25> outs(%s, %t, %part : !s, !t, !part)
+      : !q, !k, !v, !d, !f
+  return
+}
+
+// -----
+
+!q = memref<2x6x2x32xf16>
+!k = memref<2x3x?x32xf16, #aligned.planes<fixed<4, 4, 8>, key>>
+!v = memref<2x3x?x48xf16, #aligned.planes<fixed<8, 8>, value>>
+!d = memref<2x4x32xi8>
+!f = memref<5x8xf32>
+!m = memref<48xf32>
+!s = memref<?x4x64xf32, strided<[512, 128, 1], offset: ?>>
+!t = memref<?x4x16xf32>
+!parts = memref<?x2x4xf32>
+!a = memref<1x2x2x48xf32>
+!x = memref<1x2x2xf32>
+func.func @strided_scores_in(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %m: !m, %s: !s, %t: !t, %parts: !parts, %a: !a, %x: !x, %scale: f32, %i: index) {
+  // expected-error@+1 {{'aligned.attend' op expected scores to be contiguous, got 'memref<?x4x64xf32, strided<[512, 128, 1], offset: ?>>'}}
+  aligned.attend %q, %k, %v, %d, %f, %m, %s, %t, %parts row %i split %i policy <budget, tolerance = 0.25> outs(%a, %x, %x : !a, !x, !x)
+      : !q, !k, !v, !d, !f, !m, !s, !t, !parts
+  return
+}
+
+// -----
+
+!q = memref<2x6x2x32xf16>
+!k = memref<2x3x?x32xf16, #aligned.planes<fixed<4, 4, 8>, key>>
+!v = memref<2x3x?x48xf16, #aligned.planes<fixed<8, 8>, value>>
+!d = memref<2x4x32xi8>
+!f = memref<5x8xf32>
+!m = memref<48xf32>
+!s = memref<?x4x64xf32>
+!t = memref<?x4x16xf32>
+!parts = memref<?x2x4xf32>
+!a = memref<1x2x2x48xf32, affine_map<(a, b, c, d) -> (a, b, d, c)>>
+!x = memref<1x2x2xf32>
+func.func @transposed_acc(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %m: !m, %s: !s, %t: !t, %parts: !parts, %a: !a, %x: !x, %scale: f32, %i: index) {
+  // expected-error@+1 {{'aligned.attend' op expected acc to be contiguous, got 'memref<1x2x2x48xf32, affine_map<(d0, d1, d2, d3) -> (d0, d1, d3, d2)>>'}}
+  aligned.attend %q, %k, %v, %d, %f, %m, %s, %t, %parts row %i split %i policy <budget, tolerance = 0.25> outs(%a, %x, %x : !a, !x, !x)
+      : !q, !k, !v, !d, !f, !m, !s, !t, !parts
+  return
+}
+
+// -----
+
+!q = memref<2x6x2x32xf16>
+!k = memref<2x3x?x32xf16, strided<[?, ?, 32, 1], offset: ?>, #aligned.planes<fixed<4, 4, 8>, key>>
+!v = memref<2x3x?x48xf16, #aligned.planes<fixed<8, 8>, value>>
+!d = memref<2x4x32xi8>
+!f = memref<5x8xf32>
+!s = memref<?x4x64xf32>
+!t = memref<?x4x16xf32>
+!part = memref<1x2x4xf32>
+func.func @cache_layout(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %s: !s, %t: !t, %part: !part, %scale: f32, %i: index) {
+  // expected-error@+1 {{'aligned.scan' op expected a packed key without a layout, got 'memref<2x3x?x32xf16, strided<[?, ?, 32, 1], offset: ?>, #aligned.planes<fixed<4, 4, 8>, key>>'}}
+  aligned.scan %q, %k, %v, %d, %f scale %scale row %i split %i policy <budget, tolerance = 0.25> outs(%s, %t, %part : !s, !t, !part)
+      : !q, !k, !v, !d, !f
   return
 }

@@ -8,6 +8,7 @@
 
 #include "mlir/Dialect/Func/IR/FuncOps.h"
 #include "mlir/Dialect/MemRef/IR/MemRef.h"
+#include "llvm/ADT/TypeSwitch.h"
 
 using namespace mlir;
 using namespace aligned;
@@ -57,9 +58,6 @@ namespace {
 
 template <typename Op> LogicalResult checkShape(Op op) {
   DecodeShape shape = shapeOf(op);
-  for (auto [name, dim] : {std::pair("key", shape.keyDim), std::pair("value", shape.valueDim)})
-    if (!isSupportedHeadDim(dim))
-      return op.emitOpError("expected the ") << name << "'s head_dim to be a multiple of " << kHeadDimMultiple << ", at most " << kMaxHeadDim << ", got " << dim;
   if (shape.heads > kMaxQueryRows)
     return op.emitOpError("expected at most ") << kMaxQueryRows << " query rows per kv head, got " << shape.heads;
   return success();
@@ -169,8 +167,7 @@ private:
 LogicalResult aligned::checkStages(ModuleOp module) {
   bool ok = true;
   module.walk([&](Operation *op) {
-    if (auto prepare = dyn_cast<PrepareOp>(op))
-      ok &= succeeded(checkShape(prepare));
+    ok &= succeeded(llvm::TypeSwitch<Operation *, LogicalResult>(op).Case<PrepareOp, ScanOp, AttendOp>([](auto stage) { return checkShape(stage); }).Default(success()));
   });
   return success(ok);
 }

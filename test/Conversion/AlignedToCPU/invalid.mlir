@@ -60,28 +60,6 @@ func.func @not_staged(%q: memref<1x2x1x16xf16>, %k: !key, %v: !value, %scale: f3
 
 // -----
 
-!key = memref<1x1x?x24xf16, #aligned.planes<fixed<4, 4, 8>, key>>
-!value = memref<1x1x?x16xf16, #aligned.planes<fixed<4, 4, 8>, value>>
-func.func @stage_key_dim(%q: memref<1x2x1x24xf16>, %k: !key, %v: !value, %scale: f32, %row: index, %d: memref<2x2x24xi8>, %f: memref<3x8xf32>, %m: memref<16xf32>) {
-  // expected-error@+1 {{'aligned.prepare' op expected the key's head_dim to be a multiple of 16, at most 256, got 24}}
-  aligned.prepare %q, %k, %v scale %scale row %row policy <budget, tolerance = 0.25> outs(%d, %f, %m : memref<2x2x24xi8>, memref<3x8xf32>, memref<16xf32>)
-      : memref<1x2x1x24xf16>, !key, !value
-  return
-}
-
-// -----
-
-!key = memref<1x1x?x16xf16, #aligned.planes<fixed<4, 4, 8>, key>>
-!value = memref<1x1x?x272xf16, #aligned.planes<fixed<4, 4, 8>, value>>
-func.func @stage_value_dim(%q: memref<1x2x1x16xf16>, %k: !key, %v: !value, %scale: f32, %row: index, %d: memref<2x2x16xi8>, %f: memref<3x8xf32>, %m: memref<272xf32>) {
-  // expected-error@+1 {{'aligned.prepare' op expected the value's head_dim to be a multiple of 16, at most 256, got 272}}
-  aligned.prepare %q, %k, %v scale %scale row %row policy <budget, tolerance = 0.25> outs(%d, %f, %m : memref<2x2x16xi8>, memref<3x8xf32>, memref<272xf32>)
-      : memref<1x2x1x16xf16>, !key, !value
-  return
-}
-
-// -----
-
 !key = memref<1x1x?x16xf16, #aligned.planes<fixed<4, 4, 8>, key>>
 !value = memref<1x1x?x16xf16, #aligned.planes<fixed<4, 4, 8>, value>>
 func.func @stage_query_rows(%q: memref<1x3x11x16xf16>, %k: !key, %v: !value, %scale: f32, %row: index, %d: memref<2x33x16xi8>, %f: memref<34x8xf32>, %m: memref<16xf32>) {

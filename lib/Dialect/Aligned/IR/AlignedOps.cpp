@@ -1,5 +1,5 @@
 // Verifiers, folders and text forms of the ops. Constraint labels are those of the op descriptions.
-#include "aligned/Dialect/Aligned/IR/Aligned.h"
+#include "Verification.h"
 
 #include "mlir/IR/OpImplementation.h"
 
@@ -69,67 +69,11 @@ static void printOptionalPolicies(OpAsmPrinter &printer, Operation *op, ArrayAtt
 #define GET_OP_CLASSES
 #include "aligned/Dialect/Aligned/IR/AlignedOps.cpp.inc"
 
-namespace {
-/// Positions in [batch, heads, tokens or queries, head_dim].
-enum Dim { kBatch, kHeads, kTokens, kChannels };
-} // namespace
-
 static ShapedType typeOf(Value value) { return cast<ShapedType>(value.getType()); }
-
-/// Two extents that are both known and differ can't be the same.
-static bool compatible(int64_t a, int64_t b) { return ShapedType::isDynamic(a) || ShapedType::isDynamic(b) || a == b; }
-
-/// A13: values are tensors all, or buffers.
-static LogicalResult verifyForm(Operation *op, ValueRange values) {
-  Type tensor, buffer;
-  for (Type type : values.getTypes())
-    if (isa<RankedTensorType, MemRefType>(type))
-      (isa<MemRefType>(type) ? buffer : tensor) = type;
-  for (Type type : op->getResultTypes())
-    if (isa<RankedTensorType>(type))
-      tensor = type;
-  if (tensor && buffer)
-    return op->emitOpError() << "expected tensors or buffers, got both: " << tensor << " and " << buffer;
-  return success();
-}
 
 static bool isDense(ShapedType type) {
   auto tensor = dyn_cast<RankedTensorType>(type);
   return tensor ? !tensor.getEncoding() : !getPlanes(type);
-}
-
-static std::string extent(int64_t size) { return ShapedType::isDynamic(size) ? "?" : std::to_string(size); }
-
-static LogicalResult expectSame(Operation *op, StringRef what, StringRef ofA, int64_t a, StringRef ofB, int64_t b) {
-  if (compatible(a, b))
-    return success();
-  return op->emitOpError() << "expected " << ofA << " and " << ofB << " to agree in " << what << ", got " << extent(a)
-                           << " and " << extent(b);
-}
-
-/// A1, A2, A4: what declared and computed attention ask of their operands.
-static LogicalResult verifyOperands(Operation *op, ShapedType query, ShapedType key, ShapedType value) {
-  auto same = [&](StringRef what, StringRef ofA, ShapedType a, StringRef ofB, ShapedType b, Dim dim) {
-    return expectSame(op, what, ofA, a.getDimSize(dim), ofB, b.getDimSize(dim));
-  };
-  if (failed(same("batch", "key", key, "value", value, kBatch)) || failed(same("kv_heads", "key", key, "value", value, kHeads)) ||
-      failed(same("tokens", "key", key, "value", value, kTokens)) || failed(same("batch", "query", query, "key", key, kBatch)) ||
-      failed(same("head_dim", "query", query, "key", key, kChannels)))
-    return failure(); // A1
-  int64_t queryHeads = query.getDimSize(kHeads), kvHeads = key.getDimSize(kHeads);
-  if (!ShapedType::isDynamic(queryHeads) && !ShapedType::isDynamic(kvHeads) && (kvHeads == 0 || queryHeads % kvHeads)) // A2
-    return op->emitOpError() << "expected query heads to be a multiple of kv heads, got " << queryHeads << " and " << kvHeads;
-  if (queryHeads == 0)
-    return op->emitOpError() << "expected one query head or more, got none";
-  PlanesAttr keyPlanes = getPlanes(key), valuePlanes = getPlanes(value); // A4
-  if (!keyPlanes != !valuePlanes)
-    return op->emitOpError() << "expected key and value to be both packed or both dense, got a packed "
-                             << (keyPlanes ? "key and a dense value" : "value and a dense key");
-  if (keyPlanes && keyPlanes.getRole() != CacheRole::Key)
-    return op->emitOpError() << "expected the key's encoding to have role 'key', got '" << stringifyCacheRole(keyPlanes.getRole()) << "'";
-  if (valuePlanes && valuePlanes.getRole() != CacheRole::Value)
-    return op->emitOpError() << "expected the value's encoding to have role 'value', got '" << stringifyCacheRole(valuePlanes.getRole()) << "'";
-  return success();
 }
 
 /// A3, A7: [batch, q_heads, queries (, value_dim)]
@@ -158,44 +102,6 @@ static LogicalResult verifyCertified(Operation *op, Value bound, Value estimate,
 // Attention
 //===----------------------------------------------------------------------===//
 
-/// A10: one policy or one per kv head, of one kind.
-static LogicalResult verifyPolicies(Operation *op, ArrayAttr policies, ShapedType key) {
-  int64_t kvHeads = key.getDimSize(kHeads), count = policies.size();
-  if (count != 1 && (count == 0 || !compatible(count, kvHeads)))
-    return op->emitOpError() << "expected one policy, or one for each of " << extent(kvHeads) << " kv heads, got " << count;
-  for (Attribute policy : policies)
-    if (PolicyKind first = cast<PolicyAttr>(policies[0]).getKind(), kind = cast<PolicyAttr>(policy).getKind(); kind != first)
-      return op->emitOpError() << "expected policies of one kind, got '" << stringifyPolicyKind(first) << "' and '" << stringifyPolicyKind(kind) << "'";
-  return success();
-}
-
-/// A12.
-static LogicalResult verifySoftcap(Operation *op, std::optional<APFloat> softcap) {
-  constexpr double least = 1e-30, most = 1e30; // of what f32 holds the inverse, too
-  if (double cap = softcap ? softcap->convertToDouble() : 1; !(cap >= least && cap <= most)) // also refuses NaN
-    return op->emitOpError() << "expected a softcap from " << decimal(least) << " to " << decimal(most) << ", got " << decimal(cap);
-  return success();
-}
-
-/// A15: what a mask by numbers and sinks look like.
-LogicalResult aligned::verifyMaskOperands(Operation *op, Value mask, Value sinks, ShapedType query, ShapedType key) {
-  if (mask) {
-    auto type = cast<ShapedType>(mask.getType());
-    constexpr StringRef names[] = {"batch", "q_heads", "queries", "tokens"};
-    for (int64_t dim = 0; dim < 4; ++dim) {
-      int64_t want = dim == 3 ? key.getDimSize(kTokens) : query.getDimSize(dim), got = type.getDimSize(dim);
-      if (dim < 3 && ShapedType::isDynamic(got))
-        return op->emitOpError() << "expected a static " << names[dim] << " in attn_mask, got " << type;
-      if (!(dim < 3 && got == 1) && !compatible(want, got))
-        return op->emitOpError() << "expected attn_mask dimension " << dim << " (" << names[dim] << ") to be " << extent(want) << (dim < 3 ? " or 1" : "") << ", got " << extent(got);
-    }
-  }
-  if (sinks && !compatible(query.getDimSize(kHeads), cast<ShapedType>(sinks.getType()).getDimSize(0)))
-    return op->emitOpError() << "expected a sink logit for each of " << extent(query.getDimSize(kHeads)) << " query heads, got "
-                             << extent(cast<ShapedType>(sinks.getType()).getDimSize(0));
-  return success();
-}
-
 LogicalResult AttentionOp::verify() {
   ShapedType query = typeOf(getQuery()), value = typeOf(getValue());
   if (failed(verifyOperands(*this, query, typeOf(getKey()), value)))
@@ -211,6 +117,8 @@ LogicalResult AttentionOp::verify() {
   return verifyCertified(*this, getBound(), getEstimate(), query);
 }
 
+constexpr StringRef kStateNames[] = {"acc", "max", "sum", "certificate"};
+
 /// A7, A13: the state, as results or as buffers.
 static LogicalResult verifyState(DecodeAttentionOp op, ShapedType query, ShapedType value) {
   if (!op.getTargets().empty() && op->getNumResults())
@@ -218,9 +126,8 @@ static LogicalResult verifyState(DecodeAttentionOp op, ShapedType query, ShapedT
   ValueRange state = op.getState();
   if (state.size() < 3 || state.size() > 4 || (op.getTargets().empty() && !(op.getAcc() && op.getMax() && op.getSum())))
     return op.emitOpError() << "expected acc, max, sum and at most a certificate, got " << state.size() << " of them";
-  constexpr StringRef names[] = {"acc", "max", "sum", "certificate"};
   const int64_t channels[] = {value.getDimSize(kChannels), 0, 0, kCertificateNumbers};
-  for (auto [part, name, dim] : llvm::zip_first(state, names, channels)) {
+  for (auto [part, name, dim] : llvm::zip_first(state, kStateNames, channels)) {
     ShapedType type = typeOf(part);
     if (int64_t rank = dim ? 4 : 3; type.getRank() != rank)
       return op.emitOpError() << "expected " << name << " of rank " << rank << ", got " << type;
@@ -241,18 +148,15 @@ LogicalResult DecodeAttentionOp::verify() {
   if (failed(verifyPolicies(*this, getPolicies(), key)) || failed(verifySoftcap(*this, getSoftcap())) ||
       failed(verifyMaskOperands(*this, getAttnMask(), getSinkLogits(), query, key)))
     return failure();
-  if (getLater() && !getMask()) // A11
-    return emitOpError() << "expected 'later' only with a mask, got no mask";
-  PolicyKind policy = getPolicyKind();
-  for (auto [name, type] : {std::pair("key", key), std::pair("value", value)}) {
-    PlanesAttr planes = getPlanes(type);
-    if (!planes && policy != PolicyKind::Exact)
-      return emitOpError() << "expected policy 'exact' over dense caches, got '" << stringifyPolicyKind(policy) << "'";
-    if (planes && policy == PolicyKind::AlignedKV && planes.getKind() != FormatKind::Float) // P1
-      return emitOpError() << "expected a 'float' format under policy 'alignedkv', got " << name << " of format 'fixed'";
-    if (planes && policy == PolicyKind::Budget && planes.getKind() != FormatKind::Fixed) // P2
-      return emitOpError() << "expected a 'fixed' format under policy 'budget', got " << name << " of format 'float'";
-  }
+  if (failed(verifyLater(*this, getLater(), getMaskAttr())) || failed(verifyStorage(*this, getPolicyKind(), key, value)))
+    return failure();
+  const std::pair<StringRef, Value> operands[] = {{"query", getQuery()}, {"key", getKey()}, {"value", getValue()}, {"attn_mask", getAttnMask()}, {"sink_logits", getSinkLogits()}};
+  for (auto [name, operand] : operands)
+    if (failed(verifyContiguous(*this, name, operand)))
+      return failure();
+  for (auto [name, target] : llvm::zip(kStateNames, getTargets()))
+    if (failed(verifyContiguous(*this, name, target)))
+      return failure();
   return success();
 }
 

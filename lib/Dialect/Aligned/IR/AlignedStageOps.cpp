@@ -1,5 +1,5 @@
 // What the stages of a decode step have in common: shapes that follow from query and caches, and effects on buffers.
-#include "aligned/Dialect/Aligned/IR/Aligned.h"
+#include "Verification.h"
 
 using namespace mlir;
 using namespace aligned;
@@ -18,29 +18,32 @@ template <typename Op> FailureOr<Extents> verifyInputs(Op op) {
   for (auto [name, type] : {std::pair("query", query), std::pair("key", key), std::pair("value", value)})
     if (type.getRank() != 4)
       return op.emitOpError() << "expected a " << name << " of rank 4, got " << type;
-  for (auto [name, type, role] : {std::tuple("key", key, CacheRole::Key), std::tuple("value", value, CacheRole::Value)}) {
-    PlanesAttr planes = getPlanes(type);
-    if (!planes || planes.getKind() != FormatKind::Fixed || planes.getRole() != role)
-      return op.emitOpError() << "expected a " << name << " in fixed planes of role '" << stringifyCacheRole(role) << "', got " << type;
+  if (Type element = query.getElementType(); !element.isF16() && !element.isBF16() && !element.isF32())
+    return op.emitOpError() << "expected a query of f16, bf16 or f32, got " << query;
+  for (auto [name, type] : {std::pair("key", key), std::pair("value", value)})
+    if (PlanesAttr planes = getPlanes(type); !planes || planes.getKind() != FormatKind::Fixed)
+      return op.emitOpError() << "expected a " << name << " in fixed planes, got " << type;
+  if (failed(verifyForm(op, op->getOperands())) || failed(verifyOperands(op, query, key, value)) || failed(verifyPolicies(op, op.getPolicies(), key)) ||
+      failed(verifyStorage(op, cast<PolicyAttr>(op.getPolicies()[0]).getKind(), key, value)) || failed(verifyLater(op, op.getLater(), op.getMaskAttr())))
+    return failure();
+  Value mask, sinks;
+  if constexpr (!std::is_same_v<Op, PrepareOp>) {
+    mask = op.getAttnMask();
+    if (failed(verifySoftcap(op, op.getSoftcap())))
+      return failure();
   }
-  auto same = [](int64_t a, int64_t b) { return ShapedType::isDynamic(a) || ShapedType::isDynamic(b) || a == b; };
-  for (int64_t dim = 0; dim < 3; ++dim) // A1
-    if (!same(key.getDimSize(dim), value.getDimSize(dim)) || (dim == 0 && !same(query.getDimSize(0), key.getDimSize(0))))
-      return op.emitOpError() << "expected query, key and value to agree in batch, kv_heads and tokens, got " << query << ", " << key << " and " << value;
-  int64_t count = op.getPolicies().size();
-  if (count == 0 || (count != 1 && count != key.getDimSize(1))) // A10
-    return op.emitOpError() << "expected one policy, or one for each of " << key.getDimSize(1) << " kv heads, got " << count;
-  for (PolicyAttr policy : op.getPolicies().template getAsRange<PolicyAttr>()) {
-    PolicyKind kind = policy.getKind(), first = cast<PolicyAttr>(op.getPolicies()[0]).getKind();
-    if (kind != first || kind == PolicyKind::AlignedKV)
-      return op.emitOpError() << "expected policies that are all 'budget' or all 'exact', got '" << stringifyPolicyKind(kind) << "'";
-  }
-  if (op.getLater() && !op.getMaskAttr()) // A11
-    return op.emitOpError() << "expected 'later' only with a mask, got no mask";
+  if constexpr (std::is_same_v<Op, AttendOp>)
+    sinks = op.getSinkLogits();
+  if (failed(verifyMaskOperands(op, mask, sinks, query, key)))
+    return failure();
+  const std::pair<StringRef, Value> operands[] = {{"query", op.getQuery()}, {"key", op.getKey()}, {"value", op.getValue()}, {"attn_mask", mask}, {"sink_logits", sinks}};
+  for (auto [name, operand] : operands)
+    if (failed(verifyContiguous(op, name, operand)))
+      return failure();
   Extents e{0, query.getDimSize(2), 0, key.getDimSize(3), value.getDimSize(3), kQueryDigits};
   int64_t heads = query.getDimSize(1), kvHeads = key.getDimSize(1);
-  if (ShapedType::isDynamic(heads) || ShapedType::isDynamic(e.queries) || ShapedType::isDynamic(kvHeads) || kvHeads == 0 || heads % kvHeads || query.getDimSize(3) != e.keyDim)
-    return op.emitOpError() << "expected static heads, queries and head_dim that agree, got " << query << " and " << key;
+  if (llvm::any_of(query.getShape().drop_front(), ShapedType::isDynamic) || ShapedType::isDynamic(kvHeads))
+    return op.emitOpError() << "expected static heads, queries and head_dim, got " << query << " and " << key;
   e.group = heads / kvHeads;
   e.rows = e.group * e.queries;
   if (cast<PolicyAttr>(op.getPolicies()[0]).getKind() == PolicyKind::Exact)
@@ -48,14 +51,14 @@ template <typename Op> FailureOr<Extents> verifyInputs(Op op) {
   return e;
 }
 
-/// Compares an operand's extents; dynamic ones of the expected shape may be anything.
+/// Compares an operand's extents, of which those that are dynamic in the expected shape may be anything; a buffer is contiguous.
 LogicalResult verifyShape(Operation *op, StringRef name, Value value, ArrayRef<int64_t> shape, Type element) {
   ShapedType type = shapeOf(value);
   bool same = type.getElementType() == element && type.getRank() == static_cast<int64_t>(shape.size());
   for (int64_t dim = 0; same && dim < type.getRank(); ++dim)
     same = ShapedType::isDynamic(shape[dim]) || ShapedType::isDynamic(type.getDimSize(dim)) || type.getDimSize(dim) == shape[dim];
   if (same)
-    return success();
+    return verifyContiguous(op, name, value);
   std::string expected;
   for (int64_t size : shape)
     expected += (ShapedType::isDynamic(size) ? "?" : std::to_string(size)) + "x";
@@ -105,7 +108,7 @@ LogicalResult PrepareOp::verify() {
 LogicalResult ScanOp::verify() {
   constexpr int64_t any = ShapedType::kDynamic;
   FailureOr<Extents> e = verifyInputs(*this);
-  if (failed(e) || failed(verifyDigits(*this, *e)) || failed(verifyMaskOperands(*this, getAttnMask(), {}, shapeOf(getQuery()), shapeOf(getKey()))))
+  if (failed(e) || failed(verifyDigits(*this, *e)))
     return failure();
   return verifyOuts(*this, getOuts(), {{"scores", {any, e->rows, kBlock}}, {"tops", {any, e->rows, kTopLanes}}, {"part", {1, 2, e->rows}}}, 0, Float32Type::get(getContext()));
 }
@@ -116,8 +119,7 @@ LogicalResult AttendOp::verify() {
   Type f32 = Float32Type::get(getContext());
   if (failed(e) || failed(verifyDigits(*this, *e)) || failed(verifyShape(*this, "mean", getMean(), {e->valueDim}, f32)) ||
       failed(verifyShape(*this, "scores", getScores(), {any, e->rows, kBlock}, f32)) || failed(verifyShape(*this, "tops", getTops(), {any, e->rows, kTopLanes}, f32)) ||
-      failed(verifyShape(*this, "parts", getParts(), {any, 2, e->rows}, f32)) ||
-      failed(verifyMaskOperands(*this, getAttnMask(), getSinkLogits(), shapeOf(getQuery()), shapeOf(getKey()))))
+      failed(verifyShape(*this, "parts", getParts(), {any, 2, e->rows}, f32)))
     return failure();
   return verifyOuts(*this, getOuts(),
                     {{"acc", {1, e->group, e->queries, e->valueDim}},

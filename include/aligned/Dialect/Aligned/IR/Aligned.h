@@ -66,9 +66,6 @@ constexpr int64_t kQueryDigits = 2, kExactQueryDigits = 3, kStepFacts = 8, kTopL
 /// The plane encoding of a cache, which a tensor has as its encoding and a buffer as its memory space; null for what is dense.
 PlanesAttr getPlanes(mlir::Type type);
 
-/// What is wrong with a mask by numbers or with sinks, either of which may be null, of such a query and key (A15).
-mlir::LogicalResult verifyMaskOperands(mlir::Operation *op, mlir::Value mask, mlir::Value sinks, mlir::ShapedType query, mlir::ShapedType key);
-
 /// Whether dense tensors are of static shapes and take less than so many bytes together.
 bool takeLess(mlir::TypeRange tensors, uint64_t bytes);
 

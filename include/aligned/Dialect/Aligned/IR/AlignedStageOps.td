@@ -32,6 +32,8 @@ def Aligned_PrepareOp : Aligned_StageOp<"prepare"> {
     - `facts` [query rows + 1, 8], f32: of each query row the unit of its integers, the sum of them, |q'|, |q'|_1, what P5 takes off its thresholds, NaN where the query is not
       finite, and log2 of the tokens that it sees; behind them, of the row, log2 A and A (M2), the unit of V's scales, K's largest scale code and V's floor (M3).
     - `mean` [value_dim], f32: what a row of V stands for of which nothing is read (M1).
+
+    Constraints: A1, A2, A4, A10, A11, A13, A16, P1 and P2 of `aligned.decode_attention`, whose caches have fixed planes and whose heads and queries are static.
   }];
   let arguments = (ins Aligned_Array:$query, Aligned_Array:$key, Aligned_Array:$value, F32:$scale, Index:$row, Optional<Index>:$later,
                        Variadic<Aligned_Array>:$outs, Aligned_PolicyArrayAttr:$policies, OptionalAttr<Aligned_MaskAttr>:$mask);
@@ -50,6 +52,8 @@ def Aligned_ScanOp : Aligned_StageOp<"scan"> {
       tokens that are kept aside (S7), and of those whose row of V is, the score as well as it can be known.
     - `tops` [tiles, query rows, 16], f32: whose largest is the largest `x + max(log2 v, log2 A)` of the tile, in octaves of scale codes.
     - `part` [1, 2, query rows], f32: a reference M near the largest score, and the sum of `2^(x - M)`.
+
+    Constraints: those of `aligned.prepare`, and A12 and A15.
   }];
   let arguments = (ins Aligned_Array:$query, Aligned_Array:$key, Aligned_Array:$value, F32:$scale, Index:$row, Index:$split, Optional<Index>:$later,
                        Optional<Aligned_AttnMask>:$attn_mask, Aligned_Array:$digits, Aligned_Array:$facts, Variadic<Aligned_Array>:$outs, Aligned_PolicyArrayAttr:$policies,
@@ -73,6 +77,8 @@ def Aligned_AttendOp : Aligned_StageOp<"attend"> {
     where x is as known: coarse for K, refined for V. `misled(s)^2 = e^(2 s^2) - 2 e^(s^2 / 2) + 1`. Kernels may read more, never less. Limits (P7) have the last word. The state
     is that of `aligned.decode_attention` over the split's tokens, its maximum the reference M of all splits: `acc` [1, group, queries, value_dim], `max` and `sum`
     [1, group, queries] and, where it is asked for, the certificate.
+
+    Constraints: those of `aligned.scan`.
   }];
   let arguments = (ins Aligned_Array:$query, Aligned_Array:$key, Aligned_Array:$value, Index:$row, Index:$split, Optional<Index>:$later,
                        Optional<Aligned_AttnMask>:$attn_mask, Optional<Aligned_SinkLogits>:$sink_logits, Aligned_Array:$digits, Aligned_Array:$facts, Aligned_Array:$mean, Aligned_Array:$scores, Aligned_Array:$tops, Aligned_Array:$parts, Variadic<Aligned_Array>:$outs,
