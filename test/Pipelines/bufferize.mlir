@@ -1,4 +1,4 @@
-// RUN: aligned-opt %s --aligned-bufferize --canonicalize --cse | FileCheck %s
+// RUN: aligned-opt %s --aligned-bufferize --canonicalize --cse --canonicalize | FileCheck %s
 
 // Where a cache is copied, and where it is appended to in place: a tensor is a value, and whoever still reads the old one must find it as it was.
 
@@ -199,8 +199,8 @@ func.func @numbers(%q: tensor<1x4x1x64xf16>, %k: tensor<1x2x128x64xf16>, %packed
   %each = tensor.extract_slice %logits[0] [4] [2] : tensor<8xf32> to tensor<4xf32>
   %acc, %max, %sum = aligned.decode_attention %q, %k, %k scale %scale attn_mask %newest : tensor<1x4x1x128xf16> sink_logits %each : tensor<4xf32> policy <exact>
       : tensor<1x4x1x64xf16>, tensor<1x2x128x64xf16>, tensor<1x2x128x64xf16> -> tensor<1x4x1x64xf32>, tensor<1x4x1xf32>, tensor<1x4x1xf32>
-  // CHECK: memref.copy %[[NEWEST]], %[[OWN:[a-z0-9_]+]] :
-  // CHECK: aligned.scan {{.*}} attn_mask %[[OWN]] : memref<1x4x1x128xf16> policy
+  // CHECK-NOT: memref.copy
+  // CHECK: aligned.scan {{.*}} attn_mask %[[M]] : memref<1x4x1x128xf16> policy
   %none = tensor.empty() : tensor<2x2x64xf32>
   %tops = tensor.empty() : tensor<2x2x16xf32>
   %part = tensor.empty() : tensor<1x2x2xf32>
@@ -211,17 +211,18 @@ func.func @numbers(%q: tensor<1x4x1x64xf16>, %k: tensor<1x2x128x64xf16>, %packed
   return %acc, %scanned#0 : tensor<1x4x1x64xf32>, tensor<2x2x64xf32>
 }
 
-// Stages write where their outs lie, and a query without gaps is made first.
+// Stages write where their outs lie, and a query without gaps is made before the loop.
 // CHECK-LABEL: func.func @scan(
 // CHECK-SAME: %{{.*}}: memref<1x4x2x64xf16>, %[[K:[a-z0-9]+]]: memref<{{.*}}, key>>, %[[V:[a-z0-9]+]]: memref<{{.*}}, value>>, %[[D:[a-z0-9]+]]: memref<2x2x64xi8>, %[[F:[a-z0-9]+]]: memref<3x8xf32>,
 func.func @scan(%q: tensor<1x4x2x64xf16>, %k: !key, %v: tensor<1x2x?x64xf16, #aligned.planes<fixed<4, 4, 8>, value>>, %d: tensor<2x2x64xi8>, %f: tensor<3x8xf32>, %scale: f32,
                 %row: index, %splits: index) -> tensor<?x2x2xf32> {
   // CHECK: %[[STRIDED:.*]] = memref.subview
   // CHECK: %[[PARTS:.*]] = memref.alloc(%{{.*}}) {{.*}} : memref<?x2x2xf32>
-  // CHECK: scf.forall (%[[SPLIT:.*]]) in
-  // CHECK: %[[PART:.*]] = memref.subview %[[PARTS]][%[[SPLIT]], 0, 0] [1, 2, 2] [1, 1, 1]
   // CHECK: %[[Q:.*]] = memref.alloc() {{.*}} : memref<1x4x1x64xf16>
   // CHECK: memref.copy %[[STRIDED]], %[[Q]]
+  // CHECK: scf.forall (%[[SPLIT:.*]]) in
+  // CHECK-NOT: memref.copy
+  // CHECK: %[[PART:.*]] = memref.subview %[[PARTS]][%[[SPLIT]], 0, 0] [1, 2, 2] [1, 1, 1]
   // CHECK: aligned.scan %[[Q]], %[[K]], %[[V]], %[[D]], %[[F]] {{.*}} outs(%{{.*}}, %{{.*}}, %[[PART]] : {{.*}}, memref<1x2x2xf32, strided<[4, 2, 1], offset: ?>>)
   // CHECK-NOT: memref.copy {{.*}} memref<1x2x2xf32>
   // CHECK: return %[[PARTS]]
@@ -276,4 +277,66 @@ func.func @attend(%q: tensor<1x4x1x64xf16>, %k: !key, %v: tensor<1x2x?x64xf16, #
   }
   %coarse = tensor.extract %scores[%zero, %zero, %zero] : tensor<?x2x64xf32>
   return %all, %coarse : tensor<?x2x1x8xf32>, f32
+}
+
+// One copy of a query and of a mask serves all stages in all loops: neither is made anew for each row or split. What lies in the middle of memory
+// without gaps is not copied.
+// CHECK-LABEL: func.func @once(
+// CHECK-SAME: %[[ALL:[a-z0-9]+]]: memref<2x4x3x64xf16>, %[[MASKS:[a-z0-9]+]]: memref<2x1x3x?xi1>, %[[LOGITS:[a-z0-9]+]]: memref<8xf32>,
+func.func @once(%q: tensor<2x4x3x64xf16>, %mask: tensor<2x1x3x?xi1>, %logits: tensor<8xf32>, %k: tensor<2x2x?x64xf16, #aligned.planes<fixed<4, 4, 8>, key>>,
+                %v: tensor<2x2x?x64xf16, #aligned.planes<fixed<4, 4, 8>, value>>, %scale: f32, %splits: index) -> tensor<4x2x1x64xf32> {
+  %zero = arith.constant 0 : index
+  %three = arith.constant 3 : index
+  %tokens = tensor.dim %mask, %three : tensor<2x1x3x?xi1>
+  // CHECK: %[[MIDDLE:.*]] = memref.subview %[[LOGITS]][4] [4] [1]
+  // CHECK: %[[OWN:.*]] = memref.alloc() {{.*}} : memref<2x4x1x64xf16>
+  // CHECK: memref.copy %{{.*}}, %[[OWN]] : memref<2x4x1x64xf16, strided<[768, 192, 64, 1], offset: 64>>
+  // CHECK: %[[SEEN:.*]] = memref.alloc(%{{.*}}) {{.*}} : memref<2x1x1x?xi1>
+  // CHECK: memref.copy %{{.*}}, %[[SEEN]] :
+  // CHECK: scf.forall
+  // CHECK-NOT: memref.copy
+  // CHECK: aligned.prepare %[[OWN]],
+  // CHECK: scf.forall
+  // CHECK-NOT: memref.copy
+  // CHECK: aligned.scan %[[OWN]], {{.*}} attn_mask %[[SEEN]] : memref<2x1x1x?xi1> policy
+  // CHECK-NOT: memref.copy
+  // CHECK: aligned.attend %[[OWN]], {{.*}} attn_mask %[[SEEN]] : memref<2x1x1x?xi1> sink_logits %[[MIDDLE]] : memref<4xf32, strided<[1], offset: 4>> policy
+  %newest = tensor.extract_slice %q[0, 0, 1, 0] [2, 4, 1, 64] [1, 1, 1, 1] : tensor<2x4x3x64xf16> to tensor<2x4x1x64xf16>
+  %seen = tensor.extract_slice %mask[0, 0, 1, 0] [2, 1, 1, %tokens] [1, 1, 1, 1] : tensor<2x1x3x?xi1> to tensor<2x1x1x?xi1>
+  %middle = tensor.extract_slice %logits[4] [4] [1] : tensor<8xf32> to tensor<4xf32>
+  %empty = tensor.empty() : tensor<4x2x1x64xf32>
+  %all = scf.forall (%row) in (4) shared_outs(%out = %empty) -> tensor<4x2x1x64xf32> {
+    %digits = tensor.empty() : tensor<2x2x64xi8>
+    %facts = tensor.empty() : tensor<3x8xf32>
+    %mean = tensor.empty() : tensor<64xf32>
+    %p:3 = aligned.prepare %newest, %k, %v scale %scale row %row policy <budget, tolerance = 0.25> outs(%digits, %facts, %mean : tensor<2x2x64xi8>, tensor<3x8xf32>, tensor<64xf32>)
+        : tensor<2x4x1x64xf16>, tensor<2x2x?x64xf16, #aligned.planes<fixed<4, 4, 8>, key>>, tensor<2x2x?x64xf16, #aligned.planes<fixed<4, 4, 8>, value>>
+        -> tensor<2x2x64xi8>, tensor<3x8xf32>, tensor<64xf32>
+    %parts = tensor.empty(%splits) : tensor<?x2x2xf32>
+    %acc = tensor.extract_slice %out[%row, 0, 0, 0] [1, 2, 1, 64] [1, 1, 1, 1] : tensor<4x2x1x64xf32> to tensor<1x2x1x64xf32>
+    %each = scf.forall (%split) in (%splits) shared_outs(%inner = %parts) -> tensor<?x2x2xf32> {
+      %scores = tensor.empty() : tensor<32x2x64xf32>
+      %tops = tensor.empty() : tensor<32x2x16xf32>
+      %part = tensor.extract_slice %inner[%split, 0, 0] [1, 2, 2] [1, 1, 1] : tensor<?x2x2xf32> to tensor<1x2x2xf32>
+      %s:3 = aligned.scan %newest, %k, %v, %p#0, %p#1 scale %scale row %row split %split attn_mask %seen : tensor<2x1x1x?xi1> policy <budget, tolerance = 0.25>
+          outs(%scores, %tops, %part : tensor<32x2x64xf32>, tensor<32x2x16xf32>, tensor<1x2x2xf32>)
+          : tensor<2x4x1x64xf16>, tensor<2x2x?x64xf16, #aligned.planes<fixed<4, 4, 8>, key>>, tensor<2x2x?x64xf16, #aligned.planes<fixed<4, 4, 8>, value>>, tensor<2x2x64xi8>,
+            tensor<3x8xf32> -> tensor<32x2x64xf32>, tensor<32x2x16xf32>, tensor<1x2x2xf32>
+      scf.forall.in_parallel {
+        tensor.parallel_insert_slice %s#2 into %inner[%split, 0, 0] [1, 2, 2] [1, 1, 1] : tensor<1x2x2xf32> into tensor<?x2x2xf32>
+      }
+    }
+    %scores = tensor.empty() : tensor<32x2x64xf32>
+    %tops = tensor.empty() : tensor<32x2x16xf32>
+    %max = tensor.empty() : tensor<1x2x1xf32>
+    %sum = tensor.empty() : tensor<1x2x1xf32>
+    %state:3 = aligned.attend %newest, %k, %v, %p#0, %p#1, %p#2, %scores, %tops, %each row %row split %zero attn_mask %seen : tensor<2x1x1x?xi1> sink_logits %middle : tensor<4xf32>
+        policy <budget, tolerance = 0.25> outs(%acc, %max, %sum : tensor<1x2x1x64xf32>, tensor<1x2x1xf32>, tensor<1x2x1xf32>)
+        : tensor<2x4x1x64xf16>, tensor<2x2x?x64xf16, #aligned.planes<fixed<4, 4, 8>, key>>, tensor<2x2x?x64xf16, #aligned.planes<fixed<4, 4, 8>, value>>, tensor<2x2x64xi8>,
+          tensor<3x8xf32>, tensor<64xf32>, tensor<32x2x64xf32>, tensor<32x2x16xf32>, tensor<?x2x2xf32> -> tensor<1x2x1x64xf32>, tensor<1x2x1xf32>, tensor<1x2x1xf32>
+    scf.forall.in_parallel {
+      tensor.parallel_insert_slice %state#0 into %out[%row, 0, 0, 0] [1, 2, 1, 64] [1, 1, 1, 1] : tensor<1x2x1x64xf32> into tensor<4x2x1x64xf32>
+    }
+  }
+  return %all : tensor<4x2x1x64xf32>
 }

@@ -51,7 +51,7 @@ Value Surroundings::address(Value buffer) {
   Value start = asI64(memref::ExtractAlignedPointerAsIndexOp::create(b, buffer));
   if (!type.getLayout().isIdentity()) {
     Value offset = asI64(memref::ExtractStridedMetadataOp::create(b, buffer).getOffset());
-    start = arith::AddIOp::create(b, start, arith::MulIOp::create(b, offset, number(type.getElementTypeBitWidth() / 8)));
+    start = arith::AddIOp::create(b, start, arith::MulIOp::create(b, offset, number(llvm::divideCeil(type.getElementTypeBitWidth(), 8))));
   }
   return LLVM::IntToPtrOp::create(b, pointer(), start);
 }

@@ -32,3 +32,21 @@ func.func @plain(%q: memref<1x4x1x32xf16>, %k: memref<1x2x?x32xf16, #key>, %v: m
         memref<?x2x2xf32>
   return
 }
+
+// A mask of booleans may begin anywhere in its memory, in which each has a byte.
+// CHECK-LABEL: func.func @mask_within(
+// CHECK-SAME: %[[MASK:[a-z0-9]+]]: memref<1x1x1x64xi1, strided<[64, 64, 64, 1], offset: ?>>
+func.func @mask_within(%q: memref<1x4x1x32xf16>, %k: memref<1x2x?x32xf16, #key>, %v: memref<1x2x?x16xf16, #value>, %scale: f32, %row: index, %split: index,
+                       %digits: memref<2x2x32xi8>, %facts: memref<3x8xf32>, %scores: memref<?x2x64xf32>, %tops: memref<?x2x16xf32>, %part: memref<1x2x2xf32>,
+                       %mask: memref<1x1x1x64xi1, strided<[64, 64, 64, 1], offset: ?>>) {
+  // CHECK: %{{.*}}, %[[OFFSET:.*]], %{{.*}}:4, %{{.*}}:4 = memref.extract_strided_metadata %[[MASK]]
+  // CHECK: %[[BOOLS:.*]] = arith.index_cast %[[OFFSET]]
+  // CHECK: %[[BYTE:.*]] = arith.constant 1 : i64
+  // CHECK: %[[BYTES:.*]] = arith.muli %[[BOOLS]], %[[BYTE]]
+  // CHECK: arith.addi %{{.*}}, %[[BYTES]]
+  // CHECK: call @aligned_rt_reference_scan(
+  aligned.scan %q, %k, %v, %digits, %facts scale %scale row %row split %split attn_mask %mask : memref<1x1x1x64xi1, strided<[64, 64, 64, 1], offset: ?>>
+      policy <budget, tolerance = 7.812500e-03> outs(%scores, %tops, %part : memref<?x2x64xf32>, memref<?x2x16xf32>, memref<1x2x2xf32>)
+      : memref<1x4x1x32xf16>, memref<1x2x?x32xf16, #key>, memref<1x2x?x16xf16, #value>, memref<2x2x32xi8>, memref<3x8xf32>
+  return
+}

@@ -2,12 +2,15 @@
 //
 // A cache becomes a memref whose memory space is its encoding. It has no layout, since its memory is the runtime's business, and is written in place by
 // `append` alone. What other ops give is memory of its own, which they get handed.
-#include "aligned/Dialect/Aligned/IR/Aligned.h"
+#include "Bufferization.h"
+
+#include "Verification.h"
 
 #include "mlir/Dialect/Bufferization/IR/BufferDeallocationOpInterface.h"
 #include "mlir/Dialect/Bufferization/IR/BufferizableOpInterface.h"
 #include "mlir/Dialect/Bufferization/IR/Bufferization.h"
 #include "mlir/Dialect/MemRef/IR/MemRef.h"
+#include "mlir/Interfaces/LoopLikeInterface.h"
 
 using namespace mlir;
 using namespace mlir::bufferization;
@@ -85,9 +88,7 @@ struct DecodeModel : ReadingModel<DecodeModel, DecodeAttentionOp> {
     Location loc = op->getLoc();
     SmallVector<Value> operands;
     for (Value tensor : {decode.getQuery(), decode.getKey(), decode.getValue()}) {
-      FailureOr<Value> buffer = getBuffer(rewriter, tensor, options, state);
-      if (succeeded(buffer))
-        buffer = makeContiguous(rewriter, loc, options, tensor, *buffer);
+      FailureOr<Value> buffer = getContiguousBuffer(rewriter, op, tensor, options, state);
       if (failed(buffer))
         return failure();
       operands.push_back(*buffer);
@@ -96,9 +97,7 @@ struct DecodeModel : ReadingModel<DecodeModel, DecodeAttentionOp> {
     for (Value &mask : masks) {
       if (!mask)
         continue;
-      FailureOr<Value> buffer = getBuffer(rewriter, mask, options, state);
-      if (succeeded(buffer))
-        buffer = makeContiguous(rewriter, loc, options, mask, *buffer);
+      FailureOr<Value> buffer = getContiguousBuffer(rewriter, op, mask, options, state);
       if (failed(buffer))
         return failure();
       mask = *buffer;
@@ -115,16 +114,6 @@ struct DecodeModel : ReadingModel<DecodeModel, DecodeAttentionOp> {
     replaceOpWithBufferizedValues(rewriter, op, targets);
     return success();
   }
-
-  /// Kernels take arrays without gaps.
-  static FailureOr<Value> makeContiguous(OpBuilder &b, Location loc, const BufferizationOptions &options, Value tensor, Value buffer) {
-    if (cast<MemRefType>(buffer.getType()).getLayout().isIdentity())
-      return buffer;
-    FailureOr<Value> copy = allocate(b, loc, options, tensor, buffer);
-    if (failed(copy) || failed(options.createMemCpy(b, loc, buffer, *copy)))
-      return failure();
-    return copy;
-  }
 };
 
 /// Who owns a cache owns it when it was appended to, whoever owns the tokens.
@@ -137,7 +126,40 @@ struct AppendOwnership : BufferDeallocationOpInterface::ExternalModel<AppendOwne
   }
 };
 
+/// Whether a kernel reads this as an array without gaps: not caches, and not what it writes.
+bool isArray(OpOperand &operand) {
+  Operation *op = operand.getOwner();
+  if (!isa<DecodeAttentionOp, PrepareOp, ScanOp, AttendOp>(op) || getPlanes(operand.get().getType()))
+    return false;
+  auto destination = dyn_cast<DestinationStyleOpInterface>(op);
+  return !destination || !destination.isDpsInit(&operand);
+}
+
 } // namespace
+
+FailureOr<Value> aligned::getContiguousBuffer(RewriterBase &rewriter, Operation *op, Value tensor, const BufferizationOptions &options, const BufferizationState &state) {
+  FailureOr<Value> buffer = getBuffer(rewriter, tensor, options, state);
+  if (failed(buffer) || getPlanes(tensor.getType()) || isContiguous(cast<MemRefType>(buffer->getType())))
+    return buffer;
+  // A tensor is a value: from where it is defined on its buffer holds it, up to its last reader.
+  Operation *at = op;
+  while (auto loop = dyn_cast<LoopLikeOpInterface>(at->getParentOp())) {
+    if (!loop.isDefinedOutsideOfLoop(tensor))
+      break;
+    at = loop;
+  }
+  OpBuilder::InsertionGuard guard(rewriter);
+  rewriter.setInsertionPoint(at);
+  FailureOr<Value> copy = allocate(rewriter, op->getLoc(), options, tensor, *buffer);
+  if (failed(copy) || failed(options.createMemCpy(rewriter, op->getLoc(), *buffer, *copy)))
+    return failure();
+  Value same = ToTensorOp::create(rewriter, op->getLoc(), tensor.getType(), *copy);
+  rewriter.replaceUsesWithIf(tensor, same, [&](OpOperand &use) {
+    Operation *user = at->getBlock()->findAncestorOpInBlock(*use.getOwner());
+    return isArray(use) && user && !user->isBeforeInBlock(at);
+  });
+  return copy;
+}
 
 void aligned::registerBufferization(DialectRegistry &registry) {
   registry.addExtension(+[](MLIRContext *context, AlignedDialect *) {
