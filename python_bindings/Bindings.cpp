@@ -383,7 +383,7 @@ public:
   std::vector<aligned_type> arguments, results;
 
 private:
-  using Tally = std::vector<aligned_tally>; // by site
+  using Tally = std::vector<aligned_tally>; // by the attention's number
 
   std::pair<nb::object, Tally> callAndTally(const nb::args &given) const {
     if (given.size() != arguments.size())

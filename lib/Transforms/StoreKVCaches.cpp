@@ -3,7 +3,7 @@
 // A cache is more than one SSA value: it is appended to, passed to functions and returned from them, and all of these have one type.
 // So the pass collects, from each key and value outwards, the set of values that must agree, decides on an encoding for the set, and
 // only then rewrites: values of the set change type, a value that is computed by anything else is packed once where it is defined, and
-// whoever else looks at a cache gets it unpacked.
+// whoever else reads a cache gets it unpacked.
 #include "aligned/Transforms/Passes.h"
 
 #include "aligned/Dialect/Aligned/IR/Aligned.h"

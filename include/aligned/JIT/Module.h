@@ -63,9 +63,9 @@ int aligned_module_result(const aligned_module *module, int32_t index, aligned_t
 const float *aligned_module_key_offset(const aligned_module *module, int32_t argument);
 /* An empty cache as an argument takes it: of its type, with the planes that are read and that offset. Null, with an error, where it takes no cache. */
 aligned_cache *aligned_module_create_cache(const aligned_module *module, int32_t argument, int64_t capacity);
-/* Number of attentions that were raised; sites are 0 .. this - 1. */
+/* Number of attentions in the module, whose numbers are 0 .. this - 1: that were raised, or that came fused or in stages. */
 int32_t aligned_module_attentions(const aligned_module *module);
-/* With option probe=true: how many of the results behind the function's own are what the attentions give, in order of their sites; 0 where they can't
+/* With option probe=true: how many of the results behind the function's own are what the attentions give, in order; 0 where they can't
  * be returned. With certify=true, bound and estimate of each attention are the last results. */
 int32_t aligned_module_probes(const aligned_module *module);
 /* The tolerance that a policy's name stands for, 0 where it has none. */

@@ -27,15 +27,16 @@ typedef struct {
   int64_t rows;                     /* kernel rows that reported */
 } aligned_tally;
 
-/* Called by compiled code once per row, or per split of one. `site` is the number of the attention in its module. Adds to the tally list that is installed, if any. */
+/* Called by compiled code once per row, or per split of one. `site` is the attention's number in its module. Adds to the tally list that is installed, if any. */
 void aligned_rt_tally(int32_t site, int64_t key_bits, int64_t key_values, int64_t value_bits, int64_t value_values);
 
-/* Installs `list` (one entry per site, `sites` of them) for kernels started from this thread; null removes it. Not owned. */
+/* Installs `list` (one entry per attention of the module, `sites` of them) for kernels started from this thread; null removes it. Not owned. */
 void aligned_rt_record(aligned_tally *list, int32_t sites);
 
 /* Which bits a kernel read of tokens first .. first + tokens - 1 of a row. With one `channels`, key_bits is [tokens]; else it is [tiles of 64 tokens][channels], where
- * all tokens of a tile are read alike. value_bits is [tokens]. Tokens of tiles that no query sees have 0 bits, of others the first plane of K is
- * read whoever sees them. Valid during the call, which may come from any thread of the pool. */
+ * all tokens of a tile are read alike. value_bits is [tokens]. In tiles that no query sees, all are 0. In others kernels scan every token, so that key_bits is at least the first
+ * plane even of tokens that no query sees, whose value_bits is 0. (With `target=reference` such tokens are not scanned: both are 0.) Valid during the call, which may come from any
+ * thread of the pool. */
 typedef void aligned_bits_listener(void *context, int32_t site, int64_t row, int64_t first, int64_t tokens, int64_t channels, const uint8_t *key_bits,
                                    const uint8_t *value_bits);
 
@@ -56,7 +57,7 @@ typedef struct {
   void *key, *value;  /* aligned_cache, or [batch, kv_heads, tokens, ..] */
   float *acc;         /* as query with the value's head_dim */
   float *max, *sum;   /* [batch, q_heads, queries] */
-  float *certificate; /* [batch, q_heads, queries, 7], or null */
+  float *certificate; /* [batch, q_heads, queries, 8], or null */
   float scale;
   int64_t tokens;
   int64_t later;      /* tokens newer than the last query; read by kernels that are asked for it only, as the next two are */

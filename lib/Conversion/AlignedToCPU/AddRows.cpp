@@ -57,10 +57,10 @@ void Attend::weigh() {
     }
     Val places = valuePlaceOf(inChunk);
     Val spread = convert((numbers * kRoundingDither) & (storage::kDitherSteps - 1), e.f32()) * (1.0 / storage::kDitherSteps);
-    Val turned = turn(numbers, CacheRole::Value);
+    Val dithers = ditherSteps(numbers, CacheRole::Value);
     auto integerRows = [&](Rows &list, Val mask, int64_t readBits, double steps, Buffer lean) {
       // The middle of what is missing less the dither; nibbles are read with 8 added.
-      Val rest = splatF(std::exp2(15 - readBits) + storage::kDitherSteps / 2 - (readBits == 4 ? 0x8000 : 0)) - turned;
+      Val rest = splatF(std::exp2(15 - readBits) + storage::kDitherSteps / 2 - (readBits == 4 ? 0x8000 : 0)) - dithers;
       Val to = counted(list.count);
       compress(shape.isa, mask, places, list.places, to);
       forRows([&](Val h) {
@@ -80,7 +80,7 @@ void Attend::weigh() {
     e.when(anyOf(inFloats), [&] {
       Val to = counted(floatRows.count);
       compress(shape.isa, inFloats, places, floatRows.places, to);
-      compress(shape.isa, inFloats, turned, floatRows.turns, to);
+      compress(shape.isa, inFloats, dithers, floatRows.ditherSteps, to);
       if (bits.e)
         compress(shape.isa, inFloats, bits, floatRows.bits, to);
       forRows([&](Val h) {
@@ -244,12 +244,12 @@ void Attend::addFloats() {
         Vals total = e.loop(index(0), end, 1, initial, [&](Val i, Vals acc) {
           fetchAhead(floatRows, i, channel, valueBits);
           Val n = integers(convert(e.load(floatRows.places, i), e.types.getIndexType()), channel, channels);
-          Val rest = f32(middle + storage::kDitherSteps / 2) - e.load(floatRows.turns, i);
+          Val rest = f32(middle + storage::kDitherSteps / 2) - e.load(floatRows.ditherSteps, i);
           if (isLimited(CacheRole::Value)) { // a token's own bits
             Val missing = i32(16) - min(e.load(floatRows.bits, i), valueBits), one = i32(1);
             n = n & e.splat(i32(0) - (one << missing), channels);
             Val half = select(missing > 0, (one << missing) >> one, i32(0));
-            rest = convert(half + storage::kDitherSteps / 2, e.f32()) - e.load(floatRows.turns, i);
+            rest = convert(half + storage::kDitherSteps / 2, e.f32()) - e.load(floatRows.ditherSteps, i);
           }
           Val x = convert(n, e.f32()) + e.splat(rest, channels);
           for (int64_t h = 0; h < count; ++h)

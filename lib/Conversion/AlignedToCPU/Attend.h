@@ -54,7 +54,7 @@ private:
   };
   llvm::SmallVector<Level> levels;
   struct Rows { ///< rows of V, where they lie in planes, with the weights of each query row, u8 or f32
-    Buffer places, weights, turns, bits, count;
+    Buffer places, weights, ditherSteps, bits, count;
   };
   Rows nibbleRows, byteRows, floatRows;
   Buffer byteSums, nibbleSums, floatSums; ///< i32, i32, f32 [rows][valueDim]; integers in the order that the dot product leaves

@@ -4,7 +4,7 @@
 //
 //   K   a channel by how many powers of two its largest addend q_c * max_t |k_tc| lies below the largest of the dot product:
 //       16 bits below 4, 12 bits below 8, else 8
-//   V   a row by how many powers of two its probability lies below what shows in the output, judged by the 32 loudest rows:
+//   V   a row by how many powers of two its probability lies below what shows in the output, judged by the 32 most probable rows:
 //       16 bits below 1, 12 bits below 2, else 8
 //
 // A tier serves all query rows of the kv head (P3): the most any of them asks for. Exponents stop at those of a half, -15 for zero.
@@ -17,7 +17,7 @@ using namespace aligned;
 
 namespace {
 
-constexpr int64_t kTileTokens = 32; // a byte of a key layer holds tokens i and i + 32 of its block
+constexpr int64_t kTileTokens = 32; // a byte of a key layer holds tokens i and i + 32 of its tile
 
 class FloatKernel : public PlaneKernel {
 public:
@@ -142,9 +142,9 @@ void FloatKernel::planValues() {
     return;
   Val largest = halfExponent(e.load(value.channelMax, index(0), dim));
   forHeads([&](Val h) {
-    // The loudest rows, one after another: the loudest of each block is remembered, so that only one block is searched again.
+    // The most probable rows, one after another: the most probable of each tile is remembered, so that only one tile is searched again.
     Val inverse = f32(1) / e.load(rowSum, h);
-    if (shape.mask) // blocks that no query sees are none's loudest
+    if (shape.mask) // no row of a tile that no query sees is one of them
       e.loop(index(0), padded / kBlock, 1, [&](Val block) { e.store(f32(-1), blockTop, block); });
     forTokens(index(0), padded, [&](Val t) {
       Val weights = e.load(p, h * padded + t, kBlock) * e.splat(inverse, kBlock);
@@ -216,9 +216,9 @@ void FloatKernel::boundScores(Val block) {
     error = error + larger(largest, e.splat(largestAside(key), dim)) * ((dim + 4) * 0x1p-24); // channels are added one after another
     forHeads([&](Val h) { e.store(reduceAdd(abs(e.load(w, h * dim, dim)) * error), scoreError, h * blockStride + block); });
   };
-  if (isLimited(CacheRole::Key) || shape.mask) // which may hide the first block
+  if (isLimited(CacheRole::Key) || shape.mask) // which may hide the first tile
     return bound();
-  e.when(block == 0, bound); // all blocks are read alike
+  e.when(block == 0, bound); // all tiles are read alike
   e.when(block > 0, [&] { forHeads([&](Val h) { e.store(e.load(scoreError, h * blockStride), scoreError, h * blockStride + block); }); });
 }
 

@@ -27,10 +27,10 @@ public:
 
 protected:
   const bool exact;
-  const int64_t unitChannels, units; ///< channels of a unit, units of a block
+  const int64_t unitChannels, units; ///< channels of a unit, units of a tile
 
   CacheRow key, value;
-  Buffer keyRead, valueRead; ///< layers of 4 bits, i8: [blocks, units] and [padded]
+  Buffer keyRead, valueRead; ///< layers of 4 bits, i8: [tiles, units] and [padded]
 
   Val tokenCount() final;
   void allocate() override;
@@ -45,7 +45,7 @@ protected:
   Val inexactBlocks() final { return key.blocks; }
   /// Writes down that nothing is read, which is so of what no query sees.
   void readNothing();
-  /// Layers that are read of the channels of a block.
+  /// Layers that are read of the channels of a tile.
   Val layersOf(Val block);
 
   Val wholePlanes(Val layers, const CacheRow &cache, PlanesAttr split) { return aligned::wholePlanes(layers, cache.layers, split); }
@@ -57,7 +57,7 @@ protected:
   HeadPolicies policies() { return HeadPolicies(shape, row % index(shape.policies.size())); }
   /// Whether the policy of any kv head limits this side (P7).
   bool isLimited(CacheRole side) const { return HeadPolicies::areLimited(shape.policies, side); }
-  /// What limits make of the layers that are wanted of a block of keys, and of the values of kBlock tokens.
+  /// What limits make of the layers that are wanted of a tile of keys, and of the values of kBlock tokens.
   Val limitKeys(Val layers, Val block);
   Val limitValues(Val layers, Val t);
 

@@ -41,7 +41,7 @@ void RowKernel::emit(Val argumentsPointer, Val rowIndex) {
   resolveScratch();
 
   loadQueries();
-  if (shape.certified && shape.mask) // blocks that no query sees have no errors
+  if (shape.certified && shape.mask) // tiles that no query sees have no errors
     e.loop(index(0), blockStride * shape.heads, kBlockLanes, [&](Val i) { e.store(e.constant(VectorType::get(kBlockLanes, e.f32()), 0), scoreError, i); });
   scores();
   forHeads([&](Val h) { e.store(e.constant(VectorType::get(shape.valueDim, e.f32()), 0), out, h * shape.valueDim); });
@@ -395,7 +395,7 @@ private:
       });
       return softmax();
     }
-    // The last block's tail first, then every real token.
+    // The last tile's tail first, then every real token.
     e.when(tokens > 0, [&] {
       forHeads([&](Val h) { e.store(e.constant(VectorType::get(kBlock, e.f32()), -INFINITY), s, h * padded + padded - kBlock); });
     });

@@ -18,7 +18,7 @@
 
 namespace aligned {
 
-/// Blocks that are looked at together.
+/// Tiles that are gone through together.
 constexpr int64_t kBlockLanes = 16;
 
 /// The arguments of a kernel, `aligned_kernel_arguments`: one 8-byte slot each.
@@ -54,7 +54,7 @@ protected:
   virtual Val inexactBlocks() { return index(0); }
   /// Prepares what the following share.
   virtual void prepareCertificate() {}
-  /// Sees to it that scoreError[h * blockStride + block] holds the most that a score in this block may be off, rounding included.
+  /// Sees to it that scoreError[h * blockStride + block] holds the most that a score in this tile may be off, rounding included.
   virtual void boundScores(Val block) {}
   /// What kBlock tokens from t on bring into the output, in units of valueUnit().
   struct RowBounds {
@@ -77,17 +77,17 @@ protected:
 
   //===-- shared stages --------------------------------------------------===//
 
-  /// All blocks begin .. end - 1 that any query sees, and the first of each kBlock tokens in begin .. end - 1, where begin starts a block.
+  /// All tiles begin .. end - 1 that any query sees, and the first of each kBlock tokens in begin .. end - 1, where begin starts a block.
   Vals forBlocks(Val begin, Val end, Vals initial, llvm::function_ref<Vals(Val block, Vals)> body);
   void forBlocks(Val begin, Val end, llvm::function_ref<void(Val block)> body);
   Vals forTokens(Val begin, Val end, Vals initial, llvm::function_ref<Vals(Val t, Vals)> body);
   void forTokens(Val begin, Val end, llvm::function_ref<void(Val t)> body);
-  /// How many of the blocks 0 .. end - 1 any query sees.
+  /// How many of the tiles 0 .. end - 1 any query sees.
   Val countBlocks(Val end);
   /// Whether query row h sees token t, of any integer type; and lane by lane, whether any row sees the kBlock tokens from t on. Only where there is a mask.
   Val sees(Val h, Val t) { return isVisible(t, h % index(shape.queries), newest, shape); }
   Val areSeen(Val t);
-  /// Caps and masks the scores of a block, and those behind the last token; every reader of scores ends with it.
+  /// Caps and masks the scores of a tile, and those behind the last token; every reader of scores ends with it.
   void finishScores(Val block);
 
   /// Query head of query row h, of all.
@@ -117,10 +117,10 @@ protected:
   const KernelShape &shape;
   const int64_t lanes; ///< of a 32-bit vector register
 
-  Val arguments, row, tokens, padded; ///< padded: tokens rounded up to whole blocks, the stride of s and p
+  Val arguments, row, tokens, padded; ///< padded: tokens rounded up to whole tiles, the stride of s and p
   Val newest;                         ///< tokens up to the newest query
   Buffer w, s, p, rowMax, rowSum, out;
-  Val blockStride; ///< blocks, padded to whole vectors of kBlockLanes
+  Val blockStride; ///< tiles, padded to whole vectors of kBlockLanes
   Buffer scoreError, growthSum, certificate;
 
 private:

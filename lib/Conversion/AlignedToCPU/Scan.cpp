@@ -95,14 +95,14 @@ private:
         for (int64_t j = 0; j < wide; ++j) {
           int64_t token = (column + j) * lanes;
           Val scale = scaleOf(codesAt(key, place, token));
-          Val turned = turn(splatI(convert(tile * kTile + token, e.i32())) + e.iota(e.i32(), lanes), CacheRole::Key);
+          Val dithers = ditherSteps(splatI(convert(tile * kTile + token, e.i32())) + e.iota(e.i32(), lanes), CacheRole::Key);
           for (int64_t h = 0; h < count; ++h) {
             Val dot = convert(acc[h * wide + j], e.f32());
             for (int64_t d = 1; d < digits(); ++d)
               dot = fma(dot, splatF(256.0), convert(acc[(d * count + h) * wide + j], e.f32()));
             Val unit = fact(h0 + h, Fact::Unit), mass = unit * fact(h0 + h, Fact::Sum);
             Val constant = mass * (std::exp2(below - 1) - 32768 + 2048) + fact(h0 + h, Fact::Poison);
-            Val x = fma(dot, splatF(unit * std::exp2(below)), fma(turned, splatF(-mass), splatF(constant))) * scale;
+            Val x = fma(dot, splatF(unit * std::exp2(below)), fma(dithers, splatF(-mass), splatF(constant))) * scale;
             e.store(x, buffers.scores, scoreAt(tile, h0 + h) + token);
           }
         }
@@ -190,7 +190,7 @@ private:
       return {fma(convert(weight, e.f32()), convert(bits - 0x8000, e.f32()), sum[0])};
     })[0];
     const int64_t below = 16 - storage::bitsBefore(format, resident);
-    Val unit = fact(h, Fact::Unit), dither = turn(convert(token, e.i32()), CacheRole::Key) - 2048;
+    Val unit = fact(h, Fact::Unit), dither = ditherSteps(convert(token, e.i32()), CacheRole::Key) - 2048;
     Val code = zext(e.load(key.codes, place * kTile + within), e.i32());
     return (dot + fact(h, Fact::Sum) * (e.constant(e.f32(), below ? std::exp2(below - 1) : 0) - dither)) * unit * scaleOf(code) + fact(h, Fact::Poison);
   }

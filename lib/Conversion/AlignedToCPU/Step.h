@@ -137,8 +137,8 @@ protected:
   Val codesAt(const RowCache &cache, Val place, int64_t token) {
     return zext(e.load(cache.codes, place * kTile + token, lanes), e.i32());
   }
-  /// Dither of tokens (i32), n's unit, as f32 in 0 .. 4095: what storage takes off is this less 2048.
-  Val turn(Val tokens, CacheRole side) {
+  /// Dither of tokens (i32), n's unit, as f32, plus 2048: m t mod 4096 (S5).
+  Val ditherSteps(Val tokens, CacheRole side) {
     return convert((tokens * storage::ditherFactor(side == CacheRole::Key ? ALIGNED_ROLE_KEY : ALIGNED_ROLE_VALUE)) & (storage::kDitherSteps - 1), e.f32());
   }
   /// A score (base 2) as the softmax sees it (A12): where there is a cap, what lies in buffers is neither capped nor masked by a number, so that finer K can be added to it. A cap

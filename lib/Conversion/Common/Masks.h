@@ -1,7 +1,7 @@
 // What masks (A11) and softcap (A12) do to scores, as code that every machine shares. Numbers are scalars or vectors alike, tokens of any integer type.
 //
 // Scores are capped first and masked then: a kernel writes -inf for what isVisible denies, and for lanes past the last token, since softcapped(-inf) is
-// -cap. Weights of masked tokens are 0, but 0 times a value that is not finite is NaN: dense values and escapes (S7) of masked tokens must be left out.
+// -cap. Weights of masked tokens are 0, but 0 times a value that is not finite is NaN: dense values of masked tokens, and those kept aside (S7), must be left out.
 // Under a softcap a query that is not finite must be made NaN beforehand (q + 0 q), since an infinite score would come back finite.
 //
 // `tokens` counts up to the newest query, that is without those that are `later`; what is behind them is visible where a mask is not causal.

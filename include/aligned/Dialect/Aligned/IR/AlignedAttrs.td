@@ -32,10 +32,10 @@ def Aligned_PlanesAttr : Aligned_Attr<"Planes", "planes",
   let summary = "storage of a cache tensor in bit planes";
   let description = [{
     Says that a tensor [batch, kv_heads, tokens, head_dim] is stored as 16-bit values cut into planes, most significant plane
-    first, so that a reader may stop after the bits it needs.
+    first, so that a reader may stop after the bits it needs. Tokens are stored each by itself (S1).
 
-    - `fixed<4, 4, 8>` (S2 to S5): integers relative to a scale per token, of a `key` less an offset and rotated. Reading b bits leaves an error of at
-      most `scale (2^-b + 2^-16)`. For f16, bf16 and f32 tensors.
+    - `fixed<4, 4, 8>` (S2 to S5): integers relative to a scale of their token, which a code of 8 bits gives. Keys are rotated first, less an offset of their kv head. Of b < 16 bits
+      that are read, the error is at most `scale (2^-b + 2^-16)`, of all 16 `scale 2^-16`. For f16, bf16 and f32 tensors.
     - `float<8, 4, 4>` (S8): the bits of an IEEE half, the published format, for f16 tensors and for f32 ones rounded to it.
       `float<12, 4>`: the bits of a bfloat16, whose top byte holds no mantissa, for bf16 tensors. All planes together are bit
       exact.
@@ -67,7 +67,7 @@ def Aligned_PlanesAttr : Aligned_Attr<"Planes", "planes",
     int64_t getNumPlanes() const { return getWidths().size(); }
     /// The same format for the other side of attention.
     PlanesAttr withRole(CacheRole role) const;
-    /// Nibble layers in front of plane `plane`: a plane of w bits is w / 4 of them.
+    /// Groups of 4 bits in front of plane `plane`: a plane of w bits is w / 4 of them.
     int64_t getFirstLayer(int64_t plane) const;
     /// Whether tensors of this element type can be stored so.
     bool supports(::mlir::Type elementType) const;
@@ -112,12 +112,16 @@ def Aligned_Ages : OptionalArrayRefParameter<"::aligned::AgeBits", "the most bit
 def Aligned_LimitsAttr : Aligned_Attr<"Limits", "limits"> {
   let summary = "what a policy may not do on one side of attention";
   let description = [{
-    (P7) The bits that a policy asks for are raised to at least the first number of `bits`, lowered to at most the second, and to at most what `ages`
-    allows at the token's age: the number of tokens between it and the newest. `ages = [1024: 8, 4096: 4]` is a staircase: at most 8 bits from age
-    1024 on, at most 4 from 4096 on. Whatever else is said, the `newest` and the first `sinks` tokens are read exactly, which is every resident bit.
-    `tolerance` is this side's own; without it the policy's holds.
+    (P7) Limits what the policy's rule asks for, token by token:
 
-    Float planes of K are read by tiles: a tile is exact where any of its tokens is, and of the age of its newest token.
+        bits = least of (greatest of (what the rule asks for, min), max)                 bits = min to max
+        bits = least of (bits, what ages allows at T - 1 - t)                            ages = [1024: 8, 4096: 4]
+        bits = every resident bit    where t < sinks or T - 1 - t < newest               of T tokens, token t
+
+    `ages = [1024: 8, 4096: 4]` allows 8 bits from an age of 1024 tokens on, and 4 from 4096 on. `tolerance` is this side's own; without it the policy's holds.
+
+    The scan reads the first plane of K whatever a limit says; of float formats the first plane of either side is read. Float planes of K are read by tiles: a tile is exact where any of
+    its tokens is, and has the age of its newest token.
 
     Constraints:
     - (P7) bits are multiples of 4 from 0 to 16, the least not above the most, and are rounded up to whole planes

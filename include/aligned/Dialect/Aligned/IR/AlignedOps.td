@@ -100,8 +100,9 @@ def Aligned_AttentionOp : Aligned_Op<"attention", [Pure, AttrSizedOperandSegment
 def Aligned_PackOp : Aligned_BufferizableOp<"pack"> {
   let summary = "stores a dense tensor in bit planes";
   let description = [{
-    Cuts each value of full 64-token blocks into the planes of the result's encoding; tokens past the last full block stay
-    dense (S4). The shape and element type stay the same: a packed tensor stands for the same values, rounded to 16 bits.
+    Makes a cache of which every token is stored by itself (S1) in the planes of the result's encoding. `fixed` formats rotate keys (S2), give each token a scale code (S3) and
+    round each value to a 16-bit integer (S4); `float` formats keep the bits of the half or bfloat16 (S8). Tokens that planes can't hold, such as those with a NaN, are kept aside
+    with all their values (S7). Shape and element type stay the same: a packed tensor stands for the same values, rounded to 16 bits.
 
     On buffers `target` is a cache that was allocated for this and holds nothing yet.
 
@@ -121,8 +122,8 @@ def Aligned_PackOp : Aligned_BufferizableOp<"pack"> {
 def Aligned_UnpackOp : Aligned_BufferizableOp<"unpack"> {
   let summary = "reads a packed tensor back into a dense one";
   let description = [{
-    Reads the top `bits` bits of each packed value, whole planes, up to the first that holds bit number `bits`; open tokens
-    and values that are not finite are exact. `bits` is 1 .. 16 and 16 when left out.
+    Reads the top `bits` bits of each packed value: whole resident planes, down to the one that holds bit number `bits`. The middle stands for the bits below (S4). Keys come
+    rotated back, with their offset (S2), and tokens kept aside as they were appended (S7). `bits` is 1 .. 16, and 16 when left out.
 
     ```mlir
     %d = aligned.unpack %s bits 8 : tensor<1x3x?x64xf16, #aligned.planes<fixed<4, 4, 4, 4>, key>> to tensor<1x3x?x64xf16>
@@ -141,8 +142,7 @@ def Aligned_UnpackOp : Aligned_BufferizableOp<"unpack"> {
 def Aligned_AppendOp : Aligned_BufferizableOp<"append", [DeclareOpInterfaceMethods<ViewLikeOpInterface>]> {
   let summary = "a cache with new tokens behind its old ones";
   let description = [{
-    result[b, h, :, c] is cache[b, h, :, c] followed by tokens[b, h, :, c]. On a packed cache this is the pack of the new
-    tokens: they join the open block, and a block that becomes full is packed once.
+    result[b, h, :, c] is cache[b, h, :, c] followed by tokens[b, h, :, c]. On a packed cache this packs the new tokens; what is stored of the old ones stays as it is (S1).
 
     Constraints:
     - (A5) cache, tokens and result agree in all but the token dimension, which adds up where it is static
@@ -197,11 +197,11 @@ def Aligned_DecodeAttentionOp : Aligned_BufferizableOp<"decode_attention", [Attr
     change the result within its error, nothing else. All query rows that share a kv head read the same bits (P3). There is one `policy` for all
     kv heads, or `policies [<...>, <...>]`, one for each; a head that is to be exact under `budget` has limits of `bits = 16 to 16`.
 
-    `softcap`, `mask`, `attn_mask` and `sink_logits` are those of `aligned.attention`; a sink's logit is part of the state. Blocks of 64 tokens that no query sees are not read. Where an attention has more queries than a
+    `softcap`, `mask`, `attn_mask` and `sink_logits` are those of `aligned.attention`; a sink's logit is part of the state. Tiles of 64 tokens that no query sees are not read. Where an attention has more queries than a
     kernel takes, ops that share its key take some each, and `later` says how many tokens, those of queries to come, are newer than an op's last query:
     query i stands at `tokens - later - Q + i`. It does not say where a stretch of tokens begins: masks hold over all tokens or none.
 
-    `site` numbers the attention within its module, so that what it read can be told apart.
+    `site` is the attention's number in its module, under which it reports what it read.
 
     The optional fourth result is the state of the certificate (P4): [batch, q_heads, queries, 8]. With w_t = e^(score[t] - max) as computed, B_t
     the most that score[t] may be off, m_t the largest magnitude in row t of the values and r_t the most that the row is off as it was read, it holds
@@ -210,7 +210,7 @@ def Aligned_DecodeAttentionOp : Aligned_BufferizableOp<"decode_attention", [Attr
         4  the variance to expect of a channel of acc      5  max_t m_t      6  the error to expect besides that all tokens have in common
         7  the variance to expect of sum, of which errors of scores move the whole output
 
-    On buffers the results are written to the buffers `into`, three or four in the same order; dense operands are contiguous.
+    On buffers the results are written to the buffers `into`, three or four in the same order.
 
     Constraints: A1, A2, A4, A11, A12 of `aligned.attention`, and
     - (A7) max and sum are [batch, q_heads, queries], acc adds value_dim, the certificate adds 8
@@ -219,6 +219,7 @@ def Aligned_DecodeAttentionOp : Aligned_BufferizableOp<"decode_attention", [Attr
     - (A15) of `aligned.attention`
     - (P1) `alignedkv` reads `float` formats; (P2) `budget` reads `fixed` formats; dense caches take `exact`
     - (A13) there are results or buffers to write to, not both
+    - (A16) buffers are contiguous: their elements lie one behind the other in row-major order, from any offset on; caches have no layout
 
     ```mlir
     %acc, %max, %sum = aligned.decode_attention %q, %k, %v scale %scale policy <budget, tolerance = 3.906250e-03>
