@@ -16,6 +16,7 @@
 #include "mlir/Pass/PassManager.h"
 #include "mlir/Pass/PassRegistry.h"
 #include "llvm/ADT/StringExtras.h"
+#include "llvm/ADT/TypeSwitch.h"
 #include "llvm/Support/MemoryBuffer.h"
 #include "llvm/Support/TargetSelect.h"
 
@@ -287,6 +288,7 @@ llvm::orc::SymbolMap runtimeSymbols(llvm::orc::MangleAndInterner intern) {
   add("aligned_rt_bits", &aligned_rt_bits);
   add("aligned_rt_recording", &aligned_rt_recording);
   add("aligned_rt_reference_attention", &aligned_rt_reference_attention);
+  add("aligned_rt_reference_state", &aligned_rt_reference_state);
   add("aligned_rt_reference_prepare", &aligned_rt_reference_prepare);
   add("aligned_rt_reference_scan", &aligned_rt_reference_scan);
   add("aligned_rt_reference_attend", &aligned_rt_reference_attend);
@@ -307,7 +309,10 @@ namespace {
 
 /// What callers see of a function whose caches have their types: behind the phase `store`.
 LogicalResult describe(ModuleOp module, func::FuncOp function, int64_t ownResults, aligned_module &compiled) {
-  module.walk([&](AttentionOp) { ++compiled.attentions; });
+  module.walk([&](Operation *op) {
+    auto numbered = [&](auto step) { compiled.attentions = std::max<int32_t>(compiled.attentions, step.getSite() + 1); };
+    llvm::TypeSwitch<Operation *>(op).Case<AttentionOp>([&](auto) { ++compiled.attentions; }).Case<DecodeAttentionOp, AttendOp>(numbered);
+  });
   // Behind the function's own results come probes, and behind these certificates.
   if (function.getNumResults() > ownResults)
     compiled.probes = llvm::count_if(function.front().getTerminator()->getOperands().drop_front(ownResults), [](Value value) {

@@ -88,6 +88,34 @@ std::vector<double> aligned::exactAttention(const HeadInputs &in) {
   return out;
 }
 
+void aligned::exactState(const HeadInputs &in, double *acc, double *max, double *sum) {
+  std::fill_n(acc, in.heads * in.valueDim, 0.0);
+  for (int64_t h = 0; h < in.heads; ++h) {
+    const double sink = sinkOf(in, h);
+    const bool isFinite = isFiniteRow(in, h);
+    bool nothing = sink == -INFINITY;
+    std::vector<double> scores(in.tokens);
+    max[h] = sink;
+    for (int64_t t = 0; t < in.tokens; ++t) {
+      double dot = 0;
+      for (int64_t c = 0; c < in.keyDim; ++c)
+        dot += in.q[h * in.keyDim + c] * in.k[t * in.keyDim + c];
+      scores[t] = isFinite || !in.sees(h, t) ? masked(in, h, t, dot * in.scale) : NAN;
+      max[h] = std::max(max[h], scores[t]); // passes over NaN, which the sum keeps
+      nothing &= scores[t] == -INFINITY;
+    }
+    sum[h] = nothing ? emptyRow(in, nothing) : sink == -INFINITY ? 0 : std::exp(sink - max[h]);
+    for (int64_t t = 0; t < in.tokens && !nothing; ++t) {
+      if (!in.sees(h, t))
+        continue;
+      const double weight = std::exp(scores[t] - max[h]);
+      sum[h] += weight;
+      for (int64_t c = 0; c < in.valueDim; ++c)
+        acc[h * in.valueDim + c] += weight * in.v[t * in.valueDim + c];
+    }
+  }
+}
+
 std::vector<double> aligned::exactProbabilities(const HeadInputs &in) {
   std::vector<double> probabilities;
   for (int64_t h = 0; h < in.heads; ++h) {

@@ -297,15 +297,8 @@ template <typename Element> struct ReferenceAttention {
   int32_t maskDims;
   const float *sinkLogits; // or null
 
-  void kvRow(int64_t row) const {
-    int64_t queries = queryRows * keyDim, keys = tokens * keyDim, values = tokens * valueDim, results = queryRows * valueDim;
-    auto *wide = static_cast<double *>(aligned_rt_scratch((queries + keys + values + results) * int64_t(sizeof(double))));
-    double *wideK = wide + queries, *wideV = wideK + keys, *wideOut = wideV + values;
-    auto widen = [](const Bits *from, int64_t count, double *to) { std::transform(from, from + count, to, Element::toFloat); };
-    widen(q + row * queries, queries, wide);
-    widen(k + row * keys, keys, wideK);
-    widen(v + row * values, values, wideV);
-    std::vector<double> additive, sinks;
+  /// What a row's queries add to scores, and to the sum of the softmax; empty where nothing is added.
+  void addMasks(int64_t row, std::vector<double> &additive, std::vector<double> &sinks) const {
     int64_t group = queryRows / mask.queries, entry = row / kvHeads, firstHead = row % kvHeads * group;
     for (int64_t h = 0; h < queryRows && attnMask; ++h) { // a dimension without numbers of its own is one long
       int64_t at = maskDims & 1 ? entry : 0;
@@ -315,6 +308,37 @@ template <typename Element> struct ReferenceAttention {
     }
     for (int64_t h = 0; h < queryRows && sinkLogits; ++h)
       sinks.push_back(sinkLogits[firstHead + h / mask.queries]);
+  }
+
+  /// The state of a row, of floats; `out` is the accumulator.
+  void stateRow(int64_t row, float *max, float *sum) const {
+    auto widened = [&](const Bits *from, int64_t count) {
+      std::vector<double> wide(count);
+      std::transform(from + row * count, from + (row + 1) * count, wide.begin(), Element::toFloat);
+      return wide;
+    };
+    HeadInputs in{queryRows, tokens, keyDim, valueDim, widened(q, queryRows * keyDim), widened(k, tokens * keyDim), widened(v, tokens * valueDim), scale};
+    in.mask = mask;
+    in.softcap = softcap;
+    in.maskedZero = maskedZero;
+    addMasks(row, in.additive, in.sinkLogits);
+    std::vector<double> acc(queryRows * valueDim), maxima(queryRows), sums(queryRows);
+    exactState(in, acc.data(), maxima.data(), sums.data());
+    std::transform(acc.begin(), acc.end(), out + row * queryRows * valueDim, [](double x) { return Element::fromFloat(float(x)); });
+    std::copy(maxima.begin(), maxima.end(), max + row * queryRows);
+    std::copy(sums.begin(), sums.end(), sum + row * queryRows);
+  }
+
+  void kvRow(int64_t row) const {
+    int64_t queries = queryRows * keyDim, keys = tokens * keyDim, values = tokens * valueDim, results = queryRows * valueDim;
+    auto *wide = static_cast<double *>(aligned_rt_scratch((queries + keys + values + results) * int64_t(sizeof(double))));
+    double *wideK = wide + queries, *wideV = wideK + keys, *wideOut = wideV + values;
+    auto widen = [](const Bits *from, int64_t count, double *to) { std::transform(from, from + count, to, Element::toFloat); };
+    widen(q + row * queries, queries, wide);
+    widen(k + row * keys, keys, wideK);
+    widen(v + row * values, values, wideV);
+    std::vector<double> additive, sinks;
+    addMasks(row, additive, sinks);
     exactAttention(wide, queryRows, wideK, wideV, tokens, keyDim, valueDim, scale, maskedZero, wideOut, mask, softcap, attnMask ? additive.data() : nullptr,
                    sinkLogits ? sinks.data() : nullptr);
     std::transform(wideOut, wideOut + results, out + row * results, [](double x) { return Element::fromFloat(float(x)); });
@@ -352,6 +376,17 @@ void aligned_rt_reference_attention(const void *q, const void *k, const void *v,
     };
     aligned_rt_parallel(batch * kvHeads, rows, &attention);
   });
+}
+
+void aligned_rt_reference_state(const float *q, const float *k, const float *v, float *acc, float *max, float *sum, int64_t batch,
+                                int64_t qHeads, int64_t kvHeads, int64_t queries, int64_t tokens, int64_t keyDim, int64_t valueDim, float scale,
+                                int32_t maskedZero, int32_t causal, int64_t window, int64_t sinks, int64_t later, double softcap,
+                                const float *attnMask, int32_t maskDims, const float *sinkLogits) {
+  auto bits = [](auto *floats) { return reinterpret_cast<const Single::Bits *>(floats); };
+  ReferenceAttention<Single> attention{bits(q), bits(k), bits(v), reinterpret_cast<Single::Bits *>(acc), qHeads / kvHeads * queries, tokens, keyDim, valueDim, scale, maskedZero != 0,
+                                       Mask{queries, causal != 0, window, sinks, later}, softcap, kvHeads, attnMask, maskDims, sinkLogits};
+  for (int64_t row = 0; row < batch * kvHeads; ++row)
+    attention.stateRow(row, max, sum);
 }
 
 void aligned_rt_reference_prepare(const aligned_stage *stage, const void *query, const aligned_cache *key, const aligned_cache *value, float scale,

@@ -28,6 +28,8 @@ Module aligned::compile(const std::string &source, const std::string &options) {
 
 std::string RunOptions::pipeline() const {
   std::string text = "policy=" + policy + " format=" + format + " isa=" + isa;
+  if (target != "cpu")
+    text += " target=" + target;
   if (tolerance)
     llvm::raw_string_ostream(text) << llvm::format(" tolerance=%.17g", *tolerance);
   if (!budget.empty())
@@ -69,9 +71,11 @@ Progress::~Progress() {
 
 void aligned::printModel(const ModelReport &report, const RunOptions &options) {
   llvm::raw_ostream &os = llvm::outs();
-  os << "policy " << options.name() << ", " << report.attentions << (report.attentions == 1 ? " attention" : " attentions") << "\n";
+  os << (options.target == "reference" ? "in float64" : "policy " + options.name()) << ", " << report.attentions << (report.attentions == 1 ? " attention" : " attentions") << "\n";
   for (size_t site = 0; site < report.sites.size(); ++site) {
     const SiteReport &s = report.sites[site];
+    if (!s.counted)
+      continue;
     os << llvm::format("attention %zu: %.3f of the bytes of dense caches, %.2f bits of K, %.2f bits of V", site, s.bytesFraction, s.keyBits, s.valueBits);
     if (s.errorMean)
       os << llvm::format("; error %.1e mean, %.1e max against float64", *s.errorMean, *s.errorMax);
@@ -80,7 +84,7 @@ void aligned::printModel(const ModelReport &report, const RunOptions &options) {
   for (const OutputReport &output : report.outputs) {
     os << "out" << output.index << ":";
     if (output.measured)
-      os << llvm::format(" error %.1e mean, %.1e max against attention in float64;", output.errorMean, output.errorMax);
+      os << llvm::format(" error %.1e mean, %.1e max against %s in float64;", output.errorMean, output.errorMax, report.staged ? "the same stages" : "attention");
     if (output.compared)
       os << llvm::format(" differs from the expected one by %.1e at most (%.1e relative): %s", output.maxAbs, output.maxRel, output.matches ? "ok" : "TOO FAR");
     else

@@ -19,7 +19,7 @@ struct RunOptions {
   std::string policy;                 ///< by name
   std::optional<double> tolerance;    ///< of policy `budget`
   std::string budget;                 ///< a file that goes ahead of the policy where it says something
-  std::string format = "auto", isa = "host";
+  std::string target = "cpu", format = "auto", isa = "host";
   int threads = 1;
   std::optional<double> rtol, atol;   ///< of the comparison with the expected outputs
   bool lastStep = false;              ///< of a captured cache
@@ -33,6 +33,7 @@ struct RunOptions {
 
 /// What one attention of a model read.
 struct SiteReport {
+  bool counted = false;              ///< not where all of a graph's attention is evaluated as declared
   double keyBits = 0, valueBits = 0; ///< per value
   double bytesFraction = 0;          ///< of a dense kernel's bytes
   std::optional<double> errorMean, errorMax; ///< relative L2 of heads' outputs against attention in float64, where the model lets them be seen
@@ -49,6 +50,7 @@ struct OutputReport {
 
 struct ModelReport {
   int attentions = 0;
+  bool staged = false; ///< what is measured against is not attention as declared, but stages that came with the model, under their policies
   std::vector<SiteReport> sites;
   std::vector<OutputReport> outputs;
 };

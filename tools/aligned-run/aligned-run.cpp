@@ -23,7 +23,8 @@ struct CommandLine {
   cl::opt<std::string> decode{"decode", cl::value_desc("DIR"), cl::desc("Run a captured cache instead: q.npy, k.npy, v.npy and meta.json in this folder"), cl::cat(category)};
   cl::list<std::string> policies{"policy", cl::CommaSeparated, cl::value_desc("NAME"),
                                cl::desc("exact, alignedkv, tight (2^-12), balanced (2^-9), fast (2^-7), draft (2^-6), or budget with --tolerance; several for --decode. "
-                                        "Default: tight for a model, alignedkv,tight,balanced,fast for a cache"),
+                                        "Default: tight for a model, alignedkv,tight,balanced,fast for a cache. A model that comes fused has policies of its own; then this one says only "
+                                        "how far outputs may be from out0, ..."),
                                cl::cat(category)};
   cl::opt<double> tolerance{"tolerance", cl::value_desc("T"), cl::desc("L2 error of an output row to aim at, relative to a usual row of V, above 0 and below 1; implies --policy=budget"), cl::cat(category)};
   cl::opt<std::string> budget{"budget", cl::value_desc("FILE.yaml"), cl::desc("How much error is acceptable where; the policy holds where it says nothing (default balanced)"), cl::cat(category)};
@@ -33,7 +34,7 @@ struct CommandLine {
                                   cl::cat(category)};
   cl::opt<std::string> output{"o", cl::value_desc("FILE"), cl::desc("What to write"), cl::cat(category)};
   cl::opt<std::string> format{"format", cl::init("auto"), cl::desc("Storage: auto, dense, or planes such as fixed<4,4,8> and float<8,4,4>"), cl::cat(category)};
-  cl::opt<std::string> target{"target", cl::init("cpu"), cl::desc("Where attention runs: cpu"), cl::cat(category)};
+  cl::opt<std::string> target{"target", cl::init("cpu"), cl::desc("How a model is run: cpu (kernels), or reference: its ops in float64, whatever phase it is from"), cl::cat(category)};
   cl::opt<std::string> isa{"isa", cl::init("host"), cl::desc("Instructions of the kernels: host (the widest that this machine has), avx512, avx2 or portable"), cl::cat(category)};
   cl::opt<int> threads{"threads", cl::init(1), cl::desc("Threads that share the kv heads of a step (default 1)"), cl::cat(category)};
   cl::opt<double> relative{"rtol", cl::desc("Allowed |got - want| is atol + rtol |want|. Default 2e-3, or 2^-7 for bf16 outputs"), cl::cat(category)};
@@ -50,7 +51,8 @@ constexpr const char *overview = R"(aligned-run: attention that reads only the b
 
   aligned-run MODEL.mlir --npz X.npz --policy tight
       compiles the model with its K and V in bit planes, runs it on arg0, arg1, ..., compares with out0, ... and prints what each
-      attention read and how far each output is from the same graph with attention in float64
+      attention read and how far each output is from the same graph with attention in float64. A model may come as any phase of
+      aligned-pipeline left it, up to stage; with --target reference its ops are evaluated in float64 as they stand
 
   aligned-run --decode DIR --policy balanced,fast
       runs every layer, head and step of a captured cache, measures bits, bytes and errors, and times each step against this project's
@@ -106,8 +108,10 @@ int main(int argc, char **argv) {
     std::optional<OutputFile> file = OutputFile::create(line.output, "-o");
     return file && calibrate(line.model, line.calibrate, *file) ? 0 : 1;
   }
-  if (line.target != "cpu")
-    return usageError("expected --target cpu, got '" + line.target + "'" + (line.target == "cuda" ? ": kernels for GPUs are being rewritten for the present storage" : ""));
+  if (line.target != "cpu" && line.target != "reference")
+    return usageError("expected --target cpu or reference, got '" + line.target + "'" + (line.target == "cuda" ? ": kernels for GPUs are being rewritten for the present storage" : ""));
+  if (isDecode && line.target == "reference")
+    return usageError("expected --target reference with MODEL.mlir, got it with --decode");
   if (!isDecode && !line.npz.getNumOccurrences())
     return usageError("expected --npz FILE with the model's inputs");
   if (line.threads < 1 || line.threads > 1024)
@@ -138,6 +142,7 @@ int main(int argc, char **argv) {
       return usageError("expected a tolerance above 0 and below 1, got " + text(line.tolerance));
     base.tolerance = line.tolerance;
   }
+  base.target = line.target;
   base.budget = line.budget;
   base.format = line.format;
   base.isa = line.isa;

@@ -73,6 +73,10 @@ struct HeadInputs {
 
 std::vector<double> exactAttention(const HeadInputs &in);
 
+/// The softmax state of all tokens: max [heads], sum [heads] of e^(score - max), acc [heads, valueDim]. A sink counts in both; no tokens give (-inf, 0, 0), a row whose scores are all
+/// -inf (-inf, NaN, 0), or a sum of 0 with maskedZero.
+void exactState(const HeadInputs &in, double *acc, double *max, double *sum);
+
 /// softmax(scale q k^T) of what masks, softcap and sinks make of the scores, [heads, tokens].
 std::vector<double> exactProbabilities(const HeadInputs &in);
 

@@ -74,6 +74,12 @@ void aligned_rt_reference_attention(const void *q, const void *k, const void *v,
                                     int32_t masked_zero, int32_t causal, int64_t window, int64_t sinks, double softcap,
                                     const float *attn_mask, int32_t mask_dims, const float *sink_logits);
 
+/* The same as a softmax state: acc [batch, q_heads, queries, value_dim], max and sum [batch, q_heads, queries]. `later`: tokens newer than the last query. */
+void aligned_rt_reference_state(const float *q, const float *k, const float *v, float *acc, float *max, float *sum, int64_t batch, int64_t q_heads,
+                                int64_t kv_heads, int64_t queries, int64_t tokens, int64_t key_dim, int64_t value_dim, float scale,
+                                int32_t masked_zero, int32_t causal, int64_t window, int64_t sinks, int64_t later, double softcap,
+                                const float *attn_mask, int32_t mask_dims, const float *sink_logits);
+
 /* The stages of a decode step in float64, for `target=reference`: those of Reference/Stages.h, with what is read reported as kernels do. */
 void aligned_rt_reference_prepare(const aligned_stage *stage, const void *query, const aligned_cache *key, const aligned_cache *value, float scale,
                                   int64_t row, int64_t later, int8_t *digits, float *facts, float *mean);

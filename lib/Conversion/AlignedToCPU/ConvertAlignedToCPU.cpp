@@ -133,7 +133,18 @@ struct ConvertAlignedToCPUPass : aligned::impl::ConvertAlignedToCPUBase<ConvertA
       return signalPassFailure();
     }
     bool ok = true; // what no pattern could convert is told before anything changes
-    module.walk([&](DecodeAttentionOp op) { ok &= succeeded(kernelShape(op, *machine)); });
+    module.walk([&](DecodeAttentionOp op) {
+      if (!reference) {
+        ok &= succeeded(kernelShape(op, *machine));
+        return;
+      }
+      InFlightDiagnostic error = op.emitOpError("expected stages, or policy 'exact' without a certificate, to evaluate in float64, got ");
+      if (op.isCertified())
+        error << "a certificate";
+      else
+        error << "policy '" << stringifyPolicyKind(op.getPolicyKind()) << "'";
+      ok = false;
+    });
     if (failed(checkStages(module)) || !ok)
       return signalPassFailure();
     MLIRContext *context = &getContext();

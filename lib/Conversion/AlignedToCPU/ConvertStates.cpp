@@ -104,21 +104,14 @@ struct ConvertAttention : OpRewritePattern<AttentionOp> {
   LogicalResult matchAndRewrite(AttentionOp op, PatternRewriter &rewriter) const override {
     Surroundings around(rewriter, op.getLoc());
     ImplicitLocOpBuilder &b = around.b;
-    // One element type for all: f32 holds f16 and bf16 exactly.
-    auto widen = [&](Value tensor) {
-      if (RankedTensorType type = tensorType(tensor); getPlanes(type)) // every bit of what is stored
-        tensor = UnpackOp::create(b, RankedTensorType::get(type.getShape(), type.getElementType()), tensor).getResult();
-      return elementwise(b, tensor, b.getF32Type());
-    };
+    auto widen = [&](Value tensor) { return widened(b, tensor); };
     Value query = widen(op.getQuery()), key = widen(op.getKey()), value = widen(op.getValue());
     auto type = RankedTensorType::get(tensorType(op.getResult()).getShape(), b.getF32Type());
     Value result = memref::AllocOp::create(b, MemRefType::get(type.getShape(), type.getElementType()), dynamicSizes(b, type, query));
     MaskAttr mask = op.getMaskAttr();
     Value softcap = arith::ConstantOp::create(b, b.getF64FloatAttr(op.getSoftcap() ? op.getSoftcap()->convertToDouble() : 0));
     Value none = LLVM::ZeroOp::create(b, around.pointer());
-    int32_t maskDims = 0;
-    for (int64_t dim = 0; dim < 3 && op.getAttnMask(); ++dim)
-      maskDims |= (tensorType(op.getAttnMask()).getDimSize(dim) != 1) << dim;
+    const int32_t maskDims = dimsOf(op.getAttnMask());
     around.call("aligned_rt_reference_attention", {},
                 {addressOf(around, query), addressOf(around, key), addressOf(around, value), around.address(result),
                  around.code(ALIGNED_ELEMENT_F32), around.extent(query, 0), around.extent(query, 1), around.extent(key, 1), around.extent(query, 2), around.extent(key, 2), around.extent(key, 3),
@@ -138,6 +131,21 @@ struct ConvertAttention : OpRewritePattern<AttentionOp> {
     }
     rewriter.replaceOp(op, results);
     return success();
+  }
+
+  /// One element type for all: f32 holds f16 and bf16 exactly.
+  static Value widened(ImplicitLocOpBuilder &b, Value tensor) {
+    if (RankedTensorType type = tensorType(tensor); getPlanes(type)) // every bit of what is stored
+      tensor = UnpackOp::create(b, RankedTensorType::get(type.getShape(), type.getElementType()), tensor).getResult();
+    return elementwise(b, tensor, b.getF32Type());
+  }
+
+  /// A bit for each of batch, query heads and queries that a mask has numbers of its own for.
+  static int32_t dimsOf(Value mask) {
+    int32_t dims = 0;
+    for (int64_t dim = 0; dim < 3 && mask; ++dim)
+      dims |= (tensorType(mask).getDimSize(dim) != 1) << dim;
+    return dims;
   }
 
   /// The memory of a tensor that is only read.
@@ -162,6 +170,40 @@ struct ConvertAttention : OpRewritePattern<AttentionOp> {
       linalg::YieldOp::create(inner, loc, cast);
     });
     return generic.getResult(0);
+  }
+};
+
+/// Decode attention that reads every bit: its state, exactly.
+struct ConvertDecodeAttention : OpRewritePattern<DecodeAttentionOp> {
+  using OpRewritePattern::OpRewritePattern;
+
+  LogicalResult matchAndRewrite(DecodeAttentionOp op, PatternRewriter &rewriter) const override {
+    if (op.getPolicyKind() != PolicyKind::Exact || op.isCertified() || !op.getTargets().empty())
+      return rewriter.notifyMatchFailure(op, "expected policy 'exact' without a certificate, on tensors");
+    Surroundings around(rewriter, op.getLoc());
+    ImplicitLocOpBuilder &b = around.b;
+    Value query = ConvertAttention::widened(b, op.getQuery()), key = ConvertAttention::widened(b, op.getKey()), value = ConvertAttention::widened(b, op.getValue());
+    SmallVector<Value> buffers, addresses;
+    for (Value result : op.getResults()) {
+      RankedTensorType type = tensorType(result);
+      buffers.push_back(memref::AllocOp::create(b, MemRefType::get(type.getShape(), type.getElementType()), dynamicSizes(b, type, query)));
+      addresses.push_back(around.address(buffers.back()));
+    }
+    MaskAttr mask = op.getMaskAttr();
+    Value softcap = arith::ConstantOp::create(b, b.getF64FloatAttr(op.getSoftcap() ? op.getSoftcap()->convertToDouble() : 0));
+    Value none = LLVM::ZeroOp::create(b, around.pointer());
+    around.call("aligned_rt_reference_state", {},
+                {ConvertAttention::addressOf(around, query), ConvertAttention::addressOf(around, key), ConvertAttention::addressOf(around, value), addresses[0], addresses[1], addresses[2],
+                 around.extent(query, 0), around.extent(query, 1), around.extent(key, 1), around.extent(query, 2), around.extent(key, 2), around.extent(key, 3), around.extent(value, 3), op.getScale(),
+                 around.code(op.getMaskedZero()), around.code(mask && mask.getCausal()), around.number(mask ? mask.getWindow() : 0), around.number(mask ? mask.getSinks() : 0),
+                 op.getLater() ? around.asI64(op.getLater()) : around.number(0), softcap,
+                 op.getAttnMask() ? ConvertAttention::addressOf(around, ConvertAttention::widened(b, op.getAttnMask())) : none, around.code(ConvertAttention::dimsOf(op.getAttnMask())),
+                 op.getSinkLogits() ? ConvertAttention::addressOf(around, op.getSinkLogits()) : none});
+    SmallVector<Value> results;
+    for (auto [result, buffer] : llvm::zip_first(op.getResults(), buffers))
+      results.push_back(bufferization::ToTensorOp::create(b, result.getType(), buffer, /*restrict=*/true, /*writable=*/true));
+    rewriter.replaceOp(op, results);
+    return success();
   }
 };
 
@@ -287,7 +329,7 @@ struct ConvertAlignedToLinalgPass : aligned::impl::ConvertAlignedToLinalgBase<Co
     patterns.add<ConvertMerge, ConvertFinish, ConvertDenseAppend>(&getContext());
     if (reference) {
       declareRuntime(module);
-      patterns.add<ConvertAttention>(&getContext());
+      patterns.add<ConvertAttention, ConvertDecodeAttention>(&getContext());
     }
     walkAndApplyPatterns(module, std::move(patterns));
   }

@@ -71,3 +71,35 @@ func.func @stored(%q: tensor<1x4x1x16xf16>, %k: tensor<1x2x?x16xf16, #key>, %v: 
   %out = aligned.attention %q, %k, %v scale %scale : tensor<1x4x1x16xf16>, tensor<1x2x?x16xf16, #key>, tensor<1x2x?x16xf16, #value> -> tensor<1x4x1x16xf16>
   return %out : tensor<1x4x1x16xf16>
 }
+
+// So does decode attention that reads every bit, unless it is certified: its state. What others read only kernels know.
+
+#float = #aligned.planes<float<8, 4, 4>, key>
+// CHECK-LABEL: func.func @fused(
+// CHECK-SAME: %[[LATER:[a-z0-9]+]]: index)
+func.func @fused(%q: tensor<1x4x2x16xf16>, %k: tensor<1x2x?x16xf16, #float>, %v: tensor<1x2x?x16xf16, #value>, %scale: f32, %later: index)
+    -> (tensor<1x4x2x16xf32>, tensor<1x4x2xf32>, tensor<1x4x2xf32>) {
+  // CHECK: aligned.unpack %{{.*}} to tensor<1x2x?x16xf16>
+  // CHECK: aligned.unpack %{{.*}} to tensor<1x2x?x16xf16>
+  // CHECK: %[[ACC:.*]] = memref.alloc() : memref<1x4x2x16xf32>
+  // CHECK: %[[MAX:.*]] = memref.alloc() : memref<1x4x2xf32>
+  // CHECK: %[[SUM:.*]] = memref.alloc() : memref<1x4x2xf32>
+  // CHECK: %[[NEWER:.*]] = arith.index_cast %[[LATER]] : index to i64
+  // CHECK: call @aligned_rt_reference_state({{.*}}, %[[NEWER]], %{{.*}})
+  // CHECK: %[[A:.*]] = bufferization.to_tensor %[[ACC]] restrict writable
+  // CHECK: %[[M:.*]] = bufferization.to_tensor %[[MAX]] restrict writable
+  // CHECK: %[[S:.*]] = bufferization.to_tensor %[[SUM]] restrict writable
+  // CHECK: return %[[A]], %[[M]], %[[S]]
+  %acc, %max, %sum = aligned.decode_attention %q, %k, %v scale %scale mask <causal> later %later policy <exact>
+      : tensor<1x4x2x16xf16>, tensor<1x2x?x16xf16, #float>, tensor<1x2x?x16xf16, #value> -> tensor<1x4x2x16xf32>, tensor<1x4x2xf32>, tensor<1x4x2xf32>
+  return %acc, %max, %sum : tensor<1x4x2x16xf32>, tensor<1x4x2xf32>, tensor<1x4x2xf32>
+}
+
+// CHECK-LABEL: func.func @published(
+func.func @published(%q: tensor<1x4x1x16xf16>, %k: tensor<1x2x?x16xf16, #float>, %v: tensor<1x2x?x16xf16, #value>, %scale: f32) -> tensor<1x4x1x16xf32> {
+  // CHECK-NOT: call @aligned_rt
+  // CHECK: aligned.decode_attention
+  %acc, %max, %sum = aligned.decode_attention %q, %k, %v scale %scale policy <alignedkv>
+      : tensor<1x4x1x16xf16>, tensor<1x2x?x16xf16, #float>, tensor<1x2x?x16xf16, #value> -> tensor<1x4x1x16xf32>, tensor<1x4x1xf32>, tensor<1x4x1xf32>
+  return %acc : tensor<1x4x1x16xf32>
+}

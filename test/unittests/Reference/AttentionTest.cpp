@@ -189,6 +189,75 @@ TEST(ExactAttention, SinkLogits) {
   EXPECT_EQ(exact(in), (std::vector<double>{0, 0}));
 }
 
+/// The state of a row divided by its sum is its output, whatever hides tokens; and the states of two stretches merge to that of all.
+TEST(ExactState, IsOutputTimesSum) {
+  for (const char *what : {"", "mask", "softcap", "additive", "sink", "later"}) {
+    SCOPED_TRACE(what);
+    HeadInputs in = randomHead(97, 6, 16, 24);
+    if (what[0] == 'm')
+      in.mask = {3, true, 20, 2};
+    if (what[0] == 'l')
+      in.mask = {3, true, 0, 0, 5};
+    in.softcap = what == std::string("softcap") ? 2 : 0;
+    if (what[0] == 'a')
+      for (int64_t i = 0; i < in.heads * in.tokens; ++i)
+        in.additive.push_back(i % 3 ? 0.25 * double(i % 7) : -INFINITY);
+    if (what == std::string("sink"))
+      in.sinkLogits = {0, 1, 30, -30, -INFINITY, 2};
+    std::vector<double> acc(in.heads * in.valueDim), max(in.heads), sum(in.heads);
+    exactState(in, acc.data(), max.data(), sum.data());
+    const std::vector<double> out = exact(in);
+    for (size_t i = 0; i < out.size(); ++i)
+      EXPECT_NEAR(acc[i] / sum[i / in.valueDim], out[i], 1e-12);
+    if (what[0])
+      continue;
+    HeadInputs parts[2] = {in, in};
+    for (int part : {0, 1}) {
+      auto cut = [&](const std::vector<double> &rows, int64_t dim) {
+        return part ? std::vector<double>(rows.begin() + 40 * dim, rows.end()) : std::vector<double>(rows.begin(), rows.begin() + 40 * dim);
+      };
+      parts[part].k = cut(in.k, in.keyDim);
+      parts[part].v = cut(in.v, in.valueDim);
+      parts[part].tokens = part ? 57 : 40;
+    }
+    std::vector<double> merged(acc.size()), total(in.heads);
+    for (const HeadInputs &part : parts) {
+      std::vector<double> ownAcc(acc.size()), ownMax(in.heads), ownSum(in.heads);
+      exactState(part, ownAcc.data(), ownMax.data(), ownSum.data());
+      for (int64_t h = 0; h < in.heads; ++h)
+        total[h] += ownSum[h] * std::exp(ownMax[h] - max[h]);
+      for (size_t i = 0; i < acc.size(); ++i)
+        merged[i] += ownAcc[i] * std::exp(ownMax[i / in.valueDim] - max[i / in.valueDim]);
+    }
+    for (int64_t h = 0; h < in.heads; ++h)
+      EXPECT_NEAR(total[h], sum[h], 1e-12 * sum[h]);
+    for (size_t i = 0; i < acc.size(); ++i)
+      EXPECT_NEAR(merged[i], acc[i], 1e-12 * sum[i / in.valueDim]);
+  }
+}
+
+TEST(ExactState, RowsWithoutAWeight) {
+  auto stateOf = [](HeadInputs in) {
+    std::vector<double> acc(in.heads * in.valueDim), max(in.heads), sum(in.heads);
+    exactState(in, acc.data(), max.data(), sum.data());
+    return std::tuple(acc[0], max[0], sum[0]);
+  };
+  HeadInputs in = randomHead(3, 1, 16, 16);
+  in.additive = {-INFINITY, -INFINITY, -INFINITY};
+  in.v[0] = INFINITY; // hidden, and so without effect
+  auto [acc, max, sum] = stateOf(in);
+  EXPECT_TRUE(acc == 0 && max == -INFINITY && std::isnan(sum));
+  in.maskedZero = true;
+  EXPECT_EQ(stateOf(in), std::tuple(0.0, -INFINITY, 0.0));
+  in.maskedZero = false;
+  in.sinkLogits = {0.5};
+  EXPECT_EQ(stateOf(in), std::tuple(0.0, 0.5, 1.0));
+  EXPECT_EQ(stateOf(randomHead(0, 1, 16, 16)), std::tuple(0.0, -INFINITY, 0.0));
+  HeadInputs poisoned = randomHead(3, 1, 16, 16);
+  poisoned.q[2] = NAN;
+  EXPECT_TRUE(std::isnan(std::get<2>(stateOf(poisoned))));
+}
+
 TEST(RelativeErrors, ByHand) {
   EXPECT_EQ(relativeErrors({3, 4, 1, 1}, {3, 0, 1, 1}, 2), (std::vector<double>{4.0 / 3, 0}));
   EXPECT_EQ(relativeErrors({0}, {0}, 1), std::vector<double>{0});

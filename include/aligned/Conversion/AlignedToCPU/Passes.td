@@ -10,9 +10,10 @@ def ConvertAlignedToLinalg : Pass<"convert-aligned-to-linalg", "::mlir::ModuleOp
     `aligned.merge` and `aligned.finish` become `linalg.generic`, and `aligned.append` of dense tensors `tensor.concat`. What kernels and the runtime perform
     stays: decode attention, and all that makes, reads or writes a cache.
 
-    With `reference`, `aligned.attention` over dense tensors may remain unfused and runs in float64, as an oracle.
+    With `reference`, `aligned.attention` may remain unfused and runs in float64, as an oracle; so does `aligned.decode_attention` under policy `exact`, unless it is certified. Caches
+    are read with every bit that is stored.
   }];
-  let options = [Option<"reference", "reference", "bool", "false", "run unfused attention exactly in float64">];
+  let options = [Option<"reference", "reference", "bool", "false", "run unfused and exact attention in float64">];
   let dependentDialects = [
     "::aligned::AlignedDialect", "::mlir::arith::ArithDialect", "::mlir::bufferization::BufferizationDialect", "::mlir::func::FuncDialect",
     "::mlir::linalg::LinalgDialect", "::mlir::LLVM::LLVMDialect", "::mlir::math::MathDialect", "::mlir::memref::MemRefDialect", "::mlir::scf::SCFDialect",
@@ -26,7 +27,8 @@ def ConvertAlignedToCPU : Pass<"convert-aligned-to-cpu", "::mlir::ModuleOp"> {
     a call that runs it on the runtime's threads. A buffer in plane storage becomes a pointer to the runtime's cache; `pack`, `append`, `unpack`
     and `fork`, and `memref.alloc` and `memref.dealloc` of such buffers become calls to it. No `aligned` op is left.
 
-    With `reference`, the stages of a decode step run in float64, as they are defined, instead of in kernels.
+    With `reference`, the stages of a decode step run in float64, as they are defined, instead of in kernels. Decode attention that is not in stages has
+    no such form by now: `convert-aligned-to-linalg` takes what it can.
 
     `isa` picks the 4-way integer dot product and the vector width: `portable` (any machine), `avx2`, `avx512` (with VNNI).
   }];
