@@ -586,6 +586,8 @@ int checkArgument(const aligned_module &module, int32_t number, const aligned_ty
     const aligned_cache *cache = value.cache;
     if (!cache)
       return refuseCall("expected a cache as argument " + llvm::Twine(number) + ", got none");
+    if (cache->location != ALIGNED_LOCATION_HOST) // whose memory kernels can't reach
+      return refuseCall("expected a cache on the host as argument " + llvm::Twine(number) + ", got one in location " + llvm::Twine(cache->location));
     int64_t shape[4] = {cache->batch, cache->kv_heads, cache->tokens, cache->head_dim};
     for (int32_t dim = 0; dim < 4; ++dim)
       if (type.shape[dim] != ALIGNED_DYNAMIC && type.shape[dim] != shape[dim])

@@ -1,4 +1,6 @@
 """Masks by numbers and sinks (P8): operands of attention, against NumPy in float64, over every storage."""
+import re
+
 import alignedkv
 import numpy as np
 import pytest
@@ -83,7 +85,7 @@ def test_wrong_shapes_are_refused():
     for wrong, message in ((good.replace("1x4x1x?xf32", "1x3x1x?xf32"), "expected attn_mask dimension 1 (q_heads) to be 4 or 1, got 3"),
                            (good.replace("1x4x1x?xf32", "1x4x1x?xf64"), "must be f32, f16, bf16 or i1"),
                            (good.replace("tensor<4xf32>", "tensor<5xf32>"), "expected a sink logit for each of 4 query heads, got 5")):
-        with pytest.raises(ValueError, match=__import__("re").escape(message)):
+        with pytest.raises(ValueError, match=re.escape(message)):
             alignedkv.compile(wrong)
 
 
@@ -92,3 +94,30 @@ def test_a_mask_of_another_length_is_refused():
     q, k = np.zeros((1, HEADS, QUERIES, DIM), np.float16), np.zeros((1, KV_HEADS, 8, DIM), np.float16)
     with pytest.raises(ValueError, match="attn_mask"):
         model(q, k, k, np.zeros((1, 1, 1, 7), np.float32))
+
+
+@pytest.mark.parametrize("format", ["auto", "dense"])
+def test_wrong_masks_change_nothing(rng, format):
+    model = alignedkv.compile(text("f32", "1x4x1", True, 0), policy="exact", format=format)
+    q, k = rng.standard_normal((1, HEADS, QUERIES, DIM)).astype(np.float16), rng.standard_normal((1, KV_HEADS, 70, DIM)).astype(np.float16)
+    mask, logits, caches = np.zeros((1, HEADS, 1, 70), np.float32), np.zeros(HEADS, np.float32), [k, k]
+    if format == "auto":
+        caches = [model.new_cache(1), model.new_cache(2)]
+        for cache in caches:
+            cache.append(k)
+    out = np.asarray(model(q, *caches, mask, logits))
+    for wrong, message in (((mask.astype(np.float64), logits), "expected float32 of argument 3, got float64"),
+                           ((mask > 0, logits), "expected float32 of argument 3, got bool"),
+                           ((mask[0], logits), "expected rank 4 of argument 3, got 3"),
+                           ((mask[:, :1], logits), "expected shape [1, 4, 1, ?] of argument 3, got [1, 1, 1, 70]"),
+                           ((mask[..., :69], logits), "expected attn_mask and key to agree in"),
+                           ((None, logits), "as argument 3, got NoneType"),
+                           ((mask, logits[:3]), "expected shape [4] of argument 4, got [3]"),
+                           ((mask, logits.astype(np.float16)), "expected float32 of argument 4, got float16")):
+        with pytest.raises(alignedkv.Error, match=re.escape(message)):
+            model(q, *caches, *wrong)
+    assert (np.asarray(model(q, *caches, mask, logits)) == out).all()
+    # A mask of any strides is read as it is.
+    wide = np.full((1, HEADS, 3, 140), -np.inf, np.float32)
+    wide[:, :, 1:2, ::2] = mask
+    assert (np.asarray(model(q, *caches, wide[:, :, 1:2, ::2], logits)) == out).all()

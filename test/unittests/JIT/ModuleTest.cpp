@@ -316,6 +316,38 @@ func.func @f(%tokens: !tokens, %cache: !key, %whether: tensor<i1>) -> (!key, !ke
     aligned_cache_destroy(results[i].cache);
 }
 
+/// What kernels would follow blindly. Nothing is appended then.
+TEST(Call, RefusesCachesThatItCannotRead) {
+  Module module = compile(kAttention, "policy=exact");
+  ASSERT_TRUE(module) << lastError();
+  aligned::CachePointer key(aligned_module_create_cache(module.get(), 1, 0), aligned_cache_destroy), value(aligned_module_create_cache(module.get(), 2, 0), aligned_cache_destroy);
+  std::vector<float> query(2 * 32, 1), keys(2 * 5 * 32, 1), values(2 * 5 * 16, 1);
+  for (auto [cache, data, channels] : {std::tuple(key.get(), &keys, 32), std::tuple(value.get(), &values, 16)}) {
+    const aligned_value array = arrayOf(*data, {1, 2, 5, channels});
+    ASSERT_EQ(aligned_cache_append(cache, array.array.data, 5, array.array.strides), 0) << lastError();
+  }
+  aligned_value arguments[3] = {arrayOf(query, {1, 2, 1, 32}), {}, {}}, result = {};
+  auto refused = [&](aligned_cache *first, aligned_cache *second, const char *expected) {
+    arguments[1].cache = first;
+    arguments[2].cache = second;
+    EXPECT_LT(aligned_module_call(module.get(), arguments, &result), 0);
+    EXPECT_NE(lastError().find(expected), std::string::npos) << lastError();
+  };
+  refused(nullptr, value.get(), "expected a cache as argument 1, got none");
+  refused(value.get(), key.get(), "expected a cache of shape [1, 2, ?, 32] as argument 1, got [1, 2, 5, 16]");
+  aligned_cache elsewhere = *value;
+  elsewhere.location = ALIGNED_LOCATION_CUDA;
+  refused(key.get(), &elsewhere, "expected a cache on the host as argument 2, got one in location 1");
+  ASSERT_EQ(aligned_cache_truncate(value.get(), 4), 0);
+  refused(key.get(), value.get(), "expected key and value to agree in tokens");
+  EXPECT_EQ(key->tokens, 5);
+  EXPECT_EQ(value->tokens, 4);
+  ASSERT_EQ(aligned_cache_truncate(key.get(), 4), 0);
+  ASSERT_EQ(aligned_module_call(module.get(), arguments, &result), 0) << lastError(); // and goes on
+  EXPECT_NEAR(static_cast<float *>(result.array.data)[0], 1, 1e-3);
+  aligned_array_free(&result.array);
+}
+
 /// Who makes a cache and does not return it destroys it, which leak checkers see; what is read of the old one is as it was, whether or not the other is the same.
 TEST_F(CacheCall, KeepsNothing) {
   const char *function = R"(

@@ -487,6 +487,33 @@ TEST(PagedCache, Refuses) {
   EXPECT_EQ(aligned_cache_length(cache.get(), 2), -1);
 }
 
+/// Entries that are not there, and tokens that an entry of its own length does not have. Nothing is lost, no page either.
+TEST_P(EveryKindInPages, RefusesWhatIsNotThere) {
+  Sequences sequences(format(), {100, 10});
+  CachePtr cache = paged(format(), 2, 5, 192);
+  sequences.appendAll(cache, 5);
+  CachePtr copy = fork(cache);
+  auto refused = [&](int64_t got, const char *expected) {
+    EXPECT_LT(got, 0);
+    EXPECT_STREQ(aligned_last_error(), expected);
+  };
+  refused(aligned_cache_truncate_entry(cache.get(), 1, 11), "expected to keep 0 to 10 tokens of batch entry 1, got 11");
+  refused(aligned_cache_truncate_entry(cache.get(), 1, -1), "expected to keep 0 to 10 tokens of batch entry 1, got -1");
+  refused(aligned_cache_truncate_entry(cache.get(), 2, 0), "expected a batch entry from 0 to 1, got 2");
+  refused(aligned_cache_truncate_entry(cache.get(), -1, 0), "expected a batch entry from 0 to 1, got -1");
+  refused(aligned_cache_truncate(cache.get(), 101), "expected to keep 0 to 100 tokens, got 101");
+  refused(aligned_cache_release(cache.get(), 2), "expected a batch entry from 0 to 1, got 2");
+  refused(aligned_cache_length(cache.get(), 2), "expected a batch entry from 0 to 1, got 2");
+  refused(aligned_cache_length(cache.get(), -1), "expected a batch entry from 0 to 1, got -1");
+  expectCache(*cache, sequences);
+  expectCache(*copy, sequences);
+  expectTables({cache.get(), copy.get()}, 5);
+  EXPECT_EQ(aligned_cache_free_pages(cache.get()), 2);
+  cache.reset(); // a copy needs nothing of what it was made of
+  expectCache(*copy, sequences);
+  expectTables({copy.get()}, 5);
+}
+
 TEST(PagedCache, Bytes) {
   CachePtr cache(aligned_cache_create_paged(&fixedKey, 2, 3, 48, 5, 256));
   const int64_t rows = 6 * (48 * (4 + 4) + int64_t(sizeof(aligned_scales)));
