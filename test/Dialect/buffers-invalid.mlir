@@ -119,3 +119,11 @@ func.func @double_query(%q: memref<1x4x1x64xf64>, %k: memref<1x2x?x64xf16>, %sca
       : memref<1x4x1x64xf64>, memref<1x2x?x64xf16>, memref<1x2x?x64xf16> into memref<1x4x1x64xf32>, memref<1x4x1xf32>, memref<1x4x1xf32>
   return
 }
+
+// -----
+
+func.func @strided_result(%cache: memref<1x2x64x64xf16, #aligned.planes<fixed<4, 4, 8>, key>>, %dense: memref<1x2x64x64xf16, strided<[16384, 8192, 128, 1]>>) {
+  // expected-error@+1 {{'aligned.unpack' op expected result to be contiguous, got 'memref<1x2x64x64xf16, strided<[16384, 8192, 128, 1]>>'}}
+  aligned.unpack %cache into %dense : memref<1x2x64x64xf16, #aligned.planes<fixed<4, 4, 8>, key>> to memref<1x2x64x64xf16, strided<[16384, 8192, 128, 1]>>
+  return
+}

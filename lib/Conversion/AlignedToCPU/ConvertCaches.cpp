@@ -99,8 +99,6 @@ struct ConvertUnpack : CachePattern<UnpackOp> {
   LogicalResult matchAndRewrite(UnpackOp op, OpAdaptor adaptor, ConversionPatternRewriter &rewriter) const override {
     if (failed(expectBuffers(op, rewriter)))
       return failure();
-    if (!cast<MemRefType>(adaptor.getTarget().getType()).getLayout().isIdentity())
-      return rewriter.notifyMatchFailure(op, "expected a contiguous buffer to write to");
     Surroundings around(rewriter, op.getLoc());
     around.call("aligned_cache_unpack", around.b.getI32Type(), {adaptor.getSource(), around.code(op.getBits()), around.address(adaptor.getTarget())});
     rewriter.eraseOp(op);

@@ -226,7 +226,9 @@ LogicalResult UnpackOp::verify() {
   if (getBits() < 1 || getBits() > 16)
     return emitOpError() << "expected 1 to 16 bits, got " << getBits();
   FailureOr<Value> target = verifyTarget(*this);
-  return failed(target) ? failure() : verifyStoragePair(*this, "source", typeOf(getSource()), "result", typeOf(*target));
+  if (failed(target) || failed(verifyStoragePair(*this, "source", typeOf(getSource()), "result", typeOf(*target))))
+    return failure();
+  return verifyContiguous(*this, "result", *target);
 }
 
 LogicalResult AppendOp::verify() {

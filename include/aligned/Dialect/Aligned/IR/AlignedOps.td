@@ -123,7 +123,7 @@ def Aligned_UnpackOp : Aligned_BufferizableOp<"unpack"> {
   let summary = "reads a packed tensor back into a dense one";
   let description = [{
     Reads the top `bits` bits of each packed value: whole resident planes, down to the one that holds bit number `bits`. The middle stands for the bits below (S4). Keys come
-    rotated back, with their offset (S2), and tokens kept aside as they were appended (S7). `bits` is 1 .. 16, and 16 when left out.
+    rotated back, with their offset (S2), and tokens kept aside as they were appended (S7). `bits` is 1 .. 16, and 16 when left out. A buffer that is written is contiguous (A16).
 
     ```mlir
     %d = aligned.unpack %s bits 8 : tensor<1x3x?x64xf16, #aligned.planes<fixed<4, 4, 4, 4>, key>> to tensor<1x3x?x64xf16>
