@@ -161,3 +161,15 @@ func.func @in_parallel(%a: !key, %b: !key, %tokens: memref<1x2x1x64xf16>, %n: in
   }
   return
 }
+
+// What is read back may lie anywhere in its memory.
+// CHECK-LABEL: func.func @unpack_within(
+// CHECK-SAME: %[[DENSE:[a-z0-9]+]]: memref<1x2x64x64xf16, strided<[8192, 4096, 64, 1], offset: 8192>>
+func.func @unpack_within(%dense: memref<1x2x64x64xf16, strided<[8192, 4096, 64, 1], offset: 8192>>, %cache: memref<1x2x64x64xf16, #aligned.planes<fixed<8, 8>, value>>) {
+  // CHECK: %[[INDEX:.*]] = memref.extract_aligned_pointer_as_index %[[DENSE]]
+  // CHECK: %[[START:.*]] = arith.index_cast %[[INDEX]]
+  // CHECK: arith.addi %[[START]],
+  // CHECK: call @aligned_cache_unpack(
+  aligned.unpack %cache into %dense : memref<1x2x64x64xf16, #aligned.planes<fixed<8, 8>, value>> to memref<1x2x64x64xf16, strided<[8192, 4096, 64, 1], offset: 8192>>
+  return
+}
