@@ -38,7 +38,7 @@ void Attend::prepareRows() {
   HeadPolicies policy = policies();
   Val keyTolerance = exact ? f32(0) : log2(policy.tolerance(CacheRole::Key)), valueTolerance = exact ? f32(0) : log2(policy.tolerance(CacheRole::Value));
   Val bias = convert(key.bias, e.i32()), parts = splits();
-  forRows([&](Val h) {
+  e.loop(index(0), index(rows), 1, [&](Val h) { // once for each split: no code for each row
     // The splits' sums, joined.
     auto part = [&](Val i, int64_t which) { return e.load(buffers.parts, i * (2 * rows) + which * rows + h); };
     Val least = shape.sinkLogits ? larger(sinkOf(h), f32(kLowest)) : f32(kLowest);
@@ -208,15 +208,15 @@ void Attend::finish(Val split, const StateBuffers &state) {
     Buffer now = e.buffer(select(record, finest.pointer, buffers.scores.pointer), e.f32());
     forTiles(first, last, [&](Val tile) {
       Val place = value.placeOf(tile);
-      for (int64_t token = 0; token < kTile; token += lanes) {
+      e.loop(index(0), index(kTile), lanes, [&](Val token) {
         Val codes = codesAt(value, place, token), low = (codes < splatI(floorCode)) & (codes != storage::kAside);
         e.when(anyOf(low), [&] {
-          forRows([&](Val h) {
+          e.loop(index(0), index(rows), 1, [&](Val h) {
             Val p = power(final(e.load(now, scoreAt(tile, h) + token, lanes), h, tile * kTile + token) - splatF(e.load(references, h)));
             e.store(e.load(lowMass, h) + reduceAdd(select(low, p, splatF(0.0))), lowMass, h);
           });
         });
-      }
+      });
     });
     e.when(invert(record), [&] { forRows([&](Val h) { e.store(e.load(lowMass, h) + sumOf(lowRefined, h), lowMass, h); }); });
   });

@@ -42,6 +42,14 @@ Vals Attend::rowDots(int64_t plane, Buffer places, Val at, Val firstRow, int64_t
   const int64_t largest = (1 << width) - 1;
   // Sums of digits stay integers where 32 bits hold them together.
   const bool joined = digits() == 2 && double(largest) * 128 * 256 * shape.keyDim < 0x1p31;
+  Vals weights; // [pieces][parts][digits][query rows]
+  for (int64_t p = 0; p < pieces; ++p)
+    for (int64_t part = 0; part < parts; ++part)
+      for (int64_t d = 0; d < digits(); ++d)
+        for (int64_t h = 0; h < count; ++h) {
+          Val row = firstRow + h + d * rows;
+          weights.push_back(e.load(rowWeights, (row * (parts * pieces) + (part * pieces + p)) * registerBytes + rowWeightsAt[plane - 1], registerBytes));
+        }
   auto rowsFrom = [&](int64_t first) -> Vals {
     Vals starts;
     for (int64_t r = 0; r < together; ++r) {
@@ -70,11 +78,8 @@ Vals Attend::rowDots(int64_t plane, Buffer places, Val at, Val firstRow, int64_t
       for (int64_t part = 0; part < parts; ++part) {
         Val numbers = parts == 1 ? packed : part == 0 ? packed & 0x0f0f0f0f : shiftRight(packed, 4) & 0x0f0f0f0f;
         for (int64_t d = 0; d < digits(); ++d)
-          for (int64_t h = 0; h < count; ++h) {
-            Val row = firstRow + h + d * rows;
-            Val weights = e.load(rowWeights, (row * (parts * pieces) + (part * pieces + p)) * registerBytes + rowWeightsAt[plane - 1], registerBytes);
-            sums[d * count + h] = dot4(shape.isa, sums[d * count + h], numbers, weights, largest);
-          }
+          for (int64_t h = 0; h < count; ++h)
+            sums[d * count + h] = dot4(shape.isa, sums[d * count + h], numbers, weights[((p * parts + part) * digits() + d) * count + h], largest);
       }
     }
     if (!joined)

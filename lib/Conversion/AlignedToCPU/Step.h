@@ -134,9 +134,8 @@ protected:
   /// Codes as f32 in octaves.
   Val octaves(Val codes) { return convert(codes, e.f32()) * (1.0 / storage::kStepsPerOctave); }
   /// Scale codes of `lanes` tokens from one on, of the tile at `place`, as i32.
-  Val codesAt(const RowCache &cache, Val place, int64_t token) {
-    return zext(e.load(cache.codes, place * kTile + token, lanes), e.i32());
-  }
+  Val codesAt(const RowCache &cache, Val place, Val token) { return zext(e.load(cache.codes, place * kTile + token, lanes), e.i32()); }
+  Val codesAt(const RowCache &cache, Val place, int64_t token) { return codesAt(cache, place, index(token)); }
   /// Dither of tokens (i32), n's unit, as f32, plus 2048: m t mod 4096 (S5).
   Val ditherSteps(Val tokens, CacheRole side) {
     return convert((tokens * storage::ditherFactor(side == CacheRole::Key ? ALIGNED_ROLE_KEY : ALIGNED_ROLE_VALUE)) & (storage::kDitherSteps - 1), e.f32());
