@@ -213,20 +213,6 @@ Vals Emitter::repeat(Vals initial, function_ref<Val(Vals)> condition, function_r
   return wrapAll(*this, op.getResults());
 }
 
-Vals Emitter::forEachBit(Val mask, Vals initial, function_ref<Vals(Val, Vals)> body) {
-  Vals state{mask};
-  state.append(initial);
-  Vals done = repeat(
-      state, [](Vals s) { return s[0] != 0; },
-      [&](Vals s) {
-        Val bit = convert(wrap(math::CountTrailingZerosOp::create(b, s[0].value)), types.getIndexType());
-        Vals next{s[0] & (s[0] - 1)};
-        next.append(body(bit, Vals(llvm::drop_begin(s))));
-        return next;
-      });
-  return Vals(llvm::drop_begin(done));
-}
-
 Val Emitter::intrinsic(StringRef name, Type result, Vals operands) {
   return wrap(LLVM::CallIntrinsicOp::create(b, result, b.getStringAttr(name), raw(operands)).getResult(0));
 }

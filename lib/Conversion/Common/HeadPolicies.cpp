@@ -76,10 +76,3 @@ Val HeadPolicies::limit(Val layers, CacheRole side, Val resident, Val tokens, Va
   Val isExact = (first < tokensOf([](LimitsAttr limits) { return limits.getSinks(); })) | (age < tokensOf([](LimitsAttr limits) { return limits.getNewest(); }));
   return select(isExact, all, min(limited, all));
 }
-
-Val HeadPolicies::wantsMoreValues() const {
-  return number(head.e->i32(), [&](PolicyAttr policy) {
-    LimitsAttr limits = policy.getLimits(CacheRole::Value);
-    return limits && (limits.getBits().least || limits.getNewest() || limits.getSinks());
-  }) != 0;
-}

@@ -26,8 +26,6 @@ public:
   /// What limits make of `layers`, lane by lane or scalars, that are wanted of tokens first .. last, which are read alike; whole planes. `resident`
   /// layers of the cache may be read, which holds `tokens` tokens (i32 scalars).
   Val limit(Val layers, CacheRole side, Val resident, Val tokens, Val first, Val last) const;
-  /// Whether limits want bits of any value that no plan asks for, i1.
-  Val wantsMoreValues() const;
 
 private:
   llvm::ArrayRef<PolicyAttr> policies;

@@ -24,14 +24,10 @@ Val softcapped(Val score, double cap);
 Val isVisible(Val token, Val query, Val tokens, const DecodeShape &shape);
 /// Whether any query sees any of the tokens first .. last.
 Val areVisible(Val first, Val last, Val tokens, const DecodeShape &shape);
-/// Whether every query sees all of the tokens first .. last.
-Val areAllVisible(Val first, Val last, Val tokens, const DecodeShape &shape);
-/// Whether any query sees a token of this block; others need not be read.
-Val isBlockVisible(Val block, Val tokens, const DecodeShape &shape);
 /// How many of the `held` tokens of the cache a query sees.
 Val visibleTokens(Val query, Val tokens, Val held, const DecodeShape &shape);
 
-/// The blocks that isBlockVisible affirms among `held` ones: [0, sinks) and [begin, end), where sinks <= begin <= end <= held.
+/// The tiles of which any query sees a token, among `held` ones; others need not be read: [0, sinks) and [begin, end), where sinks <= begin <= end <= held.
 struct VisibleBlocks {
   Val sinks, begin, end;
 };

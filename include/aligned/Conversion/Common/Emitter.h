@@ -80,8 +80,6 @@ public:
   Vals choose(Val condition, llvm::function_ref<Vals()> yes, llvm::function_ref<Vals()> no);
   /// Repeats `body` while `condition` of the state holds.
   Vals repeat(Vals initial, llvm::function_ref<Val(Vals)> condition, llvm::function_ref<Vals(Vals)> body);
-  /// Runs `body` for the index of every set bit of an i64, lowest first.
-  Vals forEachBit(Val mask, Vals initial, llvm::function_ref<Vals(Val, Vals)> body);
   /// `vector` with its lane `number` replaced.
   Val insert(Val vector, Val scalar, int64_t number);
   /// Asks for the cache line at buffer[index].
