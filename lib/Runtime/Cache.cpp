@@ -301,12 +301,12 @@ struct Cache : aligned_cache {
 };
 
 /// Calls body(begin, end) over the rows, from several threads where there is much to do: `values` in each row.
-template <typename Body> void forRows(const aligned_cache &cache, int64_t values, Body body) {
+template <typename Body> void forRows(const aligned_cache &cache, int64_t values, const Body &body) {
   constexpr int64_t much = 1 << 16; // some 50 us of packing
   if (cache.rows == 1 || values < much / cache.rows)
     return body(int64_t(0), cache.rows);
   aligned_rt_parallel(
-      cache.rows, [](void *body, int64_t begin, int64_t end) { (*static_cast<Body *>(body))(begin, end); }, &body);
+      cache.rows, [](void *body, int64_t begin, int64_t end) { (*static_cast<const Body *>(body))(begin, end); }, const_cast<Body *>(&body));
 }
 
 //===----------------------------------------------------------------------===//

@@ -71,7 +71,7 @@ struct Single {
 };
 
 /// Calls `body` with the type that describes `element`.
-template <typename Body> auto withElement(int32_t element, Body body) {
+template <typename Body> auto withElement(int32_t element, const Body &body) {
   switch (element) {
   case ALIGNED_ELEMENT_F16:
     return body(Half());

@@ -40,14 +40,15 @@ namespace aligned {
 #else
 #define ALIGNED_LONG_VECTORS
 #endif
-template <typename Body> __attribute__((target("arch=x86-64-v4"), flatten ALIGNED_LONG_VECTORS)) auto onV4(Body body) {
+template <typename Body> __attribute__((target("arch=x86-64-v4"), flatten ALIGNED_LONG_VECTORS)) auto onV4(const Body &body) {
   return body(std::true_type());
 }
-template <typename Body> __attribute__((target("arch=x86-64-v3"), flatten)) auto onV3(Body body) { return body(std::false_type()); }
+template <typename Body> __attribute__((target("arch=x86-64-v3"), flatten)) auto onV3(const Body &body) { return body(std::false_type()); }
 #endif
 
-/// Calls `body`, a lambda of loops, in the version for this machine's vectors, and says whether they are worth loops that are unrolled.
-template <typename Body> auto vectorized(Body body) {
+/// Calls `body`, a lambda of loops, in the version for this machine's vectors, and says whether they are worth loops that are unrolled. It passes by
+/// reference, since compilers copy it with vectors, which wait for all that it captured to reach the cache.
+template <typename Body> auto vectorized(const Body &body) {
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("x86-64-v4"))
     return onV4(body);
