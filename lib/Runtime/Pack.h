@@ -71,11 +71,11 @@ typedef int32_t HalfInts __attribute__((vector_size(32)));
 typedef int32_t QuarterInts __attribute__((vector_size(16)));
 typedef int64_t Longs __attribute__((vector_size(64)));
 typedef uint16_t Patterns __attribute__((vector_size(32)));
-// Of two chunks.
-typedef uint16_t Cuts __attribute__((vector_size(64)));
-typedef uint32_t CutPairs __attribute__((vector_size(64)));
-typedef uint8_t Bytes __attribute__((vector_size(32)));
-typedef uint8_t HalfBytes __attribute__((vector_size(16)));
+typedef uint8_t HalfBytes __attribute__((vector_size(32)));
+// Of four chunks.
+typedef uint8_t Bytes __attribute__((vector_size(64)));
+typedef uint16_t Pairs __attribute__((vector_size(64)));
+typedef uint64_t Eights __attribute__((vector_size(64)));
 
 template <typename Vector> ALIGNED_LOOP void load(Vector &vector, const void *memory) { std::memcpy(&vector, memory, sizeof vector); }
 template <typename Vector> ALIGNED_LOOP void store(void *memory, const Vector &vector) { std::memcpy(memory, &vector, sizeof vector); }
@@ -127,15 +127,22 @@ constexpr SignBits kSignBits = [] {
   return bits;
 }();
 
-/// Butterflies between lanes that are `half` apart: the partner's value, and the sum or the difference.
+/// Butterflies between lanes that are `half` apart: the partner's value plus or minus the own. Fused or not, since the product is exact.
 template <int half> ALIGNED_LOOP void butterfly(Floats &x) {
+#if defined(__clang__)
+#pragma clang fp contract(fast)
+#endif
 #define ALIGNED_LANE(i) ((i) ^ half)
   Floats y = __builtin_shufflevector(x, x, ALIGNED_LANE(0), ALIGNED_LANE(1), ALIGNED_LANE(2), ALIGNED_LANE(3), ALIGNED_LANE(4), ALIGNED_LANE(5),
                                      ALIGNED_LANE(6), ALIGNED_LANE(7), ALIGNED_LANE(8), ALIGNED_LANE(9), ALIGNED_LANE(10), ALIGNED_LANE(11),
                                      ALIGNED_LANE(12), ALIGNED_LANE(13), ALIGNED_LANE(14), ALIGNED_LANE(15));
 #undef ALIGNED_LANE
-  constexpr Ints lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  x = y + Floats(Ints(x) ^ (((lane & half) != 0) & INT32_MIN)); // as a selected difference, clang would make up shuffles of its own
+#define ALIGNED_SIGN(i) ((i) & half ? -1.0f : 1.0f)
+  constexpr Floats sign = {ALIGNED_SIGN(0), ALIGNED_SIGN(1), ALIGNED_SIGN(2),  ALIGNED_SIGN(3),  ALIGNED_SIGN(4),  ALIGNED_SIGN(5),
+                           ALIGNED_SIGN(6), ALIGNED_SIGN(7), ALIGNED_SIGN(8),  ALIGNED_SIGN(9),  ALIGNED_SIGN(10), ALIGNED_SIGN(11),
+                           ALIGNED_SIGN(12), ALIGNED_SIGN(13), ALIGNED_SIGN(14), ALIGNED_SIGN(15)};
+#undef ALIGNED_SIGN
+  x = y + x * sign;
 }
 
 /// `x`: chunks of one vector. Its channels are a multiple of 16, and so are the blocks of the rotation.
@@ -174,12 +181,28 @@ ALIGNED_LOOP void rotateChunks(Floats *x, int64_t channels) {
 constexpr int32_t kFiniteMagnitudes = 0x7f800000; // bits of a float's magnitude below this
 constexpr int32_t kNoCode = INT32_MIN / 2;        // of a token of zeros: below all codes, whatever the bias
 
+/// Of a fraction f of 2^23, the least k >= 1 with 2^(k/8) >= 16/15 (1 + f 2^-23), as (f + room[f >> shift]) >> 23: no 16th of an octave holds more than
+/// one of the fractions where k rises.
+struct Reaches {
+  static constexpr int32_t shift = 19;
+  int32_t room[1 << (23 - shift)];
+};
+constexpr Reaches kReaches = [] {
+  // 15/16 2^(j/8) - 1, j = 1 .. 8, as fractions of 2^23, rounded down: the last that k = j reaches. Only the last is one exactly.
+  constexpr double powers[] = {1.0905077326652577, 1.1892071150027210, 1.2968395546510096, 1.4142135623730951,
+                               1.5422108254079408, 1.6817928305074290, 1.8340080864093424, 2};
+  Reaches reaches = {};
+  for (int32_t i = 0, k = 1; i < 1 << (23 - Reaches::shift); ++i) {
+    const int32_t reach = k <= 8 ? int32_t((powers[k - 1] * 15 / 16 - 1) * 0x1p23) : INT32_MAX;
+    const bool rises = reach < (i + 1) << Reaches::shift;
+    reaches.room[i] = (k << 23) + (rises ? (1 << 23) - 1 - reach : 0);
+    k += rises;
+  }
+  return reaches;
+}();
+
 /// The least k with 2^(k/8) >= 16/15 x, of a finite x >= 0 given by its bits.
 ALIGNED_LOOP int32_t eighthsAbove(int32_t magnitude) {
-  // 15/16 2^(j/8) - 1, j = 1 .. 8, as fractions of 2^23, rounded down; only the last is one exactly.
-  constexpr auto fraction = [](double power) { return int32_t((power * 15 / 16 - 1) * 0x1p23); };
-  constexpr int32_t reach[] = {fraction(1.0905077326652577), fraction(1.1892071150027210), fraction(1.2968395546510096), fraction(1.4142135623730951),
-                               fraction(1.5422108254079408), fraction(1.6817928305074290), fraction(1.8340080864093424), fraction(2)};
   int32_t exponent = -127;
   if (magnitude < 0x00800000) { // subnormal: its bits count units of 2^-149
     if (!magnitude)
@@ -188,10 +211,8 @@ ALIGNED_LOOP int32_t eighthsAbove(int32_t magnitude) {
     exponent -= 149;
   }
   exponent += magnitude >> 23;
-  int32_t k = 1, rest = magnitude & 0x7fffff;
-  for (int32_t r : reach)
-    k += rest > r;
-  return exponent * storage::kStepsPerOctave + k;
+  const int32_t rest = magnitude & 0x7fffff;
+  return exponent * storage::kStepsPerOctave + ((rest + kReaches.room[rest >> kReaches.shift]) >> 23);
 }
 
 //===----------------------------------------------------------------------===//
@@ -264,54 +285,78 @@ inline void settle(aligned_scales &scales) {
 // Fixed formats
 //===----------------------------------------------------------------------===//
 
-/// Writes one plane of a token from vectors of two chunks, of the last of which perhaps one is there. `to`: its first byte.
-ALIGNED_LOOP void writePlane(int32_t width, bool tiled, int32_t below, const Cuts *cut, int64_t channels, uint8_t *to) {
-  constexpr int64_t lanes = 2 * kLanes, stride = storage::kTile * 4; // from word to word of a token in a tiled plane
-  const auto writeRow = [&](int64_t first, const auto &bytes) ALIGNED_BODY {
-    if (channels - first >= lanes)
-      store(to + first * width / 8, bytes);
-    else
-      std::memcpy(to + first * width / 8, &bytes, sizeof bytes / 2);
-  };
-  const auto writeWords = [&](int64_t first, const auto &bytes) ALIGNED_BODY {
-    constexpr int64_t words = sizeof bytes / 4;
-    const int64_t before = first / lanes * words, some = channels - first >= lanes ? words : words / 2;
-    for (int64_t word = 0; word < some; ++word)
-      std::memcpy(to + (before + word) * stride, reinterpret_cast<const char *>(&bytes) + word * 4, 4);
-  };
-  if (width == 8 && !tiled)
-    for (int64_t first = 0; first < channels; first += lanes)
-      writeRow(first, __builtin_convertvector(cut[first / lanes] >> below, Bytes));
-  else if (width == 8)
-    for (int64_t first = 0; first < channels; first += lanes)
-      writeWords(first, __builtin_convertvector(cut[first / lanes] >> below, Bytes));
-  else if (!tiled)
-    for (int64_t first = 0; first < channels; first += lanes) { // neighbours share a byte
-      const CutPairs pairs = CutPairs(cut[first / lanes] >> below & 15);
-      writeRow(first, __builtin_convertvector(pairs | pairs >> 12, HalfBytes));
-    }
-  else
-    for (int64_t first = 0; first < channels; first += lanes) {
-      const Cuts bits = cut[first / lanes] >> below & 15;
-      const Patterns low = __builtin_shufflevector(bits, bits, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27);
-      const Patterns high = __builtin_shufflevector(bits, bits, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
-      writeWords(first, __builtin_convertvector(low | high << 4, HalfBytes));
-    }
+/// Where clang would merge shuffles, and what it takes for shuffles, into worse ones.
+template <typename Vector> ALIGNED_LOOP void fence(Vector &vector) {
+#if defined(__clang__)
+#pragma clang fp reassociate(on) // without which there is no fence
+  vector = Vector(__arithmetic_fence(Floats(vector)));
+#endif
 }
 
-/// Writes the resident planes of token t of a tile.
-template <bool isKey, bool isUsual> ALIGNED_LOOP void writeFixed(const Row &row, const Tile &tile, int64_t t, const Cuts *cut, int64_t channels) {
-  const auto write = [&](int32_t p, int32_t width, int32_t below) ALIGNED_BODY {
-    const bool tiled = isKey && p == 0;
-    writePlane(width, tiled, below, cut, channels, tile.plane[p] + t * (tiled ? 4 : storage::rowBytes(width, channels)));
+/// Of 64 channels' integers, 8 bits from bit `below` of the lower 16 on, in the order of the channels.
+ALIGNED_LOOP void bytesOf(Bytes &bytes, const Pairs &even, const Pairs &odd, int32_t below) {
+#define ALIGNED_TURNED(i)                                                                                                               \
+  i, i + 4, i + 8, i + 12, i + 1, i + 5, i + 9, i + 13, i + 2, i + 6, i + 10, i + 14, i + 3, i + 7, i + 11, i + 15
+  bytes = Bytes((even >> below & 0xff) | odd >> below << 8); // 16 channels, and those 16, 32 and 48 after them
+  fence(bytes);
+  bytes = __builtin_shufflevector(bytes, bytes, ALIGNED_TURNED(0), ALIGNED_TURNED(16), ALIGNED_TURNED(32), ALIGNED_TURNED(48));
+  fence(bytes);
+  bytes = Bytes(__builtin_shufflevector(Ints(bytes), Ints(bytes), ALIGNED_TURNED(0)));
+  fence(bytes);
+#undef ALIGNED_TURNED
+}
+
+/// Writes up to 64 channels, which `bytes` holds, of a plane. `to`: where the token begins.
+ALIGNED_LOOP void writePlane(int32_t width, bool tiled, int32_t shift, const Bytes &bytes, int64_t first, int64_t count, uint8_t *to) {
+  constexpr int64_t stride = storage::kTile * 4; // from word to word of a token in a tiled plane
+  const int64_t size = count * width / 8;
+  to += first * width / 8 * (tiled ? storage::kTile : 1);
+  const auto writeRow = [&](const auto &vector) ALIGNED_BODY {
+    if (size == sizeof vector)
+      return store(to, vector);
+    for (int64_t byte = 0; byte < size; byte += 8)
+      std::memcpy(to + byte, reinterpret_cast<const char *>(&vector) + byte, 8);
   };
-  if constexpr (isUsual) {
-    write(0, 4, 12);
-    write(1, 4, 8);
-    write(2, 8, 0);
+  const auto writeWords = [&](const auto &vector, int64_t apart) ALIGNED_BODY {
+    for (int64_t word = 0; word < size / 4; ++word)
+      std::memcpy(to + word * stride, reinterpret_cast<const char *>(&vector) + word * apart, 4);
+  };
+  if (width == 8 && !tiled) {
+    writeRow(bytes);
+  } else if (width == 8) {
+    writeWords(bytes, 4);
+  } else if (!tiled) { // neighbours share a byte
+    const Pairs pairs = Pairs(bytes) >> shift & 0x0f0f;
+    writeRow(__builtin_convertvector(pairs | pairs >> 4, HalfBytes));
   } else {
-    for (int32_t p = 0, below = 16; p < row.planes; ++p)
-      write(p, row.format.width[p], below -= row.format.width[p]);
+    const Eights eights = Eights(bytes) >> shift & 0x0f0f0f0f0f0f0f0f;
+    writeWords(eights | eights >> 28, 8);
+  }
+}
+
+/// Writes the resident planes of token t of a tile. What is cut up is the lower 16 bits of n, of whole groups of four chunks, plus `addend`; the upper 16
+/// are `upper`.
+template <bool isKey, bool isUsual>
+ALIGNED_LOOP void writeFixed(const Row &row, const Tile &tile, int64_t t, const Ints *n, uint16_t addend, uint16_t upper, int64_t channels) {
+  const Pairs addends = Pairs(Ints{} + int32_t(addend | uint32_t(uint16_t(addend - upper)) << 16));
+  for (int64_t first = 0; first < channels; first += 4 * kLanes, n += 4) {
+    // Clang would take masks that clear the upper halves for shuffles.
+    const Pairs even = Pairs(n[0] + (n[2] << 16)) + addends, odd = Pairs(n[1] + (n[3] << 16)) + addends;
+    const auto write = [&](int32_t p, int32_t width, int32_t below) ALIGNED_BODY {
+      const bool tiled = isKey && p == 0;
+      Bytes bytes;
+      bytesOf(bytes, even, odd, width == 4 ? below & 8 : below); // halves of a byte share it
+      writePlane(width, tiled, below & 4, bytes, first, std::min(channels - first, 4 * kLanes),
+                 tile.plane[p] + t * (tiled ? 4 : storage::rowBytes(width, channels)));
+    };
+    if constexpr (isUsual) {
+      write(0, 4, 12);
+      write(1, 4, 8);
+      write(2, 8, 0);
+    } else {
+      for (int32_t p = 0, below = 16; p < row.planes; ++p)
+        write(p, row.format.width[p], below -= row.format.width[p]);
+    }
   }
 }
 
@@ -376,26 +421,20 @@ ALIGNED_LOOP bool packFixed(const Row &row, const Tile &tile, int64_t token, con
   }
   const float factor = bitCast<float>(bitCast<int32_t>(steps[step]) + (15 - octave) * (1 << 23));
 
-  constexpr float one = 0x1.8p23f; // a float around it has integers for bits
+  constexpr float one = 0x1.8p23f + 0x8000; // a float around it has integers for bits, the lower 16 those of n + 2^15
   const int32_t dither = storage::ditherOf(isKey ? ALIGNED_ROLE_KEY : ALIGNED_ROLE_VALUE, token);
-  Ints n[kMostChunks + 1];
-  n[chunks] = Ints{};
+  Ints n[kMostChunks + 3];
   for (int64_t j = 0; j < chunks; ++j)
-    n[j] = Ints(stored[j] * factor + one) + (dither - bitCast<int32_t>(one));
-  Cuts cut[(kMostChunks + 1) / 2];
-  for (int64_t j = 0; j < chunks; j += 2) {
-    const Patterns a = __builtin_convertvector(n[j], Patterns), b = __builtin_convertvector(n[j + 1], Patterns);
-    cut[j / 2] = __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27,
-                                         28, 29, 30, 31);
-    if constexpr (isKey)
-      cut[j / 2] ^= 0x8000; // n + 2^15
-  }
-  writeFixed<isKey, isUsual>(row, tile, t, cut, channels);
+    n[j] = Ints(stored[j] * factor + one);
+  for (int64_t j = chunks; j % 4; ++j)
+    n[j] = Ints{};
+  writeFixed<isKey, isUsual>(row, tile, t, n, uint16_t(dither + (isKey ? 0 : 0x8000)), uint16_t(bitCast<int32_t>(one) >> 16), channels);
   tile.code[t] = uint8_t(code);
 
   if constexpr (!isKey) {
     for (int64_t j = 0; j < chunks; ++j) {
-      Ints addend = (isUsual ? n[j] : n[j] & row.resident) - dither;
+      const Ints whole = n[j] - bitCast<int32_t>(one);
+      const Ints addend = isUsual ? whole : ((whole + dither) & row.resident) - dither;
       HalfInts halves[2] = {__builtin_shufflevector(addend, addend, 0, 1, 2, 3, 4, 5, 6, 7),
                             __builtin_shufflevector(addend, addend, 8, 9, 10, 11, 12, 13, 14, 15)};
       for (int64_t half = 0; half < 2; ++half) {

@@ -35,7 +35,7 @@ constexpr int32_t kKeyDither = 3091, kValueDither = 2333;
 
 constexpr int32_t ditherFactor(int32_t role) { return role == ALIGNED_ROLE_KEY ? kKeyDither : kValueDither; }
 constexpr int32_t ditherOf(int32_t role, int64_t token) {
-  return int32_t(token % kDitherSteps * ditherFactor(role) % kDitherSteps) - kDitherSteps / 2;
+  return int32_t(uint32_t(token) * ditherFactor(role) % kDitherSteps) - kDitherSteps / 2;
 }
 
 } // namespace aligned::storage
