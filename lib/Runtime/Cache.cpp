@@ -206,6 +206,24 @@ struct RowIndex {
   int64_t row, entry, head;
 };
 
+/// Where the tiles of all rows lie. Loops that pack keep it in a variable: as far as compilers know, they might write to fields of the cache.
+struct Places {
+  Tile first;
+  std::array<int64_t, ALIGNED_MAX_PLANES> bytes; // of a tile
+  int64_t codeBytes;
+  const int32_t *pages;
+  int64_t tiles, kvHeads; // of a row or of a batch entry's pages; of an entry
+
+  ALIGNED_LOOP Tile tileOf(const RowIndex &at, int64_t index) const {
+    const int64_t place = pages ? pages[at.entry * tiles + index] * kvHeads + at.head : at.row * tiles + index;
+    Tile tile = first;
+    for (int32_t p = 0; p < ALIGNED_MAX_PLANES; ++p)
+      tile.plane[p] += place * bytes[p];
+    tile.code += place * codeBytes;
+    return tile;
+  }
+};
+
 /// Owns what the public fields point to.
 struct Cache : aligned_cache {
   Planes planeArrays;
@@ -271,7 +289,6 @@ struct Cache : aligned_cache {
     const int64_t first = row * head_dim;
     return {format,
             int32_t(planes),
-            ~((1 << storage::bitsBelow(format, int32_t(planes) - 1)) - 1),
             int32_t(bias),
             hasOffset(*this) ? summaries.offset() + first : nullptr,
             summaries.maxima() + first,
@@ -283,21 +300,18 @@ struct Cache : aligned_cache {
     const int64_t entry = row / kv_heads;
     return {row, entry, row - entry * kv_heads};
   }
-  /// The row after that.
-  RowIndex next(const RowIndex &at) const {
-    const bool isLast = at.head + 1 == kv_heads;
-    return {at.row + 1, at.entry + isLast, isLast ? 0 : at.head + 1};
-  }
 
-  /// Tile `index` of a row in `arrays`, the cache's or larger ones.
-  Tile tileOf(const Planes &arrays, const RowIndex &at, int64_t index) const {
-    const int64_t place = pages ? pageTable.at(at.entry, index) * kv_heads + at.head : at.row * (arrays.capacity / kTile) + index;
-    Tile tile;
-    for (int32_t p = 0; p < ALIGNED_MAX_PLANES; ++p)
-      tile.plane[p] = arrays.plane[p].as<uint8_t>() + place * arrays.bytes[p];
-    tile.code = arrays.code.as<uint8_t>() + place * codeBytes(*this);
-    return tile;
+  /// Of `arrays`, the cache's or larger ones.
+  Places placesOf(const Planes &arrays) const {
+    Places places = {{}, {}, codeBytes(*this), pages, arrays.capacity / kTile, kv_heads};
+    for (int32_t p = 0; p < ALIGNED_MAX_PLANES; ++p) {
+      places.first.plane[p] = arrays.plane[p].as<uint8_t>();
+      places.bytes[p] = arrays.bytes[p];
+    }
+    places.first.code = arrays.code.as<uint8_t>();
+    return places;
   }
+  Tile tileOf(int64_t row, int64_t index) const { return placesOf(planeArrays).tileOf(indexOf(row), index); }
 };
 
 /// Calls body(begin, end) over the rows, from several threads where there is much to do: `values` in each row.
@@ -392,29 +406,37 @@ private:
     return result;
   }
 
-  /// The new tokens of a row.
+  /// The new tokens of a row, and how far apart they and their values are.
   struct Arrivals {
     RowIndex at;
     int64_t first, end;
     const Bits *from;
+    int64_t apart, step;
   };
   /// Calls body(its new tokens) of each row of some.
   template <typename Body> ALIGNED_LOOP void forEachRow(int64_t begin, int64_t end, Body body) const {
-    for (RowIndex at = cache.indexOf(begin); at.row < end; at = cache.next(at)) {
-      const int64_t had = lengthOf(cache, at.entry);
-      body(Arrivals{at, had, had + countOf(at.entry), data + at.entry * strides[0] + at.head * strides[1]});
+    const int64_t heads = cache.kv_heads, tokens = cache.tokens, each = count, apart[] = {strides[0], strides[1], strides[2], strides[3]};
+    const int64_t *const lengths = cache.lengths, *const given = counts;
+    const Bits *const from = data;
+    for (RowIndex at = cache.indexOf(begin); at.row < end; ++at.row) {
+      const int64_t had = lengths ? lengths[at.entry] : tokens;
+      body(Arrivals{at, had, had + (given ? given[at.entry] : each), from + at.entry * apart[0] + at.head * apart[1], apart[2], apart[3]});
+      if (++at.head == heads) {
+        at.head = 0;
+        ++at.entry;
+      }
     }
   }
 
   /// Calls body(token, its values) of new tokens [first, end).
   template <typename Body> ALIGNED_LOOP void forEachToken(const Arrivals &arrivals, int64_t first, int64_t end, Body body) const {
-    const int64_t step = strides[3];
-    for (int64_t token = first; token < end; ++token) {
-      const Bits *values = arrivals.from + (token - arrivals.first) * strides[2];
+    const Bits *from = arrivals.from + (first - arrivals.first) * arrivals.apart;
+    for (int64_t token = first; token < end; ++token, from += arrivals.apart) {
+      const Bits *values = from;
       Bits gathered[kMostChannels];
-      if (step != 1) {
+      if (arrivals.step != 1) {
         for (int64_t c = 0; c < cache.head_dim; ++c)
-          gathered[c] = values[c * step];
+          gathered[c] = from[c * arrivals.step];
         values = gathered;
       }
       body(token, values);
@@ -422,10 +444,10 @@ private:
   }
 
   /// The same of each stretch within a tile: body(tile, first token, end).
-  template <typename Body> ALIGNED_LOOP void forEachTile(const Arrivals &arrivals, Body body) const {
+  template <typename Body> ALIGNED_LOOP void forEachTile(const Arrivals &arrivals, const Places &places, Body body) const {
     for (int64_t first = arrivals.first, end; first < arrivals.end; first = end) {
-      end = std::min(first - withinTile(first) + kTile, arrivals.end);
-      body(cache.tileOf(planes(), arrivals.at, first / kTile), first, end);
+      end = std::min((first | (kTile - 1)) + 1, arrivals.end);
+      body(places.tileOf(arrivals.at, int64_t(uint64_t(first) / kTile)), first, end);
     }
   }
 
@@ -500,14 +522,18 @@ private:
 
   template <bool isKey, bool isUsual> ALIGNED_LOOP int64_t packFixedRows(int64_t begin, int64_t end, int64_t channels) const {
     int64_t found = 0;
+    Row row = rowOf(begin);
+    Places places = cache.placesOf(planes());
+    if constexpr (isUsual)
+      places.bytes = {storage::bytesPerTile(4, channels), storage::bytesPerTile(4, channels), storage::bytesPerTile(8, channels)};
+    places.codeBytes = kTile;
     forEachRow(begin, end, [&](const Arrivals &arrivals) ALIGNED_BODY {
-      const Row row = rowOf(arrivals.at.row);
-      forEachTile(arrivals, [&](const Tile &tile, int64_t first, int64_t last) ALIGNED_BODY {
-        forEachToken(arrivals, first, last, [&](int64_t token, const Bits *values) ALIGNED_BODY {
-          found += packFixed<Element, isKey, isUsual>(row, tile, token, values, channels);
-        });
-        settle(*row.scales);
+      forEachToken(arrivals, arrivals.first, arrivals.end, [&](int64_t token, const Bits *values) ALIGNED_BODY {
+        const Tile tile = places.tileOf(arrivals.at, int64_t(uint64_t(token) / kTile));
+        found += packFixed<Element, isKey, isUsual>(row, tile, token, values, channels);
       });
+      settle(*row.scales);
+      row.advance(channels);
     });
     return found;
   }
@@ -515,9 +541,10 @@ private:
   ALIGNED_LOOP int64_t packFloatRows(int64_t begin, int64_t end) const {
     const int64_t channels = cache.head_dim;
     int64_t found = 0;
+    const Places places = cache.placesOf(planes());
     forEachRow(begin, end, [&](const Arrivals &arrivals) ALIGNED_BODY {
       const Row row = rowOf(arrivals.at.row);
-      forEachTile(arrivals, [&](const Tile &tile, int64_t first, int64_t last) ALIGNED_BODY {
+      forEachTile(arrivals, places, [&](const Tile &tile, int64_t first, int64_t last) ALIGNED_BODY {
         uint16_t patterns[kTile * kMostChannels]; // of a whole tile, or of one token
         const bool together = row.isKey() && last - first == kTile;
         forEachToken(arrivals, first, last, [&](int64_t token, const Bits *values) ALIGNED_BODY {
@@ -538,10 +565,11 @@ private:
 
   /// Lists the tokens to be kept aside: fixed formats gave them code 0, float formats hold what they can't take.
   void listAsides() {
+    const Places places = cache.placesOf(planes());
     constexpr Bits limit = std::is_same_v<Element, Single> ? Bits(Half::overflow) : Element::infinity;
     forEachRow(0, cache.rows, [&](const Arrivals &arrivals) {
       const int64_t row = arrivals.at.row;
-      forEachTile(arrivals, [&](const Tile &tile, int64_t first, int64_t last) ALIGNED_BODY {
+      forEachTile(arrivals, places, [&](const Tile &tile, int64_t first, int64_t last) ALIGNED_BODY {
         forEachToken(arrivals, first, last, [&](int64_t token, const Bits *patterns) {
           const auto isBeyond = [](Bits x) { return (x & Element::magnitude) >= limit; };
           if (tile.code ? tile.code[withinTile(token)] != storage::kAside : std::none_of(patterns, patterns + cache.head_dim, isBeyond))
@@ -595,7 +623,6 @@ private:
 /// Takes the tokens of a row from `left` on out of what is known of it.
 ALIGNED_LOOP void forget(Cache &cache, int64_t r, int64_t left, int64_t length) {
   const Row row = cache.rowOf(cache.summaries, r);
-  const RowIndex at = cache.indexOf(r);
   const int64_t channels = cache.head_dim;
   if (left == 0) {
     *row.scales = {};
@@ -606,7 +633,7 @@ ALIGNED_LOOP void forget(Cache &cache, int64_t r, int64_t left, int64_t length) 
     return;
   }
   for (int64_t token = left; token < length; ++token) {
-    const Tile tile = cache.tileOf(cache.planeArrays, at, token / kTile);
+    const Tile tile = cache.tileOf(r, token / kTile);
     const uint8_t code = tile.code[withinTile(token)];
     if (code == storage::kAside)
       continue;
@@ -653,7 +680,7 @@ void sumAgain(Cache &cache) {
         const Row row = cache.rowOf(cache.summaries, r);
         std::fill_n(row.sum, cache.head_dim, 0);
         for (int64_t token = 0, length = lengthOf(cache, r / cache.kv_heads); token < length; ++token)
-          if (const Tile tile = cache.tileOf(cache.planeArrays, cache.indexOf(r), token / kTile); tile.code[withinTile(token)] != storage::kAside)
+          if (const Tile tile = cache.tileOf(r, token / kTile); tile.code[withinTile(token)] != storage::kAside)
             addToSums(row, tile, token, cache.head_dim, 1);
       }
     });
@@ -678,7 +705,7 @@ template <typename Element> void unpack(const Cache &cache, int bits, void *out)
       const int64_t length = lengthOf(cache, r / cache.kv_heads);
       Bits *to = values + r * cache.tokens * channels;
       for (int64_t token = 0; token < length; ++token, to += channels) {
-        const Tile tile = cache.tileOf(cache.planeArrays, cache.indexOf(r), token / kTile);
+        const Tile tile = cache.tileOf(r, token / kTile);
         uint16_t cut[kMostChannels];
         double x[kMostChannels];
         readToken(row, tile, planes, withinTile(token), channels, cut);

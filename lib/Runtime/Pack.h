@@ -230,7 +230,6 @@ struct Tile {
 struct Row {
   aligned_format format;
   int32_t planes;   ///< that are resident
-  int32_t resident; ///< their bits of 16, as a mask of integers
   int32_t bias;
   const float *offset;
   float *channelMax;
@@ -239,6 +238,15 @@ struct Row {
 
   bool isKey() const { return format.role == ALIGNED_ROLE_KEY; }
   bool isFixed() const { return format.kind == ALIGNED_FORMAT_FIXED; }
+  /// The bits of integers that are resident.
+  int32_t residentBits() const { return ~((1 << storage::bitsBelow(format, planes - 1)) - 1); }
+  /// To the next row.
+  void advance(int64_t channels) {
+    offset += offset ? channels : 0;
+    channelMax += channels;
+    sum += sum ? channels : 0;
+    scales += scales ? 1 : 0;
+  }
   /// fixed<4,4,8>, all of it resident: loops that know it are faster.
   bool isUsual() const { return isFixed() && planes == 3 && format.width[0] == 4 && format.width[1] == 4; }
 };
@@ -434,7 +442,7 @@ ALIGNED_LOOP bool packFixed(const Row &row, const Tile &tile, int64_t token, con
   if constexpr (!isKey) {
     for (int64_t j = 0; j < chunks; ++j) {
       const Ints whole = n[j] - bitCast<int32_t>(one);
-      const Ints addend = isUsual ? whole : ((whole + dither) & row.resident) - dither;
+      const Ints addend = isUsual ? whole : ((whole + dither) & row.residentBits()) - dither;
       HalfInts halves[2] = {__builtin_shufflevector(addend, addend, 0, 1, 2, 3, 4, 5, 6, 7),
                             __builtin_shufflevector(addend, addend, 8, 9, 10, 11, 12, 13, 14, 15)};
       for (int64_t half = 0; half < 2; ++half) {
