@@ -455,20 +455,25 @@ private:
   void settleOffsets() {
     if (most < kTile || !hasOffset(cache) || cache.offsetIsSet)
       return;
-    forEachRow(0, cache.rows, [&](const Arrivals &arrivals) {
-      if (arrivals.first || arrivals.end < kTile)
-        return;
-      double sum[kMostChannels] = {};
-      int64_t finite = 0;
-      forEachToken(arrivals, 0, kTile, [&](int64_t, const Bits *values) {
-        if (!std::all_of(values, values + cache.head_dim, [](Bits x) { return (x & Element::magnitude) < Element::infinity; }))
+    vectorized([&](auto) ALIGNED_BODY {
+      forEachRow(0, cache.rows, [&](const Arrivals &arrivals) ALIGNED_BODY {
+        if (arrivals.first || arrivals.end < kTile)
           return;
-        ++finite;
+        double sum[kMostChannels] = {};
+        int64_t finite = 0;
+        forEachToken(arrivals, 0, kTile, [&](int64_t, const Bits *values) ALIGNED_BODY {
+          bool isFinite = true;
+          for (int64_t c = 0; c < cache.head_dim; ++c)
+            isFinite &= (values[c] & Element::magnitude) < Element::infinity;
+          if (!isFinite)
+            return;
+          ++finite;
+          for (int64_t c = 0; c < cache.head_dim; ++c)
+            sum[c] += Element::toFloat(values[c]);
+        });
         for (int64_t c = 0; c < cache.head_dim; ++c)
-          sum[c] += Element::toFloat(values[c]);
+          summaries->offset()[arrivals.at.row * cache.head_dim + c] = float(finite ? sum[c] / double(finite) : 0);
       });
-      for (int64_t c = 0; c < cache.head_dim; ++c)
-        summaries->offset()[arrivals.at.row * cache.head_dim + c] = float(finite ? sum[c] / double(finite) : 0);
     });
   }
 
