@@ -85,6 +85,12 @@ def _attention(text, options):
     return Module(text, options)
 
 
+@functools.lru_cache(maxsize=256)
+def _verify(types):
+    """The compiler knows what a cache may be."""
+    transform(f"func.func private @cache({types})", "builtin.module()")
+
+
 def _size(name, value):
     """A positive integer that any of MLIR's dimensions can be."""
     try:
@@ -125,8 +131,7 @@ class KVCache:
         if not parsed:
             raise Error(f"expected a format such as 'auto', 'fixed<4,4,8>' or 'float<8,4,4>', got {format!r}")
         kind, widths = parsed[1], [int(width) for width in parsed[2].split(",")]
-        # The compiler knows what a cache may be: let it verify the two types before anything is allocated.
-        transform(f"func.func private @cache({self._type('key', len(widths))}, {self._type('value', len(widths))})", "builtin.module()")
+        _verify(f"{self._type('key', len(widths))}, {self._type('value', len(widths))}")
         self._key = _cache(kind, widths, "key", self.dtype, self.batch, self.kv_heads, self.head_dim)
         self._value = _cache(kind, widths, "value", self.dtype, self.batch, self.kv_heads, self.value_dim)
         self._reads = None
