@@ -527,18 +527,39 @@ private:
 
   template <bool isKey, bool isUsual> ALIGNED_LOOP int64_t packFixedRows(int64_t begin, int64_t end, int64_t channels) const {
     int64_t found = 0;
-    Row row = rowOf(begin);
+    const Row firstRow = rowOf(begin);
     Places places = cache.placesOf(planes());
     if constexpr (isUsual)
       places.bytes = {storage::bytesPerTile(4, channels), storage::bytesPerTile(4, channels), storage::bytesPerTile(8, channels)};
     places.codeBytes = kTile;
+    // Four are loaded before the first of them is packed, so that they wait for their scales together.
+    struct {
+      int64_t row, token;
+      Tile tile;
+      Loaded loaded;
+    } jobs[4];
+    int64_t held = 0;
+    while (counts && begin < end && !counts[(end - 1) / cache.kv_heads])
+      --end; // the last row has the last token
     forEachRow(begin, end, [&](const Arrivals &arrivals) ALIGNED_BODY {
+      const int64_t r = arrivals.at.row - begin;
+      const Row row = firstRow.after(r, channels);
       forEachToken(arrivals, arrivals.first, arrivals.end, [&](int64_t token, const Bits *values) ALIGNED_BODY {
-        const Tile tile = places.tileOf(arrivals.at, int64_t(uint64_t(token) / kTile));
-        found += packFixed<Element, isKey, isUsual>(row, tile, token, values, channels);
+        auto &job = jobs[held++];
+        job.row = r;
+        job.token = token;
+        job.tile = places.tileOf(arrivals.at, int64_t(uint64_t(token) / kTile));
+        loadToken<Element, isKey>(row, values, channels, job.loaded);
+        if (held < int64_t(std::size(jobs)) && (token + 1 < arrivals.end || arrivals.at.row + 1 < end))
+          return;
+        for (int64_t i = 0; i < held; ++i) {
+          const Row row = firstRow.after(jobs[i].row, channels);
+          found += packFixed<isKey, isUsual>(row, jobs[i].tile, jobs[i].token, jobs[i].loaded, channels);
+          if (i + 1 == held || jobs[i + 1].row != jobs[i].row)
+            settle(*row.scales);
+        }
+        held = 0;
       });
-      settle(*row.scales);
-      row.advance(channels);
     });
     return found;
   }

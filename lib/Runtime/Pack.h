@@ -240,12 +240,14 @@ struct Row {
   bool isFixed() const { return format.kind == ALIGNED_FORMAT_FIXED; }
   /// The bits of integers that are resident.
   int32_t residentBits() const { return ~((1 << storage::bitsBelow(format, planes - 1)) - 1); }
-  /// To the next row.
-  void advance(int64_t channels) {
-    offset += offset ? channels : 0;
-    channelMax += channels;
-    sum += sum ? channels : 0;
-    scales += scales ? 1 : 0;
+  /// The row that is `rows` after this one.
+  ALIGNED_LOOP Row after(int64_t rows, int64_t channels) const {
+    Row row = *this;
+    row.offset += offset ? rows * channels : 0;
+    row.channelMax += rows * channels;
+    row.sum += sum ? rows * channels : 0;
+    row.scales += scales ? rows : 0;
+    return row;
   }
   /// fixed<4,4,8>, all of it resident: loops that know it are faster.
   bool isUsual() const { return isFixed() && planes == 3 && format.width[0] == 4 && format.width[1] == 4; }
@@ -404,40 +406,54 @@ ALIGNED_LOOP int32_t loadFixed(const Row &row, const typename Element::Bits *dat
   return largestOf(largest);
 }
 
-/// Packs a token. Returns whether it is to be kept aside: then its planes and its code are 0, and nothing else has changed. `isUsual`: what the row
-/// says.
-template <typename Element, bool isKey, bool isUsual>
-ALIGNED_LOOP bool packFixed(const Row &row, const Tile &tile, int64_t token, const typename Element::Bits *data, int64_t channels) {
-  const int64_t chunks = channels / kLanes, t = withinTile(token);
+/// A token that is loaded, as it is and as it is stored, and its scale: 2^15 / scale is the factor. A code beyond the largest says that it is to be kept
+/// aside.
+struct Loaded {
+  Floats raw[kMostChunks], stored[kMostChunks];
+  int32_t code;
+  float factor;
+};
+
+template <typename Element, bool isKey>
+ALIGNED_LOOP void loadToken(const Row &row, const typename Element::Bits *data, int64_t channels, Loaded &loaded) {
   Floats raw[kMostChunks], stored[kMostChunks];
   const int32_t magnitude = loadFixed<Element, isKey>(row, data, channels, raw, stored);
-  int32_t code = storage::kLargestCode + 1;
+  loaded.code = storage::kLargestCode + 1;
   if (magnitude < kFiniteMagnitudes)
-    code = std::max(eighthsAbove(magnitude) + row.bias, storage::kLeastCode);
-  if (code > storage::kLargestCode) {
-    clearFixed(row, tile, t, channels);
-    return true;
-  }
+    loaded.code = std::clamp(eighthsAbove(magnitude) + row.bias, storage::kLeastCode, storage::kLargestCode + 1);
 
   // 2^15 / scale = 2^(15 - octave) steps[step]
   constexpr float steps[] = {1, 0x1.d5818ep-1f, 0x1.ae89fap-1f, 0x1.8ace54p-1f, 0x1.6a09e6p-1f, 0x1.4bfdaep-1f, 0x1.306fe0p-1f, 0x1.172b84p-1f};
-  int32_t octave = (code - row.bias) >> 3, step = (code - row.bias) & 7;
+  int32_t octave = (loaded.code - row.bias) >> 3, step = (loaded.code - row.bias) & 7;
   if (octave < -100) { // the factor would be no float: the values, which are as small, take part of it
-    for (int64_t j = 0; j < chunks; ++j)
+    for (int64_t j = 0; j < channels / kLanes; ++j)
       stored[j] *= 0x1p64f;
     octave += 64;
   }
-  const float factor = bitCast<float>(bitCast<int32_t>(steps[step]) + (15 - octave) * (1 << 23));
+  loaded.factor = bitCast<float>(bitCast<int32_t>(steps[step]) + (15 - octave) * (1 << 23));
+  for (int64_t j = 0; j < channels / kLanes; ++j) {
+    loaded.raw[j] = raw[j];
+    loaded.stored[j] = stored[j];
+  }
+}
 
+/// Packs a token that is loaded. Returns whether it is to be kept aside: then its planes and its code are 0, and nothing else has changed. `isUsual`: what
+/// the row says.
+template <bool isKey, bool isUsual> ALIGNED_LOOP bool packFixed(const Row &row, const Tile &tile, int64_t token, const Loaded &loaded, int64_t channels) {
+  const int64_t chunks = channels / kLanes, t = withinTile(token);
+  if (loaded.code > storage::kLargestCode) {
+    clearFixed(row, tile, t, channels);
+    return true;
+  }
   constexpr float one = 0x1.8p23f + 0x8000; // a float around it has integers for bits, the lower 16 those of n + 2^15
   const int32_t dither = storage::ditherOf(isKey ? ALIGNED_ROLE_KEY : ALIGNED_ROLE_VALUE, token);
   Ints n[kMostChunks + 3];
   for (int64_t j = 0; j < chunks; ++j)
-    n[j] = Ints(stored[j] * factor + one);
+    n[j] = Ints(loaded.stored[j] * loaded.factor + one);
   for (int64_t j = chunks; j % 4; ++j)
     n[j] = Ints{};
   writeFixed<isKey, isUsual>(row, tile, t, n, uint16_t(dither + (isKey ? 0 : 0x8000)), uint16_t(bitCast<int32_t>(one) >> 16), channels);
-  tile.code[t] = uint8_t(code);
+  tile.code[t] = uint8_t(loaded.code);
 
   if constexpr (!isKey) {
     for (int64_t j = 0; j < chunks; ++j) {
@@ -455,8 +471,8 @@ ALIGNED_LOOP bool packFixed(const Row &row, const Tile &tile, int64_t token, con
     }
   }
   for (int64_t j = 0; j < chunks; ++j)
-    raiseMaxima(row.channelMax + j * kLanes, raw[j]);
-  count(*row.scales, code, 1);
+    raiseMaxima(row.channelMax + j * kLanes, loaded.raw[j]);
+  count(*row.scales, loaded.code, 1);
   return false;
 }
 
