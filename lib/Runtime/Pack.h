@@ -250,7 +250,7 @@ struct Row {
     return row;
   }
   /// fixed<4,4,8>, all of it resident: loops that know it are faster.
-  bool isUsual() const { return isFixed() && planes == 3 && format.width[0] == 4 && format.width[1] == 4; }
+  bool isUsual() const { return isFixed() && planes == 3 && format.width[0] == 4 && format.width[2] == 8; }
 };
 
 /// Raises 16 channels' largest magnitudes, whose bits order like integers.
