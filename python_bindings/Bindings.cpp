@@ -113,7 +113,7 @@ struct Input {
   aligned_array array = {};
 };
 
-/// Reads what NumPy and most others export in a quarter of the time that DLPack and a look at the dtype's name take. False where it doesn't fit.
+/// Reads what NumPy and most others export, without DLPack and a look at the dtype's name, which take several times as long. False if it doesn't fit.
 bool readBuffer(nb::handle object, const Dtype &dtype, int32_t rank, Input &input) {
   using Code = nb::dlpack::dtype_code;
   Buffer &buffer = input.buffer;
@@ -123,7 +123,7 @@ bool readBuffer(nb::handle object, const Dtype &dtype, int32_t rank, Input &inpu
   }
   const char kind = buffer.format && !buffer.format[1] ? buffer.format[0] : 0;
   const Code code = kind == '?' ? Code::Bool : strchr("efd", kind) ? Code::Float : strchr("bhilq", kind) ? Code::Int : Code::UInt;
-  if (!kind || !strchr("efd?bhilqBHILQ", kind) || buffer.ndim != rank || !fits(dtype, {uint8_t(code), uint8_t(buffer.itemsize * 8), 1}))
+  if (!kind || !strchr("?efdbhilqBHILQ", kind) || buffer.ndim != rank || !fits(dtype, {uint8_t(code), uint8_t(buffer.itemsize * 8), 1}))
     return false;
   input.array.data = buffer.buf;
   for (int32_t dim = 0; dim < rank; ++dim) {

@@ -2,9 +2,9 @@
 //
 //   aligned-append-benchmark [head_dim] [repetitions]
 //
-// A line for each number of kv heads, of medians in nanoseconds per token and kv head: K, V, and both in turn, as a decode step appends them. A repetition
-// fills one tile, 64 tokens behind 4096 others, and then forgets it again, untimed, so that all it touches lies in cache. Cases are interleaved: what else
-// the machine does meets all of them alike.
+// A line for each number of kv heads, of medians in nanoseconds per token and kv head: K, V, and both in turn, as a decode step appends them. A
+// repetition fills one tile, 64 tokens behind 4096 others, and then forgets it again, untimed, so that all it touches lies in cache. Cases are
+// interleaved: what else the machine does meets all of them alike.
 #include "aligned/Runtime/Cache.h"
 
 #include <algorithm>
@@ -28,7 +28,7 @@ void check(bool holds) {
 
 struct Case {
   std::unique_ptr<aligned_cache, decltype(&aligned_cache_destroy)> key, value;
-  std::vector<uint16_t> tokens;  // [4096][kv_heads][head_dim]
+  std::vector<uint16_t> tokens; // [4096][kv_heads][head_dim]
   std::vector<double> times[3]; // K, V, both
 
   Case(int64_t heads, int64_t headDim) : key(make(ALIGNED_ROLE_KEY, heads, headDim)), value(make(ALIGNED_ROLE_VALUE, heads, headDim)) {

@@ -519,13 +519,15 @@ private:
 
   template <bool isKey> ALIGNED_LOOP int64_t packFixedRows(int64_t begin, int64_t end, int64_t usualChannels) const {
     if (usualChannels == 64)
-      return packFixedRows<isKey, true>(begin, end, 64);
+      return packFixedRows<isKey, true, true>(begin, end, 64);
     if (usualChannels == 128)
-      return packFixedRows<isKey, true>(begin, end, 128);
-    return packFixedRows<isKey, false>(begin, end, cache.head_dim);
+      return packFixedRows<isKey, true, true>(begin, end, 128);
+    if (usualChannels)
+      return packFixedRows<isKey, true, false>(begin, end, usualChannels);
+    return packFixedRows<isKey, false, false>(begin, end, cache.head_dim);
   }
 
-  template <bool isKey, bool isUsual> ALIGNED_LOOP int64_t packFixedRows(int64_t begin, int64_t end, int64_t channels) const {
+  template <bool isKey, bool isUsual, bool inRegisters> ALIGNED_LOOP int64_t packFixedRows(int64_t begin, int64_t end, int64_t channels) const {
     int64_t found = 0;
     const Row firstRow = rowOf(begin);
     Places places = cache.placesOf(planes());
@@ -549,7 +551,7 @@ private:
         job.row = r;
         job.token = token;
         job.tile = places.tileOf(arrivals.at, int64_t(uint64_t(token) / kTile));
-        loadToken<Element, isKey>(row, values, channels, job.loaded);
+        loadToken<Element, isKey, inRegisters>(row, values, channels, job.loaded);
         if (held < int64_t(std::size(jobs)) && (token + 1 < arrivals.end || arrivals.at.row + 1 < end))
           return;
         for (int64_t i = 0; i < held; ++i) {

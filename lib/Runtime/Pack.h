@@ -181,8 +181,8 @@ ALIGNED_LOOP void rotateChunks(Floats *x, int64_t channels) {
 constexpr int32_t kFiniteMagnitudes = 0x7f800000; // bits of a float's magnitude below this
 constexpr int32_t kNoCode = INT32_MIN / 2;        // of a token of zeros: below all codes, whatever the bias
 
-/// Of a fraction f of 2^23, the least k >= 1 with 2^(k/8) >= 16/15 (1 + f 2^-23), as (f + room[f >> shift]) >> 23: no 16th of an octave holds more than
-/// one of the fractions where k rises.
+/// Of a fraction f of 2^23, the least k >= 1 with 2^(k/8) >= 16/15 (1 + f 2^-23), as (f + room[f >> shift]) >> 23: no 16th of an octave holds more
+/// than one of the fractions where k rises.
 struct Reaches {
   static constexpr int32_t shift = 19;
   int32_t room[1 << (23 - shift)];
@@ -344,8 +344,8 @@ ALIGNED_LOOP void writePlane(int32_t width, bool tiled, int32_t shift, const Byt
   }
 }
 
-/// Writes the resident planes of token t of a tile. What is cut up is the lower 16 bits of n, of whole groups of four chunks, plus `addend`; the upper 16
-/// are `upper`.
+/// Writes the resident planes of token t of a tile. What is cut up is the lower 16 bits of n, of whole groups of four chunks, plus `addend`; the
+/// upper 16 are `upper`.
 template <bool isKey, bool isUsual>
 ALIGNED_LOOP void writeFixed(const Row &row, const Tile &tile, int64_t t, const Ints *n, uint16_t addend, uint16_t upper, int64_t channels) {
   const Pairs addends = Pairs(Ints{} + int32_t(addend | uint32_t(uint16_t(addend - upper)) << 16));
@@ -406,17 +406,18 @@ ALIGNED_LOOP int32_t loadFixed(const Row &row, const typename Element::Bits *dat
   return largestOf(largest);
 }
 
-/// A token that is loaded, as it is and as it is stored, and its scale: 2^15 / scale is the factor. A code beyond the largest says that it is to be kept
-/// aside.
+/// A token that is loaded, as it is and as it is stored, and its scale: 2^15 / scale is the factor. A code beyond the largest says that it is to be
+/// kept aside.
 struct Loaded {
   Floats raw[kMostChunks], stored[kMostChunks];
   int32_t code;
   float factor;
 };
 
-template <typename Element, bool isKey>
+/// `inRegisters`: as far as there are any, until all is known.
+template <typename Element, bool isKey, bool inRegisters>
 ALIGNED_LOOP void loadToken(const Row &row, const typename Element::Bits *data, int64_t channels, Loaded &loaded) {
-  Floats raw[kMostChunks], stored[kMostChunks];
+  Floats own[2][kMostChunks], *raw = inRegisters ? own[0] : loaded.raw, *stored = inRegisters ? own[1] : loaded.stored;
   const int32_t magnitude = loadFixed<Element, isKey>(row, data, channels, raw, stored);
   loaded.code = storage::kLargestCode + 1;
   if (magnitude < kFiniteMagnitudes)
@@ -431,15 +432,16 @@ ALIGNED_LOOP void loadToken(const Row &row, const typename Element::Bits *data, 
     octave += 64;
   }
   loaded.factor = bitCast<float>(bitCast<int32_t>(steps[step]) + (15 - octave) * (1 << 23));
-  for (int64_t j = 0; j < channels / kLanes; ++j) {
+  for (int64_t j = 0; j < channels / kLanes && inRegisters; ++j) {
     loaded.raw[j] = raw[j];
     loaded.stored[j] = stored[j];
   }
 }
 
-/// Packs a token that is loaded. Returns whether it is to be kept aside: then its planes and its code are 0, and nothing else has changed. `isUsual`: what
-/// the row says.
-template <bool isKey, bool isUsual> ALIGNED_LOOP bool packFixed(const Row &row, const Tile &tile, int64_t token, const Loaded &loaded, int64_t channels) {
+/// Packs a token that is loaded. Returns whether it is to be kept aside: then its planes and its code are 0, and nothing else has changed. `isUsual`:
+/// what the row says.
+template <bool isKey, bool isUsual>
+ALIGNED_LOOP bool packFixed(const Row &row, const Tile &tile, int64_t token, const Loaded &loaded, int64_t channels) {
   const int64_t chunks = channels / kLanes, t = withinTile(token);
   if (loaded.code > storage::kLargestCode) {
     clearFixed(row, tile, t, channels);
@@ -456,9 +458,10 @@ template <bool isKey, bool isUsual> ALIGNED_LOOP bool packFixed(const Row &row, 
   tile.code[t] = uint8_t(loaded.code);
 
   if constexpr (!isKey) {
+    const int32_t resident = isUsual ? -1 : row.residentBits();
     for (int64_t j = 0; j < chunks; ++j) {
       const Ints whole = n[j] - bitCast<int32_t>(one);
-      const Ints addend = isUsual ? whole : ((whole + dither) & row.residentBits()) - dither;
+      const Ints addend = isUsual ? whole : ((whole + dither) & resident) - dither;
       HalfInts halves[2] = {__builtin_shufflevector(addend, addend, 0, 1, 2, 3, 4, 5, 6, 7),
                             __builtin_shufflevector(addend, addend, 8, 9, 10, 11, 12, 13, 14, 15)};
       for (int64_t half = 0; half < 2; ++half) {
