@@ -406,18 +406,18 @@ ALIGNED_LOOP int32_t loadFixed(const Row &row, const typename Element::Bits *dat
   return largestOf(largest);
 }
 
-/// A token that is loaded, as it is and as it is stored, and its scale: 2^15 / scale is the factor. A code beyond the largest says that it is to be
-/// kept aside.
+/// A token as it is stored, and its scale: 2^15 / scale is the factor. A code beyond the largest says that it is to be kept aside.
 struct Loaded {
-  Floats raw[kMostChunks], stored[kMostChunks];
+  Floats stored[kMostChunks];
   int32_t code;
   float factor;
 };
 
-/// `inRegisters`: as far as there are any, until all is known.
+/// Loads a token and, unless it is to be kept aside, raises the row's maxima. `inRegisters`: as far as there are any, until all is known.
 template <typename Element, bool isKey, bool inRegisters>
 ALIGNED_LOOP void loadToken(const Row &row, const typename Element::Bits *data, int64_t channels, Loaded &loaded) {
-  Floats own[2][kMostChunks], *raw = inRegisters ? own[0] : loaded.raw, *stored = inRegisters ? own[1] : loaded.stored;
+  Floats raw[kMostChunks], own[kMostChunks], *stored = inRegisters ? own : loaded.stored;
+  const int64_t chunks = channels / kLanes;
   const int32_t magnitude = loadFixed<Element, isKey>(row, data, channels, raw, stored);
   loaded.code = storage::kLargestCode + 1;
   if (magnitude < kFiniteMagnitudes)
@@ -427,15 +427,15 @@ ALIGNED_LOOP void loadToken(const Row &row, const typename Element::Bits *data, 
   constexpr float steps[] = {1, 0x1.d5818ep-1f, 0x1.ae89fap-1f, 0x1.8ace54p-1f, 0x1.6a09e6p-1f, 0x1.4bfdaep-1f, 0x1.306fe0p-1f, 0x1.172b84p-1f};
   int32_t octave = (loaded.code - row.bias) >> 3, step = (loaded.code - row.bias) & 7;
   if (octave < -100) { // the factor would be no float: the values, which are as small, take part of it
-    for (int64_t j = 0; j < channels / kLanes; ++j)
+    for (int64_t j = 0; j < chunks; ++j)
       stored[j] *= 0x1p64f;
     octave += 64;
   }
   loaded.factor = bitCast<float>(bitCast<int32_t>(steps[step]) + (15 - octave) * (1 << 23));
-  for (int64_t j = 0; j < channels / kLanes && inRegisters; ++j) {
-    loaded.raw[j] = raw[j];
+  for (int64_t j = 0; j < chunks && inRegisters; ++j)
     loaded.stored[j] = stored[j];
-  }
+  for (int64_t j = 0; j < chunks && loaded.code <= storage::kLargestCode; ++j)
+    raiseMaxima(row.channelMax + j * kLanes, raw[j]);
 }
 
 /// Packs a token that is loaded. Returns whether it is to be kept aside: then its planes and its code are 0, and nothing else has changed. `isUsual`:
@@ -473,8 +473,6 @@ ALIGNED_LOOP bool packFixed(const Row &row, const Tile &tile, int64_t token, con
       }
     }
   }
-  for (int64_t j = 0; j < chunks; ++j)
-    raiseMaxima(row.channelMax + j * kLanes, loaded.raw[j]);
   count(*row.scales, loaded.code, 1);
   return false;
 }
