@@ -299,7 +299,10 @@ Val aligned::foldLanes(Val a, int64_t lanes) {
 
 void RowKernel::scoreDense(Buffer keys, Val first, Val count) {
   int64_t dim = shape.keyDim;
-  auto key = [&](Val t) { return convert(e.load(keys, t * dim, dim), e.f32()); };
+  auto key = [&](Val t) {
+    fetchAhead(keys, t * dim, dim);
+    return convert(e.load(keys, t * dim, dim), e.f32());
+  };
   Val whole = count / lanes * lanes;
   e.loop(index(0), whole, lanes, [&](Val t) {
     forHeadGroups(/*vectorsPerHead=*/dim / lanes + 4, [&](Val head, int64_t heads) {
@@ -350,7 +353,18 @@ void RowKernel::addValues(Val begin, Val end, function_ref<Val(Val)> rowAt) {
 
 void RowKernel::addDenseValues(Buffer values, Val first, Val count) {
   int64_t dim = shape.valueDim;
-  addValues(first, first + count, [&](Val t) { return convert(e.load(values, (t - first) * dim, dim), e.f32()); });
+  addValues(first, first + count, [&](Val t) {
+    Val at = (t - first) * dim;
+    fetchAhead(values, at, dim);
+    return convert(e.load(values, at, dim), e.f32());
+  });
+}
+
+/// Asks for the cache lines that lie some way behind a row: what the processor asks for itself ends with its small pages.
+void RowKernel::fetchAhead(Buffer rows, Val at, int64_t dim) {
+  const int64_t width = rows.element.getIntOrFloatBitWidth() / 8, perLine = 64 / width;
+  for (int64_t channel = 0; channel < dim; channel += perLine)
+    e.prefetch(rows, at + (kBytesAhead / width + channel));
 }
 
 //===----------------------------------------------------------------------===//

@@ -97,6 +97,8 @@ protected:
   void softmax();
   /// s[h, first .. first + count) = w . k for the dense tokens of `keys`.
   void scoreDense(Buffer keys, Val first, Val count);
+  static constexpr int64_t kBytesAhead = 2048;
+  void fetchAhead(Buffer rows, Val at, int64_t dim);
   /// out[h, :] += p[h, t] * v for the tokens t of a stretch, whose values `rowAt` loads as f32.
   void addValues(Val begin, Val end, llvm::function_ref<Val(Val token)> rowAt);
   /// The same for the dense tokens of `values`, the first of which is token `first`.
