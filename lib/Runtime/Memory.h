@@ -1,10 +1,12 @@
 // Arrays of a cache: 64-byte aligned, with slack behind them that vectors may read.
 //
 // Planes of one cache are often of equal size, a large power of two, and so are those of K and V beside each other: without care their rows would
-// meet in the same sets of a first-level cache. `skew` sets the start of an array off by so many times 17 cache lines. Large arrays ask for large
+// meet in the same sets of a first-level cache. `skew` sets the start of an array off by so many times 17 cache lines. All but small arrays lie in large
 // pages. Zeros, so that what lies behind the tokens of a tile is always the bits of something finite: nothing yet, or tokens that were forgotten.
 #ifndef ALIGNED_LIB_RUNTIME_MEMORY_H
 #define ALIGNED_LIB_RUNTIME_MEMORY_H
+
+#include "LargePages.h"
 
 #include "aligned/Storage/Layout.h"
 
@@ -16,10 +18,6 @@
 #include <memory>
 #include <new>
 #include <utility>
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 namespace aligned {
 
@@ -65,16 +63,13 @@ public:
   explicit operator bool() const { return start; }
 
 private:
+  static constexpr int64_t kLeastOfLargePages = 16 << 10;
+
   static std::shared_ptr<void> zeros(int64_t bytes) {
 #if defined(__linux__)
-    constexpr int64_t large = int64_t(2) << 20; // a page, which what is large should start at
-    if (bytes >= large) {
-      void *around = mmap(nullptr, bytes + large, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0); // is zero without being touched
-      if (around == MAP_FAILED)
-        return nullptr;
-      char *memory = static_cast<char *>(around) + (large - reinterpret_cast<uintptr_t>(around) % large) % large;
-      madvise(memory, bytes, MADV_HUGEPAGE);
-      return std::shared_ptr<void>(memory, [=](void *) { munmap(around, bytes + large); });
+    if (bytes >= kLeastOfLargePages) {
+      void *memory = LargePages::get().take(bytes);
+      return memory ? std::shared_ptr<void>(memory, [=](void *given) { LargePages::get().give(given, bytes); }) : nullptr;
     }
 #endif
     void *memory = nullptr;
