@@ -1,8 +1,6 @@
 // See the header. Types and functions are declared as far as they are used, as ggml.h has them.
 #include "Ggml.h"
 
-#include "Run.h"
-
 #include <cstring>
 #include <dlfcn.h>
 
@@ -78,14 +76,15 @@ std::shared_ptr<Ggml> Ggml::open(const std::string &folder) {
   return ggml;
 }
 
-Ggml::Attention Ggml::attention(Type type, const std::vector<char> &keys, const std::vector<char> &values, int64_t queryHeads, int64_t kvHeads, int64_t tokens,
+Ggml::Attention Ggml::attention(Type type, const Bytes &keys, const Bytes &values, int64_t queryHeads, int64_t kvHeads, int64_t tokens,
                                 int64_t keyDim, int64_t valueDim, float scale) const {
   Attention a;
   std::shared_ptr<Functions> functions = f;
-  a.context = std::shared_ptr<void>(f->init({keys.size() + values.size() + (1 << 20), nullptr, false}), [functions](void *context) { functions->free(context); });
+  a.memory = std::make_shared<Bytes>(keys.size() + values.size() + (1 << 20));
+  a.context = std::shared_ptr<void>(f->init({a.memory->size(), a.memory->data(), false}), [functions](void *context) { functions->free(context); });
   void *context = a.context.get();
   a.query = f->newTensor(context, F32, keyDim, 1, queryHeads, 1);
-  auto store = [&](const std::vector<char> &from, int64_t dim) {
+  auto store = [&](const Bytes &from, int64_t dim) {
     void *tensor = f->newTensor(context, type, dim, tokens, kvHeads, 1);
     if (type == F16) {
       memcpy(f->data(tensor), from.data(), from.size());

@@ -2,6 +2,8 @@
 #ifndef ALIGNED_BENCHMARKS_CPU_GGML_H
 #define ALIGNED_BENCHMARKS_CPU_GGML_H
 
+#include "Capture.h"
+
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -18,12 +20,13 @@ public:
 
   /// One attention over a cache of its own, as a graph of one op.
   struct Attention {
+    std::shared_ptr<Bytes> memory;
     std::shared_ptr<void> context;
     void *query, *out, *graph;
     int64_t numbers; ///< of the output
   };
   /// `keys` and `values`: f16 [kvHeads, tokens, dim]; of type q8_0 they are quantised as they are stored.
-  Attention attention(Type type, const std::vector<char> &keys, const std::vector<char> &values, int64_t queryHeads, int64_t kvHeads, int64_t tokens, int64_t keyDim,
+  Attention attention(Type type, const Bytes &keys, const Bytes &values, int64_t queryHeads, int64_t kvHeads, int64_t tokens, int64_t keyDim,
                       int64_t valueDim, float scale) const;
   /// [queryHeads, valueDim].
   std::vector<float> run(const Attention &attention, const std::vector<double> &query, int threads);

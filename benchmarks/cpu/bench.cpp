@@ -82,7 +82,7 @@ private:
   const Capture &c;
   const int64_t tokens;
   std::vector<std::string> queries;
-  std::vector<std::vector<char>> keys, values; ///< [copy][layer]
+  std::vector<Bytes> keys, values; ///< [copy][layer]
   std::vector<std::array<Cache, 2>> planes;    ///< [copy][layer]
   std::vector<Module> modules;
   std::vector<Contestant> contestants;
@@ -140,12 +140,12 @@ bool Bench::addPolicies() {
 /// Reads and adds up whole words, a kv head's keys and values at a time.
 void Bench::addReading() {
   struct Job {
-    const std::vector<char> *arrays[2];
+    const Bytes *arrays[2];
     int64_t parts;
     static void run(void *self, int64_t begin, int64_t end) {
       auto *job = static_cast<Job *>(self);
       uint64_t sums[8] = {};
-      for (const std::vector<char> *array : job->arrays) {
+      for (const Bytes *array : job->arrays) {
         const size_t words = array->size() / 64, first = words * begin / job->parts, last = words * end / job->parts;
         for (size_t i = first; i < last; ++i) {
           uint64_t line[8];

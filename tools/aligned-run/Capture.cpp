@@ -92,9 +92,10 @@ std::string Capture::query(int64_t layer, int64_t step) const {
   return bytes;
 }
 
-std::vector<char> Capture::dense(const NpyArray &array, int64_t layer, int64_t count) const {
-  std::vector<char> bytes;
+Bytes Capture::dense(const NpyArray &array, int64_t layer, int64_t count) const {
+  Bytes bytes;
   int64_t dim = array.shape[3];
+  bytes.reserve(kvHeads * count * dim * width());
   for (int64_t head = 0; head < kvHeads; ++head) {
     const char *start = at(array, (layer * kvHeads + head) * tokens * dim);
     bytes.insert(bytes.end(), start, start + count * dim * width());

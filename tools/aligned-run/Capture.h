@@ -6,7 +6,34 @@
 
 #include "aligned/Reference/Attention.h"
 
+#include <cstdlib>
+#include <new>
+#include <sys/mman.h>
+
 namespace aligned {
+
+/// Large pages, as caches have them: a comparison of kernels is not to be one of pages. Each starts 17 cache lines further into its page than the one before: arrays
+/// that all start alike would meet in the same sets of caches.
+template <typename T> struct InLargePages {
+  using value_type = T;
+  static constexpr size_t kPage = size_t(2) << 20;
+
+  InLargePages() = default;
+  template <typename U> InLargePages(const InLargePages<U> &) {}
+  T *allocate(size_t count) {
+    static size_t arrays = 0;
+    const size_t start = arrays++ % 64 * 17 * 64, bytes = (start + count * sizeof(T) + kPage - 1) / kPage * kPage;
+    auto *memory = static_cast<char *>(std::aligned_alloc(kPage, bytes));
+    if (!memory)
+      throw std::bad_alloc();
+    madvise(memory, bytes, MADV_HUGEPAGE);
+    return reinterpret_cast<T *>(memory + start);
+  }
+  void deallocate(T *memory, size_t) { std::free(reinterpret_cast<char *>(memory) - reinterpret_cast<uintptr_t>(memory) % kPage); }
+  template <typename U> bool operator==(const InLargePages<U> &) const { return true; }
+  template <typename U> bool operator!=(const InLargePages<U> &) const { return false; }
+};
+using Bytes = std::vector<char, InLargePages<char>>;
 
 /// The folder's contents: q [layers, q_heads, steps, dim], k and v [layers, kv_heads, tokens, dim].
 struct Capture {
@@ -25,7 +52,7 @@ struct Capture {
   /// [queryHeads, keyDim] of a step.
   std::string query(int64_t layer, int64_t step) const;
   /// Tokens 0 .. count - 1 of one layer of k or v, contiguous.
-  std::vector<char> dense(const NpyArray &array, int64_t layer, int64_t count) const;
+  Bytes dense(const NpyArray &array, int64_t layer, int64_t count) const;
   /// One kv head, with the query rows of `query` that share it.
   HeadInputs inputs(const std::string &query, int64_t layer, int64_t head, int64_t tokens) const;
   /// Attention in float64: [queryHeads, valueDim].

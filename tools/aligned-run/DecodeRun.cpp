@@ -137,7 +137,7 @@ bool DecodeRun::step(int64_t layer, int64_t number) {
   int64_t tokens = c.firstPosition + number + 1;
   query = c.query(layer, number);
   std::vector<double> want = c.exact(query, layer, tokens);
-  std::vector<char> denseKey = c.dense(c.k, layer, tokens), denseValue = c.dense(c.v, layer, tokens);
+  Bytes denseKey = c.dense(c.k, layer, tokens), denseValue = c.dense(c.v, layer, tokens);
   aligned_value key = contiguous(denseKey.data(), {1, c.kvHeads, tokens, c.keyDim}), value = contiguous(denseValue.data(), {1, c.kvHeads, tokens, c.valueDim});
 
   if (page)
