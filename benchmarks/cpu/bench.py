@@ -5,7 +5,10 @@
 Runs aligned-bench over the capture as it is, shorter and longer, with other head_dims and groups, on one thread and two."""
 import argparse
 import json
+import os
 import pathlib
+import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -17,11 +20,16 @@ from page import write_page
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # What is run: tokens (None: the capture as it is), head_dim, group, kv heads, copies, threads.
-CASES = [("a layer in cache", None, None, None, None, 1, 1), ("30 layers", None, None, None, None, 6, 1), ("30 layers, 2 threads", None, None, None, None, 6, 2),
+CASES = [("5 layers", None, None, None, None, 1, 1), ("30 layers", None, None, None, None, 6, 1), ("30 layers, 2 threads", None, None, None, None, 6, 2),
          ("512 tokens", 512, None, None, None, 6, 1), ("1k", 1024, None, None, None, 6, 1), ("16k", 16384, None, None, None, 1, 1), ("64k", 65536, None, None, 1, 1, 1),
          ("64k, 2 threads", 65536, None, None, 1, 1, 2), ("256k", 262144, None, None, 1, 1, 1), ("head_dim 128, group 4, 16k", 16384, 128, 4, 1, 1, 1),
          ("group 1, 16k", 16384, None, 1, 1, 1, 1), ("group 8, 16k", 16384, None, 8, 1, 1, 1)]
 QUICK = {"30 layers", "512 tokens", "16k"}
+
+
+def processor():
+    names = re.findall(r"^model name\s*: (.*)$", pathlib.Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
 
 
 def shorter(source, target, tokens):
@@ -65,7 +73,7 @@ def main():
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
             if done.returncode:
                 sys.exit(f"bench: error: expected aligned-bench to end well, got exit status {done.returncode}")
-            results.append({"title": title} | json.loads(done.stdout))
+            results.append({"title": title} | json.loads(done.stdout) | {"cpu": processor()})
     folder = ROOT / "benchmarks/results"
     (folder / f"{options.name}.json").write_text(json.dumps(results, indent=1) + "\n")
     write_page(results, folder, options.name)
