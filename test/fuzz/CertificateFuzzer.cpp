@@ -7,7 +7,7 @@
 //
 //   aligned-fuzz CORPUS -max_total_time=60      searches; a counterexample is written to a file, which is all that reproduces it:
 //   aligned-fuzz crash-...                      runs one input
-#include "Certified.h"
+#include "../unittests/JIT/Certified.h"
 
 #include <cstdio>
 #include <cstdlib>
@@ -33,22 +33,10 @@ struct Summary {
     for (size_t subject = 0; subject < subjects().size(); ++subject) {
       for (int size = kSizes; size--;)
         std::fprintf(stderr, "%-10.2g", ratio[subject][size]);
-      std::fprintf(stderr, "%zu inputs of %s\n", inputs[subject], subjects()[subject].name().c_str());
+      std::fprintf(stderr, "%zu inputs of %s\n", inputs[subject], subjects()[subject].spec().name().c_str());
     }
   }
 } summary;
-
-CertifiedAttention &attentionOf(size_t subject) {
-  static auto &compiled = *new std::vector<std::unique_ptr<CertifiedAttention>>(subjects().size()); // never destroyed: LLVM's own globals go first
-  if (!compiled[subject]) {
-    compiled[subject] = std::make_unique<CertifiedAttention>(subjects()[subject]);
-    if (!compiled[subject]->compiled()) {
-      std::fprintf(stderr, "expected %s to compile, got %s\n", subjects()[subject].name().c_str(), aligned_last_error());
-      std::exit(1);
-    }
-  }
-  return *compiled[subject];
-}
 
 /// Reads what libFuzzer gives; zeros when there is no more.
 class Bytes {
@@ -72,20 +60,17 @@ private:
 
 #pragma pack(push, 1)
 struct Header {
-  uint8_t subject, tokens, planes, sources; // tokens 0: those of the case; sources: two bits each for q, k and v
+  uint8_t subject, tokens, sources; // tokens 0: those of the case; sources: two bits each for q, k and v
   uint32_t seed;
 };
 #pragma pack(pop)
 
-Case caseOf(const CertifiedAttention &attention, const Header &header, Bytes bytes) {
+HeadInputs caseOf(const Spec &spec, const Subject &subject, const Header &header, Bytes bytes) {
   std::vector<double> stream;
   while (!bytes.empty())
-    stream.push_back(attention.subject.element == "f32" ? double(bytes.take<float>()) : widen(bytes.take<uint16_t>(), attention.storage()));
-  Case made = makeCase(attention, header.seed);
-  HeadInputs &in = made.in;
+    stream.push_back(spec.element == "f32" ? double(bytes.take<float>()) : widen(bytes.take<uint16_t>(), spec.storage()));
+  HeadInputs in = makeCase(spec, subject, header.seed);
   in.tokens = header.tokens ? header.tokens : in.tokens;
-  if (header.planes % 8)
-    made.planes = header.planes % 4;
   int source = header.sources;
   size_t offset = 0;
   for (auto [values, count] : {std::pair(&in.q, in.heads * in.keyDim), std::pair(&in.k, in.tokens * in.keyDim), std::pair(&in.v, in.tokens * in.valueDim)}) {
@@ -100,7 +85,7 @@ Case caseOf(const CertifiedAttention &attention, const Header &header, Bytes byt
     offset += count;
     source >>= 2;
   }
-  return made;
+  return in;
 }
 
 } // namespace
@@ -109,12 +94,17 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   Bytes bytes(data, size);
   auto header = bytes.take<Header>();
   size_t subject = header.subject % subjects().size();
-  CertifiedAttention &attention = attentionOf(subject);
-  auto [in, planes] = caseOf(attention, header, bytes);
-  auto [ratio, bound] = attention.closest(in, planes);
+  const Kernel &kernel = kernelOf(subjects()[subject].spec());
+  if (!kernel) {
+    std::fprintf(stderr, "expected %s to compile, got %s\n", kernel.spec.name().c_str(), aligned_last_error());
+    std::exit(1);
+  }
+  const HeadInputs in = caseOf(kernel.spec, subjects()[subject], header, bytes);
+  const Outcome outcome = kernel.run({in}, false);
+  const auto [ratio, bound] = outcome.failed ? Closeness{NAN, NAN} : closeness(in, outcome);
   if (!(ratio <= 1)) {
-    std::fprintf(stderr, "expected an error within its bound, got error / bound = %g: %s, %lld tokens, %d planes kept (0: all); the input reproduces it\n", ratio,
-                 attention.subject.name().c_str(), static_cast<long long>(in.tokens), planes);
+    std::fprintf(stderr, "expected an error within its bound, got error / bound = %g: %s, %lld tokens; the input reproduces it\n", ratio, kernel.spec.name().c_str(),
+                 static_cast<long long>(in.tokens));
     std::abort();
   }
   ++summary.inputs[subject];
