@@ -13,6 +13,7 @@
 #include <cstring>
 #include <mutex>
 #include <new>
+#include <pthread.h>
 #include <sys/mman.h>
 
 namespace aligned {
@@ -21,9 +22,13 @@ class LargePages {
 public:
   static constexpr size_t kPage = size_t(2) << 20, kGrain = 4096, kChunk = 4 * kPage;
 
-  /// Never destroyed: caches may outlive main.
+  /// Never destroyed: caches may outlive main. A child of fork has it whole, whatever other threads were about.
   static LargePages &get() {
-    static LargePages *pages = new LargePages;
+    static LargePages *pages = [] {
+      auto *made = new LargePages;
+      pthread_atfork([] { get().mutex.lock(); }, [] { get().mutex.unlock(); }, [] { get().mutex.unlock(); });
+      return made;
+    }();
     return *pages;
   }
 

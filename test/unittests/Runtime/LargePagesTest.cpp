@@ -4,9 +4,12 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <fstream>
 #include <random>
+#include <sys/wait.h>
 #include <thread>
+#include <unistd.h>
 #include <vector>
 
 #if defined(__linux__)
@@ -92,6 +95,30 @@ TEST(LargePages, ServesThreads) {
     threads.emplace_back([&, seed] { churn(pages, seed, 100); });
   for (std::thread &thread : threads)
     thread.join();
+}
+
+TEST(LargePages, ServesChildrenOfFork) {
+  std::atomic<bool> isDone{false};
+  std::thread other([&] {
+    while (!isDone) {
+      void *memory = LargePages::get().take(20000);
+      LargePages::get().give(memory, 20000);
+    }
+  });
+  for (int i = 0; i < 50; ++i) {
+    const pid_t child = fork();
+    if (!child) {
+      alarm(10); // ends a child that waits for ever
+      void *memory = LargePages::get().take(30000);
+      LargePages::get().give(memory, 30000);
+      _exit(memory ? 0 : 1);
+    }
+    int status = -1;
+    ASSERT_EQ(waitpid(child, &status, 0), child);
+    ASSERT_EQ(status, 0);
+  }
+  isDone = true;
+  other.join();
 }
 
 } // namespace
