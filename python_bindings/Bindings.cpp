@@ -471,16 +471,16 @@ private:
   }
 
   static nb::list listOf(const Tally &tally) {
-    nb::list sites;
-    for (const aligned_tally &site : tally) {
+    nb::list reads;
+    for (const aligned_tally &read : tally) {
       nb::dict entry;
-      entry["key_bits"] = site.key_bits;
-      entry["key_values"] = site.key_values;
-      entry["value_bits"] = site.value_bits;
-      entry["value_values"] = site.value_values;
-      sites.append(entry);
+      entry["key_bits"] = read.key_bits;
+      entry["key_values"] = read.key_values;
+      entry["value_bits"] = read.value_bits;
+      entry["value_values"] = read.value_values;
+      reads.append(entry);
     }
-    return sites;
+    return reads;
   }
 
   Tally lastTally;

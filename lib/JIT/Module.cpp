@@ -310,7 +310,7 @@ namespace {
 /// What callers see of a function whose caches have their types: behind the phase `store`.
 LogicalResult describe(ModuleOp module, func::FuncOp function, int64_t ownResults, aligned_module &compiled) {
   module.walk([&](Operation *op) {
-    auto numbered = [&](auto step) { compiled.attentions = std::max<int32_t>(compiled.attentions, step.getSite() + 1); };
+    auto numbered = [&](auto step) { compiled.attentions = std::max<int32_t>(compiled.attentions, step.getAttentionId() + 1); };
     llvm::TypeSwitch<Operation *>(op).Case<AttentionOp>([&](auto) { ++compiled.attentions; }).Case<DecodeAttentionOp, AttendOp>(numbered);
   });
   // Behind the function's own results come probes, and behind these certificates.

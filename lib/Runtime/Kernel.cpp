@@ -29,7 +29,7 @@ namespace {
 /// Where the kernels started from a thread report; travels with a parallel call to the threads that run it.
 struct Record {
   aligned_tally *list = nullptr;
-  int32_t sites = 0;
+  int32_t attentions = 0;
   aligned_bits_listener *listener = nullptr;
   void *context = nullptr;
 };
@@ -246,15 +246,15 @@ void *aligned_rt_scratch(int64_t bytes) {
 // What was read
 //===----------------------------------------------------------------------===//
 
-void aligned_rt_record(aligned_tally *list, int32_t sites) {
+void aligned_rt_record(aligned_tally *list, int32_t attentions) {
   record.list = list;
-  record.sites = list ? sites : 0;
+  record.attentions = list ? attentions : 0;
 }
 
-void aligned_rt_tally(int32_t site, int64_t keyBits, int64_t keyValues, int64_t valueBits, int64_t valueValues) {
-  if (site < 0 || site >= record.sites)
+void aligned_rt_tally(int32_t attention, int64_t keyBits, int64_t keyValues, int64_t valueBits, int64_t valueValues) {
+  if (attention < 0 || attention >= record.attentions)
     return;
-  aligned_tally &tally = record.list[site];
+  aligned_tally &tally = record.list[attention];
   auto add = [](int64_t &sum, int64_t addend) { __atomic_fetch_add(&sum, addend, __ATOMIC_RELAXED); };
   add(tally.key_bits, keyBits);
   add(tally.value_bits, valueBits);
@@ -268,9 +268,9 @@ void aligned_rt_record_bits(aligned_bits_listener *listener, void *context) {
   record.context = context;
 }
 
-void aligned_rt_bits(int32_t site, int64_t row, int64_t first, int64_t tokens, int64_t channels, const uint8_t *keyBits, const uint8_t *valueBits) {
+void aligned_rt_bits(int32_t attention, int64_t row, int64_t first, int64_t tokens, int64_t channels, const uint8_t *keyBits, const uint8_t *valueBits) {
   if (record.listener)
-    record.listener(record.context, site, row, first, tokens, channels, keyBits, valueBits);
+    record.listener(record.context, attention, row, first, tokens, channels, keyBits, valueBits);
 }
 
 int aligned_rt_recording(void) { return (record.list ? ALIGNED_RECORD_TALLY : 0) | (record.listener ? ALIGNED_RECORD_BITS : 0); }
@@ -403,7 +403,7 @@ void aligned_rt_reference_scan(const aligned_stage *stage, const void *query, co
 void aligned_rt_reference_attend(const aligned_stage *stage, const void *query, const aligned_cache *key, const aligned_cache *value, int64_t row,
                                  int64_t split, int64_t later, const void *mask, const float *sinkLogits, const int8_t *digits, const float *facts,
                                  const float *mean, const float *scores, const float *tops, const float *parts, float *acc, float *max, float *sum,
-                                 float *certificate, int32_t site) {
+                                 float *certificate, int32_t attention) {
   constexpr int64_t kSplit = ALIGNED_SPLIT_TILES * ALIGNED_TILE, kCodeBits = 8;
   uint8_t keyBits[kSplit] = {}, valueBits[kSplit] = {};
   aligned_reference_attend(stage, query, key, value, row, split, later, mask, sinkLogits, digits, facts, mean, scores, tops, parts, acc, max, sum,
@@ -416,7 +416,7 @@ void aligned_rt_reference_attend(const aligned_stage *stage, const void *query, 
     keys += keyBits[t];
     values += valueBits[t];
   }
-  aligned_rt_tally(site, codes * kCodeBits + keys * stage->key_dim, held * stage->key_dim, codes * kCodeBits + values * stage->value_dim,
+  aligned_rt_tally(attention, codes * kCodeBits + keys * stage->key_dim, held * stage->key_dim, codes * kCodeBits + values * stage->value_dim,
                    held * stage->value_dim);
-  aligned_rt_bits(site, row, first, held, 1, keyBits, valueBits);
+  aligned_rt_bits(attention, row, first, held, 1, keyBits, valueBits);
 }

@@ -49,7 +49,7 @@ LogicalResult checkFormat(AttentionOp attention, PolicyKind policy) {
 }
 
 /// Attention of the queries in `query`, which a kernel can take at once: the results of `attention` for them. `later` queries of it follow, null for none.
-SmallVector<Value> fuse(ImplicitLocOpBuilder &b, AttentionOp attention, Value query, Value attnMask, ArrayAttr policies, int32_t site, Value later = {}) {
+SmallVector<Value> fuse(ImplicitLocOpBuilder &b, AttentionOp attention, Value query, Value attnMask, ArrayAttr policies, int32_t id, Value later = {}) {
   SmallVector<int64_t> shape(typeOf(query).getShape());
   auto row = RankedTensorType::get(ArrayRef(shape).drop_back(), b.getF32Type());
   shape[kChannels] = typeOf(attention.getValue()).getDimSize(kChannels);
@@ -61,12 +61,12 @@ SmallVector<Value> fuse(ImplicitLocOpBuilder &b, AttentionOp attention, Value qu
     certified = row;
   }
   auto decode = DecodeAttentionOp::create(b, acc, row, row, certificate, query, attention.getKey(), attention.getValue(), attention.getScale(), policies,
-                                          attention.getMaskedZero(), site, attention.getSoftcapAttr(), attention.getMaskAttr(), later, attnMask, attention.getSinkLogits(), /*targets=*/ValueRange());
+                                          attention.getMaskedZero(), id, attention.getSoftcapAttr(), attention.getMaskAttr(), later, attnMask, attention.getSinkLogits(), /*targets=*/ValueRange());
   return FinishOp::create(b, result, certified, certified, decode.getAcc(), decode.getSum(), decode.getCertificate())->getResults();
 }
 
 /// Attention of all queries, `step` of them at a time. Memory for the results is laid out once and filled stretch by stretch.
-SmallVector<Value> fuseInStretches(ImplicitLocOpBuilder &b, AttentionOp attention, int64_t step, ArrayAttr policies, int32_t site) {
+SmallVector<Value> fuseInStretches(ImplicitLocOpBuilder &b, AttentionOp attention, int64_t step, ArrayAttr policies, int32_t id) {
   Value query = attention.getQuery();
   RankedTensorType queryType = typeOf(query);
   SmallVector<OpFoldResult> sizes = tensor::getMixedSizes(b, b.getLoc(), query);
@@ -103,7 +103,7 @@ SmallVector<Value> fuseInStretches(ImplicitLocOpBuilder &b, AttentionOp attentio
     if (attention.getMask())
       later = arith::SubIOp::create(b, arith::SubIOp::create(b, end, arith::ConstantIndexOp::create(b, step)), loop.getInductionVar());
     SmallVector<Value> filled;
-    for (auto [part, whole] : llvm::zip(fuse(b, attention, stretch, attnMask, policies, site, later), loop.getRegionIterArgs())) {
+    for (auto [part, whole] : llvm::zip(fuse(b, attention, stretch, attnMask, policies, id, later), loop.getRegionIterArgs())) {
       auto leading = [rank = typeOf(whole).getRank()](ArrayRef<OpFoldResult> all) { return all.take_front(rank); };
       filled.push_back(tensor::InsertSliceOp::create(b, part, whole, leading(offsets), sizesOf(whole), leading(strides)));
     }
@@ -120,15 +120,15 @@ struct AlignedFuseDecodeAttentionPass : aligned::impl::AlignedFuseDecodeAttentio
     PolicyAttr chosen = parsePolicy(policy, tolerance, &getContext(), [&] { return module.emitError(); });
     if (!chosen)
       return signalPassFailure();
-    int32_t site = 0;
+    int32_t id = 0;
     bool ok = true;
     auto option = ArrayAttr::get(&getContext(), chosen);
-    module.walk([&](AttentionOp attention) { ok &= succeeded(rewrite(attention, attention.getPolicies().value_or(option), site++)); });
+    module.walk([&](AttentionOp attention) { ok &= succeeded(rewrite(attention, attention.getPolicies().value_or(option), id++)); });
     if (!ok)
       signalPassFailure();
   }
 
-  static LogicalResult rewrite(AttentionOp attention, ArrayAttr policies, int32_t site) {
+  static LogicalResult rewrite(AttentionOp attention, ArrayAttr policies, int32_t id) {
     RankedTensorType query = typeOf(attention.getQuery()), key = typeOf(attention.getKey());
     int64_t queryHeads = query.getDimSize(kHeads), kvHeads = key.getDimSize(kHeads);
     if (ShapedType::isDynamic(queryHeads) || ShapedType::isDynamic(kvHeads))
@@ -145,7 +145,7 @@ struct AlignedFuseDecodeAttentionPass : aligned::impl::AlignedFuseDecodeAttentio
       return attention.emitOpError("expected at most ") << kMaxQueryRows << " query heads per kv head, got " << queryHeads / kvHeads;
 
     ImplicitLocOpBuilder b(attention.getLoc(), attention);
-    SmallVector<Value> results = step == queries ? fuse(b, attention, attention.getQuery(), attention.getAttnMask(), policies, site) : fuseInStretches(b, attention, step, policies, site);
+    SmallVector<Value> results = step == queries ? fuse(b, attention, attention.getQuery(), attention.getAttnMask(), policies, id) : fuseInStretches(b, attention, step, policies, id);
     for (auto [result, type] : llvm::zip(results, attention->getResultTypes()))
       if (result.getType() != type) // shapes known on one side only
         result = tensor::CastOp::create(b, type, result);

@@ -103,7 +103,7 @@ private:
       for (Value out : outs)
         parts.push_back(slice(out, split, index(1)));
       auto attend = AttendOp::create(b, typesOf(parts), op.getQuery(), op.getKey(), op.getValue(), row, split, op.getLater(), op.getAttnMask(), op.getSinkLogits(), digitsOf, factsOf, mean, slice(scanned[0], first, count),
-                                     slice(scanned[1], first, count), scanned[2], parts, op.getPolicies(), op.getMaskedZeroAttr(), op.getSiteAttr(), op.getSoftcapAttr(), op.getMaskAttr());
+                                     slice(scanned[1], first, count), scanned[2], parts, op.getPolicies(), op.getMaskedZeroAttr(), op.getAttentionIdAttr(), op.getSoftcapAttr(), op.getMaskAttr());
       SmallVector<Placed> placed;
       for (Value result : attend.getResults())
         placed.push_back({result, split});

@@ -27,11 +27,11 @@ func.func @attention(%q: !q, %k: !key, %v: !value, %s: f32) -> !out {
 // CHECK-LABEL: func.func @decode_attention(
 // CHECK-SAME: %[[LATER:[a-z0-9]*]]: index)
 // CHECK: aligned.decode_attention %{{[^ ]*}}, %{{[^ ]*}}, %{{[^ ]*}} scale %{{[^ ]*}} softcap 5.000000e+01 mask <window = 8, sinks = 4> policy <exact> masked_zero :
-// CHECK: aligned.decode_attention %{{[^ ]*}}, %{{[^ ]*}}, %{{[^ ]*}} scale %{{[^ ]*}} mask <causal> later %[[LATER]] policy <budget, tolerance = 1.250000e-01> {site = 2 : i32} :
+// CHECK: aligned.decode_attention %{{[^ ]*}}, %{{[^ ]*}}, %{{[^ ]*}} scale %{{[^ ]*}} mask <causal> later %[[LATER]] policy <budget, tolerance = 1.250000e-01> {attention_id = 2 : i32} :
 func.func @decode_attention(%q: !q, %k: !key, %v: !value, %s: f32, %later: index) -> (!out, !row) {
   %a:3 = aligned.decode_attention %q, %k, %v scale %s softcap 50.0 mask <window = 8, sinks = 4> policy <exact> masked_zero
       : !q, !key, !value -> !out, !row, !row
-  %b:3 = aligned.decode_attention %q, %k, %v scale %s mask <causal> later %later policy <budget, tolerance = 0.125> {site = 2 : i32}
+  %b:3 = aligned.decode_attention %q, %k, %v scale %s mask <causal> later %later policy <budget, tolerance = 0.125> {attention_id = 2 : i32}
       : !q, !key, !value -> !out, !row, !row
   return %a#0, %b#1 : !out, !row
 }

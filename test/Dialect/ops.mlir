@@ -46,12 +46,12 @@ func.func private @formats(tensor<1x1x64x16xbf16, #aligned.planes<float<12, 4>, 
 func.func private @offset(tensor<1x2x?x16xf16> {aligned.key_offset = dense<0.5> : tensor<2x16xf32>})
 
 // CHECK-LABEL: func.func @state(
-// CHECK: %[[A:.*]], %[[M:.*]], %[[S:.*]] = aligned.decode_attention %{{.*}}, %{{.*}}, %{{.*}} scale %{{.*}} policy <budget, tolerance = 3.906250e-03> masked_zero {site = 3 : i32}
+// CHECK: %[[A:.*]], %[[M:.*]], %[[S:.*]] = aligned.decode_attention %{{.*}}, %{{.*}}, %{{.*}} scale %{{.*}} policy <budget, tolerance = 3.906250e-03> masked_zero {attention_id = 3 : i32}
 // CHECK: %[[A1:.*]], %[[M1:.*]], %[[S1:.*]] = aligned.decode_attention {{.*}} policy <exact> :
 // CHECK: %[[A2:.*]], %{{.*}}, %[[S2:.*]] = aligned.merge(%[[A]], %[[M]], %[[S]]), (%[[A1]], %[[M1]], %[[S1]]) : tensor<1x9x1x64xf32>, tensor<1x9x1xf32>
 // CHECK: aligned.finish %[[A2]], %[[S2]] : tensor<1x9x1x64xf32>, tensor<1x9x1xf32> -> tensor<1x9x1x64xf16>
 func.func @state(%q: tensor<1x9x1x64xf16>, %k: !key, %v: !value, %k1: tensor<1x3x63x64xf16>, %v1: tensor<1x3x63x64xf16>, %scale: f32) -> tensor<1x9x1x64xf16> {
-  %a, %m, %s = aligned.decode_attention %q, %k, %v scale %scale policy <budget, tolerance = 0.00390625> masked_zero {site = 3 : i32}
+  %a, %m, %s = aligned.decode_attention %q, %k, %v scale %scale policy <budget, tolerance = 0.00390625> masked_zero {attention_id = 3 : i32}
       : tensor<1x9x1x64xf16>, !key, !value -> tensor<1x9x1x64xf32>, tensor<1x9x1xf32>, tensor<1x9x1xf32>
   %a1, %m1, %s1 = aligned.decode_attention %q, %k1, %v1 scale %scale policy <exact>
       : tensor<1x9x1x64xf16>, tensor<1x3x63x64xf16>, tensor<1x3x63x64xf16> -> tensor<1x9x1x64xf32>, tensor<1x9x1xf32>, tensor<1x9x1xf32>

@@ -19,10 +19,10 @@ func.func @declared(%q: !q, %k: !key, %v: !value, %scale: f32) -> (!q, !q) {
 }
 
 // CHECK-LABEL: func.func @computed(
-// CHECK: policies [<budget, tolerance = 3.906250e-03, key = <{{.*}}>, value = <{{.*}}>>, <budget, tolerance = 2.500000e-01>, <budget, tolerance = 2.500000e-01, key = <bits = 16 to 16>>] masked_zero {site = 3 : i32}
+// CHECK: policies [<budget, tolerance = 3.906250e-03, key = <{{.*}}>, value = <{{.*}}>>, <budget, tolerance = 2.500000e-01>, <budget, tolerance = 2.500000e-01, key = <bits = 16 to 16>>] masked_zero {attention_id = 3 : i32}
 func.func @computed(%q: !q, %k: !key, %v: !value, %scale: f32) -> tensor<1x9x1xf32> {
   %a, %m, %s = aligned.decode_attention %q, %k, %v scale %scale
-      policies [#limited, <budget, tolerance = 0.25>, <budget, tolerance = 0.25, key = <bits = 16 to 16>>] masked_zero {site = 3 : i32}
+      policies [#limited, <budget, tolerance = 0.25>, <budget, tolerance = 0.25, key = <bits = 16 to 16>>] masked_zero {attention_id = 3 : i32}
       : !q, !key, !value -> tensor<1x9x1x64xf32>, tensor<1x9x1xf32>, tensor<1x9x1xf32>
   return %m : tensor<1x9x1xf32>
 }

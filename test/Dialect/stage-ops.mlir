@@ -62,10 +62,10 @@ func.func @attend(%q: !query, %k: !key, %v: !value, %row: index, %split: index, 
   %0:3 = aligned.attend %q, %k, %v, %d, %f, %m, %s, %t, %p row %row split %split policy <budget, tolerance = 0.25> outs(%a, %x, %x : !acc, !sum, !sum)
       : !query, !key, !value, !digits, !facts, !mean, !scores, !tops, !parts -> !acc, !sum, !sum
   // CHECK: aligned.attend {{.*}} split %[[SPLIT]] softcap 5.000000e+01 mask <causal> later %[[LATER]] policy <budget, {{.*}}> masked_zero outs(%[[STATE]]#0, %[[STATE]]#1, %[[STATE]]#2, %{{[a-z0-9]+}} :
-  // CHECK-SAME: tensor<1x2x2x8xf32>) {site = 3 : i32} :
+  // CHECK-SAME: tensor<1x2x2x8xf32>) {attention_id = 3 : i32} :
   // CHECK-SAME: -> tensor<1x2x2x48xf32>, tensor<1x2x2xf32>, tensor<1x2x2xf32>, tensor<1x2x2x8xf32>
   %1:4 = aligned.attend %q, %k, %v, %d, %f, %m, %s, %t, %p row %row split %split softcap 50.0 mask <causal> later %later
-      policy <budget, tolerance = 0.25, value = <bits = 4 to 12>> masked_zero outs(%0#0, %0#1, %0#2, %c : !acc, !sum, !sum, tensor<1x2x2x8xf32>) {site = 3 : i32}
+      policy <budget, tolerance = 0.25, value = <bits = 4 to 12>> masked_zero outs(%0#0, %0#1, %0#2, %c : !acc, !sum, !sum, tensor<1x2x2x8xf32>) {attention_id = 3 : i32}
       : !query, !key, !value, !digits, !facts, !mean, !scores, !tops, !parts -> !acc, !sum, !sum, tensor<1x2x2x8xf32>
   return %1#0, %1#1, %1#2, %1#3 : !acc, !sum, !sum, tensor<1x2x2x8xf32>
 }
@@ -103,7 +103,7 @@ func.func @pure(%q: !query, %k: !key, %v: !value, %scale: f32, %row: index, %d: 
 // CHECK: aligned.prepare {{.*}} outs(%{{.*}}, %{{.*}}, %{{.*}} : memref<2x4x32xi8>, memref<5x8xf32>, memref<48xf32>) : memref<2x6x2x32xf16>, memref<2x3x?x32xf16, #aligned.planes<fixed<4, 4, 8>, key>>, memref<2x3x?x48xf16, #aligned.planes<fixed<8, 8>, value>>{{$}}
 // CHECK: aligned.scan {{.*}} outs(%{{.*}}, %{{.*}}, %{{.*}} : memref<?x4x64xf32, strided<[256, 64, 1], offset: ?>>, memref<?x4x16xf32>, memref<1x2x4xf32, strided<[8, 4, 1], offset: ?>>) :
 // CHECK-SAME: memref<2x4x32xi8>, memref<5x8xf32>{{$}}
-// CHECK: aligned.attend {{.*}} masked_zero outs(%{{.*}}, %{{.*}}, %{{.*}}, %{{.*}} : memref<1x2x2x48xf32>, memref<1x2x2xf32>, memref<1x2x2xf32>, memref<1x2x2x8xf32>) {site = 3 : i32} :
+// CHECK: aligned.attend {{.*}} masked_zero outs(%{{.*}}, %{{.*}}, %{{.*}}, %{{.*}} : memref<1x2x2x48xf32>, memref<1x2x2xf32>, memref<1x2x2xf32>, memref<1x2x2x8xf32>) {attention_id = 3 : i32} :
 // CHECK-SAME: memref<?x4x64xf32, strided<[256, 64, 1], offset: ?>>, memref<?x4x16xf32>, memref<?x2x4xf32>{{$}}
 
 // What is done to memory is done, and done again.
@@ -123,7 +123,7 @@ func.func @buffers(%q: memref<2x6x2x32xf16>, %k: memref<2x3x?x32xf16, #aligned.p
       outs(%s, %t, %part : memref<?x4x64xf32, strided<[256, 64, 1], offset: ?>>, memref<?x4x16xf32>, memref<1x2x4xf32, strided<[8, 4, 1], offset: ?>>)
       : memref<2x6x2x32xf16>, memref<2x3x?x32xf16, #aligned.planes<fixed<4, 4, 8>, key>>, memref<2x3x?x48xf16, #aligned.planes<fixed<8, 8>, value>>, memref<2x4x32xi8>, memref<5x8xf32>
   aligned.attend %q, %k, %v, %d, %f, %m, %s, %t, %parts row %row split %split policy <budget, tolerance = 0.25> masked_zero
-      outs(%a, %x, %l, %c : memref<1x2x2x48xf32>, memref<1x2x2xf32>, memref<1x2x2xf32>, memref<1x2x2x8xf32>) {site = 3 : i32}
+      outs(%a, %x, %l, %c : memref<1x2x2x48xf32>, memref<1x2x2xf32>, memref<1x2x2xf32>, memref<1x2x2x8xf32>) {attention_id = 3 : i32}
       : memref<2x6x2x32xf16>, memref<2x3x?x32xf16, #aligned.planes<fixed<4, 4, 8>, key>>, memref<2x3x?x48xf16, #aligned.planes<fixed<8, 8>, value>>, memref<2x4x32xi8>, memref<5x8xf32>,
         memref<48xf32>, memref<?x4x64xf32, strided<[256, 64, 1], offset: ?>>, memref<?x4x16xf32>, memref<?x2x4xf32>
   return

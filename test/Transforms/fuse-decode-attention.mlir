@@ -25,8 +25,8 @@ func.func @split(%q: !q, %k: !key, %v: !value, %scale: f32) -> tensor<1x9x1x48xb
 
 // Dense caches have no bits to choose from. Attention is numbered through the module.
 // CHECK-LABEL: func.func @dense(
-// CHECK: aligned.decode_attention {{.*}} policy <exact> {site = 1 : i32}
-// CHECK: aligned.decode_attention {{.*}} policy <exact> {site = 2 : i32}
+// CHECK: aligned.decode_attention {{.*}} policy <exact> {attention_id = 1 : i32}
+// CHECK: aligned.decode_attention {{.*}} policy <exact> {attention_id = 2 : i32}
 // TIGHT-LABEL: func.func @dense(
 // TIGHT: policy <exact>
 func.func @dense(%q: tensor<?x9x1x64xf16>, %k: tensor<?x3x97x64xf16>, %v: tensor<?x3x97x64xf16>, %scale: f32) -> tensor<2x9x1x64xf16> {
@@ -43,7 +43,7 @@ func.func @dense(%q: tensor<?x9x1x64xf16>, %k: tensor<?x3x97x64xf16>, %v: tensor
 // CHECK: %[[EMPTY:.*]] = tensor.empty() : tensor<1x9x11x48xf16>
 // CHECK: %[[ALL:.*]] = scf.for %[[I:.*]] = %{{.*}} to %c11{{[_0-9]*}} step %c1{{[_0-9]*}} iter_args(%[[SO_FAR:.*]] = %[[EMPTY]])
 // CHECK: %[[ONE:.*]] = tensor.extract_slice %[[Q]][0, 0, %[[I]], 0] [1, 9, 1, 64] [1, 1, 1, 1]
-// CHECK: aligned.decode_attention %[[ONE]], {{.*}} {site = 3 : i32}
+// CHECK: aligned.decode_attention %[[ONE]], {{.*}} {attention_id = 3 : i32}
 // CHECK: %[[OUT:.*]] = aligned.finish
 // CHECK: tensor.insert_slice %[[OUT]] into %[[SO_FAR]][0, 0, %[[I]], 0] [1, 9, 1, 48] [1, 1, 1, 1]
 // CHECK: return %[[ALL]]
@@ -72,7 +72,7 @@ func.func @some_queries(%q: tensor<1x9x?x64xf16>, %k: !key, %v: !value, %scale: 
 
 // A mask and a softcap stay what they are where one kernel takes all queries,
 // CHECK-LABEL: func.func @masked(
-// CHECK: aligned.decode_attention {{.*}} scale %{{[^ ]*}} softcap 5.000000e+01 mask <causal, window = 100> policy <budget, tolerance = 0.001953125> {site
+// CHECK: aligned.decode_attention {{.*}} scale %{{[^ ]*}} softcap 5.000000e+01 mask <causal, window = 100> policy <budget, tolerance = 0.001953125> {attention_id
 func.func @masked(%q: tensor<1x9x3x64xf16>, %k: !key, %v: !value, %scale: f32) -> tensor<1x9x3x48xf16> {
   %out = aligned.attention %q, %k, %v scale %scale softcap 50.0 mask <causal, window = 100> : tensor<1x9x3x64xf16>, !key, !value -> tensor<1x9x3x48xf16>
   return %out : tensor<1x9x3x48xf16>

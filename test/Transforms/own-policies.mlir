@@ -21,9 +21,9 @@ func.func @rule(%q: !q, %k: !cache, %v: !cache, %scale: f32) -> !q {
 // FLOAT-LABEL: func.func @shared(
 // FLOAT-SAME: fixed<4, 4, 8>, key>>{{.*}}fixed<4, 4, 8>, value>>
 // FUSED-LABEL: func.func @shared(
-// FUSED: policy <budget, tolerance = 7.812500e-03> {site = 1 : i32}
-// FUSED: policies [<exact>, <exact>] {site = 2 : i32}
-// FUSED: policies [<budget, tolerance = 2.500000e-01>, <budget, tolerance = 5.000000e-01, value = <newest = 3>>] {site = 3 : i32}
+// FUSED: policy <budget, tolerance = 7.812500e-03> {attention_id = 1 : i32}
+// FUSED: policies [<exact>, <exact>] {attention_id = 2 : i32}
+// FUSED: policies [<budget, tolerance = 2.500000e-01>, <budget, tolerance = 5.000000e-01, value = <newest = 3>>] {attention_id = 3 : i32}
 func.func @shared(%q: !q, %k: !cache, %v: !cache, %scale: f32) -> (!q, !q, !q) {
   %a = aligned.attention %q, %k, %v scale %scale : !q, !cache, !cache -> !q
   %b = aligned.attention %q, %k, %v scale %scale policies [<exact>, <exact>] : !q, !cache, !cache -> !q

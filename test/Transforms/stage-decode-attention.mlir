@@ -85,9 +85,9 @@ func.func @masked(%q: tensor<2x6x3x32xf16>, %k: !key, %v: !value, %scale: f32, %
   // CHECK: aligned.scan {{.*}} split %{{[a-z0-9]+}} softcap 5.000000e+01 mask <causal, window = 128, sinks = 4> later %[[LATER]] policies [<budget, tolerance = 2.500000e-01>, <budget, tolerance = 5.000000e-01>, <budget, tolerance = 5.000000e-01, key = <bits = 16 to 16>>] outs(
   // CHECK-SAME: : tensor<?x6x64xf32>, tensor<?x6x16xf32>, tensor<1x2x6xf32>) :
   // CHECK: aligned.attend {{.*}} split %{{[a-z0-9]+}} softcap 5.000000e+01 mask <causal, window = 128, sinks = 4> later %[[LATER]] policies [<budget, tolerance = 2.500000e-01>, <budget, tolerance = 5.000000e-01>, <budget, tolerance = 5.000000e-01, key = <bits = 16 to 16>>] masked_zero outs(
-  // CHECK-SAME: : tensor<1x2x3x48xf32>, tensor<1x2x3xf32>, tensor<1x2x3xf32>) {site = 5 : i32} :
+  // CHECK-SAME: : tensor<1x2x3x48xf32>, tensor<1x2x3xf32>, tensor<1x2x3xf32>) {attention_id = 5 : i32} :
   %acc, %max, %sum = aligned.decode_attention %q, %k, %v scale %scale softcap 50.0 mask <causal, window = 128, sinks = 4> later %later
-      policies [<budget, tolerance = 0.25>, <budget, tolerance = 0.5>, <budget, tolerance = 0.5, key = <bits = 16 to 16>>] masked_zero {site = 5 : i32}
+      policies [<budget, tolerance = 0.25>, <budget, tolerance = 0.5>, <budget, tolerance = 0.5, key = <bits = 16 to 16>>] masked_zero {attention_id = 5 : i32}
       : tensor<2x6x3x32xf16>, !key, !value -> tensor<2x6x3x48xf32>, tensor<2x6x3xf32>, tensor<2x6x3xf32>
   return %acc : tensor<2x6x3x48xf32>
 }

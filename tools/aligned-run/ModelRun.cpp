@@ -208,12 +208,12 @@ std::optional<ModelReport> aligned::runModel(const std::string &modelPath, const
   }
   for (const aligned_tally &t : tally) {
     auto per = [](int64_t bits, int64_t values) { return values ? static_cast<double>(bits) / values : 0.0; };
-    SiteReport site;
-    site.counted = t.key_values > 0;
-    site.keyBits = per(t.key_bits, t.key_values);
-    site.valueBits = per(t.value_bits, t.value_values);
-    site.bytesFraction = per(t.key_bits + t.value_bits, t.key_values + t.value_values) / denseBits;
-    report.sites.push_back(site);
+    AttentionReport read;
+    read.counted = t.key_values > 0;
+    read.keyBits = per(t.key_bits, t.key_values);
+    read.valueBits = per(t.value_bits, t.value_values);
+    read.bytesFraction = per(t.key_bits + t.value_bits, t.key_values + t.value_values) / denseBits;
+    report.reads.push_back(read);
   }
 
   std::optional<std::vector<Dense>> exact;
@@ -233,11 +233,11 @@ std::optional<ModelReport> aligned::runModel(const std::string &modelPath, const
   }
   int32_t probes = aligned_module_probes(module.get());
   size_t own = outputs->size() - probes;
-  for (int32_t site = 0; exact && site < probes && probes == report.attentions; ++site) {
+  for (int32_t read = 0; exact && read < probes && probes == report.attentions; ++read) {
     OutputReport seen;
-    measure(seen, (*outputs)[own + site], (*exact)[own + site]);
-    report.sites[site].errorMean = seen.errorMean;
-    report.sites[site].errorMax = seen.errorMax;
+    measure(seen, (*outputs)[own + read], (*exact)[own + read]);
+    report.reads[read].errorMean = seen.errorMean;
+    report.reads[read].errorMax = seen.errorMax;
   }
   for (size_t number = 0; number < own; ++number) {
     const Dense &got = (*outputs)[number];

@@ -72,11 +72,11 @@ Progress::~Progress() {
 void aligned::printModel(const ModelReport &report, const RunOptions &options) {
   llvm::raw_ostream &os = llvm::outs();
   os << (options.target == "reference" ? "in float64" : "policy " + options.name()) << ", " << report.attentions << (report.attentions == 1 ? " attention" : " attentions") << "\n";
-  for (size_t site = 0; site < report.sites.size(); ++site) {
-    const SiteReport &s = report.sites[site];
+  for (size_t read = 0; read < report.reads.size(); ++read) {
+    const AttentionReport &s = report.reads[read];
     if (!s.counted)
       continue;
-    os << llvm::format("attention %zu: %.3f of the bytes of dense caches, %.2f bits of K, %.2f bits of V", site, s.bytesFraction, s.keyBits, s.valueBits);
+    os << llvm::format("attention %zu: %.3f of the bytes of dense caches, %.2f bits of K, %.2f bits of V", read, s.bytesFraction, s.keyBits, s.valueBits);
     if (s.errorMean)
       os << llvm::format("; error %.1e mean, %.1e max against float64", *s.errorMean, *s.errorMax);
     os << "\n";
@@ -114,7 +114,7 @@ void aligned::printDecode(const std::vector<DecodeReport> &reports) {
 llvm::json::Value aligned::jsonNumber(double x) { return std::isfinite(x) ? llvm::json::Value(x) : llvm::json::Value(nullptr); }
 
 llvm::json::Object aligned::modelJson(const ModelReport &report, bool ok) {
-  llvm::json::Array outputs, sites;
+  llvm::json::Array outputs, reads;
   for (const OutputReport &output : report.outputs) {
     llvm::json::Object entry{{"index", output.index}, {"compared", output.compared}};
     entry["max_abs"] = output.compared ? jsonNumber(output.maxAbs) : llvm::json::Value(nullptr);
@@ -123,11 +123,11 @@ llvm::json::Object aligned::modelJson(const ModelReport &report, bool ok) {
     entry["error_max"] = output.measured ? jsonNumber(output.errorMax) : llvm::json::Value(nullptr);
     outputs.push_back(std::move(entry));
   }
-  for (const SiteReport &site : report.sites)
-    sites.push_back(llvm::json::Object{{"k_bits", jsonNumber(site.keyBits)}, {"v_bits", jsonNumber(site.valueBits)}, {"bytes_fraction", jsonNumber(site.bytesFraction)},
-                                       {"error_mean", jsonNumber(site.errorMean.value_or(NAN))},
-                                       {"error_max", jsonNumber(site.errorMax.value_or(NAN))}});
-  return llvm::json::Object{{"ok", ok}, {"attentions", report.attentions}, {"outputs", std::move(outputs)}, {"sites", std::move(sites)}};
+  for (const AttentionReport &read : report.reads)
+    reads.push_back(llvm::json::Object{{"k_bits", jsonNumber(read.keyBits)}, {"v_bits", jsonNumber(read.valueBits)}, {"bytes_fraction", jsonNumber(read.bytesFraction)},
+                                       {"error_mean", jsonNumber(read.errorMean.value_or(NAN))},
+                                       {"error_max", jsonNumber(read.errorMax.value_or(NAN))}});
+  return llvm::json::Object{{"ok", ok}, {"attentions", report.attentions}, {"outputs", std::move(outputs)}, {"reads", std::move(reads)}};
 }
 
 llvm::json::Object aligned::decodeJson(const std::vector<DecodeReport> &reports, bool ok, const std::vector<DecodeReport> &alternatives) {

@@ -32,7 +32,7 @@ struct RunOptions {
 };
 
 /// What one attention of a model read.
-struct SiteReport {
+struct AttentionReport {
   bool counted = false;              ///< not where all of a graph's attention is evaluated as declared
   double keyBits = 0, valueBits = 0; ///< per value
   double bytesFraction = 0;          ///< of a dense kernel's bytes
@@ -51,7 +51,7 @@ struct OutputReport {
 struct ModelReport {
   int attentions = 0;
   bool staged = false; ///< what is measured against is not attention as declared, but stages that came with the model, under their policies
-  std::vector<SiteReport> sites;
+  std::vector<AttentionReport> reads;
   std::vector<OutputReport> outputs;
 };
 

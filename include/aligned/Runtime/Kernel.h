@@ -27,21 +27,21 @@ typedef struct {
   int64_t rows;                     /* kernel rows that reported */
 } aligned_tally;
 
-/* Called by compiled code once per row, or per split of one. `site` is the attention's number in its module. Adds to the tally list that is installed, if any. */
-void aligned_rt_tally(int32_t site, int64_t key_bits, int64_t key_values, int64_t value_bits, int64_t value_values);
+/* Called by compiled code once per row, or per split of one. `attention` is the attention's number in its module. Adds to the tally list that is installed, if any. */
+void aligned_rt_tally(int32_t attention, int64_t key_bits, int64_t key_values, int64_t value_bits, int64_t value_values);
 
-/* Installs `list` (one entry per attention of the module, `sites` of them) for kernels started from this thread; null removes it. Not owned. */
-void aligned_rt_record(aligned_tally *list, int32_t sites);
+/* Installs `list` (one entry per attention of the module, `attentions` of them) for kernels started from this thread; null removes it. Not owned. */
+void aligned_rt_record(aligned_tally *list, int32_t attentions);
 
 /* Which bits a kernel read of tokens first .. first + tokens - 1 of a row. With one `channels`, key_bits is [tokens]; else it is [tiles of 64 tokens][channels], where
  * all tokens of a tile are read alike. value_bits is [tokens]. In tiles that no query sees, all are 0. In others kernels scan every token, so that key_bits is at least the first
  * plane even of tokens that no query sees, whose value_bits is 0. (With `target=reference` such tokens are not scanned: both are 0.) Valid during the call, which may come from any
  * thread of the pool. */
-typedef void aligned_bits_listener(void *context, int32_t site, int64_t row, int64_t first, int64_t tokens, int64_t channels, const uint8_t *key_bits,
+typedef void aligned_bits_listener(void *context, int32_t attention, int64_t row, int64_t first, int64_t tokens, int64_t channels, const uint8_t *key_bits,
                                    const uint8_t *value_bits);
 
 /* Called by compiled code where aligned_rt_recording() asks for it. Tells the listener that is installed, if any. */
-void aligned_rt_bits(int32_t site, int64_t row, int64_t first, int64_t tokens, int64_t channels, const uint8_t *key_bits, const uint8_t *value_bits);
+void aligned_rt_bits(int32_t attention, int64_t row, int64_t first, int64_t tokens, int64_t channels, const uint8_t *key_bits, const uint8_t *value_bits);
 
 /* Installs a listener for kernels started from this thread; null removes it. */
 void aligned_rt_record_bits(aligned_bits_listener *listener, void *context);
@@ -89,7 +89,7 @@ void aligned_rt_reference_scan(const aligned_stage *stage, const void *query, co
 void aligned_rt_reference_attend(const aligned_stage *stage, const void *query, const aligned_cache *key, const aligned_cache *value, int64_t row,
                                  int64_t split, int64_t later, const void *mask, const float *sink_logits, const int8_t *digits, const float *facts,
                                  const float *mean, const float *scores, const float *tops, const float *parts, float *acc, float *max, float *sum,
-                                 float *certificate, int32_t site);
+                                 float *certificate, int32_t attention);
 
 #ifdef __cplusplus
 }

@@ -84,7 +84,7 @@ def AlignedFuseDecodeAttention : Pass<"aligned-fuse-decode-attention", "::mlir::
     dequantisation in one op that holds the policy: the attention's own `policies` where it has any, else the one of the options. Attention over dense tensors is
     fused too, with policy `exact`.
 
-    Attention is numbered in order of appearance, by the attribute `site`. Where the query rows of a kv head are more than a kernel holds, queries are
+    Attention is numbered in order of appearance, by the attribute `attention_id`. Where the query rows of a kv head are more than a kernel holds, queries are
     taken in stretches that it does hold, all under one number.
   }];
   let options = [

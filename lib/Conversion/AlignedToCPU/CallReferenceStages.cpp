@@ -117,7 +117,7 @@ template <typename Op> struct CallReference : OpConversionPattern<Op> {
     if constexpr (!isPrepare && !isScan) {
       if (adaptor.getOuts().size() == 3)
         arguments.push_back(none); // the certificate
-      arguments.push_back(around.code(op.getSite()));
+      arguments.push_back(around.code(op.getAttentionId()));
     }
     around.call(("aligned_rt_reference_" + op->getName().stripDialect()).str(), {}, arguments);
     rewriter.eraseOp(op);

@@ -106,9 +106,9 @@ struct ConvertDecodeAttention : OpConversionPattern<DecodeAttentionOp> {
 
   func::FuncOp insertKernel(DecodeAttentionOp op, const KernelShape &shape, OpBuilder &b) const {
     OpBuilder::InsertionGuard guard(b);
-    std::string name = ("aligned_decode_" + Twine(op.getSite())).str();
+    std::string name = ("aligned_decode_" + Twine(op.getAttentionId())).str();
     for (int64_t copy = 1; symbols.lookup(name); ++copy)
-      name = ("aligned_decode_" + Twine(op.getSite()) + "_" + Twine(copy)).str();
+      name = ("aligned_decode_" + Twine(op.getAttentionId()) + "_" + Twine(copy)).str();
     func::FuncOp kernel = emitKernel(op->getParentOfType<ModuleOp>(), op.getLoc(), name, shape);
     symbols.insert(kernel);
     return kernel;

@@ -75,7 +75,7 @@ template <typename Op> struct ConvertStage : OpConversionPattern<Op> {
     for (Value operand : adaptor.getOperands())
       arguments.push_back(isa_and_present<MemRefType>(operand.getType()) ? around.address(operand) : operand);
     if constexpr (std::is_same_v<Op, AttendOp>)
-      arguments.push_back(around.code(op.getSite()));
+      arguments.push_back(around.code(op.getAttentionId()));
     func::FuncOp kernel = kernelOf(op, ValueRange(arguments).getTypes(), rewriter);
     func::CallOp::create(around.b, kernel, arguments);
     rewriter.eraseOp(op);
@@ -91,7 +91,7 @@ private:
     for (Value operand : op->getOperands()) // outs and masks too: which there are
       os << " " << operand.getType();
     for (NamedAttribute attr : op->getAttrs())
-      if (attr.getName() != "site")
+      if (attr.getName() != "attention_id")
         os << " " << attr.getName() << attr.getValue();
     func::FuncOp &kernel = kernels[key];
     if (kernel)

@@ -115,7 +115,7 @@ void PlaneKernel::reportReading() {
     inBits(valueRead, padded);
     auto asI64 = [&](Val number) { return convert(number, e.i64()).value; };
     func::CallOp::create(e.b, "aligned_rt_bits", TypeRange(),
-                         ValueRange{e.constant(e.i32(), shape.site).value, asI64(row), asI64(index(0)), asI64(tokens), asI64(index(units)),
+                         ValueRange{e.constant(e.i32(), shape.attention).value, asI64(row), asI64(index(0)), asI64(tokens), asI64(index(units)),
                                     keyRead.pointer.value, valueRead.pointer.value});
   });
 }

@@ -55,7 +55,7 @@ void RowKernel::emit(Val argumentsPointer, Val rowIndex) {
 void RowKernel::tally(Val keyBits, Val valueBits) {
   auto asI64 = [&](Val number) { return convert(number, e.i64()).value; };
   func::CallOp::create(e.b, "aligned_rt_tally", TypeRange(),
-                       ValueRange{e.constant(e.i32(), shape.site).value, asI64(keyBits), asI64(tokens * shape.keyDim), asI64(valueBits),
+                       ValueRange{e.constant(e.i32(), shape.attention).value, asI64(keyBits), asI64(tokens * shape.keyDim), asI64(valueBits),
                                   asI64(tokens * shape.valueDim)});
 }
 

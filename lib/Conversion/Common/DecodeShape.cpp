@@ -15,7 +15,7 @@ FailureOr<DecodeShape> aligned::decodeShape(DecodeAttentionOp op, bool takesLate
   policies.resize(key.getDimSize(1), policies.front());
   DecodeShape shape{key.getDimSize(1), query.getDimSize(1) / key.getDimSize(1) * query.getDimSize(2), key.getDimSize(3), value.getDimSize(3),
                     query.getElementType(), key.getElementType(), value.getElementType(), getPlanes(key), getPlanes(value), policies, op.getMaskedZero(),
-                    op.isCertified(), static_cast<int32_t>(op.getSite()),
+                    op.isCertified(), static_cast<int32_t>(op.getAttentionId()),
                     query.getDimSize(2), op.getMaskAttr(), op.getSoftcap() ? op.getSoftcap()->convertToDouble() : 0.0, bool(op.getLater())};
   if (Value mask = op.getAttnMask()) {
     auto maskType = cast<ShapedType>(mask.getType());

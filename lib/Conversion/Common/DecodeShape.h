@@ -14,7 +14,7 @@ struct DecodeShape {
   PlanesAttr keyPlanes, valuePlanes;              ///< null: dense
   llvm::SmallVector<PolicyAttr> policies;      ///< of each kv head
   bool maskedZero, certified;
-  int32_t site;
+  int32_t attention;
   int64_t queries = 1; ///< of each query head: row h of a kv head is query h mod queries
   MaskAttr mask = {};  ///< null: all tokens are visible
   double softcap = 0;  ///< 0: none

@@ -35,7 +35,7 @@ func.func @float(%q: tensor<2x9x1x64xf16>, %k: !key, %v: !value, %scale: f32) ->
 // CHECK-SAME: memref<1x4x1x32xf32>, %{{.*}}: memref<1x2x?x32xf32>, %{{.*}}: memref<1x2x?x48xf32>
 func.func @dense(%q: tensor<1x4x1x32xf32>, %k: tensor<1x2x?x32xf32>, %v: tensor<1x2x?x48xf32>, %scale: f32) -> tensor<1x4x1x48xf32> {
   // CHECK: constant @aligned_decode_7 :
-  %acc, %max, %sum = aligned.decode_attention %q, %k, %v scale %scale policy <exact> {site = 7 : i32}
+  %acc, %max, %sum = aligned.decode_attention %q, %k, %v scale %scale policy <exact> {attention_id = 7 : i32}
       : tensor<1x4x1x32xf32>, tensor<1x2x?x32xf32>, tensor<1x2x?x48xf32> -> tensor<1x4x1x48xf32>, tensor<1x4x1xf32>, tensor<1x4x1xf32>
   return %acc : tensor<1x4x1x48xf32>
 }
@@ -52,7 +52,7 @@ func.func @more(%q: tensor<2x9x1x64xf16>, %k: !key, %v: !value, %scale: f32, %la
   // CHECK: memref.extract_aligned_pointer_as_index %[[CERTIFICATE]]
   // CHECK: constant @aligned_decode_7_1
   // CHECK: return %[[CERTIFICATE]]
-  %acc, %max, %sum, %c = aligned.decode_attention %q, %k, %v scale %scale mask <causal> later %later policy <exact> {site = 7 : i32}
+  %acc, %max, %sum, %c = aligned.decode_attention %q, %k, %v scale %scale mask <causal> later %later policy <exact> {attention_id = 7 : i32}
       : tensor<2x9x1x64xf16>, !key, !value -> tensor<2x9x1x64xf32>, tensor<2x9x1xf32>, tensor<2x9x1xf32> certified tensor<2x9x1x8xf32>
   return %c : tensor<2x9x1x8xf32>
 }
@@ -71,7 +71,7 @@ func.func @numbers(%q: tensor<2x9x1x64xf16>, %k: !key, %v: !value, %scale: f32, 
   // CHECK: %[[LOGITS_SLOT:.*]] = llvm.getelementptr %[[SLOTS]][88]
   // CHECK: llvm.store %[[LOGITS_ADDRESS]], %[[LOGITS_SLOT]]
   // CHECK: constant @aligned_decode_9 :
-  %acc, %max, %sum = aligned.decode_attention %q, %k, %v scale %scale attn_mask %mask : tensor<2x1x1x?xi1> sink_logits %logits : tensor<9xf32> policy <exact> {site = 9 : i32}
+  %acc, %max, %sum = aligned.decode_attention %q, %k, %v scale %scale attn_mask %mask : tensor<2x1x1x?xi1> sink_logits %logits : tensor<9xf32> policy <exact> {attention_id = 9 : i32}
       : tensor<2x9x1x64xf16>, !key, !value -> tensor<2x9x1x64xf32>, tensor<2x9x1xf32>, tensor<2x9x1xf32>
   return %acc : tensor<2x9x1x64xf32>
 }

@@ -24,10 +24,10 @@ func.func @plain(%q: memref<1x4x1x32xf16>, %k: memref<1x2x?x32xf16, #key>, %v: m
       outs(%scores, %tops, %part : memref<?x2x64xf32>, memref<?x2x16xf32>, memref<1x2x2xf32>)
       : memref<1x4x1x32xf16>, memref<1x2x?x32xf16, #key>, memref<1x2x?x16xf16, #value>, memref<2x2x32xi8>, memref<3x8xf32>
   // CHECK: %[[NOTHING:.*]] = llvm.mlir.zero : !llvm.ptr
-  // CHECK: %[[SITE:.*]] = arith.constant 3 : i32
-  // CHECK: call @aligned_rt_reference_attend(%{{.*}}, %{{.*}}, %[[K]], %[[V]], %{{.*}}, %{{.*}}, %{{.*}}, %[[NOTHING]], %[[NOTHING]], {{.*}}, %[[NOTHING]], %[[SITE]])
+  // CHECK: %[[ID:.*]] = arith.constant 3 : i32
+  // CHECK: call @aligned_rt_reference_attend(%{{.*}}, %{{.*}}, %[[K]], %[[V]], %{{.*}}, %{{.*}}, %{{.*}}, %[[NOTHING]], %[[NOTHING]], {{.*}}, %[[NOTHING]], %[[ID]])
   aligned.attend %q, %k, %v, %digits, %facts, %mean, %scores, %tops, %parts row %row split %split policy <budget, tolerance = 7.812500e-03>
-      outs(%acc, %max, %sum : memref<1x2x1x16xf32>, memref<1x2x1xf32>, memref<1x2x1xf32>) {site = 3 : i32}
+      outs(%acc, %max, %sum : memref<1x2x1x16xf32>, memref<1x2x1xf32>, memref<1x2x1xf32>) {attention_id = 3 : i32}
       : memref<1x4x1x32xf16>, memref<1x2x?x32xf16, #key>, memref<1x2x?x16xf16, #value>, memref<2x2x32xi8>, memref<3x8xf32>, memref<16xf32>, memref<?x2x64xf32>, memref<?x2x16xf32>,
         memref<?x2x2xf32>
   return

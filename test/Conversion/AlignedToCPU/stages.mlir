@@ -94,9 +94,9 @@ func.func @attend(%q: !query, %k: !key, %v: !value, %row: index, %split: index, 
   // CHECK-NEXT: call @aligned_attend(%[[Q:[0-9]+]], %[[K]], %[[V]], %[[ROW]], %[[SPLIT]], %[[D:[0-9]+]], %[[F:[0-9]+]], %[[M_ADDRESS]], %[[S_ADDRESS]], %[[T_ADDRESS]], %[[P_ADDRESS]], %[[A_ADDRESS]], %[[X_ADDRESS]], %[[L_ADDRESS]], %[[THREE]])
   // CHECK-NEXT: call @aligned_attend(%[[Q]], %[[K]], %[[V]], %[[ROW]], %[[SPLIT]], %[[D]], %[[F]], %[[M_ADDRESS]], %[[S_ADDRESS]], %[[T_ADDRESS]], %[[P_ADDRESS]], %[[A_ADDRESS]], %[[X_ADDRESS]], %[[L_ADDRESS]], %[[FOUR]])
   // CHECK-NEXT: return
-  aligned.attend %q, %k, %v, %d, %f, %m, %s, %t, %p row %row split %split policy <budget, tolerance = 0.25> outs(%a, %x, %l : !acc, !sum, !sum) {site = 3 : i32}
+  aligned.attend %q, %k, %v, %d, %f, %m, %s, %t, %p row %row split %split policy <budget, tolerance = 0.25> outs(%a, %x, %l : !acc, !sum, !sum) {attention_id = 3 : i32}
       : !query, !key, !value, !digits, !facts, !mean, !scores, !tops, !parts
-  aligned.attend %q, %k, %v, %d, %f, %m, %s, %t, %p row %row split %split policy <budget, tolerance = 0.25> outs(%a, %x, %l : !acc, !sum, !sum) {site = 4 : i32}
+  aligned.attend %q, %k, %v, %d, %f, %m, %s, %t, %p row %row split %split policy <budget, tolerance = 0.25> outs(%a, %x, %l : !acc, !sum, !sum) {attention_id = 4 : i32}
       : !query, !key, !value, !digits, !facts, !mean, !scores, !tops, !parts
   return
 }

@@ -27,19 +27,19 @@ func.func @budget(%q: tensor<2x9x1x64xf16>, %k: !key, %v: !value, %scale: f32) -
 }
 
 func.func @exact(%q: tensor<2x9x1x64xf16>, %k: !key, %v: !value, %scale: f32) -> tensor<2x9x1x64xf32> {
-  %acc, %max, %sum = aligned.decode_attention %q, %k, %v scale %scale policy <exact> {site = 1 : i32}
+  %acc, %max, %sum = aligned.decode_attention %q, %k, %v scale %scale policy <exact> {attention_id = 1 : i32}
       : tensor<2x9x1x64xf16>, !key, !value -> tensor<2x9x1x64xf32>, tensor<2x9x1xf32>, tensor<2x9x1xf32>
   return %acc : tensor<2x9x1x64xf32>
 }
 
 func.func @published(%q: tensor<1x2x1x64xbf16>, %k: !float_key, %v: !float_value, %scale: f32) -> tensor<1x2x1x128xf32> {
-  %acc, %max, %sum = aligned.decode_attention %q, %k, %v scale %scale policy <alignedkv> {site = 2 : i32}
+  %acc, %max, %sum = aligned.decode_attention %q, %k, %v scale %scale policy <alignedkv> {attention_id = 2 : i32}
       : tensor<1x2x1x64xbf16>, !float_key, !float_value -> tensor<1x2x1x128xf32>, tensor<1x2x1xf32>, tensor<1x2x1xf32>
   return %acc : tensor<1x2x1x128xf32>
 }
 
 func.func @dense(%q: tensor<1x8x1x64xf16>, %k: tensor<1x2x?x64xf16>, %v: tensor<1x2x?x64xf16>, %scale: f32) -> tensor<1x8x1x64xf32> {
-  %acc, %max, %sum = aligned.decode_attention %q, %k, %v scale %scale policy <exact> {site = 3 : i32}
+  %acc, %max, %sum = aligned.decode_attention %q, %k, %v scale %scale policy <exact> {attention_id = 3 : i32}
       : tensor<1x8x1x64xf16>, tensor<1x2x?x64xf16>, tensor<1x2x?x64xf16> -> tensor<1x8x1x64xf32>, tensor<1x8x1xf32>, tensor<1x8x1xf32>
   return %acc : tensor<1x8x1x64xf32>
 }

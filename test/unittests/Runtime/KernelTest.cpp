@@ -223,7 +223,7 @@ TEST(Tally, TravelsToWorkers) {
     aligned_rt_record(list, 2);
     parallel(1000, [](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i)
-        aligned_rt_tally(int32_t(i % 3), i, 10, 2 * i, 20); // site 2 is not in the list
+        aligned_rt_tally(int32_t(i % 3), i, 10, 2 * i, 20); // attention 2 is not in the list
     });
     aligned_rt_record(nullptr, 2);
     aligned_rt_tally(0, 1, 1, 1, 1);
@@ -231,12 +231,12 @@ TEST(Tally, TravelsToWorkers) {
     for (int64_t i = 0; i < 1000; ++i)
       if (i % 3 < 2)
         sums[i % 3] += i, ++rows[i % 3];
-    for (int site = 0; site < 2; ++site) {
-      EXPECT_EQ(list[site].key_bits, sums[site]);
-      EXPECT_EQ(list[site].value_bits, 2 * sums[site]);
-      EXPECT_EQ(list[site].key_values, 10 * rows[site]);
-      EXPECT_EQ(list[site].value_values, 20 * rows[site]);
-      EXPECT_EQ(list[site].rows, rows[site]);
+    for (int attention = 0; attention < 2; ++attention) {
+      EXPECT_EQ(list[attention].key_bits, sums[attention]);
+      EXPECT_EQ(list[attention].value_bits, 2 * sums[attention]);
+      EXPECT_EQ(list[attention].key_values, 10 * rows[attention]);
+      EXPECT_EQ(list[attention].value_values, 20 * rows[attention]);
+      EXPECT_EQ(list[attention].rows, rows[attention]);
     }
   });
 }

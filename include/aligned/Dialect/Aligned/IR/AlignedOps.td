@@ -201,7 +201,7 @@ def Aligned_DecodeAttentionOp : Aligned_BufferizableOp<"decode_attention", [Attr
     kernel takes, ops that share its key take some each, and `later` says how many tokens, those of queries to come, are newer than an op's last query:
     query i stands at `tokens - later - Q + i`. It does not say where a stretch of tokens begins: masks hold over all tokens or none.
 
-    `site` is the attention's number in its module, under which it reports what it read.
+    `attention_id` is the attention's number in its module, under which it reports what it read.
 
     The optional fourth result is the state of the certificate (P4): [batch, q_heads, queries, 8]. With w_t = e^(score[t] - max) as computed, B_t
     the most that score[t] may be off, m_t the largest magnitude in row t of the values and r_t the most that the row is off as it was read, it holds
@@ -230,7 +230,7 @@ def Aligned_DecodeAttentionOp : Aligned_BufferizableOp<"decode_attention", [Attr
   }];
   let arguments = (ins Aligned_Heads:$query, Aligned_Heads:$key, Aligned_Heads:$value,
                        F32:$scale, Aligned_PolicyArrayAttr:$policies, UnitAttr:$masked_zero,
-                       DefaultValuedAttr<I32Attr, "0">:$site, OptionalAttr<F64Attr>:$softcap, OptionalAttr<Aligned_MaskAttr>:$mask,
+                       DefaultValuedAttr<I32Attr, "0">:$attention_id, OptionalAttr<F64Attr>:$softcap, OptionalAttr<Aligned_MaskAttr>:$mask,
                        Optional<Index>:$later, Optional<Aligned_AttnMask>:$attn_mask, Optional<Aligned_SinkLogits>:$sink_logits,
                        Variadic<Aligned_StateBuffer>:$targets);
   let results = (outs Optional<Aligned_StateTensor>:$acc, Optional<Aligned_RowTensor>:$max, Optional<Aligned_RowTensor>:$sum,

@@ -82,7 +82,7 @@ def Aligned_AttendOp : Aligned_StageOp<"attend"> {
   }];
   let arguments = (ins Aligned_Array:$query, Aligned_Array:$key, Aligned_Array:$value, Index:$row, Index:$split, Optional<Index>:$later,
                        Optional<Aligned_AttnMask>:$attn_mask, Optional<Aligned_SinkLogits>:$sink_logits, Aligned_Array:$digits, Aligned_Array:$facts, Aligned_Array:$mean, Aligned_Array:$scores, Aligned_Array:$tops, Aligned_Array:$parts, Variadic<Aligned_Array>:$outs,
-                       Aligned_PolicyArrayAttr:$policies, UnitAttr:$masked_zero, DefaultValuedAttr<I32Attr, "0">:$site, OptionalAttr<F64Attr>:$softcap,
+                       Aligned_PolicyArrayAttr:$policies, UnitAttr:$masked_zero, DefaultValuedAttr<I32Attr, "0">:$attention_id, OptionalAttr<F64Attr>:$softcap,
                        OptionalAttr<Aligned_MaskAttr>:$mask);
   let assemblyFormat = [{
     $query `,` $key `,` $value `,` $digits `,` $facts `,` $mean `,` $scores `,` $tops `,` $parts `row` $row `split` $split (`softcap` $softcap^)? (`mask` $mask^)?
