@@ -61,7 +61,8 @@ int64_t aligned::ditherOf(Role role, int64_t token) { return token * (role == Ro
 
 double aligned::scaleOf(int code, int bias) { return std::exp2((code - bias) / 8.0); }
 
-int aligned::biasFor(double largest) { return largest > 0 ? kFirstCode - eighthsAbove(largest) : kBiasOfHalves; }
+/// The largest value has code 128, or another one where its scale is above 2^127 or below 2^-80.
+int aligned::biasFor(double largest) { return largest > 0 ? kFirstCode - std::clamp(eighthsAbove(largest), -80 * 8, 127 * 8) : kBiasOfHalves; }
 
 std::vector<double> aligned::rotated(std::vector<double> x) {
   int64_t dim = static_cast<int64_t>(x.size()), size = 1;

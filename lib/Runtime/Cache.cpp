@@ -491,7 +491,7 @@ private:
       });
       biasIsSettled = largest > 0;
       if (biasIsSettled)
-        bias = storage::kFirstCode - eighthsAbove(largest);
+        bias = storage::biasFor(eighthsAbove(largest));
     }
   }
 

@@ -23,9 +23,14 @@ constexpr int32_t kAside = 0;       // the code of a token that is kept aside
 constexpr int32_t kLeastCode = 1, kLargestCode = 255;
 constexpr int32_t kStepsPerOctave = 8;
 /// The bias of f16 caches: its largest value, 65504 * 16/15 < 2^(129/8), has code 255; 2^-15.6 is the least scale. Caches of wider types take theirs
-/// from the first values: their largest gets code 128.
+/// from the first values: their largest gets code 128. But 2^((128 - bias) / 8), the unit of scales in kernels, stays between 2^-80, so that no product with it
+/// leaves the floats, and 2^127.
 constexpr int32_t kHalfBias = 126;
 constexpr int32_t kFirstCode = 128;
+constexpr int32_t biasFor(int32_t eighthsOfLargest) {
+  constexpr int32_t kLeast = -80 * kStepsPerOctave, kMost = 127 * kStepsPerOctave;
+  return kFirstCode - (eighthsOfLargest < kLeast ? kLeast : eighthsOfLargest > kMost ? kMost : eighthsOfLargest);
+}
 
 /// M3: a row of V whose code lies this much below the median, a 16th, counts as one of that code, and stands for zero when it is not read.
 constexpr int32_t kFloorBelowMedian = 32;

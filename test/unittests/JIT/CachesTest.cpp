@@ -231,6 +231,31 @@ INSTANTIATE_TEST_SUITE_P(Readings, CachesOfKernels,
 INSTANTIATE_TEST_SUITE_P(Readings, HugeValues, testing::Values(Reading{"policy=balanced certify", "fixed<8, 8>", 0x1p-7}, Reading{"policy=alignedkv certify", "float<8, 4, 4>", 0.3}),
                          [](const auto &info) { return identifier(info.param.format); });
 
+/// Scales of the largest floats are powers of two that no float is, and products with those of the least would be none.
+TEST(EndsOfTheFloats, AreStoredAndRead) {
+  for (const char *policy : {"exact certify", "tight certify"}) {
+    Spec spec{16, 16, 1, 1, 1, 1};
+    spec.element = "f32";
+    spec.options = std::string("policy=") + policy;
+    const Kernel &kernel = kernelOf(spec);
+    ASSERT_TRUE(kernel) << aligned_last_error();
+    HeadInputs in = structuredHead(spec, 70, 1);
+    std::fill(in.q.begin(), in.q.end(), 0);
+    std::fill(in.v.begin(), in.v.end(), double(1e30f));
+    in.v[5 * 16 + 3] = double(3.1e38f);
+    const Outcome outcome = kernel.run({in});
+    EXPECT_NEAR(outcome.out[0][3] * 70 / 3.1e38, 1, 1e-3) << policy;
+    EXPECT_NEAR(outcome.out[0][4] / 1e30, 1, 1.1) << policy; // what 16 bits beside 3e38 leave of it
+    for (double small : {0x1p-70, 0x1p-100, 0x1p-126}) {
+      std::fill(in.v.begin(), in.v.end(), small);
+      const Outcome little = kernel.run({in});
+      expectBounded(in, little.out[0], little.bound[0]);
+      if (small > 0x1p-80)
+        EXPECT_NEAR(little.out[0][4] / small, 1, 1e-3) << policy;
+    }
+  }
+}
+
 //===----------------------------------------------------------------------===//
 // Fixed planes
 //===----------------------------------------------------------------------===//
