@@ -33,7 +33,6 @@ demo: build ## one model through the phases, then a real cache under four polici
 	@$(PYTHON) utils/demo.py $(BUILD)
 
 bench: build ## time kernels in turn, on a quiet machine (CAPTURE=DIR, a captured cache of some thousand tokens; GGML=FOLDER, llama.cpp's libraries)
-	@ninja -C $(BUILD) -j$(JOBS) aligned-bench
 	@$(PYTHON) benchmarks/cpu/bench.py $(BUILD) --capture=$(CAPTURE) $(if $(GGML),--ggml=$(GGML))
 
 fuzz: build ## search for caches on which an error exceeds its certified bound (SECONDS=60, CORPUS=build/fuzz)
