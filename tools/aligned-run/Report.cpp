@@ -5,6 +5,7 @@
 #include "llvm/Support/Path.h"
 #include "llvm/Support/raw_ostream.h"
 
+#include <cerrno>
 #include <chrono>
 #include <cmath>
 #include <cstring>
@@ -15,7 +16,7 @@ using namespace aligned;
 double aligned::now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 std::nullopt_t aligned::refuse(const std::string &why) {
-  llvm::errs() << "aligned-run: error: " << why << "\n";
+  llvm::errs() << program_invocation_short_name << ": error: " << why << "\n";
   return std::nullopt;
 }
 
