@@ -19,6 +19,7 @@ using namespace aligned;
 
 namespace {
 constexpr double kCommonUnread = 0.03, kCommonScan = 0.2; // shares that errors may have in common
+constexpr double kLeastProduct = 0x1p-126; // of a weight and a value: a float below it may be 0
 constexpr double kPowerRounding = 0x1p-21 + 88 * 0x1p-24; // of 2^x, and of x - M where it is not 0
 } // namespace
 
@@ -130,7 +131,7 @@ void Attend::certify(Val split, const StateBuffers &state) {
     Vals numbers{(total[Grown] + lost) * inflation,
                  (total[GrownReach] + e.load(aside, index(0)) + lost * loudest) * inflation * valueUnit,
                  (reachTotal + lost * loudest) * inflation * valueUnit,
-                 (total[Error] + sumRounding) * inflation * valueUnit,
+                 (total[Error] + sumRounding) * inflation * valueUnit + tokens * kLeastProduct,
                  total[Variance] * valueUnit * valueUnit,
                  loudest * inflation * valueUnit,
                  common * valueUnit,
