@@ -256,7 +256,7 @@ void Attend::finish(Val split, const StateBuffers &state) {
     });
     Val sum = e.load(total, index(0));
     Val rest = sum - sumOf(readMass, h) * unit - e.load(asideMass, h) - (e.load(lowMass, h) - sumOf(lowRead, h) * unit);
-    Val lean = sumOf(byteLean, h) + sumOf(nibbleLean, h), factor = unit * valueUnit;
+    Val lean = sumOf(byteLean, h) + sumOf(nibbleLean, h);
     for (int64_t channel = 0; channel < dim; channel += channels) {
       Val total = e.splat(lean, channels);
       if (!exact) {
@@ -284,7 +284,8 @@ void Attend::finish(Val split, const StateBuffers &state) {
           total = fma(ordered(nibbleSums, true), e.constant(total.type(), 4096.0 / kNibbleSteps), total);
       }
       total = total + e.load(floatSums, h * dim + channel, channels);
-      Val out = fma(total, e.splat(factor, channels), e.splat(rest, channels) * e.load(buffers.mean, index(channel), channels));
+      total = total * e.splat(unit, channels); // first: where scores mislead by far, the product of both units is no float
+      Val out = fma(total, e.splat(valueUnit, channels), e.splat(rest, channels) * e.load(buffers.mean, index(channel), channels));
       e.store(out, state.acc, h * dim + channel);
     }
     e.when(value.asides > 0, [&] { e.store(e.load(state.acc, h * dim, dim) + e.load(aside, h * dim, dim), state.acc, h * dim); });

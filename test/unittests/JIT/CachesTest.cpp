@@ -250,11 +250,15 @@ TEST(EndsOfTheFloats, AreStoredAndRead) {
       std::fill(in.v.begin(), in.v.end(), small);
       const Outcome little = kernel.run({in});
       expectBounded(in, little.out[0], little.bound[0]);
-      HeadInputs peaked = structuredHead(spec, 70, 1, 2000); // coarse scores mislead by far: weights are small, too
-      for (double &x : peaked.v)
-        x *= small;
-      const Outcome lost = kernel.run({peaked});
-      expectBounded(peaked, lost.out[0], lost.bound[0]);
+      for (double loudness : {10, 50, 200, 2000}) { // coarse scores mislead by far: units of weights are small, too
+        HeadInputs peaked = structuredHead(spec, 70, 1, loudness);
+        for (double &x : peaked.v)
+          x *= small;
+        const Outcome of = kernel.run({peaked});
+        expectBounded(peaked, of.out[0], of.bound[0]);
+        if (small > 0x1p-120) // whose values have bits left
+          EXPECT_LE(relativeErrors(of.out[0], exactAttention(peaked), 16)[0], 0.1) << policy << ", " << small << ", loudness " << loudness;
+      }
       if (small > 0x1p-80)
         EXPECT_NEAR(little.out[0][4] / small, 1, 1e-3) << policy;
     }
