@@ -178,11 +178,14 @@ inline double largestOf(const std::vector<double> &values) {
   return top;
 }
 
-/// Among the rows whose exact output is finite. Beyond 2^60 sums of f32 may overflow: a bound may then be no number, but what is one must hold.
+/// Among the rows whose exact output is finite. Nothing is promised of scores beyond 2^60. Beyond that for values, sums of f32 may overflow: a bound may then be no number, but
+/// what is one must hold.
 inline Closeness closeness(const HeadInputs &in, const Outcome &outcome) {
   const std::vector<double> want = exactAttention(in);
   const double largest = largestOf(in.v);
-  const bool mayOverflow = largestOf(in.q) * largestOf(in.k) * in.scale * double(in.keyDim) > 0x1p60 || largest * double(in.tokens) > 0x1p60;
+  if (largestOf(in.q) * largestOf(in.k) * in.scale * double(in.keyDim) > 0x1p60)
+    return {};
+  const bool mayOverflow = largest * double(in.tokens) > 0x1p60;
   Closeness closest;
   for (int64_t h = 0; h < in.heads; ++h) {
     double error = 0, bound = outcome.bound[0][h];
