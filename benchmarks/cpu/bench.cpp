@@ -73,7 +73,7 @@ public:
 
 private:
   size_t at(size_t copy, int64_t layer) const { return copy * c.layers + layer; }
-  bool call(const Module &module, size_t copy, int64_t layer, aligned_value key, aligned_value value, std::vector<double> *out) const;
+  bool call(const Module &module, int64_t layer, aligned_value key, aligned_value value, std::vector<double> *out) const;
   static double median(std::vector<double> numbers, double share = 0.5) {
     std::sort(numbers.begin(), numbers.end());
     return numbers.empty() ? NAN : numbers[size_t(share * double(numbers.size() - 1) + 0.5)];
@@ -88,7 +88,7 @@ private:
   std::vector<Contestant> contestants;
 };
 
-bool Bench::call(const Module &module, size_t, int64_t layer, aligned_value key, aligned_value value, std::vector<double> *out) const {
+bool Bench::call(const Module &module, int64_t layer, aligned_value key, aligned_value value, std::vector<double> *out) const {
   aligned_value arguments[3] = {contiguous(queries[layer].data(), {1, c.queryHeads, 1, c.keyDim}), key, value}, result = {};
   if (aligned_module_call(module.get(), arguments, &result))
     return refuse(aligned_last_error()), false;
@@ -104,7 +104,7 @@ bool Bench::addDense() {
     return false;
   const size_t module = modules.size() - 1;
   contestants.push_back({"dense", 1, [=, this](size_t copy, int64_t layer, std::vector<double> *out) {
-                           return call(modules[module], copy, layer, contiguous(keys[at(copy, layer)].data(), {1, c.kvHeads, tokens, c.keyDim}),
+                           return call(modules[module], layer, contiguous(keys[at(copy, layer)].data(), {1, c.kvHeads, tokens, c.keyDim}),
                                        contiguous(values[at(copy, layer)].data(), {1, c.kvHeads, tokens, c.valueDim}), out);
                          }});
   return true;
@@ -131,7 +131,7 @@ bool Bench::addPolicies() {
                              aligned_value key, value;
                              key.cache = planes[at(copy, layer)][0].get();
                              value.cache = planes[at(copy, layer)][1].get();
-                             return call(modules[module], copy, layer, key, value, out);
+                             return call(modules[module], layer, key, value, out);
                            }});
   }
   return true;

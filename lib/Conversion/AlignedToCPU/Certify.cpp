@@ -23,8 +23,8 @@ constexpr double kLeastProduct = 0x1p-126; // of a weight and a value: a float b
 constexpr double kPowerRounding = 0x1p-21 + 88 * 0x1p-24; // of 2^x, and of x - M where it is not 0
 } // namespace
 
-/// Of a score whose key is kept aside: products and sums of f32, of the largest such key of the row.
-Val Attend::asideError(Val h) {
+/// Largest finite channel of keys that are kept aside.
+Val Attend::largestAsideKey() {
   Buffer most = e.local(e.f32(), 1);
   e.store(f32(0), most, index(0));
   forAside(key, [&](Val, Buffer values) {
@@ -32,8 +32,7 @@ Val Attend::asideError(Val h) {
     Val finite = select(magnitude < INFINITY, magnitude, e.constant(magnitude.type(), 0));
     e.store(larger(reduceMax(finite), e.load(most, index(0))), most, index(0));
   });
-  // |q|_1 <= sqrt(d) |q|_2 = sqrt(d) |q'|_2
-  return fact(h, Fact::Norm) * e.load(most, index(0)) * (std::sqrt(double(shape.keyDim)) * (shape.keyDim + 8) * 0x1p-23);
+  return e.load(most, index(0));
 }
 
 void Attend::certify(Val split, const StateBuffers &state) {
@@ -46,6 +45,7 @@ void Attend::certify(Val split, const StateBuffers &state) {
   })[0];
   Val valueUnit = rowFact(RowFact::ValueUnit), meanLargest = reduceMax(meanMax) / valueUnit;
   Val keyUnit = biasScale(key);
+  Val asideKey = largestAsideKey();
   Val spread = rowFact(RowFact::Spread), fill = rowFact(RowFact::Fill);
   const double rounding = kPowerRounding + kSoftcapRounding * shape.softcap;
   enum { Grown, GrownReach, Reach, Error, Variance, ScoreVariance, Unread, Scanned, Loudest, kSums };
@@ -56,7 +56,8 @@ void Attend::certify(Val split, const StateBuffers &state) {
       e.store(splatF(0.0), sums, index(i * lanes));
     Val mass = fact(h, Fact::Mass), norm = fact(h, Fact::Norm), reference = e.load(references, h), unit = e.load(units, h);
     Val step = fact(h, Fact::Unit) * (0x1p15 / kLog2e); // of weights, times K's unit of scale
-    Val asideBound = asideError(h);
+    // Products and sums of f32 with a key that is kept aside: |q|_1 <= sqrt(d) |q|_2 = sqrt(d) |q'|_2.
+    Val asideBound = norm * asideKey * (std::sqrt(double(dim)) * (dim + 8) * 0x1p-23);
     Val inherent = mass * keyUnit * (rotation * 0x1p-24) + step * (0.5 * dim);
     forTiles(first, last, [&](Val tile) {
       Val place = key.placeOf(tile), valuePlace = value.placeOf(tile), within = (tile - first) * kTile;

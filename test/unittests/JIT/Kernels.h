@@ -26,6 +26,14 @@ namespace aligned {
 using CachePointer = std::unique_ptr<aligned_cache, decltype(&aligned_cache_destroy)>;
 using ModulePointer = std::unique_ptr<aligned_module, decltype(&aligned_module_destroy)>;
 
+/// One step of attention as a model states it.
+inline constexpr const char *kAttention = R"(
+func.func @step(%q: tensor<1x2x1x32xf32>, %k: tensor<1x2x?x32xf32>, %v: tensor<1x2x?x16xf32>) -> tensor<1x2x1x16xf32> {
+  %scale = arith.constant 0.25 : f32
+  %out = aligned.attention %q, %k, %v scale %scale : tensor<1x2x1x32xf32>, tensor<1x2x?x32xf32>, tensor<1x2x?x16xf32> -> tensor<1x2x1x16xf32>
+  return %out : tensor<1x2x1x16xf32>
+})";
+
 /// What kernels make of query weights that are read under a tolerance: two signed digits, a byte each.
 constexpr double kDigits = 127 * 256 + 127;
 

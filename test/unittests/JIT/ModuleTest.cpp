@@ -3,6 +3,8 @@
 
 #include "aligned/Runtime/Kernel.h"
 
+using namespace aligned;
+
 namespace {
 
 using Module = std::unique_ptr<aligned_module, decltype(&aligned_module_destroy)>;
@@ -31,13 +33,6 @@ func.func @double(%a: tensor<?x3xf32>) -> tensor<?x3xf32> {
   %empty = tensor.empty(%n) : tensor<?x3xf32>
   %sum = linalg.add ins(%a, %a : tensor<?x3xf32>, tensor<?x3xf32>) outs(%empty : tensor<?x3xf32>) -> tensor<?x3xf32>
   return %sum : tensor<?x3xf32>
-})";
-
-const char *const kAttention = R"(
-func.func @step(%q: tensor<1x2x1x32xf32>, %k: tensor<1x2x?x32xf32>, %v: tensor<1x2x?x16xf32>) -> tensor<1x2x1x16xf32> {
-  %scale = arith.constant 0.25 : f32
-  %out = aligned.attention %q, %k, %v scale %scale : tensor<1x2x1x32xf32>, tensor<1x2x?x32xf32>, tensor<1x2x?x16xf32> -> tensor<1x2x1x16xf32>
-  return %out : tensor<1x2x1x16xf32>
 })";
 
 TEST(Transform, GivesTextOrTheDiagnostics) {

@@ -1,9 +1,6 @@
 // What was compiled once is kept on disk: entries that are whole or count for nothing, whoever else writes.
 #include "JIT/ObjectCache.h"
-
-#include "aligned/JIT/Module.h"
-
-#include <gtest/gtest.h>
+#include "Kernels.h"
 
 #include <atomic>
 #include <cstdlib>
@@ -95,13 +92,6 @@ TEST_F(Caching, WritersMayRace) {
 //===----------------------------------------------------------------------===//
 // Modules
 //===----------------------------------------------------------------------===//
-
-const char *const kAttention = R"(
-func.func @step(%q: tensor<1x2x1x32xf32>, %k: tensor<1x2x?x32xf32>, %v: tensor<1x2x?x16xf32>) -> tensor<1x2x1x16xf32> {
-  %scale = arith.constant 0.25 : f32
-  %out = aligned.attention %q, %k, %v scale %scale : tensor<1x2x1x32xf32>, tensor<1x2x?x32xf32>, tensor<1x2x?x16xf32> -> tensor<1x2x1x16xf32>
-  return %out : tensor<1x2x1x16xf32>
-})";
 
 /// Output of one step over three tokens.
 std::vector<float> run(const std::string &options) {
