@@ -29,5 +29,7 @@ with open("/proc/cpuinfo") as cpuinfo:
     flags = set(cpuinfo.read().split())
 if {"avx2", "fma", "f16c"} <= flags:
     config.available_features.add("avx2")
+if {"avx2", "fma", "f16c", "avx_vnni"} <= flags:
+    config.available_features.add("avxvnni")
 if {"avx512f", "avx512bw", "avx512vl", "avx512_vnni"} <= flags:
     config.available_features.add("avx512vnni")

@@ -218,7 +218,7 @@ LogicalResult parseOptions(Session &session, StringRef text, PipelineOptions &op
   if (failed(options.parseFromString(text, os)))
     return failure();
   std::vector<std::string> isas = hostIsas();
-  if (options.isa != "host" && StringRef("avx512 avx2").contains(options.isa.getValue()) && !llvm::is_contained(isas, options.isa.getValue())) {
+  if (options.isa != "host" && StringRef("avx512 avxvnni avx2").contains(options.isa.getValue()) && !llvm::is_contained(isas, options.isa.getValue())) {
     session.errors += "expected an instruction set of this machine (" + llvm::join(isas, ", ") + "), got '" + options.isa + "'\n";
     return failure();
   }

@@ -30,7 +30,7 @@ struct AlignedCheckOptionsPass : aligned::impl::AlignedCheckOptionsBase<AlignedC
       return false;
     };
     bool ok = oneOf("target", target, {"cpu", "reference"});
-    ok &= oneOf("isa", isa, {"host", "portable", "avx2", "avx512"});
+    ok &= oneOf("isa", isa, {"host", "portable", "avx2", "avxvnni", "avx512"});
     ok &= oneOf("to", to, {"raise", "store", "fuse", "stage", "lower", "llvm"});
     ok &= parsePolicy(policy, tolerance, &getContext(), report) != nullptr;
     ok &= format == "auto" || format == "dense" || parsePlaneFormat(format, CacheRole::Key, &getContext(), report) != nullptr;

@@ -56,6 +56,8 @@ std::vector<std::string> aligned::hostIsas() {
   std::vector<std::string> isas;
   if (has({"avx512f", "avx512bw", "avx512vl", "avx512vnni"}))
     isas.push_back("avx512");
+  if (has({"avx2", "fma", "f16c", "avxvnni"}))
+    isas.push_back("avxvnni");
   if (has({"avx2", "fma", "f16c"}))
     isas.push_back("avx2");
   isas.push_back("portable");

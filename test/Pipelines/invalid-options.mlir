@@ -20,7 +20,7 @@
 // CUDA: note: kernels for GPUs are being rewritten for the present storage
 // NVPTX: error: expected target 'cpu' or 'reference', got 'nvptx'
 // NVPTX: note: kernels for GPUs are being rewritten
-// ISA: error: expected isa 'host', 'portable', 'avx2' or 'avx512', got 'sse'
+// ISA: error: expected isa 'host', 'portable', 'avx2', 'avxvnni' or 'avx512', got 'sse'
 // FORMAT: error: expected plane widths that sum to 16, got 4
 // WIDE: error: expected planes of 4 or 8 bits in a fixed format, got 12
 // NAME: error: expected a plane format such as 'fixed<4,4,8>' or 'float<8,4,4>', got 'sparse'

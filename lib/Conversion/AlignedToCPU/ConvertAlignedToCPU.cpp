@@ -129,7 +129,7 @@ struct ConvertAlignedToCPUPass : aligned::impl::ConvertAlignedToCPUBase<ConvertA
     ModuleOp module = getOperation();
     std::optional<Isa> machine = parseIsa(isa);
     if (!machine) {
-      module.emitError("expected isa 'portable', 'avx2' or 'avx512', got '") << isa << "'";
+      module.emitError("expected isa 'portable', 'avx2', 'avxvnni' or 'avx512', got '") << isa << "'";
       return signalPassFailure();
     }
     bool ok = true; // what no pattern could convert is told before anything changes

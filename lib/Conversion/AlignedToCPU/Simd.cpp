@@ -11,6 +11,7 @@ std::optional<Isa> aligned::parseIsa(StringRef name) {
   return llvm::StringSwitch<std::optional<Isa>>(name)
       .Case("portable", Isa::Portable)
       .Case("avx2", Isa::AVX2)
+      .Case("avxvnni", Isa::AVXVNNI)
       .Case("avx512", Isa::AVX512)
       .Default(std::nullopt);
 }
@@ -18,7 +19,7 @@ std::optional<Isa> aligned::parseIsa(StringRef name) {
 Val aligned::dot4(Isa isa, Val acc, Val left, Val right, int64_t largest) {
   Emitter &e = *acc.e;
   auto bytes = [&](Val a) { return bitcast(a, e.i8()); };
-  if (isa == Isa::AVX512 && (acc.lanes() == 16 || acc.lanes() == 8)) {
+  if ((isa == Isa::AVX512 && acc.lanes() == 16) || ((isa == Isa::AVX512 || isa == Isa::AVXVNNI) && acc.lanes() == 8)) {
     StringRef name = acc.lanes() == 16 ? "llvm.x86.avx512.vpdpbusd.512" : "llvm.x86.avx512.vpdpbusd.256";
     return e.intrinsic(name, acc.type(), {acc, bytes(left), bytes(right)});
   }

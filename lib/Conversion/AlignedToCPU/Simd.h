@@ -7,7 +7,7 @@
 namespace aligned {
 
 /// Instruction sets that code is generated for.
-enum class Isa { Portable, AVX2, AVX512 };
+enum class Isa { Portable, AVX2, AVXVNNI, AVX512 };
 std::optional<Isa> parseIsa(llvm::StringRef name);
 
 /// Lanes of a 32-bit vector register.
