@@ -287,6 +287,7 @@ llvm::orc::SymbolMap runtimeSymbols(llvm::orc::MangleAndInterner intern) {
   add("aligned_rt_tally", &aligned_rt_tally);
   add("aligned_rt_bits", &aligned_rt_bits);
   add("aligned_rt_recording", &aligned_rt_recording);
+  add("aligned_rt_lap", &aligned_rt_lap);
   add("aligned_rt_reference_attention", &aligned_rt_reference_attention);
   add("aligned_rt_reference_state", &aligned_rt_reference_state);
   add("aligned_rt_reference_prepare", &aligned_rt_reference_prepare);

@@ -140,6 +140,7 @@ void lower(OpPassManager &pm, const PipelineOptions &options) {
   ConvertAlignedToCPUOptions cpu;
   cpu.isa = options.isa == "host" ? hostIsas().front() : options.isa.getValue();
   cpu.reference = options.target == "reference";
+  cpu.profile = options.profile;
   pm.addPass(createConvertAlignedToCPU(cpu));
   pm.addPass(createAlignedParallelizeForall()); // after the above, which puts kernels and calls into parallel loops
   pm.addPass(createCSEPass());

@@ -68,13 +68,14 @@ std::optional<Capture> loadCapture(const std::string &folder);
 struct Kernel {
   Module module;
   Module certified; ///< the same with a certificate, where asked for
+  Module profiled;  ///< the same, telling when parts of a step are done, where asked for
   bool split = false;
   aligned_format formats[2];
 };
 
 /// Of `source`, without a certificate. Null, with the error printed, where it does not compile.
 std::shared_ptr<Kernel> compileKernel(const std::string &source, const std::string &options);
-/// A kernel for each layer, and its certified form.
+/// A kernel for each layer, its certified form, and where asked for its profiled one.
 std::optional<std::vector<std::shared_ptr<Kernel>>> compileLayers(const Capture &c, const RunOptions &options);
 
 /// One attention over caches of any length, as an MLIR function; `policies` as the op says them.

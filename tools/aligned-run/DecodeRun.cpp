@@ -4,7 +4,10 @@
 
 #include "aligned/Reference/Baselines.h"
 
+#include "llvm/ADT/STLExtras.h"
+
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <functional>
 #include <numeric>
@@ -13,7 +16,8 @@ using namespace aligned;
 
 namespace {
 
-constexpr int kTimedCalls = 5; ///< per policy, layer and step, each beside a dense one
+constexpr int kTimedCalls = 5;        ///< per policy, layer and step at least, each beside a dense one
+constexpr double kTimedSeconds = 2e-3; ///< and more of short ones, until so much has passed
 
 /// What was read, over all layers, heads and steps, and how far each head's output was off.
 struct Measured {
@@ -38,6 +42,7 @@ struct Contestant {
   Caches caches;
   Measured measured;
   std::vector<double> times, certifiedTimes, denseTimes;
+  std::array<std::vector<double>, ALIGNED_PARTS> partTimes = {}; ///< nanoseconds a tile
   StepBits bits; ///< of the step that is pictured
 };
 
@@ -186,13 +191,25 @@ bool DecodeRun::step(int64_t layer, int64_t number) {
       contestant.measured.usualErrors.push_back(certified.relativeError * size);
       contestant.measured.usualEstimates.push_back(certified.estimate * size);
     }
-    for (int repeat = 0; repeat < kTimedCalls; ++repeat) { // interleaved, so that both see the same machine
+    const double start = now();
+    for (int repeat = 0; repeat < kTimedCalls || now() - start < kTimedSeconds; ++repeat) { // interleaved, so that both see the same machine
       auto seconds = call(kernel.module, ours[0], ours[1]), denseSeconds = call(dense, key, value), certifiedSeconds = kernel.certified ? call(kernel.certified, ours[0], ours[1]) : NAN;
       if (!seconds || !denseSeconds || !certifiedSeconds)
         return false;
       contestant.times.push_back(*seconds);
       contestant.certifiedTimes.push_back(*certifiedSeconds);
       contestant.denseTimes.push_back(*denseSeconds);
+    }
+    const double profileStart = now();
+    for (int repeat = 0; kernel.profiled && (repeat < kTimedCalls || now() - profileStart < kTimedSeconds); ++repeat) {
+      double ns[ALIGNED_PARTS];
+      aligned_rt_take_laps(ns); // what came before
+      if (!call(kernel.profiled, ours[0], ours[1]))
+        return false;
+      aligned_rt_lap(ALIGNED_PART_CALL);
+      aligned_rt_take_laps(ns);
+      for (auto [times, part] : llvm::zip(contestant.partTimes, ns))
+        times.push_back(part / double(c.kvHeads * ((tokens + ALIGNED_TILE - 1) / ALIGNED_TILE)));
     }
   }
   return true;
@@ -291,6 +308,9 @@ std::optional<std::vector<DecodeReport>> DecodeRun::run(const std::vector<RunOpt
     report.stepMicroseconds = median(contestant.times) * 1e6;
     report.denseStepMicroseconds = median(contestant.denseTimes) * 1e6;
     report.certifiedStepMicroseconds = median(contestant.certifiedTimes) * 1e6;
+    for (const std::vector<double> &times : contestant.partTimes)
+      if (!times.empty())
+        report.partNanoseconds.push_back(median(times));
     judge(report, contestant.measured, bool(contestant.kernels.front()->certified));
     report.threads = contestant.options.threads;
     report.attentions = aligned_module_attentions(contestant.kernels.front()->module.get());

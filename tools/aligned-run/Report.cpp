@@ -9,6 +9,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 #include <unistd.h>
 
 using namespace aligned;
@@ -94,6 +95,9 @@ void aligned::printModel(const ModelReport &report, const RunOptions &options) {
   }
 }
 
+/// Names of ALIGNED_PART_*.
+static constexpr const char *kParts[ALIGNED_PARTS] = {"call", "prepare", "scan", "rule", "list", "refine", "weigh", "add", "finish"};
+
 void aligned::printDecode(const std::vector<DecodeReport> &reports) {
   llvm::raw_ostream &os = llvm::outs();
   os << llvm::format("%-12s %7s %7s %7s %11s %9s %9s %9s %9s %7s\n", "policy", "K bits", "V bits", "bytes", "error mean", "median", "max", "step us", "dense us", "ratio");
@@ -106,6 +110,18 @@ void aligned::printDecode(const std::vector<DecodeReport> &reports) {
     os << llvm::format("%-12s %7.2f %7.2f %7.3f %11.1e %9.1e %9.1e %9.1f %9s %7s\n", r.policy.c_str(), r.keyBits, r.valueBits, r.bytesFraction, r.errorMean,
                        r.errorMedian, r.errorMax, r.stepMicroseconds, timed("%.1f", r.denseStepMicroseconds).c_str(),
                        timed("%.2f", r.stepMicroseconds / r.denseStepMicroseconds).c_str());
+  if (reports.front().partNanoseconds.empty())
+    return;
+  os << "\nnanoseconds for 64 tokens of a kv head, medians, clocks of the profile included\n" << llvm::format("%-12s", "policy");
+  for (const char *part : kParts)
+    os << llvm::format(" %8s", part);
+  os << llvm::format(" %8s\n", "all");
+  for (const DecodeReport &r : reports) {
+    os << llvm::format("%-12s", r.policy.c_str());
+    for (double ns : r.partNanoseconds)
+      os << llvm::format(" %8.1f", ns);
+    os << llvm::format(" %8.1f\n", std::accumulate(r.partNanoseconds.begin(), r.partNanoseconds.end(), 0.0));
+  }
 }
 
 //===----------------------------------------------------------------------===//
@@ -134,23 +150,30 @@ llvm::json::Object aligned::modelJson(const ModelReport &report, bool ok) {
 llvm::json::Object aligned::decodeJson(const std::vector<DecodeReport> &reports, bool ok, const std::vector<DecodeReport> &alternatives) {
   auto array = [](const std::vector<DecodeReport> &reports) {
     llvm::json::Array runs;
-    for (const DecodeReport &r : reports)
-      runs.push_back(llvm::json::Object{{"policy", r.policy},
-                                        {"tolerance", jsonNumber(r.tolerance)},
-                                        {"k_bits", jsonNumber(r.keyBits)},
-                                        {"v_bits", jsonNumber(r.valueBits)},
-                                        {"bytes_fraction", jsonNumber(r.bytesFraction)},
-                                        {"error_mean", jsonNumber(r.errorMean)},
-                                        {"error_median", jsonNumber(r.errorMedian)},
-                                        {"error_max", jsonNumber(r.errorMax)},
-                                        {"step_us", jsonNumber(r.stepMicroseconds)},
-                                        {"dense_step_us", jsonNumber(r.denseStepMicroseconds)},
-                                        {"certified_step_us", jsonNumber(r.certifiedStepMicroseconds)},
-                                        {"bound_ratio_max", jsonNumber(r.boundRatioMax)},
-                                        {"bound_violations", r.boundViolations ? llvm::json::Value(*r.boundViolations) : llvm::json::Value(nullptr)},
-                                        {"tolerance_met", jsonNumber(r.toleranceMet)},
-                                        {"flagged", jsonNumber(r.flagged)},
-                                        {"threads", r.threads}});
+    for (const DecodeReport &r : reports) {
+      llvm::json::Object run{{"policy", r.policy},
+                             {"tolerance", jsonNumber(r.tolerance)},
+                             {"k_bits", jsonNumber(r.keyBits)},
+                             {"v_bits", jsonNumber(r.valueBits)},
+                             {"bytes_fraction", jsonNumber(r.bytesFraction)},
+                             {"error_mean", jsonNumber(r.errorMean)},
+                             {"error_median", jsonNumber(r.errorMedian)},
+                             {"error_max", jsonNumber(r.errorMax)},
+                             {"step_us", jsonNumber(r.stepMicroseconds)},
+                             {"dense_step_us", jsonNumber(r.denseStepMicroseconds)},
+                             {"certified_step_us", jsonNumber(r.certifiedStepMicroseconds)},
+                             {"bound_ratio_max", jsonNumber(r.boundRatioMax)},
+                             {"bound_violations", r.boundViolations ? llvm::json::Value(*r.boundViolations) : llvm::json::Value(nullptr)},
+                             {"tolerance_met", jsonNumber(r.toleranceMet)},
+                             {"flagged", jsonNumber(r.flagged)},
+                             {"threads", r.threads}};
+      llvm::json::Object parts;
+      for (auto [name, ns] : llvm::zip(kParts, r.partNanoseconds))
+        parts[name] = jsonNumber(ns);
+      if (!parts.empty())
+        run["tile_ns"] = std::move(parts);
+      runs.push_back(std::move(run));
+    }
     return runs;
   };
   llvm::json::Object object{{"ok", ok}, {"attentions", reports.empty() ? 0 : reports.front().attentions}, {"outputs", llvm::json::Array()}, {"runs", array(reports)}};

@@ -23,6 +23,7 @@ struct RunOptions {
   int threads = 1;
   std::optional<double> rtol, atol;   ///< of the comparison with the expected outputs
   bool lastStep = false;              ///< of a captured cache
+  bool profile = false;               ///< of a captured cache: times of a step's parts, too
   bool json = false;
 
   /// As options of aligned-pipeline.
@@ -67,6 +68,7 @@ struct DecodeReport {
   std::optional<int64_t> boundViolations; ///< heads whose error exceeds their bound
   double toleranceMet = NAN, flagged = NAN; ///< fractions of heads: with an error within twice the tolerance, and with an estimate beyond that
   int threads = 1, attentions = 0;
+  std::vector<double> partNanoseconds; ///< of a tile of 64 tokens of a kv head, by ALIGNED_PART_*, where asked for
 };
 
 /// Which step of a captured cache the pictures of a page show; by default the middle layer, its first head and the last step.

@@ -33,6 +33,7 @@ struct PipelineOptions : mlir::PassPipelineOptions<PipelineOptions> {
   Option<std::string> isa{*this, "isa", llvm::cl::desc("host, portable, avx2, avxvnni or avx512"), llvm::cl::init("host")};
   Option<bool> probe{*this, "probe", llvm::cl::desc("return what each attention gives, behind the function's own results"), llvm::cl::init(false)};
   Option<bool> certify{*this, "certify", llvm::cl::desc("return a bound and an estimate of each attention's error, behind all other results"), llvm::cl::init(false)};
+  Option<bool> profile{*this, "profile", llvm::cl::desc("let kernels tell the runtime when a part of a step is done"), llvm::cl::init(false)};
   Option<std::string> to{*this, "to", llvm::cl::desc("last phase to run: raise, store, fuse, stage, lower or llvm"), llvm::cl::init("llvm")};
 };
 

@@ -51,6 +51,26 @@ void aligned_rt_record_bits(aligned_bits_listener *listener, void *context);
 #define ALIGNED_RECORD_BITS 2
 int aligned_rt_recording(void);
 
+/* Parts of a decode step, in the order in which kernels finish them. */
+enum {
+  ALIGNED_PART_CALL,    /* what is no kernel: arguments, loops over rows and splits, states merged */
+  ALIGNED_PART_PREPARE, /* the query as integers, what is known of a row's scales */
+  ALIGNED_PART_SCAN,    /* coarse scores and what they add up to */
+  ALIGNED_PART_RULE,    /* thresholds */
+  ALIGNED_PART_LIST,    /* tokens above them */
+  ALIGNED_PART_REFINE,  /* finer K */
+  ALIGNED_PART_WEIGH,   /* weights of rows of V */
+  ALIGNED_PART_ADD,     /* rows of V times weights */
+  ALIGNED_PART_FINISH,  /* the state of a split */
+  ALIGNED_PARTS
+};
+
+/* Called by kernels that were compiled with `profile` where a part ends: the time since this thread's last call is the part's. */
+void aligned_rt_lap(int32_t part);
+
+/* What parts took since the last call, in nanoseconds, summed over threads: ns[ALIGNED_PARTS]. */
+void aligned_rt_take_laps(double *ns);
+
 /* What compiled code hands to one attention: addresses of contiguous arrays in host memory, and caches; dense ones are arrays of `tokens` tokens. */
 typedef struct {
   const void *query;  /* [batch, q_heads, queries, key_dim] */

@@ -353,18 +353,22 @@ void Attend::attendTo(Val first, Val last) {
     Val end = min(chunk + kChunkTiles, last);
     placeChunk(chunk, end);
     list(chunk, end);
+    lap(ALIGNED_PART_LIST);
     e.when(counted(listCount) > 0, [&] {
       rank();
       if (keyPlanes > 1)
         refine(0);
+      lap(ALIGNED_PART_REFINE);
       for (auto [level, buffers] : llvm::enumerate(levels))
         e.store(e.load(keyBitsRead, index(0)) + counted(buffers.count) * keyFormat.width[level + 1], keyBitsRead, index(0));
       weigh();
+      lap(ALIGNED_PART_WEIGH);
       if (!exact && byNibbles)
         addInteger(nibbleRows, true, nibbleSums);
       if (!exact && byBytes)
         addInteger(byteRows, false, byteSums);
       addFloats();
+      lap(ALIGNED_PART_ADD);
     });
   });
 }
@@ -403,8 +407,10 @@ void Attend::emit(Val split, const StateBuffers &state) {
   Val asked = e.wrap(func::CallOp::create(e.b, "aligned_rt_recording", TypeRange(e.i32()), ValueRange()).getResult(0));
   record = shape.certified ? e.constant(e.types.getI1Type(), 1) : (asked & ALIGNED_RECORD_BITS) != 0;
 
+  lap(ALIGNED_PART_CALL);
   prepareRows();
   prepareRowWeights();
+  lap(ALIGNED_PART_RULE);
   // Where coarse scores misled by far, the sum as refined is a small difference of large numbers. Then all is done again, and finer scores are kept, to be summed anew.
   Vals done = e.repeat(
       {record, e.constant(e.types.getI1Type(), 1)}, [](Vals pass) { return pass[1]; },
@@ -421,6 +427,7 @@ void Attend::emit(Val split, const StateBuffers &state) {
   record = done[0];
   finish(split, state);
   report(first, last);
+  lap(ALIGNED_PART_FINISH);
 }
 
 void aligned::emitAttend(Emitter &e, const KernelShape &shape, const StepInputs &in, Val row, Val split, const StepBuffers &buffers, const StateBuffers &state) {

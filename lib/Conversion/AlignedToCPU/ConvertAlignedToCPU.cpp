@@ -158,7 +158,7 @@ struct ConvertAlignedToCPUPass : aligned::impl::ConvertAlignedToCPUBase<ConvertA
     if (reference)
       populateReferenceStages(types, patterns);
     else
-      populateStageConversion(types, patterns, symbols, *machine);
+      populateStageConversion(types, patterns, symbols, *machine, profile);
     ConversionTarget target(*context);
     populateCacheConversion(types, patterns, target);
     target.addIllegalDialect<AlignedDialect>();

@@ -60,12 +60,18 @@ template <typename Op> LogicalResult checkShape(Op op) {
   DecodeShape shape = shapeOf(op);
   if (shape.heads > kMaxQueryRows)
     return op.emitOpError("expected at most ") << kMaxQueryRows << " query rows per kv head, got " << shape.heads;
+  if constexpr (!std::is_same_v<Op, PrepareOp>) {
+    ShapedType ofSplits = typeOf(op.getOuts()[std::is_same_v<Op, ScanOp> ? 2 : 0]);
+    if (ofSplits.getDimSize(0) != 1)
+      return op.emitOpError("expected one split: tile it first, got ") << ofSplits;
+  }
   return success();
 }
 
 /// The operands of a stage as its kernel takes them: numbers as they are, buffers as addresses, what is not there left out.
 template <typename Op> struct ConvertStage : OpConversionPattern<Op> {
-  ConvertStage(const TypeConverter &types, MLIRContext *context, SymbolTable &symbols, Isa isa) : OpConversionPattern<Op>(types, context), symbols(symbols), isa(isa) {}
+  ConvertStage(const TypeConverter &types, MLIRContext *context, SymbolTable &symbols, Isa isa, bool profile)
+      : OpConversionPattern<Op>(types, context), symbols(symbols), isa(isa), profile(profile) {}
 
   LogicalResult matchAndRewrite(Op op, typename Op::Adaptor adaptor, ConversionPatternRewriter &rewriter) const override {
     if (op->getNumResults())
@@ -117,7 +123,7 @@ private:
     unsigned next = 0;
     auto take = [&] { return e.wrap(kernel.getArgument(next++)); };
     auto takeBuffer = [&](Type element) { return e.buffer(take(), element); };
-    KernelShape shape{shapeOf(op), isa};
+    KernelShape shape{shapeOf(op), isa, profile};
     Type f32 = e.f32(), i8 = e.i8();
     StepInputs in{};
     in.query = take();
@@ -159,6 +165,7 @@ private:
 
   SymbolTable &symbols;
   Isa isa;
+  bool profile;
   mutable llvm::StringMap<func::FuncOp> kernels;
 };
 
@@ -172,6 +179,6 @@ LogicalResult aligned::checkStages(ModuleOp module) {
   return success(ok);
 }
 
-void aligned::populateStageConversion(const TypeConverter &types, RewritePatternSet &patterns, SymbolTable &symbols, Isa isa) {
-  patterns.add<ConvertStage<PrepareOp>, ConvertStage<ScanOp>, ConvertStage<AttendOp>>(types, patterns.getContext(), symbols, isa);
+void aligned::populateStageConversion(const TypeConverter &types, RewritePatternSet &patterns, SymbolTable &symbols, Isa isa, bool profile) {
+  patterns.add<ConvertStage<PrepareOp>, ConvertStage<ScanOp>, ConvertStage<AttendOp>>(types, patterns.getContext(), symbols, isa, profile);
 }

@@ -19,7 +19,7 @@ DecodeShape shapeOf(AttendOp op);
 /// Diagnostics for the stages of a module that no kernel can serve.
 mlir::LogicalResult checkStages(mlir::ModuleOp module);
 
-void populateStageConversion(const mlir::TypeConverter &types, mlir::RewritePatternSet &patterns, mlir::SymbolTable &symbols, Isa isa);
+void populateStageConversion(const mlir::TypeConverter &types, mlir::RewritePatternSet &patterns, mlir::SymbolTable &symbols, Isa isa, bool profile);
 void populateReferenceStages(const mlir::TypeConverter &types, mlir::RewritePatternSet &patterns);
 
 } // namespace aligned

@@ -19,6 +19,7 @@ class Prepare : public Step {
 public:
   using Step::Step;
   void emit() {
+    lap(ALIGNED_PART_CALL);
     scales();
     Buffer reach = e.local(e.f32(), 1); // of what the scan leaves open of a score, in octaves
     e.store(f32(0), reach, index(0));
@@ -28,6 +29,7 @@ public:
       e.store(larger(fact(h, Fact::Mass) * largest, e.load(reach, index(0))), reach, index(0));
     });
     setRowFact(RowFact::Full, select(e.load(reach, index(0)) > kRoomForRefinement, f32(1), f32(0)));
+    lap(ALIGNED_PART_PREPARE);
   }
 
 private:

@@ -21,6 +21,7 @@ public:
   using Step::Step;
 
   void emit(Val split) {
+    lap(ALIGNED_PART_CALL);
     std::pair<Val, Val> tiles = tilesOf(split);
     Val first = origin = tiles.first, last = tiles.second;
     references = e.local(e.f32(), rows);
@@ -47,6 +48,7 @@ public:
       e.store(e.load(references, h), buffers.parts, h);
       e.store(reduceAdd(e.load(sums, h * lanes, lanes)), buffers.parts, h + rows);
     });
+    lap(ALIGNED_PART_SCAN);
   }
 
 private:

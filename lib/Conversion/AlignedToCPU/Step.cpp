@@ -217,6 +217,11 @@ void Step::forAside(const RowCache &cache, function_ref<void(Val, Buffer)> body)
   });
 }
 
+void Step::lap(int32_t part) {
+  if (shape.profile)
+    func::CallOp::create(e.b, "aligned_rt_lap", TypeRange(), e.constant(e.i32(), part).value);
+}
+
 double Step::leastTolerance() const {
   double least = 1;
   for (PolicyAttr policy : shape.policies)

@@ -31,6 +31,7 @@ aligned_format formatOf(PlanesAttr attr);
 /// What a kernel is specialised for.
 struct KernelShape : DecodeShape {
   Isa isa;
+  bool profile = false; ///< whether a kernel tells when it is done with a part
 };
 
 constexpr int64_t kTile = storage::kTile;
@@ -160,6 +161,9 @@ protected:
   int64_t degree() const { return exact || shape.certified ? 5 : leastTolerance() < 0x1p-10 ? 4 : 3; }
   /// 2^x for x <= 127, 0 where x is far below.
   Val power(Val x);
+
+  /// Ends a part of the step (ALIGNED_PART_*), where it is profiled.
+  void lap(int32_t part);
 
   Emitter &e;
   const KernelShape &shape;

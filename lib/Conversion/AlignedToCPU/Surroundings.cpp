@@ -23,6 +23,7 @@ void aligned::declareRuntime(ModuleOp module) {
   declare("aligned_rt_tally", {i32, i64, i64, i64, i64}, {});
   declare("aligned_rt_bits", {i32, i64, i64, i64, i64, pointer, pointer}, {});
   declare("aligned_rt_recording", {}, {i32});
+  declare("aligned_rt_lap", {i32}, {});
   declare("aligned_rt_reference_attention", {pointer, pointer, pointer, pointer, i32, i64, i64, i64, i64, i64, i64, i64, f32, i32, i32, i64, i64, f64, pointer, i32, pointer}, {});
   declare("aligned_rt_reference_state",
           {pointer, pointer, pointer, pointer, pointer, pointer, i64, i64, i64, i64, i64, i64, i64, f32, i32, i32, i64, i64, i64, f64, pointer, i32, pointer}, {});

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <numeric>
@@ -191,6 +192,42 @@ TEST(Parallel, AfterFork) {
   EXPECT_EQ(WEXITSTATUS(status), 0);
 }
 #endif
+
+// Sleeping takes at least as long as was asked for; how much longer is the machine's business.
+TEST(Laps, AreOfThePartThatEnds) {
+  double ns[ALIGNED_PARTS];
+  aligned_rt_take_laps(ns);
+  std::this_thread::sleep_for(std::chrono::milliseconds(3));
+  aligned_rt_lap(ALIGNED_PART_SCAN);
+  std::thread([] { // whose time begins with its first call
+    aligned_rt_lap(ALIGNED_PART_CALL);
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    aligned_rt_lap(ALIGNED_PART_ADD);
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    aligned_rt_lap(ALIGNED_PART_ADD);
+  }).join();
+  aligned_rt_take_laps(ns);
+  EXPECT_GE(ns[ALIGNED_PART_SCAN], 2.9e6); // clocks differ a little
+  EXPECT_GE(ns[ALIGNED_PART_ADD], 3.9e6);
+  EXPECT_LT(ns[ALIGNED_PART_CALL], 100e6);
+  for (int part : {ALIGNED_PART_PREPARE, ALIGNED_PART_RULE, ALIGNED_PART_LIST, ALIGNED_PART_REFINE, ALIGNED_PART_WEIGH, ALIGNED_PART_FINISH})
+    EXPECT_EQ(ns[part], 0);
+  aligned_rt_take_laps(ns);
+  EXPECT_EQ(ns[ALIGNED_PART_SCAN], 0);
+}
+
+// A worker's waiting is nobody's part.
+TEST(Laps, WaitingIsNotCounted) {
+  withThreads([](int32_t threads) {
+    parallel(threads, [](int64_t, int64_t) {}); // workers are there
+    std::this_thread::sleep_for(std::chrono::milliseconds(200));
+    double ns[ALIGNED_PARTS];
+    aligned_rt_take_laps(ns);
+    parallel(64, [](int64_t, int64_t) { aligned_rt_lap(ALIGNED_PART_SCAN); });
+    aligned_rt_take_laps(ns);
+    EXPECT_LT(ns[ALIGNED_PART_SCAN], 150e6);
+  });
+}
 
 TEST(Scratch, GrowsPerThread) {
   void *first = aligned_rt_scratch(100);

@@ -34,7 +34,8 @@ def ConvertAlignedToCPU : Pass<"convert-aligned-to-cpu", "::mlir::ModuleOp"> {
   }];
   let options = [
     Option<"isa", "isa", "std::string", "\"portable\"", "portable, avx2, avxvnni or avx512">,
-    Option<"reference", "reference", "bool", "false", "run stages in float64">];
+    Option<"reference", "reference", "bool", "false", "run stages in float64">,
+    Option<"profile", "profile", "bool", "false", "let kernels of stages tell when a part of a step is done (aligned_rt_lap)">];
   let dependentDialects = [
     "::aligned::AlignedDialect", "::mlir::arith::ArithDialect", "::mlir::bufferization::BufferizationDialect",
     "::mlir::func::FuncDialect", "::mlir::LLVM::LLVMDialect", "::mlir::math::MathDialect",
