@@ -635,7 +635,7 @@ struct Copies {
     for (void *copy : memory)
       free(copy);
   }
-  std::vector<void *> memory;
+  SmallVector<void *> memory;
 };
 
 } // namespace
@@ -649,12 +649,12 @@ int aligned_module_call(const aligned_module *module, aligned_value *arguments, 
 
   // One descriptor per dense argument, contiguous as the compiled function expects; the results' lie one behind the other.
   Copies copies;
-  std::vector<std::vector<int64_t>> descriptors;
-  std::vector<void *> pointers; // what is passed: the address of a descriptor, or a cache
+  SmallVector<SmallVector<int64_t, 11>, 4> descriptors; // room for what attention takes
+  SmallVector<void *, 8> pointers; // what is passed: the address of a descriptor, or a cache
   int64_t resultWords = 0;
   for (const aligned_type &type : module->results)
     resultWords += type.is_cache ? 1 : descriptorWords(type.rank);
-  std::vector<int64_t> resultMemory(resultWords, 0);
+  SmallVector<int64_t, 11> resultMemory(resultWords, 0);
   // One cache alone is returned as it is; dense arrays and several results are written behind a pointer that goes ahead of the arguments.
   bool returned = module->results.size() == 1 && module->results.front().is_cache;
   if (resultWords && !returned)
@@ -673,13 +673,13 @@ int aligned_module_call(const aligned_module *module, aligned_value *arguments, 
       copies.memory.push_back(array.data);
     }
     setContiguous(type, array);
-    std::vector<int64_t> descriptor{reinterpret_cast<int64_t>(array.data), reinterpret_cast<int64_t>(array.data), 0};
-    descriptor.insert(descriptor.end(), array.shape, array.shape + type.rank);
-    descriptor.insert(descriptor.end(), array.strides, array.strides + type.rank);
-    descriptors.push_back(std::move(descriptor));
-    pointers.push_back(descriptors.back().data());
+    SmallVector<int64_t, 11> &descriptor = descriptors.emplace_back();
+    descriptor.append({reinterpret_cast<int64_t>(array.data), reinterpret_cast<int64_t>(array.data), 0});
+    descriptor.append(array.shape, array.shape + type.rank);
+    descriptor.append(array.strides, array.strides + type.rank);
+    pointers.push_back(descriptor.data());
   }
-  std::vector<void *> packed;
+  SmallVector<void *, 8> packed;
   for (void *&pointer : pointers)
     packed.push_back(&pointer);
   if (returned)
@@ -699,8 +699,8 @@ int aligned_module_call(const aligned_module *module, aligned_value *arguments, 
     return -1;
 
   // Each dense result must be memory of its own: not an argument's, not another result's, not a constant's.
-  std::vector<void *> taken;
-  for (const std::vector<int64_t> &descriptor : descriptors)
+  SmallVector<void *, 8> taken;
+  for (const auto &descriptor : descriptors)
     taken.push_back(reinterpret_cast<void *>(descriptor[0]));
   constexpr int64_t kConstantMemory = 0xdeadbeef; // what upstream puts into the descriptor of a global
   const int64_t *word = resultMemory.data();

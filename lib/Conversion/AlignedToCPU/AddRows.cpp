@@ -17,22 +17,19 @@ void Attend::weigh() {
     Val scale = scaleOf(codes), inverse = scaleOf(splatI(256) - codes); // 2^(code / 8 - 16) and one over it
     Val isRefined = wantOf(word) > 0, there = isBelow(at, counted(listCount)) & (codes != storage::kAside);
     Val next = from[0];
-    // Finer scores take the place of coarse ones, and what that changes goes to the sums.
-    if (keyPlanes > 1) {
-      forRows([&](Val h) {
-        Val coarse = e.load(scores, h * kList + at, lanes), fine = expand(shape.isa, isRefined, coarse, levels.front().scores, h * kList + from[0]);
-        Val reference = splatF(e.load(references, h));
-        e.store(fine, scores, h * kList + at);
-        Val change = select(isRefined, power(finalOf(fine, h, numbers) - reference) - power(finalOf(coarse, h, numbers) - reference), splatF(0.0));
-        addTo(refined, h, change);
-        addLow(lowRefined, h, codes, change);
-      });
-      next = from[0] + countOf(isRefined);
-    }
     forRows([&](Val h) {
-      Val p = power(finalOf(e.load(scores, h * kList + at, lanes), h, numbers) - splatF(e.load(references, h)));
+      Val x = e.load(scores, h * kList + at, lanes);
+      if (keyPlanes > 1) { // finer scores take the place of coarse ones
+        x = expand(shape.isa, isRefined, x, levels.front().scores, h * kList + from[0]);
+        e.store(x, scores, h * kList + at);
+      }
+      Val p = probability(x, h, numbers);
+      if (keyPlanes > 1)
+        addRefined(h, codes, select(isRefined, p, splatF(0.0)));
       e.store(p * scale * splatF(e.load(unitInverse, h)), rowWeight, h * lanes);
     });
+    if (keyPlanes > 1)
+      next = from[0] + countOf(isRefined);
     auto weightOf = [&](Val h) { return e.load(rowWeight, h * lanes, lanes); };
     Val inFloats, inBytes, inNibbles, none = e.constant(vectorOf(e.types.getI1Type(), lanes), 0), bits;
     if (exact) {
@@ -58,25 +55,32 @@ void Attend::weigh() {
     Val places = valuePlaceOf(inChunk);
     Val spread = convert((numbers * kRoundingDither) & (storage::kDitherSteps - 1), e.f32()) * (1.0 / storage::kDitherSteps);
     Val dithers = ditherSteps(numbers, CacheRole::Value);
-    auto integerRows = [&](Rows &list, Val mask, int64_t readBits, double steps, Buffer lean) {
-      // The middle of what is missing less the dither; nibbles are read with 8 added.
-      Val rest = splatF(std::exp2(15 - readBits) + storage::kDitherSteps / 2 - (readBits == 4 ? 0x8000 : 0)) - dithers;
-      Val to = counted(list.count);
-      compress(shape.isa, mask, places, list.places, to);
+    if (!exact && (byNibbles || byBytes)) {
+      // Rows of 8 bits and of 4 differ in their step, and in the middle of what is missing less the dither; nibbles are read with 8 added.
+      auto either = [&](double ofBytes, double ofNibbles) {
+        return !byNibbles ? splatF(ofBytes) : !byBytes ? splatF(ofNibbles) : select(inNibbles, splatF(ofNibbles), splatF(ofBytes));
+      };
+      const double half = storage::kDitherSteps / 2;
+      Val steps = either(byteSteps, kNibbleSteps), step = either(1 / byteSteps, 1 / kNibbleSteps);
+      Val rest = either(std::exp2(7) + half, std::exp2(11) + half - 0x8000) - dithers, inIntegers = inBytes | inNibbles;
+      std::pair<Rows *, Val> lists[] = {{&byteRows, inBytes}, {&nibbleRows, inNibbles}};
+      for (auto [list, mask] : lists)
+        if (list == &byteRows ? byBytes : byNibbles)
+          compress(shape.isa, mask, places, list->places, counted(list->count));
       forRows([&](Val h) {
-        Val whole = select(mask, min(convert(fma(weightOf(h), splatF(steps), spread), e.i32()), 255), e.constant(i32s, 0));
-        Val weight = convert(whole, e.f32()) * (1.0 / steps);
-        compress(shape.isa, mask, whole, list.weights, h * kList + to);
-        addTo(readMass, h, weight * inverse);
+        Val whole = select(inIntegers, min(convert(fma(weightOf(h), steps, spread), e.i32()), 255), e.constant(i32s, 0));
+        Val weight = convert(whole, e.f32()) * step, mass = weight * inverse;
+        for (auto [list, mask] : lists)
+          if (list == &byteRows ? byBytes : byNibbles)
+            compress(shape.isa, mask, whole, list->weights, h * kList + counted(list->count));
+        addTo(readMass, h, mass);
         addTo(lean, h, weight * rest);
-        addLow(lowRead, h, codes, weight * inverse);
+        addLow(lowRead, h, codes, mass);
       });
-      e.store(to + countOf(mask), list.count, index(0));
-    };
-    if (!exact && byNibbles)
-      integerRows(nibbleRows, inNibbles, 4, kNibbleSteps, nibbleLean);
-    if (!exact && byBytes)
-      integerRows(byteRows, inBytes, 8, byteSteps, byteLean);
+      for (auto [list, mask] : lists)
+        if (list == &byteRows ? byBytes : byNibbles)
+          e.store(counted(list->count) + countOf(mask), list->count, index(0));
+    }
     e.when(anyOf(inFloats), [&] {
       Val to = counted(floatRows.count);
       compress(shape.isa, inFloats, places, floatRows.places, to);
@@ -91,12 +95,20 @@ void Attend::weigh() {
       });
       e.store(to + countOf(inFloats), floatRows.count, index(0));
     });
-    Val readBits = bits.e ? min(bits, valueBits) : splatI(valueBits);
-    readBits = select(inFloats, readBits, select(inBytes, splatI(8), select(inNibbles, splatI(4), splatI(0))));
-    e.store(e.load(valueBitsRead, index(0)) + convert(convert(reduceAdd(readBits), e.types.getIndexType()), e.types.getIndexType()), valueBitsRead, index(0));
-    e.when(record, [&] { writeDown(word, isBelow(at, counted(listCount)), readBits, at); });
+    auto readBits = [&] { return select(inFloats, bits.e ? min(bits, valueBits) : splatI(valueBits), select(inBytes, splatI(8), select(inNibbles, splatI(4), splatI(0)))); };
+    if (bits.e)
+      addTo(valueBitsRead, convert(reduceAdd(readBits()), e.types.getIndexType()));
+    e.when(record, [&] { writeDown(word, isBelow(at, counted(listCount)), readBits(), at); });
     return {next};
   });
+  if (!isLimited(CacheRole::Value)) // every row of a list is read alike
+    addTo(valueBitsRead, counted(floatRows.count) * valueBits + counted(byteRows.count) * 8 + counted(nibbleRows.count) * 4);
+}
+
+/// What the sum of p gains by finer scores, or loses.
+void Attend::addRefined(Val h, Val codes, Val change) {
+  addTo(refined, h, change);
+  addLow(lowRefined, h, codes, change);
 }
 
 /// Adds what rows below the floor (M3) have of a mass.

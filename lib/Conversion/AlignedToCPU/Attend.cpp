@@ -27,7 +27,7 @@ void Attend::prepareRows() {
   for (Buffer *buffer : {&references, &cuts, &topCuts, &unitInverse, &units})
     *buffer = e.local(e.f32(), rows);
   tables = e.local(e.f32(), std::max<int64_t>(keyPlanes - 1, 1) * rows * kKeyCodes);
-  for (Buffer *buffer : {&refined, &lowRefined, &readMass, &lowRead, &byteLean, &nibbleLean})
+  for (Buffer *buffer : {&refined, &lowRefined, &readMass, &lowRead, &lean})
     *buffer = registers();
   logUsual = rowFact(RowFact::LogUsual);
   firstKeyCode = convert(rowFact(RowFact::LargestKey), e.i32()) - (kKeyCodes - 1);
@@ -256,9 +256,9 @@ void Attend::finish(Val split, const StateBuffers &state) {
     });
     Val sum = e.load(total, index(0));
     Val rest = sum - sumOf(readMass, h) * unit - e.load(asideMass, h) - (e.load(lowMass, h) - sumOf(lowRead, h) * unit);
-    Val lean = sumOf(byteLean, h) + sumOf(nibbleLean, h);
+    Val leaning = sumOf(lean, h);
     for (int64_t channel = 0; channel < dim; channel += channels) {
-      Val total = e.splat(lean, channels);
+      Val total = e.splat(leaning, channels);
       if (!exact) {
         auto ordered = [&](Buffer sums, bool halves) { // words of channel 16 (i / 4) + 4 j + i % 4 of the bytes' order; where `halves`, that has the even channels first
           Val j[4];
@@ -328,7 +328,7 @@ void Attend::report(Val first, Val last) {
 
 /// One pass over the split, from nothing.
 void Attend::attendTo(Val first, Val last) {
-  for (Buffer buffer : {refined, lowRefined, readMass, lowRead, byteLean, nibbleLean})
+  for (Buffer buffer : {refined, lowRefined, readMass, lowRead, lean})
     e.loop(index(0), index(rows), 1, [&](Val h) { e.store(splatF(0.0), buffer, h * lanes); });
   e.store(index(0), keyBitsRead, index(0));
   e.store(index(0), valueBitsRead, index(0));
@@ -360,7 +360,7 @@ void Attend::attendTo(Val first, Val last) {
         refine(0);
       lap(ALIGNED_PART_REFINE);
       for (auto [level, buffers] : llvm::enumerate(levels))
-        e.store(e.load(keyBitsRead, index(0)) + counted(buffers.count) * keyFormat.width[level + 1], keyBitsRead, index(0));
+        addTo(keyBitsRead, counted(buffers.count) * keyFormat.width[level + 1]);
       weigh();
       lap(ALIGNED_PART_WEIGH);
       if (!exact && byNibbles)

@@ -39,7 +39,7 @@ private:
   // Of query rows.
   Buffer references, cuts, topCuts, unitInverse, units; ///< M; thresholds of V, and of a tile's maximum; of weights
   Buffer tables;                                        ///< thresholds of K by scale code, [planes past the first][rows][kKeyCodes]
-  Buffer refined, lowRefined, readMass, lowRead, byteLean, nibbleLean; ///< registers of sums: p as refined less coarse, and of it what rows below the floor have; p of rows read,
+  Buffer refined, lowRefined, readMass, lowRead, lean; ///< registers of sums: p as refined less coarse, and of it what rows below the floor have; p of rows read,
                                                                        ///< and of it theirs; and weights times what middle and dither add to integers
   Val logUsual, firstKeyCode, leverFirst, floorCode, someLow;
   Buffer lever;
@@ -58,8 +58,7 @@ private:
   };
   Rows nibbleRows, byteRows, floatRows;
   Buffer byteSums, nibbleSums, floatSums; ///< i32, i32, f32 [rows][valueDim]; integers in the order that the dot product leaves
-  Buffer rowWeights;                      ///< digits of the query rows as rows of K want them
-  llvm::SmallVector<int64_t> rowWeightsAt;      ///< of planes 1 ..
+  Buffer nibbleDigits;                    ///< digits of the query rows, those of even channels first
 
   // What was read.
   Buffer keyBitsRead, valueBitsRead; ///< i64, summed over tokens
@@ -76,6 +75,7 @@ private:
   void list(Val first, Val last);
   void rank();
   void refine(size_t level);
+  Vals rowWords(int64_t plane, Buffer places, Val at, int64_t first, int64_t count, bool isRepeated);
   Vals rowDots(int64_t plane, Buffer places, Val at, Val firstRow, int64_t count, bool isRepeated);
   void weigh();
   void fetchAhead(const Rows &list, Val at, int64_t channel, int64_t bits);
@@ -85,6 +85,7 @@ private:
   Val integers(Val place, int64_t channel, int64_t count);
   void finish(Val split, const StateBuffers &state);
   void report(Val first, Val last);
+  void addRefined(Val h, Val codes, Val change);
   void addLow(Buffer sums, Val h, Val codes, Val mass);
   void writeDown(Val word, Val mask, Val bits, Val at);
   void certify(Val split, const StateBuffers &state);
@@ -95,6 +96,7 @@ private:
   Buffer registers() { return e.local(e.f32(), rows * lanes); }
   void addTo(Buffer sums, Val h, Val addend) { e.store(e.load(sums, h * lanes, lanes) + addend, sums, h * lanes); }
   Val sumOf(Buffer sums, Val h) { return reduceAdd(e.load(sums, h * lanes, lanes)); }
+  void addTo(Buffer counter, Val addend) { e.store(counted(counter) + addend, counter, index(0)); }
   Val counted(Buffer counter) { return e.load(counter, index(0)); }
   Buffer counter() { return e.local(e.types.getIndexType(), 1); }
 
@@ -105,6 +107,8 @@ private:
   Val wantOf(Val word) { return shiftRight(word, kWantShift); }
   Val valuePlaceOf(Val token) { return token + lookUp(shape.isa, valuePlaces, index(0), kChunkTiles, shiftRight(token, 6)); }
   Val keyPlaceOf(Val token) { return token + lookUp(shape.isa, keyPlaces, index(0), kChunkTiles, shiftRight(token, 6)); }
+  /// 2^(x - M) of scores of tokens.
+  Val probability(Val x, Val h, Val tokens) { return power(finalOf(x, h, tokens) - splatF(e.load(references, h))); }
   Val tokenNumbers(Val inChunk) { return inChunk + splatI(convert(chunkFirst * kTile, e.i32())); }
 
   Val keyIndex(Val code) { return min(max(code - splatI(firstKeyCode), 0), kKeyCodes - 1); }

@@ -4,109 +4,77 @@
 using namespace mlir;
 using namespace aligned;
 
-/// The largest power of two that divides a row of bytes, at most a register: as many rows as fit share one.
-static int64_t pieceOf(int64_t rowBytes, int64_t registerBytes) { return std::min<int64_t>(registerBytes, rowBytes & -rowBytes); }
-
-/// Digits in the order of rows: for planes of 4 bits those of even and odd channels, each repeated for as many rows as share a register.
+/// Digits in the order of rows: for planes of 4 bits those of even channels, then those of odd ones.
 void Attend::prepareRowWeights() {
-  int64_t bytes = 0;
-  for (int64_t plane = 1; plane < keyPlanes; ++plane) {
-    rowWeightsAt.push_back(bytes);
-    int64_t rowBytes = storage::rowBytes(keyFormat.width[plane], shape.keyDim);
-    bytes += digits() * rows * (8 / keyFormat.width[plane]) * (rowBytes / pieceOf(rowBytes, registerBytes)) * registerBytes;
-  }
-  if (!bytes)
+  const int64_t dim = shape.keyDim;
+  if (llvm::none_of(llvm::ArrayRef(keyFormat.width).slice(1, keyPlanes - 1), [](auto width) { return width == 4; }))
     return;
-  rowWeights = e.local(e.i8(), bytes);
-  for (int64_t plane = 1; plane < keyPlanes; ++plane) {
-    int64_t rowBytes = storage::rowBytes(keyFormat.width[plane], shape.keyDim), piece = pieceOf(rowBytes, registerBytes), pieces = rowBytes / piece;
-    int64_t parts = 8 / keyFormat.width[plane];
-    e.loop(index(0), index(digits() * rows), 1, [&](Val row) {
-      for (int64_t p = 0; p < pieces; ++p) {
-        Val channels = e.load(buffers.digits, row * shape.keyDim + p * piece * parts, piece * parts);
-        for (int64_t part = 0; part < parts; ++part) {
-          SmallVector<int64_t> order;
-          for (int64_t byte = 0; byte < registerBytes; ++byte)
-            order.push_back(byte % piece * parts + part);
-          e.store(permute(channels, channels, order), rowWeights, (row * (parts * pieces) + (part * pieces + p)) * registerBytes + rowWeightsAt[plane - 1]);
-        }
-      }
-    });
-  }
+  nibbleDigits = e.local(e.i8(), digits() * rows * dim);
+  SmallVector<int64_t> order;
+  for (int64_t i = 0; i < dim; ++i)
+    order.push_back(i % (dim / 2) * 2 + i / (dim / 2));
+  e.loop(index(0), index(digits() * rows), 1, [&](Val row) {
+    Val channels = e.load(buffers.digits, row * dim, dim);
+    e.store(permute(channels, channels, order), nibbleDigits, row * dim);
+  });
 }
 
-/// Dot products of the rows of a plane at places[at ..], one a lane, with `count` query rows: f32, before scale and unit.
-Vals Attend::rowDots(int64_t plane, Buffer places, Val at, Val firstRow, int64_t count, bool isRepeated) {
-  const int64_t width = keyFormat.width[plane], rowBytes = storage::rowBytes(width, shape.keyDim), parts = 8 / width;
-  const int64_t piece = pieceOf(rowBytes, registerBytes), pieces = rowBytes / piece, together = registerBytes / piece; // rows in a register
-  const int64_t largest = (1 << width) - 1;
-  // Sums of digits stay integers where 32 bits hold them together.
-  const bool joined = digits() == 2 && double(largest) * 128 * 256 * shape.keyDim < 0x1p31;
-  Vals weights; // [pieces][parts][digits][query rows]
-  for (int64_t p = 0; p < pieces; ++p)
-    for (int64_t part = 0; part < parts; ++part)
-      for (int64_t d = 0; d < digits(); ++d)
-        for (int64_t h = 0; h < count; ++h) {
-          Val row = firstRow + h + d * rows;
-          weights.push_back(e.load(rowWeights, (row * (parts * pieces) + (part * pieces + p)) * registerBytes + rowWeightsAt[plane - 1], registerBytes));
-        }
-  auto rowsFrom = [&](int64_t first) -> Vals {
-    Vals starts;
+/// Words first .. first + count - 1 of the rows of a plane at places[at ..], one row a lane. `count` is a power of two, at most as many as there are lanes.
+Vals Attend::rowWords(int64_t plane, Buffer places, Val at, int64_t first, int64_t count, bool isRepeated) {
+  const int64_t rowBytes = storage::rowBytes(keyFormat.width[plane], shape.keyDim), together = lanes / count; // rows in a register
+  auto registerOf = [&](int64_t number) {
+    Val all;
     for (int64_t r = 0; r < together; ++r) {
       auto startOf = [&](Val entry) { return convert(e.load(places, entry), e.types.getIndexType()) * rowBytes; };
-      starts.push_back(startOf(at + (first + r)));
-      if (!isRepeated) { // one row at a time, and behind the end whatever was there: more at once are dropped
-        Val ahead = startOf(at + (first + r + kRowsAhead));
-        for (int64_t byte = 0; byte < rowBytes; byte += 64)
-          e.prefetch(key.plane[plane], ahead + byte);
-      }
+      Val row = e.load(key.plane[plane], startOf(at + (number * together + r)) + first * 4, count * 4);
+      if (first == 0 && !isRepeated) // one row at a time, and behind the end whatever was there: more at once are dropped
+        e.prefetch(key.plane[plane], startOf(at + (number * together + r + kRowsAhead)), rowBytes);
+      SmallVector<int64_t> order;
+      for (int64_t byte = 0; byte < (r + 1) * count * 4; ++byte)
+        order.push_back(byte);
+      all = r ? permute(all, row, order) : row;
     }
-    Vals sums(digits() * count, e.constant(vectorOf(e.i32(), lanes), 0));
-    for (int64_t p = 0; p < pieces; ++p) {
-      Val bytes;
-      for (int64_t have = 0; have < together; ++have) {
-        Val next = e.load(key.plane[plane], starts[have] + p * piece, piece);
-        if (bytes.e) {
-          SmallVector<int64_t> order;
-          for (int64_t byte = 0; byte < (have + 1) * piece; ++byte)
-            order.push_back(byte);
-          next = permute(bytes, next, order);
-        }
-        bytes = next;
-      }
-      Val packed = bitcast(bytes, e.i32());
-      for (int64_t part = 0; part < parts; ++part) {
-        Val numbers = parts == 1 ? packed : part == 0 ? packed & 0x0f0f0f0f : shiftRight(packed, 4) & 0x0f0f0f0f;
-        for (int64_t d = 0; d < digits(); ++d)
-          for (int64_t h = 0; h < count; ++h)
-            sums[d * count + h] = dot4(shape.isa, sums[d * count + h], numbers, weights[((p * parts + part) * digits() + d) * count + h], largest);
-      }
-    }
-    if (!joined)
-      return sums;
-    Vals whole;
-    for (int64_t h = 0; h < count; ++h)
-      whole.push_back((sums[h] << splatI(8)) + sums[count + h]);
-    return whole;
+    return bitcast(all, e.i32());
   };
-  // Registers of partial sums, `piece` / 4 lanes for each row, folded until each row has one.
+  Vals words;
+  for (int64_t number = 0; number < count; ++number)
+    words.push_back(registerOf(number));
+  // Even and odd lanes of neighbours, of neighbours' neighbours, ...: each turn moves a bit of the word's number from lanes to registers, and one of the row's back.
   SmallVector<int64_t> even, odd;
   for (int64_t lane = 0; lane < 2 * lanes; lane += 2) {
     even.push_back(lane);
     odd.push_back(lane + 1);
   }
-  std::function<Vals(int64_t, int64_t)> fold = [&](int64_t first, int64_t registers) -> Vals {
-    if (registers == 1)
-      return rowsFrom(first);
-    Vals a = fold(first, registers / 2), b = fold(first + registers / 2 * together, registers / 2), folded;
-    for (auto [left, right] : llvm::zip(a, b))
-      folded.push_back(permute(left, right, even) + permute(left, right, odd));
-    return folded;
-  };
-  Vals sums = fold(0, lanes / together), dots;
+  for (int64_t distance = 1; distance < count; distance *= 2)
+    for (int64_t a = 0; a < count; ++a)
+      if (!(a & distance)) {
+        Val left = words[a], right = words[a + distance];
+        words[a] = permute(left, right, even);
+        words[a + distance] = permute(left, right, odd);
+      }
+  return words;
+}
+
+/// Dot products of the rows of a plane at places[at ..], one a lane, with `count` query rows: f32, before scale and unit.
+Vals Attend::rowDots(int64_t plane, Buffer places, Val at, Val firstRow, int64_t count, bool isRepeated) {
+  const int64_t width = keyFormat.width[plane], parts = 8 / width, words = storage::rowBytes(width, shape.keyDim) / 4;
+  const int64_t some = std::min<int64_t>(lanes, words & -words); // whose transposition is one of powers of two
+  Buffer weights = e.buffer((parts == 1 ? buffers.digits : nibbleDigits).pointer, e.i32());
+  Vals sums(digits() * count, e.constant(vectorOf(e.i32(), lanes), 0));
+  for (int64_t first = 0; first < words; first += some)
+    for (auto [number, packed] : llvm::enumerate(rowWords(plane, places, at, first, some, isRepeated)))
+      for (int64_t part = 0; part < parts; ++part) {
+        Val bytes = parts == 1 ? packed : (part ? shiftRight(packed, 4) : packed) & 0x0f0f0f0f;
+        for (int64_t d = 0; d < digits(); ++d)
+          for (int64_t h = 0; h < count; ++h) {
+            Val weight = e.load(weights, (firstRow + h + d * rows) * (parts * words) + (part * words + first + int64_t(number)));
+            sums[d * count + h] = dot4(shape.isa, sums[d * count + h], bytes, splatI(weight), (1 << width) - 1);
+          }
+      }
+  Vals dots;
   for (int64_t h = 0; h < count; ++h) {
     Val dot = convert(sums[h], e.f32());
-    for (int64_t d = 1; d < digits() && !joined; ++d)
+    for (int64_t d = 1; d < digits(); ++d)
       dot = fma(dot, splatF(256.0), convert(sums[d * count + h], e.f32()));
     dots.push_back(dot);
   }
@@ -134,6 +102,8 @@ void Attend::refine(size_t level) {
         Vals dots = rowDots(plane, now.places, at, h0, count, isRepeated);
         for (int64_t h = 0; h < count; ++h) {
           Val unit = fact(h0 + h, Fact::Unit), place = (h0 + h) * kList + at, x = e.load(now.scores, place, lanes);
+          if (level == 0) // of the sum, finer scores take the place of coarse ones
+            addRefined(h0 + h, valueCode(word), -probability(x, h0 + h, tokenNumbers(tokenOf(word))));
           Val more = fma(dots[h], splatF(unit * std::exp2(below)), splatF(unit * fact(h0 + h, Fact::Sum) * step));
           e.store(fma(more, scale, x), now.scores, place);
         }

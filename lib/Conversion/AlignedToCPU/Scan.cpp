@@ -26,9 +26,16 @@ public:
     Val first = origin = tiles.first, last = tiles.second;
     references = e.local(e.f32(), rows);
     sums = e.local(e.f32(), rows * lanes);
-    forRows([&](Val h) {
+    for (Buffer *buffer : {&steps, &masses, &constants})
+      *buffer = e.local(e.f32(), rows);
+    const int64_t below = 16 - shape.keyPlanes.getWidths()[0];
+    e.loop(index(0), index(rows), 1, [&](Val h) {
       e.store(f32(kLowest), references, h);
       e.store(splatF(0.0), sums, h * lanes);
+      Val unit = fact(h, Fact::Unit), mass = unit * fact(h, Fact::Sum);
+      e.store(unit * std::exp2(below), steps, h);
+      e.store(mass, masses, h);
+      e.store(mass * (std::exp2(below - 1) - 32768 + 2048) + fact(h, Fact::Poison), constants, h);
     });
     logUsual = rowFact(RowFact::LogUsual);
     isFull = rowFact(RowFact::Full) > 0;
@@ -53,11 +60,12 @@ public:
 
 private:
   Buffer references, sums;
+  Buffer steps, masses, constants; ///< of each query row: a score is (dot steps + constant - dither mass) scale
   Val logUsual;
 
   void score(Val tile, Val place) {
     const int64_t width = shape.keyPlanes.getWidths()[0], parts = 8 / width; // 4-channel words in a 32-bit lane
-    const int64_t groups = shape.keyDim / (4 * parts), columns = kTile / lanes, below = 16 - width;
+    const int64_t groups = shape.keyDim / (4 * parts), columns = kTile / lanes;
     const int64_t budget = shape.isa == Isa::AVX512 ? 16 : 8; // registers of sums
     const int64_t some = std::clamp<int64_t>(budget / digits(), 1, rows);
     int64_t wide = 1;
@@ -102,9 +110,8 @@ private:
             Val dot = convert(acc[h * wide + j], e.f32());
             for (int64_t d = 1; d < digits(); ++d)
               dot = fma(dot, splatF(256.0), convert(acc[(d * count + h) * wide + j], e.f32()));
-            Val unit = fact(h0 + h, Fact::Unit), mass = unit * fact(h0 + h, Fact::Sum);
-            Val constant = mass * (std::exp2(below - 1) - 32768 + 2048) + fact(h0 + h, Fact::Poison);
-            Val x = fma(dot, splatF(unit * std::exp2(below)), fma(dithers, splatF(-mass), splatF(constant))) * scale;
+            auto of = [&](Buffer terms) { return splatF(e.load(terms, h0 + h)); };
+            Val x = fma(dot, of(steps), of(constants) - dithers * of(masses)) * scale;
             e.store(x, buffers.scores, scoreAt(tile, h0 + h) + token);
           }
         }
