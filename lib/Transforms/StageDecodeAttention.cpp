@@ -15,6 +15,7 @@
 #include "mlir/Dialect/Arith/IR/Arith.h"
 #include "mlir/Dialect/Linalg/IR/Linalg.h"
 #include "mlir/Dialect/SCF/IR/SCF.h"
+#include "mlir/Dialect/SCF/Transforms/TileUsingInterface.h"
 #include "mlir/Dialect/Tensor/IR/Tensor.h"
 #include "mlir/IR/ImplicitLocOpBuilder.h"
 
@@ -84,31 +85,17 @@ private:
     Value digitsOf = prepare.getResult(0), factsOf = prepare.getResult(1), mean = prepare.getResult(2);
 
     constexpr int64_t any = ShapedType::kDynamic;
-    SmallVector<Value> scanned = forSplits(
-        splits, {empty({any, rows, kBlock}, f32, tiles), empty({any, rows, kTopLanes}, f32, tiles), empty({any, 2, rows}, f32, splits)},
-        [&](Value split, ValueRange outs) {
-          Value first = arith::MulIOp::create(b, split, index(kSplitTiles)), count = countOf(tiles, first);
-          SmallVector<Value> parts{slice(outs[0], first, count), slice(outs[1], first, count), slice(outs[2], split, index(1))};
-          auto scan = ScanOp::create(b, typesOf(parts), op.getQuery(), op.getKey(), op.getValue(), softScale, row, split, op.getLater(), op.getAttnMask(), digitsOf, factsOf, parts, op.getPolicies(),
-                                     op.getSoftcapAttr(), op.getMaskAttr());
-          return SmallVector<Placed>{{scan.getResult(0), first}, {scan.getResult(1), first}, {scan.getResult(2), split}};
-        });
+    Value first = index(0);
+    SmallVector<Value> parts{empty({any, rows, kBlock}, f32, tiles), empty({any, rows, kTopLanes}, f32, tiles), empty({any, 2, rows}, f32, splits)};
+    auto scan = ScanOp::create(b, typesOf(parts), op.getQuery(), op.getKey(), op.getValue(), softScale, row, first, op.getLater(), op.getAttnMask(), digitsOf, factsOf, parts,
+                               op.getPolicies(), op.getSoftcapAttr(), op.getMaskAttr());
 
     SmallVector<Value> states{empty({any, group, queries, valueDim}, f32, splits), empty({any, group, queries}, f32, splits), empty({any, group, queries}, f32, splits)};
     if (op.getCertificate())
       states.push_back(empty({any, group, queries, kCertificateNumbers}, f32, splits));
-    SmallVector<Value> attended = forSplits(splits, states, [&](Value split, ValueRange outs) {
-      Value first = arith::MulIOp::create(b, split, index(kSplitTiles)), count = countOf(tiles, first);
-      SmallVector<Value> parts;
-      for (Value out : outs)
-        parts.push_back(slice(out, split, index(1)));
-      auto attend = AttendOp::create(b, typesOf(parts), op.getQuery(), op.getKey(), op.getValue(), row, split, op.getLater(), op.getAttnMask(), op.getSinkLogits(), digitsOf, factsOf, mean, slice(scanned[0], first, count),
-                                     slice(scanned[1], first, count), scanned[2], parts, op.getPolicies(), op.getMaskedZeroAttr(), op.getAttentionIdAttr(), op.getSoftcapAttr(), op.getMaskAttr());
-      SmallVector<Placed> placed;
-      for (Value result : attend.getResults())
-        placed.push_back({result, split});
-      return placed;
-    });
+    auto attend = AttendOp::create(b, typesOf(states), op.getQuery(), op.getKey(), op.getValue(), row, first, op.getLater(), op.getAttnMask(), op.getSinkLogits(), digitsOf, factsOf,
+                                   mean, scan.getResult(0), scan.getResult(1), scan.getResult(2), states, op.getPolicies(), op.getMaskedZeroAttr(), op.getAttentionIdAttr(),
+                                   op.getSoftcapAttr(), op.getMaskAttr());
 
     // The state of no tokens, merged with each split's.
     auto filled = [&](ArrayRef<int64_t> shape, double number) -> Value {
@@ -127,7 +114,7 @@ private:
     OpBuilder::InsertionGuard guard(b);
     b.setInsertionPointToStart(loop.getBody());
     SmallVector<Value> next;
-    for (auto [all, one] : llvm::zip(attended, initial))
+    for (auto [all, one] : llvm::zip(attend.getResults(), initial))
       next.push_back(slice(all, loop.getInductionVar(), index(1), cast<RankedTensorType>(one.getType())));
     ValueRange before = loop.getRegionIterArgs();
     Value certificate = op.getCertificate() ? before[3] : Value(), other = op.getCertificate() ? next[3] : Value();
@@ -137,36 +124,14 @@ private:
     return SmallVector<Value>(loop.getResults());
   }
 
-  /// A result and where its first dimension begins in what it becomes part of.
-  struct Placed {
-    Value value, at;
-  };
-  SmallVector<Value> forSplits(Value splits, ArrayRef<Value> outs, function_ref<SmallVector<Placed>(Value, ValueRange)> body) {
-    auto forall = scf::ForallOp::create(b, ArrayRef<OpFoldResult>{splits}, outs, std::nullopt);
-    OpBuilder::InsertionGuard guard(b);
-    b.setInsertionPointToStart(forall.getBody());
-    SmallVector<Placed> results = body(forall.getInductionVar(0), forall.getRegionOutArgs());
-    b.setInsertionPointToStart(forall.getTerminator().getBody());
-    for (auto [result, out] : llvm::zip(results, forall.getRegionOutArgs()))
-      insert(result.value, out, {result.at});
-    return SmallVector<Value>(forall.getResults());
-  }
-
-  /// Places `value` in `out`, from `offsets` in the first dimensions on.
+  /// Places a row's `value` in `out`, from `offsets` in the first dimensions on.
   void insert(Value value, Value out, ArrayRef<Value> offsets) {
     auto type = cast<RankedTensorType>(value.getType());
-    SmallVector<OpFoldResult> starts, sizes, strides(type.getRank(), b.getIndexAttr(1));
-    for (int64_t dim = 0; dim < type.getRank(); ++dim) {
-      starts.push_back(dim < int64_t(offsets.size()) ? OpFoldResult(offsets[dim]) : OpFoldResult(b.getIndexAttr(0)));
-      sizes.push_back(type.isDynamicDim(dim) ? sizeOf(value, dim) : OpFoldResult(b.getIndexAttr(type.getDimSize(dim))));
-    }
+    SmallVector<OpFoldResult> starts(type.getRank(), b.getIndexAttr(0)), sizes, strides(type.getRank(), b.getIndexAttr(1));
+    llvm::copy(offsets, starts.begin());
+    for (int64_t size : type.getShape())
+      sizes.push_back(b.getIndexAttr(size));
     tensor::ParallelInsertSliceOp::create(b, value, out, starts, sizes, strides);
-  }
-  /// The extent of a dimension of a stage's result: that of the slice it was given. Nothing may be computed where results are inserted.
-  static OpFoldResult sizeOf(Value value, int64_t dim) {
-    auto result = cast<OpResult>(value);
-    auto destination = cast<DestinationStyleOpInterface>(result.getOwner()).getTiedOpOperand(result)->get();
-    return destination.getDefiningOp<tensor::ExtractSliceOp>().getMixedSizes()[dim];
   }
 
   /// `count` entries of the first dimension from `first` on.
@@ -190,13 +155,28 @@ private:
   }
   Value index(int64_t n) { return arith::ConstantIndexOp::create(b, n); }
   Value ceilDiv(Value a, int64_t by) { return arith::CeilDivUIOp::create(b, a, index(by)); }
-  /// Tiles of the split that begins at tile `first`.
-  Value countOf(Value tiles, Value first) { return arith::MinUIOp::create(b, arith::SubIOp::create(b, tiles, first), index(kSplitTiles)); }
 
   DecodeAttentionOp op;
   ImplicitLocOpBuilder b;
   int64_t kvHeads, group, queries, rows, keyDim, valueDim, digits;
 };
+
+/// Whether a stage is one of several splits, or of any number.
+bool hasSplits(Operation *op) {
+  unsigned ofSplits = isa<ScanOp>(op) ? 2 : 0;
+  return isa<ScanOp, AttendOp>(op) && op->getNumResults() && cast<ShapedType>(op->getResult(ofSplits).getType()).getDimSize(0) != 1;
+}
+
+/// One split at a time, side by side.
+LogicalResult tileSplits(TilingInterface stage) {
+  IRRewriter rewriter(stage);
+  auto options = scf::SCFTilingOptions().setLoopType(scf::SCFTilingOptions::LoopType::ForallOp).setTileSizes({rewriter.getIndexAttr(1)});
+  FailureOr<scf::SCFTilingResult> tiled = scf::tileUsingSCF(rewriter, stage, options);
+  if (failed(tiled))
+    return failure();
+  rewriter.replaceOp(stage, tiled->replacements);
+  return success();
+}
 
 struct AlignedStageDecodeAttentionPass : aligned::impl::AlignedStageDecodeAttentionBase<AlignedStageDecodeAttentionPass> {
   void runOnOperation() override {
@@ -216,6 +196,14 @@ struct AlignedStageDecodeAttentionPass : aligned::impl::AlignedStageDecodeAttent
     });
     for (DecodeAttentionOp op : steps)
       Stager(op).run();
+    SmallVector<TilingInterface> stages;
+    getOperation().walk([&](TilingInterface op) {
+      if (hasSplits(op))
+        stages.push_back(op);
+    });
+    for (TilingInterface stage : stages)
+      if (failed(tileSplits(stage)))
+        return signalPassFailure();
   }
 };
 

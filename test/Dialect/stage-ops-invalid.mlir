@@ -528,9 +528,9 @@ func.func @scan_tops(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %s: !s, %t: !t, %pa
 !f = tensor<5x8xf32>
 !s = tensor<?x4x64xf32>
 !t = tensor<?x4x16xf32>
-!part = tensor<2x2x4xf32>
+!part = tensor<2x3x4xf32>
 func.func @scan_part(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %s: !s, %t: !t, %part: !part, %scale: f32, %i: index) {
-  // expected-error@+1 {{'aligned.scan' op expected part of shape and type 1x2x4xf32, got 'tensor<2x2x4xf32>'}}
+  // expected-error@+1 {{'aligned.scan' op expected part of shape and type ?x2x4xf32, got 'tensor<2x3x4xf32>'}}
   %0:3 = aligned.scan %q, %k, %v, %d, %f scale %scale row %i split %i policy <budget, tolerance = 0.25> outs(%s, %t, %part : !s, !t, !part)
       : !q, !k, !v, !d, !f -> !s, !t, !part
   return
@@ -721,6 +721,27 @@ func.func @acc(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %m: !m, %s: !s, %t: !t, %
 !l = tensor<1x2x2xf32>
 func.func @max(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %m: !m, %s: !s, %t: !t, %parts: !parts, %a: !a, %x: !x, %l: !l, %i: index) {
   // expected-error@+1 {{'aligned.attend' op expected max of shape and type 1x2x2xf32, got 'tensor<1x6x2xf32>'}}
+  %0:3 = aligned.attend %q, %k, %v, %d, %f, %m, %s, %t, %parts row %i split %i policy <budget, tolerance = 0.25> outs(%a, %x, %l : !a, !x, !l)
+      : !q, !k, !v, !d, !f, !m, !s, !t, !parts -> !a, !x, !l
+  return
+}
+
+// -----
+
+!q = tensor<2x6x2x32xf16>
+!k = tensor<2x3x?x32xf16, #aligned.planes<fixed<4, 4, 8>, key>>
+!v = tensor<2x3x?x48xf16, #aligned.planes<fixed<8, 8>, value>>
+!d = tensor<2x4x32xi8>
+!f = tensor<5x8xf32>
+!m = tensor<48xf32>
+!s = tensor<?x4x64xf32>
+!t = tensor<?x4x16xf32>
+!parts = tensor<?x2x4xf32>
+!a = tensor<1x2x2x48xf32>
+!x = tensor<3x2x2xf32>
+!l = tensor<1x2x2xf32>
+func.func @splits(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %m: !m, %s: !s, %t: !t, %parts: !parts, %a: !a, %x: !x, %l: !l, %i: index) {
+  // expected-error@+1 {{'aligned.attend' op expected max of shape and type 1x2x2xf32, got 'tensor<3x2x2xf32>'}}
   %0:3 = aligned.attend %q, %k, %v, %d, %f, %m, %s, %t, %parts row %i split %i policy <budget, tolerance = 0.25> outs(%a, %x, %l : !a, !x, !l)
       : !q, !k, !v, !d, !f, !m, !s, !t, !parts -> !a, !x, !l
   return

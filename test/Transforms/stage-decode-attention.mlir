@@ -45,11 +45,11 @@ func.func @step(%q: tensor<2x6x1x32xf16>, %k: !key, %v: !value, %scale: f32) -> 
   // CHECK: %[[FIRST:.*]] = arith.muli %[[SPLIT]], %c32
   // CHECK: %[[LEFT:.*]] = arith.subi %[[TILES]], %[[FIRST]]
   // CHECK: %[[COUNT:.*]] = arith.minui %[[LEFT]], %c32
+  // CHECK: %[[S:.*]] = tensor.extract_slice %[[SCANNED]]#0[%[[FIRST]], 0, 0] [%[[COUNT]], 2, 64]
+  // CHECK: %[[T:.*]] = tensor.extract_slice %[[SCANNED]]#1[%[[FIRST]], 0, 0] [%[[COUNT]], 2, 16]
   // CHECK: %[[A:.*]] = tensor.extract_slice %[[ACCS]][%[[SPLIT]], 0, 0, 0] [1, 2, 1, 48]
   // CHECK: %[[M:.*]] = tensor.extract_slice %[[MAXES]][%[[SPLIT]], 0, 0] [1, 2, 1]
   // CHECK: %[[L:.*]] = tensor.extract_slice %[[SUMS]][%[[SPLIT]], 0, 0] [1, 2, 1]
-  // CHECK: %[[S:.*]] = tensor.extract_slice %[[SCANNED]]#0[%[[FIRST]], 0, 0] [%[[COUNT]], 2, 64]
-  // CHECK: %[[T:.*]] = tensor.extract_slice %[[SCANNED]]#1[%[[FIRST]], 0, 0] [%[[COUNT]], 2, 16]
   // CHECK: %[[STATE:.*]]:3 = aligned.attend %[[Q]], %[[K]], %[[V]], %[[KNOWN]]#0, %[[KNOWN]]#1, %[[KNOWN]]#2, %[[S]], %[[T]], %[[SCANNED]]#2 row %[[ROW]] split %[[SPLIT]] policy <budget, tolerance = 2.500000e-01> outs(%[[A]], %[[M]], %[[L]] :
   // CHECK: scf.forall.in_parallel
   // CHECK: tensor.parallel_insert_slice %[[STATE]]#0 into %[[ACCS]][%[[SPLIT]], 0, 0, 0] [1, 2, 1, 48]
@@ -222,4 +222,33 @@ func.func @buffers(%q: memref<1x2x1x32xf16>, %k: memref<1x1x?x32xf16, #aligned.p
       : memref<1x2x1x32xf16>, memref<1x1x?x32xf16, #aligned.planes<fixed<4, 4, 8>, key>>, memref<1x1x?x48xf16, #aligned.planes<fixed<8, 8>, value>>
         into memref<1x2x1x48xf32>, memref<1x2x1xf32>, memref<1x2x1xf32>
   return
+}
+
+// Stages of several splits come one split at a time, from the one they begin with; those of one stay.
+// CHECK-LABEL: func.func @several(
+// CHECK-SAME: %[[K:[a-z0-9]+]]: tensor<{{.*}}, key>>, %{{[a-z0-9]+}}: tensor<{{.*}}, value>>, %[[SCALE:[a-z0-9]+]]: f32, %[[ROW:[a-z0-9]+]]: index, %[[FROM:[a-z0-9]+]]: index
+// CHECK: scf.forall (%[[I:.*]]) in (%{{.*}}) shared_outs(%[[S:.*]] = %{{.*}}, %[[T:.*]] = %{{.*}}, %[[P:.*]] = %{{.*}})
+// CHECK-DAG: %[[TILES:.*]] = arith.ceildivui
+// CHECK-DAG: %[[SPLIT:.*]] = arith.addi %[[FROM]], %[[I]]
+// CHECK-DAG: %[[FIRST:.*]] = arith.muli %[[SPLIT]], %c32
+// CHECK-DAG: %[[LEFT:.*]] = arith.subi %[[TILES]], %[[FIRST]]
+// CHECK-DAG: %[[COUNT:.*]] = arith.minui %[[LEFT]], %c32
+// CHECK-DAG: %[[AT:.*]] = arith.muli %[[I]], %c32
+// CHECK-DAG: tensor.extract_slice %[[S]][%[[AT]], 0, 0] [%[[COUNT]], 4, 64]
+// CHECK-DAG: tensor.extract_slice %[[T]][%[[AT]], 0, 0] [%[[COUNT]], 4, 16]
+// CHECK-DAG: tensor.extract_slice %[[P]][%[[I]], 0, 0] [1, 2, 4]
+// CHECK: %[[ONE:.*]]:3 = aligned.scan {{.*}} split %[[SPLIT]]
+// CHECK: tensor.parallel_insert_slice %[[ONE]]#0 into %[[S]][%[[AT]], 0, 0] [%[[COUNT]], 4, 64]
+// CHECK: tensor.parallel_insert_slice %[[ONE]]#2 into %[[P]][%[[I]], 0, 0] [1, 2, 4]
+// CHECK-NOT: scf.forall
+// CHECK: aligned.scan {{.*}} split %[[FROM]]
+func.func @several(%q: tensor<2x6x2x32xf16>, %k: !key, %v: !value, %scale: f32, %row: index, %split: index, %d: tensor<2x4x32xi8>, %f: tensor<5x8xf32>,
+                   %s: tensor<?x4x64xf32>, %t: tensor<?x4x16xf32>, %part: tensor<?x2x4xf32>, %one: tensor<1x2x4xf32>) -> (tensor<?x4x64xf32>, tensor<?x4x16xf32>, tensor<?x2x4xf32>, tensor<1x2x4xf32>) {
+  %0:3 = aligned.scan %q, %k, %v, %d, %f scale %scale row %row split %split policy <budget, tolerance = 0.25>
+      outs(%s, %t, %part : tensor<?x4x64xf32>, tensor<?x4x16xf32>, tensor<?x2x4xf32>) : tensor<2x6x2x32xf16>, !key, !value, tensor<2x4x32xi8>, tensor<5x8xf32>
+      -> tensor<?x4x64xf32>, tensor<?x4x16xf32>, tensor<?x2x4xf32>
+  %1:3 = aligned.scan %q, %k, %v, %d, %f scale %scale row %row split %split policy <budget, tolerance = 0.25>
+      outs(%s, %t, %one : tensor<?x4x64xf32>, tensor<?x4x16xf32>, tensor<1x2x4xf32>) : tensor<2x6x2x32xf16>, !key, !value, tensor<2x4x32xi8>, tensor<5x8xf32>
+      -> tensor<?x4x64xf32>, tensor<?x4x16xf32>, tensor<1x2x4xf32>
+  return %0#0, %0#1, %0#2, %1#2 : tensor<?x4x64xf32>, tensor<?x4x16xf32>, tensor<?x2x4xf32>, tensor<1x2x4xf32>
 }

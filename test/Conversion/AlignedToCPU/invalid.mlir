@@ -62,6 +62,18 @@ func.func @not_staged(%q: memref<1x2x1x16xf16>, %k: !key, %v: !value, %scale: f3
 
 !key = memref<1x1x?x16xf16, #aligned.planes<fixed<4, 4, 8>, key>>
 !value = memref<1x1x?x16xf16, #aligned.planes<fixed<4, 4, 8>, value>>
+func.func @several_splits(%q: memref<1x3x1x16xf16>, %k: !key, %v: !value, %scale: f32, %row: index, %d: memref<2x3x16xi8>, %f: memref<4x8xf32>,
+                          %s: memref<?x3x64xf32>, %t: memref<?x3x16xf32>, %part: memref<?x2x3xf32>) {
+  // expected-error@+1 {{'aligned.scan' op expected one split: tile it first, got 'memref<?x2x3xf32>'}}
+  aligned.scan %q, %k, %v, %d, %f scale %scale row %row split %row policy <budget, tolerance = 0.25> outs(%s, %t, %part : memref<?x3x64xf32>, memref<?x3x16xf32>, memref<?x2x3xf32>)
+      : memref<1x3x1x16xf16>, !key, !value, memref<2x3x16xi8>, memref<4x8xf32>
+  return
+}
+
+// -----
+
+!key = memref<1x1x?x16xf16, #aligned.planes<fixed<4, 4, 8>, key>>
+!value = memref<1x1x?x16xf16, #aligned.planes<fixed<4, 4, 8>, value>>
 func.func @stage_query_rows(%q: memref<1x3x11x16xf16>, %k: !key, %v: !value, %scale: f32, %row: index, %d: memref<2x33x16xi8>, %f: memref<34x8xf32>, %m: memref<16xf32>) {
   // expected-error@+1 {{'aligned.prepare' op expected at most 32 query rows per kv head, got 33}}
   aligned.prepare %q, %k, %v scale %scale row %row policy <budget, tolerance = 0.25> outs(%d, %f, %m : memref<2x33x16xi8>, memref<34x8xf32>, memref<16xf32>)

@@ -110,7 +110,7 @@ LogicalResult ScanOp::verify() {
   FailureOr<Extents> e = verifyInputs(*this);
   if (failed(e) || failed(verifyDigits(*this, *e)))
     return failure();
-  return verifyOuts(*this, getOuts(), {{"scores", {any, e->rows, kBlock}}, {"tops", {any, e->rows, kTopLanes}}, {"part", {1, 2, e->rows}}}, 0, Float32Type::get(getContext()));
+  return verifyOuts(*this, getOuts(), {{"scores", {any, e->rows, kBlock}}, {"tops", {any, e->rows, kTopLanes}}, {"part", {any, 2, e->rows}}}, 0, Float32Type::get(getContext()));
 }
 
 LogicalResult AttendOp::verify() {
@@ -121,11 +121,12 @@ LogicalResult AttendOp::verify() {
       failed(verifyShape(*this, "scores", getScores(), {any, e->rows, kBlock}, f32)) || failed(verifyShape(*this, "tops", getTops(), {any, e->rows, kTopLanes}, f32)) ||
       failed(verifyShape(*this, "parts", getParts(), {any, 2, e->rows}, f32)))
     return failure();
+  const int64_t splits = getOuts().empty() ? any : shapeOf(getOuts()[0]).getDimSize(0); // all have a state each
   return verifyOuts(*this, getOuts(),
-                    {{"acc", {1, e->group, e->queries, e->valueDim}},
-                     {"max", {1, e->group, e->queries}},
-                     {"sum", {1, e->group, e->queries}},
-                     {"certificate", {1, e->group, e->queries, kCertificateNumbers}}},
+                    {{"acc", {splits, e->group, e->queries, e->valueDim}},
+                     {"max", {splits, e->group, e->queries}},
+                     {"sum", {splits, e->group, e->queries}},
+                     {"certificate", {splits, e->group, e->queries, kCertificateNumbers}}},
                     1, f32);
 }
 

@@ -5,6 +5,7 @@
 include "aligned/Dialect/Aligned/IR/AlignedAttrs.td"
 include "mlir/Interfaces/DestinationStyleOpInterface.td"
 include "mlir/Interfaces/SideEffectInterfaces.td"
+include "mlir/Interfaces/TilingInterface.td"
 
 def Aligned_Array : AnyTypeOf<[AnyRankedTensor, AnyMemRef], "tensor or memref">;
 def Aligned_StateArray : AnyTypeOf<[TensorRankOf<[F32], [4]>, MemRefRankOf<[F32], [4]>], "f32 tensor or memref of rank 4">;
@@ -21,6 +22,10 @@ class Aligned_StageOp<string opMnemonic, list<Trait> traits = []>
   }];
   let extraClassDeclaration = stageDeclaration;
 }
+
+// A stage over splits of tokens, which upstream's tiling cuts into one split each.
+class Aligned_SplitStageOp<string opMnemonic>
+    : Aligned_StageOp<opMnemonic, [DeclareOpInterfaceMethods<TilingInterface, ["getLoopIteratorTypes", "getIterationDomain", "getTiledImplementation", "getResultTilePosition"]>]>;
 
 def Aligned_PrepareOp : Aligned_StageOp<"prepare"> {
   let summary = "what a decode step knows of a row before it reads any of it";
@@ -43,15 +48,16 @@ def Aligned_PrepareOp : Aligned_StageOp<"prepare"> {
   }];
 }
 
-def Aligned_ScanOp : Aligned_StageOp<"scan"> {
-  let summary = "coarse scores of a split, their maxima, and what they add up to";
+def Aligned_ScanOp : Aligned_SplitStageOp<"scan"> {
+  let summary = "coarse scores of splits, their maxima, and what they add up to";
   let description = [{
-    Reads the first plane of K of all tokens of a split, a stretch of 64 * tiles tokens from tile `split * tiles` on, tiles that no query sees left out.
+    Reads the first plane of K of all tokens of splits, tiles that no query sees left out. A split is a stretch of 32 tiles of 64 tokens, the last one of a row may be shorter;
+    `split` is the number of the first one here, and there are as many as `part` has entries. Splits need nothing of one another: TilingInterface, with splits as its domain.
 
     - `scores` [tiles, query rows, 64], f32: `x = scale log2(e) q.k'`, k' what the first plane says of k (S4); capped (A12), masked (A11) and -1e38 where a query sees nothing. Of
       tokens that are kept aside (S7), and of those whose row of V is, the score as well as it can be known.
     - `tops` [tiles, query rows, 16], f32: whose largest is the largest `x + max(log2 v, log2 A)` of the tile, in octaves of scale codes.
-    - `part` [1, 2, query rows], f32: a reference M near the largest score, and the sum of `2^(x - M)`.
+    - `part` [splits, 2, query rows], f32: a reference M near the largest score of the split, and the sum of `2^(x - M)`.
 
     Constraints: those of `aligned.prepare`, and A12 and A15.
   }];
@@ -65,8 +71,8 @@ def Aligned_ScanOp : Aligned_StageOp<"scan"> {
   }];
 }
 
-def Aligned_AttendOp : Aligned_StageOp<"attend"> {
-  let summary = "softmax state of a split, from the tokens whose addend reaches above the thresholds";
+def Aligned_AttendOp : Aligned_SplitStageOp<"attend"> {
+  let summary = "softmax states of splits, from the tokens whose addend reaches above the thresholds";
   let description = [{
     (P2, P3, P5) From the `parts` of all splits the row's sum is known, and with it the thresholds: with Z the sum of coarse `2^(x - M)`, times what P5 takes off, A the usual scale
     of a row of V, k and v the scales of a token, `tau = tolerance / sqrt(tokens seen)` and `sigma_b = k |q'| 2^-b / sqrt(3)`,
@@ -75,8 +81,9 @@ def Aligned_AttendOp : Aligned_StageOp<"attend"> {
         V is not read where    r = 2^(x - M) / Z v / A <= tau       to b bits where r <= 2^b tau                              the most of all query rows
 
     where x is as known: coarse for K, refined for V. `misled(s)^2 = e^(2 s^2) - 2 e^(s^2 / 2) + 1`. Kernels may read more, never less. Limits (P7) have the last word. The state
-    is that of `aligned.decode_attention` over the split's tokens, its maximum the reference M of all splits: `acc` [1, group, queries, value_dim], `max` and `sum`
-    [1, group, queries] and, where it is asked for, the certificate.
+    is that of `aligned.decode_attention` over a split's tokens, its maximum the reference M of all splits: `acc` [splits, group, queries, value_dim], `max` and `sum`
+    [splits, group, queries] and, where it is asked for, the certificate. `parts` are those of all splits of the row, `scores` and `tops` those of the splits from `split` on,
+    as many as `acc` has entries; TilingInterface as `aligned.scan` has it.
 
     Constraints: those of `aligned.scan`.
   }];
