@@ -42,6 +42,7 @@ private:
   /// The top layers of 16-bit patterns, `layers` of them (a scalar), missing bits at their midpoint, as f32.
   Val read(Val layers, PlanesAttr split, Type element, function_ref<Val(int64_t)> layer);
   Val readRow(Val token, Val layers);
+  void addValues();
 
   // The certificate.
   Val remainderOf(Val layers, Type element);
@@ -189,7 +190,31 @@ void FloatKernel::planValues() {
 
 void FloatKernel::values() {
   planValues();
-  addAside([&] { addValues(index(0), tokens, [&](Val t) { return readRow(t, zext(e.load(valueRead, t), e.i32())); }); });
+  addAside([&] { addValues(); });
+}
+
+/// out[h, :] += p[h, t] v[t, :]. A tile of tokens stays in the nearest cache while each group of query rows passes over it.
+void FloatKernel::addValues() {
+  const int64_t dim = shape.valueDim;
+  forTokens(index(0), tokens, [&](Val tile) {
+    forHeadGroups(/*vectorsPerHead=*/dim / lanes, [&](Val head, int64_t heads) {
+      Vals sums;
+      for (int64_t h = 0; h < heads; ++h)
+        sums.push_back(e.load(out, (head + h) * dim, dim));
+      sums = e.loop(tile, min(tile + kBlock, tokens), 1, sums, [&](Val t, Vals sums) {
+        Val row = readRow(t, zext(e.load(valueRead, t), e.i32()));
+        for (int64_t h = 0; h < heads; ++h) {
+          Val addend = e.splat(e.load(p, (head + h) * padded + t), dim) * row;
+          if (shape.mask) // where it hides a value that is not finite, 0 times that is not 0
+            addend = select(sees(head + h, t), addend, e.constant(addend.type(), 0));
+          sums[h] = sums[h] + addend;
+        }
+        return sums;
+      });
+      for (int64_t h = 0; h < heads; ++h)
+        e.store(sums[h], out, (head + h) * dim);
+    });
+  });
 }
 
 //===----------------------------------------------------------------------===//

@@ -95,14 +95,6 @@ protected:
   /// A tile's scores of query row h under the mask that is an operand (P8).
   Val underMask(Val score, Val h, Val block);
   void softmax();
-  /// s[h, first .. first + count) = w . k for the dense tokens of `keys`.
-  void scoreDense(Buffer keys, Val first, Val count);
-  static constexpr int64_t kBytesAhead = 2048;
-  void fetchAhead(Buffer rows, Val at, int64_t dim);
-  /// out[h, :] += p[h, t] * v for the tokens t of a stretch, whose values `rowAt` loads as f32.
-  void addValues(Val begin, Val end, llvm::function_ref<Val(Val token)> rowAt);
-  /// The same for the dense tokens of `values`, the first of which is token `first`.
-  void addDenseValues(Buffer values, Val first, Val count);
   /// Reports how many bits of K and V were read.
   void tally(Val keyBits, Val valueBits);
 
@@ -145,9 +137,6 @@ private:
   };
   llvm::SmallVector<Request> requests;
 };
-
-/// The sum of a vector's slices of `lanes`: what is left to add horizontally.
-Val foldLanes(Val a, int64_t lanes);
 
 /// The kernels, by the storage that they read.
 std::unique_ptr<RowKernel> makeDenseKernel(Emitter &e, const KernelShape &shape);
