@@ -75,7 +75,7 @@ private:
   void list(Val first, Val last);
   void rank();
   void refine(size_t level);
-  Vals rowWords(int64_t plane, Buffer places, Val at, int64_t first, int64_t count, bool isRepeated);
+  Vals rowWords(int64_t plane, Buffer places, Val at, Val first, int64_t count, bool isRepeated);
   Vals rowDots(int64_t plane, Buffer places, Val at, Val firstRow, int64_t count, bool isRepeated);
   void weigh();
   void fetchAhead(const Rows &list, Val at, int64_t channel, int64_t bits);

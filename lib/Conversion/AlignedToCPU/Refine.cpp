@@ -20,15 +20,15 @@ void Attend::prepareRowWeights() {
 }
 
 /// Words first .. first + count - 1 of the rows of a plane at places[at ..], one row a lane. `count` is a power of two, at most as many as there are lanes.
-Vals Attend::rowWords(int64_t plane, Buffer places, Val at, int64_t first, int64_t count, bool isRepeated) {
+Vals Attend::rowWords(int64_t plane, Buffer places, Val at, Val first, int64_t count, bool isRepeated) {
   const int64_t rowBytes = storage::rowBytes(keyFormat.width[plane], shape.keyDim), together = lanes / count; // rows in a register
   auto registerOf = [&](int64_t number) {
     Val all;
     for (int64_t r = 0; r < together; ++r) {
-      auto startOf = [&](Val entry) { return convert(e.load(places, entry), e.types.getIndexType()) * rowBytes; };
-      Val row = e.load(key.plane[plane], startOf(at + (number * together + r)) + first * 4, count * 4);
-      if (first == 0 && !isRepeated) // one row at a time, and behind the end whatever was there: more at once are dropped
-        e.prefetch(key.plane[plane], startOf(at + (number * together + r + kRowsAhead)), rowBytes);
+      auto startOf = [&](Val entry) { return convert(e.load(places, entry), e.types.getIndexType()) * rowBytes + first * 4; };
+      Val row = e.load(key.plane[plane], startOf(at + (number * together + r)), count * 4);
+      if (!isRepeated) // one line at a time, and behind the end whatever was there: more at once are dropped
+        e.prefetch(key.plane[plane], startOf(at + (number * together + r + kRowsAhead)), count * 4);
       SmallVector<int64_t> order;
       for (int64_t byte = 0; byte < (r + 1) * count * 4; ++byte)
         order.push_back(byte);
@@ -60,17 +60,19 @@ Vals Attend::rowDots(int64_t plane, Buffer places, Val at, Val firstRow, int64_t
   const int64_t width = keyFormat.width[plane], parts = 8 / width, words = storage::rowBytes(width, shape.keyDim) / 4;
   const int64_t some = std::min<int64_t>(lanes, words & -words); // whose transposition is one of powers of two
   Buffer weights = e.buffer((parts == 1 ? buffers.digits : nibbleDigits).pointer, e.i32());
-  Vals sums(digits() * count, e.constant(vectorOf(e.i32(), lanes), 0));
-  for (int64_t first = 0; first < words; first += some)
+  // Wide rows in a loop, or the code would not fit where decoded instructions are kept.
+  Vals sums = e.loop(index(0), index(words), some, Vals(digits() * count, e.constant(vectorOf(e.i32(), lanes), 0)), [&](Val first, Vals sums) {
     for (auto [number, packed] : llvm::enumerate(rowWords(plane, places, at, first, some, isRepeated)))
       for (int64_t part = 0; part < parts; ++part) {
         Val bytes = parts == 1 ? packed : (part ? shiftRight(packed, 4) : packed) & 0x0f0f0f0f;
         for (int64_t d = 0; d < digits(); ++d)
           for (int64_t h = 0; h < count; ++h) {
-            Val weight = e.load(weights, (firstRow + h + d * rows) * (parts * words) + (part * words + first + int64_t(number)));
+            Val weight = e.load(weights, (firstRow + h + d * rows) * (parts * words) + (first + (part * words + int64_t(number))));
             sums[d * count + h] = dot4(shape.isa, sums[d * count + h], bytes, splatI(weight), (1 << width) - 1);
           }
       }
+    return sums;
+  });
   Vals dots;
   for (int64_t h = 0; h < count; ++h) {
     Val dot = convert(sums[h], e.f32());
