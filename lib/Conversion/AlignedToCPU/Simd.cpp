@@ -3,6 +3,9 @@
 
 #include "mlir/Dialect/Math/IR/Math.h"
 #include "llvm/ADT/StringSwitch.h"
+#include "llvm/ADT/bit.h"
+
+#include <array>
 
 using namespace mlir;
 using namespace aligned;
@@ -42,6 +45,41 @@ Val aligned::dot4(Isa isa, Val acc, Val left, Val right, int64_t largest) {
   return sum;
 }
 
+/// Lanes of a 256-bit register moved by a table that the mask picks a row of: row m holds eight lane numbers.
+static Val moveLanes(Val values, Val mask, StringRef name, function_ref<std::array<int32_t, 8>(unsigned mask)> lanesOfMask) {
+  Emitter &e = *values.e;
+  SmallVector<float> table; // tables are of floats: these are their bits
+  for (unsigned bits = 0; bits < 256; ++bits)
+    for (int32_t lane : lanesOfMask(bits))
+      table.push_back(llvm::bit_cast<float>(lane));
+  Val row = convert(maskBits(mask), e.types.getIndexType()) * 8, lanes = bitcast(e.load(e.table(name, table), row, 8), e.i32());
+  return e.intrinsic(values.isFloat() ? "llvm.x86.avx2.permps" : "llvm.x86.avx2.permd", values.type(), {values, lanes});
+}
+
+/// The lanes that a mask sets, then any.
+static Val packLanes(Val values, Val mask) {
+  return moveLanes(values, mask, "aligned_pack8", [](unsigned mask) {
+    std::array<int32_t, 8> lanes = {};
+    for (int32_t lane = 0, next = 0; lane < 8; ++lane)
+      if (mask >> lane & 1)
+        lanes[next++] = lane;
+    return lanes;
+  });
+}
+
+/// The next lane for each one that a mask sets; any for others.
+static Val spreadLanes(Val values, Val mask) {
+  return moveLanes(values, mask, "aligned_spread8", [](unsigned mask) {
+    std::array<int32_t, 8> lanes = {};
+    for (int32_t lane = 0, next = 0; lane < 8; ++lane)
+      if (mask >> lane & 1)
+        lanes[lane] = next++;
+    return lanes;
+  });
+}
+
+static bool movesLanes(Isa isa, Val values) { return (isa == Isa::AVX2 || isa == Isa::AVXVNNI) && values.lanes() == 8; }
+
 void aligned::compress(Isa isa, Val mask, Val values, Buffer buffer, Val at) {
   Emitter &e = *mask.e;
   auto narrowed = [&](Val a) { return a.element() == buffer.element ? a : convert(a, buffer.element); };
@@ -49,6 +87,8 @@ void aligned::compress(Isa isa, Val mask, Val values, Buffer buffer, Val at) {
     Val packed = e.intrinsic("llvm.x86.avx512.mask.compress", values.type(), {values, e.constant(values.type(), 0), mask});
     return e.store(narrowed(packed), buffer, at);
   }
+  if (movesLanes(isa, values))
+    return e.store(narrowed(packLanes(values, mask)), buffer, at);
   // A lane at a time: the next one's place is this one's, or the one behind it.
   Val place = at, one = e.index(1), none = e.index(0), small = narrowed(values);
   for (int64_t i = 0; i < values.lanes(); ++i) {
@@ -61,6 +101,8 @@ Val aligned::expand(Isa isa, Val mask, Val values, Buffer buffer, Val at) {
   Emitter &e = *mask.e;
   if (isa == Isa::AVX512 && values.lanes() == 16)
     return e.intrinsic("llvm.x86.avx512.mask.expand", values.type(), {e.load(buffer, at, 16), values, mask});
+  if (movesLanes(isa, values))
+    return select(mask, spreadLanes(e.load(buffer, at, 8), mask), values);
   Val place = at, one = e.index(1), none = e.index(0), result = values;
   for (int64_t i = 0; i < values.lanes(); ++i) {
     Val next = select(lane(mask, i), e.load(buffer, place), lane(values, i));

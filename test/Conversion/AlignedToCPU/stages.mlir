@@ -3,7 +3,7 @@
 // RUN: aligned-opt %s --convert-aligned-to-cpu="isa=avx2" --canonicalize --cse \
 // RUN:   | FileCheck %s --check-prefixes=CHECK,AVX2 --implicit-check-not=llvm.x86.avx512 --implicit-check-not=math.exp --implicit-check-not=math.log --implicit-check-not=math.tanh --implicit-check-not=math.pow
 // RUN: aligned-opt %s --convert-aligned-to-cpu="isa=avxvnni" --canonicalize --cse \
-// RUN:   | FileCheck %s --check-prefixes=CHECK,AVXVNNI --implicit-check-not=llvm.x86.avx2 --implicit-check-not=.512
+// RUN:   | FileCheck %s --check-prefixes=CHECK,AVXVNNI --implicit-check-not=llvm.x86.avx2.pmadd --implicit-check-not=.512
 // RUN: aligned-opt %s --convert-aligned-to-cpu="isa=portable" --canonicalize --cse \
 // RUN:   | FileCheck %s --implicit-check-not=llvm.x86 --implicit-check-not=math.exp --implicit-check-not=math.log --implicit-check-not=math.tanh --implicit-check-not=math.pow
 
@@ -182,6 +182,9 @@ func.func @numbers(%q: !query, %k: !key, %v: !value, %scale: f32, %mask: memref<
 // CHECK-NOT: call @
 // CHECK: call @aligned_rt_recording()
 // CHECK-NOT: call @
+// AVX512: llvm.call_intrinsic "llvm.x86.avx512.mask.compress"
+// AVXVNNI: llvm.call_intrinsic "llvm.x86.avx2.permd"
+// AVX2: llvm.call_intrinsic "llvm.x86.avx2.permd"
 // AVX512: llvm.call_intrinsic "llvm.x86.avx512.vpdpbusd.512"
 // AVXVNNI: llvm.call_intrinsic "llvm.x86.avx512.vpdpbusd.256"
 // AVX2: llvm.call_intrinsic "llvm.x86.avx2.pmadd.wd"
