@@ -178,7 +178,7 @@ public:
       set(ALIGNED_FACT_NORM, std::sqrt(squares));
       set(ALIGNED_FACT_MASS, mass);
       set(ALIGNED_FACT_SHRINK, stage.exact ? 0 : logShrink(sigmaOf(median, std::sqrt(squares), keySide.levels.front())) * kLog2e);
-      set(ALIGNED_FACT_POISON, finite ? 0 : NAN);
+      set(ALIGNED_FACT_NOT_FINITE, finite ? 0 : NAN);
       set(ALIGNED_FACT_LOG_SEEN, std::log2(double(std::max<int64_t>(seen, 1))));
       set(ALIGNED_FACT_SHIFT, shift * kLog2e);
     }
@@ -221,7 +221,7 @@ protected:
     double sum = 0;
     for (int64_t c = 0; c < stage.key_dim; ++c)
       sum += double(weights[h][c]) * double(key.readInteger(t, c, bits));
-    return sum * fact(h, ALIGNED_FACT_UNIT) * scaleOf(key.codes[t], kCodeOfOne) + fact(h, ALIGNED_FACT_POISON);
+    return sum * fact(h, ALIGNED_FACT_UNIT) * scaleOf(key.codes[t], kCodeOfOne) + fact(h, ALIGNED_FACT_NOT_FINITE);
   }
 
   /// A score with what a mask that is an operand adds.
@@ -317,7 +317,7 @@ private:
     if (!key.isAside(t))
       return dot(h, t, isScannedInFull(t) ? keySide.levels.back() : keySide.levels.front());
     const std::vector<double> &values = key.aside.at(t);
-    double sum = fact(h, ALIGNED_FACT_POISON);
+    double sum = fact(h, ALIGNED_FACT_NOT_FINITE);
     for (int64_t c = 0; c < stage.key_dim; ++c)
       sum += widened(query, stage.element, (row * rows + h) * stage.key_dim + c) * scale * values[c];
     // An infinity below is capped, or leaves no weight.

@@ -46,7 +46,7 @@ public:
 
   void run() {
     Value tokens = tensor::DimOp::create(b, op.getKey(), 2);
-    Value tiles = ceilDiv(tokens, kBlock), splits = ceilDiv(tiles, kSplitTiles);
+    Value tiles = ceilDiv(tokens, kTile), splits = ceilDiv(tiles, kSplitTiles);
     SmallVector<Value> outs;
     for (Value result : op.getResults()) {
       auto type = cast<RankedTensorType>(result.getType());
@@ -86,7 +86,7 @@ private:
 
     constexpr int64_t any = ShapedType::kDynamic;
     Value first = index(0);
-    SmallVector<Value> parts{empty({any, rows, kBlock}, f32, tiles), empty({any, rows, kTopLanes}, f32, tiles), empty({any, 2, rows}, f32, splits)};
+    SmallVector<Value> parts{empty({any, rows, kTile}, f32, tiles), empty({any, rows, kTopLanes}, f32, tiles), empty({any, 2, rows}, f32, splits)};
     auto scan = ScanOp::create(b, typesOf(parts), op.getQuery(), op.getKey(), op.getValue(), softScale, row, first, op.getLater(), op.getAttnMask(), digitsOf, factsOf, parts,
                                op.getPolicies(), op.getSoftcapAttr(), op.getMaskAttr());
 

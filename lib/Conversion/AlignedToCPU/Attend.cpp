@@ -220,9 +220,9 @@ void Attend::finish(Val split, const StateBuffers &state) {
     });
     e.when(invert(record), [&] { forRows([&](Val h) { e.store(e.load(lowMass, h) + sumOf(lowRefined, h), lowMass, h); }); });
   });
-  e.when(value.asides > 0, [&] {
+  e.when(value.aside.areThere(), [&] {
     forRows([&](Val h) { e.store(e.constant(row, 0), aside, h * dim); });
-    forAside(value, [&](Val token, Buffer values) {
+    value.aside.forEach([&](Val token, Buffer values) {
       Val tile = token / index(kTile);
       e.when((tile >= first) & (tile < last), [&] {
         e.loop(index(0), index(rows), 1, [&](Val h) {
@@ -288,7 +288,7 @@ void Attend::finish(Val split, const StateBuffers &state) {
       Val out = fma(total, e.splat(valueUnit, channels), e.splat(rest, channels) * e.load(buffers.mean, index(channel), channels));
       e.store(out, state.acc, h * dim + channel);
     }
-    e.when(value.asides > 0, [&] { e.store(e.load(state.acc, h * dim, dim) + e.load(aside, h * dim, dim), state.acc, h * dim); });
+    e.when(value.aside.areThere(), [&] { e.store(e.load(state.acc, h * dim, dim) + e.load(aside, h * dim, dim), state.acc, h * dim); });
     // A state without weight is the identity.
     Val nothing = sum == 0;
     e.when(nothing, [&] { e.store(e.constant(row, 0), state.acc, h * dim); });

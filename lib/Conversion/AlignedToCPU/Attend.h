@@ -89,7 +89,6 @@ private:
   void addLow(Buffer sums, Val h, Val codes, Val mass);
   void writeDown(Val word, Val mask, Val bits, Val at);
   void certify(Val split, const StateBuffers &state);
-  Val largestAsideKey();
 
   /// Channels that are added together: a register of bytes, or the largest part of one that divides a row.
   static int64_t channelsOf(int64_t dim, int64_t registerBytes) { return std::min<int64_t>(registerBytes, dim & -dim); }

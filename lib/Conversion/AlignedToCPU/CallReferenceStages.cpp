@@ -17,7 +17,7 @@ using namespace aligned;
 // Who writes buffers and who reads them may be a kernel or the evaluator.
 static_assert(kSplitTiles == ALIGNED_SPLIT_TILES && kTopLanes == ALIGNED_TOP_LANES && kStepFacts == ALIGNED_FACTS && kCertificateNumbers == ALIGNED_CERTIFICATE_NUMBERS);
 static_assert(int(Fact::Unit) == ALIGNED_FACT_UNIT && int(Fact::Sum) == ALIGNED_FACT_SUM && int(Fact::Norm) == ALIGNED_FACT_NORM && int(Fact::Mass) == ALIGNED_FACT_MASS &&
-              int(Fact::Shrink) == ALIGNED_FACT_SHRINK && int(Fact::Poison) == ALIGNED_FACT_POISON && int(Fact::LogSeen) == ALIGNED_FACT_LOG_SEEN &&
+              int(Fact::Shrink) == ALIGNED_FACT_SHRINK && int(Fact::NotFinite) == ALIGNED_FACT_NOT_FINITE && int(Fact::LogSeen) == ALIGNED_FACT_LOG_SEEN &&
               int(Fact::Shift) == ALIGNED_FACT_SHIFT);
 static_assert(int(RowFact::LogUsual) == ALIGNED_ROW_FACT_LOG_USUAL && int(RowFact::Usual) == ALIGNED_ROW_FACT_USUAL &&
               int(RowFact::ValueUnit) == ALIGNED_ROW_FACT_VALUE_UNIT && int(RowFact::LargestKey) == ALIGNED_ROW_FACT_LARGEST_KEY &&

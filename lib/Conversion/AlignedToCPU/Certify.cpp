@@ -23,18 +23,6 @@ constexpr double kLeastProduct = 0x1p-126; // of a weight and a value: a float b
 constexpr double kPowerRounding = 0x1p-21 + 88 * 0x1p-24; // of 2^x, and of x - M where it is not 0
 } // namespace
 
-/// Largest finite channel of keys that are kept aside.
-Val Attend::largestAsideKey() {
-  Buffer most = e.local(e.f32(), 1);
-  e.store(f32(0), most, index(0));
-  forAside(key, [&](Val, Buffer values) {
-    Val magnitude = abs(e.load(values, index(0), shape.keyDim));
-    Val finite = select(magnitude < INFINITY, magnitude, e.constant(magnitude.type(), 0));
-    e.store(larger(reduceMax(finite), e.load(most, index(0))), most, index(0));
-  });
-  return e.load(most, index(0));
-}
-
 void Attend::certify(Val split, const StateBuffers &state) {
   const int64_t dim = shape.keyDim;
   // Per channel, of what both factors may be: weights in integers are off by half a step, q and k were rotated in f32, dot products and what is added to them are f32.
@@ -45,7 +33,7 @@ void Attend::certify(Val split, const StateBuffers &state) {
   })[0];
   Val valueUnit = rowFact(RowFact::ValueUnit), meanLargest = reduceMax(meanMax) / valueUnit;
   Val keyUnit = biasScale(key);
-  Val asideKey = largestAsideKey();
+  Val asideKey = key.aside.largest();
   Val spread = rowFact(RowFact::Spread), fill = rowFact(RowFact::Fill);
   const double rounding = kPowerRounding + kSoftcapRounding * shape.softcap;
   enum { Grown, GrownReach, Reach, Error, Variance, ScoreVariance, Unread, Scanned, Loudest, kSums };
@@ -106,7 +94,7 @@ void Attend::certify(Val split, const StateBuffers &state) {
     Buffer aside = e.local(e.f32(), 3); // sums of w g, w g m, and the largest m
     for (int64_t i = 0; i < 3; ++i)
       e.store(f32(0), aside, index(i));
-    forAside(value, [&](Val token, Buffer values) {
+    value.aside.forEach([&](Val token, Buffer values) {
       Val tile = token / index(kTile);
       e.when((tile >= first) & (tile < last), [&] {
         Val x = e.load(finest, scoreAt(tile, h) + token % index(kTile));

@@ -99,14 +99,14 @@ private:
     if (shape.mask || shape.softcap || shape.attnMask) {
       forTokens(index(0), padded, [&](Val t) {
         Val bytes = t * (shape.keyDim * shape.key.getIntOrFloatBitWidth() / 8);
-        score(e.buffer(e.advance(keys.pointer, bytes), shape.key), t, min(tokens - t, index(kBlock)));
-        finishScores(t / kBlock);
+        score(e.buffer(e.advance(keys.pointer, bytes), shape.key), t, min(tokens - t, index(kTile)));
+        finishScores(t / kTile);
       });
       return softmax();
     }
     // The last tile's tail first, then every real token.
     e.when(tokens > 0, [&] {
-      forHeads([&](Val h) { e.store(e.constant(VectorType::get(kBlock, e.f32()), -INFINITY), s, h * padded + padded - kBlock); });
+      forHeads([&](Val h) { e.store(e.constant(VectorType::get(kTile, e.f32()), -INFINITY), s, h * padded + padded - kTile); });
     });
     score(keys, index(0), tokens);
     softmax();
@@ -123,7 +123,7 @@ private:
           Vals sums;
           for (int64_t i = 0; i < vectors * heads; ++i)
             sums.push_back(e.load(out, (head + i / vectors) * dim + channel + i % vectors * lanes, lanes));
-          sums = e.loop(tile, min(tile + kBlock, tokens), 1, sums, [&](Val t, Vals sums) {
+          sums = e.loop(tile, min(tile + kTile, tokens), 1, sums, [&](Val t, Vals sums) {
             Vals row;
             for (int64_t first = 0; first < vectors * lanes; first += lanes)
               row.push_back(read(rows, t * dim + channel, first));
@@ -150,7 +150,7 @@ private:
   Val channelMax(Slot slot, int64_t dim, Type element) {
     Buffer rows = rowOf(slot, dim, element);
     return forTokens(index(0), tokens, {e.constant(VectorType::get(dim, e.f32()), 0)}, [&](Val tile, Vals top) -> Vals {
-      return e.loop(tile, min(tile + kBlock, tokens), 1, top, [&](Val t, Vals top) -> Vals {
+      return e.loop(tile, min(tile + kTile, tokens), 1, top, [&](Val t, Vals top) -> Vals {
         Val magnitude = abs(convert(e.load(rows, t * dim, dim), e.f32()));
         return {select((magnitude > top[0]) & (magnitude < INFINITY), magnitude, top[0])};
       });
@@ -162,7 +162,7 @@ private:
   void reportReading() override {
     Val read = tokens;
     if (shape.mask)
-      read = forTokens(index(0), tokens, {index(0)}, [&](Val t, Vals sum) -> Vals { return {sum[0] + min(tokens - t, index(kBlock))}; })[0];
+      read = forTokens(index(0), tokens, {index(0)}, [&](Val t, Vals sum) -> Vals { return {sum[0] + min(tokens - t, index(kTile))}; })[0];
     tally(read * (shape.keyDim * shape.key.getIntOrFloatBitWidth()), read * (shape.valueDim * shape.value.getIntOrFloatBitWidth()));
   }
 };

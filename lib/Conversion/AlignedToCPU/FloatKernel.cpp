@@ -24,11 +24,11 @@ public:
   FloatKernel(Emitter &e, const KernelShape &shape) : PlaneKernel(e, shape, /*unitChannels=*/1) {}
 
 private:
-  Buffer blockTop, probeWeights, probe;
+  Buffer tileTop, probeWeights, probe;
 
   void allocate() override {
     PlaneKernel::allocate();
-    scratch(blockTop, e.f32(), padded / kBlock);
+    scratch(tileTop, e.f32(), padded / kTile);
     scratch(probeWeights, e.f32(), padded);
     scratch(probe, e.f32(), index(shape.valueDim));
   }
@@ -37,7 +37,7 @@ private:
   void values() override;
   void planKeys();
   void planValues();
-  void scoreBlock(Val block);
+  void scoreTile(Val tile);
 
   /// The top layers of 16-bit patterns, `layers` of them (a scalar), missing bits at their midpoint, as f32.
   Val read(Val layers, PlanesAttr split, Type element, function_ref<Val(int64_t)> layer);
@@ -47,7 +47,7 @@ private:
   // The certificate.
   Val remainderOf(Val layers, Type element);
   Val storageError(Val largest, Type element);
-  void boundScores(Val block) override;
+  void boundScores(Val tile) override;
   RowBounds boundValues(Val t) override;
 };
 
@@ -92,34 +92,34 @@ void FloatKernel::planKeys() {
       return {max(layers[0], wholePlanes(tierLayers(lag >= 8, lag >= 4), key, shape.keyPlanes))};
     })[0];
   }
-  forBlocks(index(0), key.blocks, [&](Val block) { e.store(convert(limitKeys(layers, block), e.i8()), keyRead, block * dim); });
+  forTiles(index(0), key.tiles, [&](Val tile) { e.store(convert(limitKeys(layers, tile), e.i8()), keyRead, tile * dim); });
 }
 
 void FloatKernel::scores() {
   readNothing();
   planKeys();
-  forBlocks(index(0), key.blocks, [&](Val block) { scoreBlock(block); });
+  forTiles(index(0), key.tiles, [&](Val tile) { scoreTile(tile); });
   softmax();
 }
 
-void FloatKernel::scoreBlock(Val block) {
+void FloatKernel::scoreTile(Val tile) {
   int64_t dim = shape.keyDim;
-  forHeadGroups(/*vectorsPerHead=*/kBlock / lanes, [&](Val head, int64_t heads) {
-    Vals sums(heads, e.constant(VectorType::get(kBlock, e.f32()), 0));
+  forHeadGroups(/*vectorsPerHead=*/kTile / lanes, [&](Val head, int64_t heads) {
+    Vals sums(heads, e.constant(VectorType::get(kTile, e.f32()), 0));
     sums = e.loop(index(0), index(dim), 1, sums, [&](Val c, Vals sums) {
-      Val k = read(zext(e.load(keyRead, block * dim + c), e.i32()), shape.keyPlanes, shape.key, [&](int64_t layer) {
+      Val k = read(zext(e.load(keyRead, tile * dim + c), e.i32()), shape.keyPlanes, shape.key, [&](int64_t layer) {
         LayerPlace place = placeOf(shape.keyPlanes, layer);
-        return nibbles(key.layer[layer], ((block * dim + c) * place.planeLayers + place.index) * kTileTokens, kTileTokens);
+        return nibbles(key.layer[layer], ((tile * dim + c) * place.planeLayers + place.index) * kTileTokens, kTileTokens);
       });
       for (int64_t h = 0; h < heads; ++h)
-        sums[h] = sums[h] + e.splat(e.load(w, (head + h) * dim + c), kBlock) * k;
+        sums[h] = sums[h] + e.splat(e.load(w, (head + h) * dim + c), kTile) * k;
       return sums;
     });
     for (int64_t h = 0; h < heads; ++h)
-      e.store(sums[h], s, (head + h) * padded + block * kBlock);
+      e.store(sums[h], s, (head + h) * padded + tile * kTile);
   });
-  scoreAside(block);
-  finishScores(block);
+  scoreAside(tile);
+  finishScores(tile);
 }
 
 //===----------------------------------------------------------------------===//
@@ -136,7 +136,7 @@ Val FloatKernel::readRow(Val token, Val layers) {
 
 void FloatKernel::planValues() {
   int64_t dim = shape.valueDim;
-  Val least = e.splat(exact ? convert(value.layers, e.i8()) : e.constant(e.i8(), 0), kBlock);
+  Val least = e.splat(exact ? convert(value.layers, e.i8()) : e.constant(e.i8(), 0), kTile);
   auto seen = [&](Val layers, Val t) { return shape.mask ? select(areSeen(t), layers, e.constant(layers.type(), 0)) : layers; };
   forTokens(index(0), padded, [&](Val t) { e.store(seen(least, t), valueRead, t); });
   if (exact)
@@ -146,45 +146,45 @@ void FloatKernel::planValues() {
     // The most probable rows, one after another: the most probable of each tile is remembered, so that only one tile is searched again.
     Val inverse = f32(1) / e.load(rowSum, h);
     if (shape.mask) // no row of a tile that no query sees is one of them
-      e.loop(index(0), padded / kBlock, 1, [&](Val block) { e.store(f32(-1), blockTop, block); });
+      e.loop(index(0), padded / kTile, 1, [&](Val tile) { e.store(f32(-1), tileTop, tile); });
     forTokens(index(0), padded, [&](Val t) {
-      Val weights = e.load(p, h * padded + t, kBlock) * e.splat(inverse, kBlock);
+      Val weights = e.load(p, h * padded + t, kTile) * e.splat(inverse, kTile);
       e.store(weights, probeWeights, t);
-      e.store(reduceMax(weights), blockTop, t / kBlock);
+      e.store(reduceMax(weights), tileTop, t / kTile);
     });
     e.store(e.constant(VectorType::get(dim, e.f32()), 0), probe, index(0));
     e.loop(index(0), min(tokens, index(kProbed)), 1, [&](Val) {
-      Vals best = e.loop(index(0), padded / kBlock, 1, {f32(-1), index(0)}, [&](Val block, Vals best) -> Vals {
-        Val top = e.load(blockTop, block), better = top > best[0];
-        return {select(better, top, best[0]), select(better, block, best[1])};
+      Vals best = e.loop(index(0), padded / kTile, 1, {f32(-1), index(0)}, [&](Val tile, Vals best) -> Vals {
+        Val top = e.load(tileTop, tile), better = top > best[0];
+        return {select(better, top, best[0]), select(better, tile, best[1])};
       });
-      Val start = best[1] * kBlock;
-      Val weights = e.load(probeWeights, start, kBlock);
-      Val hits = maskBits(weights == e.splat(best[0], kBlock)), found = hits != 0;
+      Val start = best[1] * kTile;
+      Val weights = e.load(probeWeights, start, kTile);
+      Val hits = maskBits(weights == e.splat(best[0], kTile)), found = hits != 0;
       if (shape.mask) // the rows that it hides weigh nothing, and hold anything
         found = found & (best[0] > 0);
       e.when(found, [&] {
         Val bit = convert(e.wrap(math::CountTrailingZerosOp::create(e.b, hits.value)), e.types.getIndexType());
         Val t = start + bit;
         e.store(f32(-1), probeWeights, t);
-        e.store(reduceMax(e.load(probeWeights, start, kBlock)), blockTop, best[1]);
+        e.store(reduceMax(e.load(probeWeights, start, kTile)), tileTop, best[1]);
         Val row = readRow(t, value.layers);
         e.store(e.load(probe, index(0), dim) + e.splat(best[0], dim) * abs(row), probe, index(0));
       });
     });
     Val margin = -reduceMax(largest - halfExponent(e.load(probe, index(0), dim))); // the channel where most shows
     // A row lies margin - log2(p) powers of two below: compare p with powers of two instead of taking logarithms.
-    auto power = [&](int64_t below) { return e.splat(bitcast((margin + (127 - below)) << 23, e.f32()), kBlock); };
+    auto power = [&](int64_t below) { return e.splat(bitcast((margin + (127 - below)) << 23, e.f32()), kTile); };
     Val most = power(2), full = power(1);
     forTokens(index(0), padded, [&](Val t) {
-      Val weights = max(e.load(p, h * padded + t, kBlock) * e.splat(inverse, kBlock), std::ldexp(1.0, -24));
+      Val weights = max(e.load(p, h * padded + t, kTile) * e.splat(inverse, kTile), std::ldexp(1.0, -24));
       Val layers = wholePlanes(tierLayers(weights <= most, weights <= full), value, shape.valuePlanes);
-      e.store(seen(max(e.load(valueRead, t, kBlock), convert(layers, e.i8())), t), valueRead, t);
+      e.store(seen(max(e.load(valueRead, t, kTile), convert(layers, e.i8())), t), valueRead, t);
     });
   });
   if (isLimited(CacheRole::Value))
     forTokens(index(0), padded, [&](Val t) {
-      e.store(seen(convert(limitValues(zext(e.load(valueRead, t, kBlock), e.i32()), t), e.i8()), t), valueRead, t);
+      e.store(seen(convert(limitValues(zext(e.load(valueRead, t, kTile), e.i32()), t), e.i8()), t), valueRead, t);
     });
 }
 
@@ -201,7 +201,7 @@ void FloatKernel::addValues() {
       Vals sums;
       for (int64_t h = 0; h < heads; ++h)
         sums.push_back(e.load(out, (head + h) * dim, dim));
-      sums = e.loop(tile, min(tile + kBlock, tokens), 1, sums, [&](Val t, Vals sums) {
+      sums = e.loop(tile, min(tile + kTile, tokens), 1, sums, [&](Val t, Vals sums) {
         Val row = readRow(t, zext(e.load(valueRead, t), e.i32()));
         for (int64_t h = 0; h < heads; ++h) {
           Val addend = e.splat(e.load(p, (head + h) * padded + t), dim) * row;
@@ -233,24 +233,24 @@ Val FloatKernel::storageError(Val largest, Type element) {
   return element.isF32() ? largest * 0x1p-11 + 0x1p-25 : e.constant(largest.type(), 0);
 }
 
-void FloatKernel::boundScores(Val block) {
+void FloatKernel::boundScores(Val tile) {
   int64_t dim = shape.keyDim;
   auto bound = [&] {
     Val largest = keyChannelMax(), least = e.constant(largest.type(), shape.key.isBF16() ? 0x1p-126 : 0x1p-14); // below it steps stay the same
-    Val error = larger(largest, least) * remainderOf(layersOf(block), shape.key) + storageError(largest, shape.key);
-    error = error + larger(largest, e.splat(largestAside(key), dim)) * ((dim + 4) * 0x1p-24); // channels are added one after another
-    forHeads([&](Val h) { e.store(reduceAdd(abs(e.load(w, h * dim, dim)) * error), scoreError, h * blockStride + block); });
+    Val error = larger(largest, least) * remainderOf(layersOf(tile), shape.key) + storageError(largest, shape.key);
+    error = error + larger(largest, e.splat(largestKeyAside, dim)) * ((dim + 4) * 0x1p-24); // channels are added one after another
+    forHeads([&](Val h) { e.store(reduceAdd(abs(e.load(w, h * dim, dim)) * error), scoreError, h * tileStride + tile); });
   };
   if (isLimited(CacheRole::Key) || shape.mask) // which may hide the first tile
     return bound();
-  e.when(block == 0, bound); // all tiles are read alike
-  e.when(block > 0, [&] { forHeads([&](Val h) { e.store(e.load(scoreError, h * blockStride), scoreError, h * blockStride + block); }); });
+  e.when(tile == 0, bound); // all tiles are read alike
+  e.when(tile > 0, [&] { forHeads([&](Val h) { e.store(e.load(scoreError, h * tileStride), scoreError, h * tileStride + tile); }); });
 }
 
 RowKernel::RowBounds FloatKernel::boundValues(Val t) {
-  Val largest = e.splat(planeValueMax(), kBlock), least = e.constant(largest.type(), shape.value.isBF16() ? 0x1p-126 : 0x1p-14);
-  Val layers = zext(e.load(valueRead, t, kBlock), e.i32());
-  return {e.splat(valueMax(), kBlock), larger(largest, least) * remainderOf(layers, shape.value) + storageError(largest, shape.value)};
+  Val largest = e.splat(planeValueMax(), kTile), least = e.constant(largest.type(), shape.value.isBF16() ? 0x1p-126 : 0x1p-14);
+  Val layers = zext(e.load(valueRead, t, kTile), e.i32());
+  return {e.splat(valueMax(), kTile), larger(largest, least) * remainderOf(layers, shape.value) + storageError(largest, shape.value)};
 }
 
 } // namespace

@@ -13,11 +13,11 @@ namespace aligned {
 
 /// A packed cache as one row of it sees it: the fields of `aligned_cache`.
 struct CacheRow {
-  Val tokens, blocks;                  ///< tokens, and the tiles that hold them
+  Val tokens, tiles;                  ///< tokens, and the tiles that hold them
   Val layer[kLayers];                  ///< address of the row's first byte of each nibble layer's plane, null past those of the encoding
   Val layers;                          ///< nibble layers that may be read, i32 (S6)
   Buffer channelMax;                   ///< of this row
-  Val aside, asideValues, asides;      ///< the cache's list and its length
+  AsideTokens aside;
 };
 
 class PlaneKernel : public RowKernel {
@@ -37,16 +37,16 @@ protected:
   void reportReading() final;
 
   Val keyChannelMax() final { return e.load(key.channelMax, index(0), shape.keyDim); }
-  Val valueMax() final { return larger(planeValueMax(), largestAside(value)); }
+  Val valueMax() final { return largestValue; }
   /// Of values in planes.
   Val planeValueMax() { return reduceMax(e.load(value.channelMax, index(0), shape.valueDim)); }
-  /// The largest finite magnitude that is kept aside, 0 where there is none.
-  Val largestAside(const CacheRow &cache);
-  Val inexactBlocks() final { return key.blocks; }
+  void prepareCertificate() final;
+  Val largestKeyAside; ///< magnitude
+  Val inexactTiles() final { return key.tiles; }
   /// Writes down that nothing is read, which is so of what no query sees.
   void readNothing();
   /// Layers that are read of the channels of a tile.
-  Val layersOf(Val block);
+  Val layersOf(Val tile);
 
   Val wholePlanes(Val layers, const CacheRow &cache, PlanesAttr split) { return aligned::wholePlanes(layers, cache.layers, split); }
   /// What `count` bytes of a layer hold from `at` on: the low nibbles, then the high ones, as i32.
@@ -57,18 +57,18 @@ protected:
   HeadPolicies policies() { return HeadPolicies(shape, row % index(shape.policies.size())); }
   /// Whether the policy of any kv head limits this side (P7).
   bool isLimited(CacheRole side) const { return HeadPolicies::areLimited(shape.policies, side); }
-  /// What limits make of the layers that are wanted of a tile of keys, and of the values of kBlock tokens.
-  Val limitKeys(Val layers, Val block);
+  /// What limits make of the layers that are wanted of a tile of keys, and of the values of kTile tokens.
+  Val limitKeys(Val layers, Val tile);
   Val limitValues(Val layers, Val t);
 
   /// Scores of the tokens of a tile that are kept aside (S7), in the place of what their planes give.
-  void scoreAside(Val block);
+  void scoreAside(Val tile);
   /// Adds the values that are kept aside, and takes their weights away for as long as `body` reads planes.
   void addAside(llvm::function_ref<void()> body);
 
 private:
   CacheRow cacheRow(Slot slot, PlanesAttr planes, int64_t headDim);
-  void forAside(const CacheRow &cache, llvm::function_ref<void(Val token, Buffer values)> body);
+  Val largestValue;
 };
 
 } // namespace aligned

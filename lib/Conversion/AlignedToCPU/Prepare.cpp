@@ -117,12 +117,12 @@ private:
     Val scale = in.scale;
     Val x = convert(e.load(queries, (row * rows + h) * dim, dim), e.f32()) * e.splat(scale, dim);
     // A query that is not finite makes its row NaN; integers could not carry that.
-    Val poison = reduceAdd(x * 0.0);
-    x = select(e.splat(poison == 0, dim), x, e.constant(floats, 0));
+    Val notFinite = reduceAdd(x * 0.0);
+    x = select(e.splat(notFinite == 0, dim), x, e.constant(floats, 0));
     Val plain = x;
     x = rotated(x);
     Val norm = sqrt(reduceAdd(x * x));
-    setFact(h, Fact::Poison, poison);
+    setFact(h, Fact::NotFinite, notFinite);
     setFact(h, Fact::Norm, norm);
     setFact(h, Fact::Mass, reduceAdd(abs(x)));
     Buffer offset = e.buffer(e.advance(e.field(in.key, offsetof(aligned_cache, offset), e.pointer()), row * (dim * 4)), e.f32());

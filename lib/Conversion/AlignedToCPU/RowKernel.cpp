@@ -20,10 +20,10 @@ void RowKernel::emit(Val argumentsPointer, Val rowIndex) {
   arguments = argumentsPointer;
   row = rowIndex;
   tokens = tokenCount();
-  padded = (tokens + (kBlock - 1)) / kBlock * kBlock;
+  padded = (tokens + (kTile - 1)) / kTile * kTile;
   newest = shape.later ? tokens - e.field(arguments, int64_t(Slot::Later) * kSlotBytes, e.types.getIndexType()) : tokens;
   if (shape.mask)
-    visible = visibleBlocks(padded / kBlock, newest, shape);
+    visible = visibleTiles(padded / kTile, newest, shape);
   Val heads = index(shape.heads);
   scratch(w, e.f32(), heads * shape.keyDim);
   scratch(s, e.f32(), heads * padded);
@@ -31,10 +31,10 @@ void RowKernel::emit(Val argumentsPointer, Val rowIndex) {
   scratch(rowMax, e.f32(), heads);
   scratch(rowSum, e.f32(), heads);
   scratch(out, e.f32(), heads * shape.valueDim);
-  blockStride = (padded / kBlock + (kBlockLanes - 1)) / kBlockLanes * kBlockLanes;
+  tileStride = (padded / kTile + (kTileLanes - 1)) / kTileLanes * kTileLanes;
   if (shape.certified) {
     scratch(certificate, e.f32(), heads * kCertificateNumbers);
-    scratch(scoreError, e.f32(), heads * blockStride);
+    scratch(scoreError, e.f32(), heads * tileStride);
     scratch(growthSum, e.f32(), heads);
   }
   allocate();
@@ -42,7 +42,7 @@ void RowKernel::emit(Val argumentsPointer, Val rowIndex) {
 
   loadQueries();
   if (shape.certified && shape.mask) // tiles that no query sees have no errors
-    e.loop(index(0), blockStride * shape.heads, kBlockLanes, [&](Val i) { e.store(e.constant(VectorType::get(kBlockLanes, e.f32()), 0), scoreError, i); });
+    e.loop(index(0), tileStride * shape.heads, kTileLanes, [&](Val i) { e.store(e.constant(VectorType::get(kTileLanes, e.f32()), 0), scoreError, i); });
   scores();
   forHeads([&](Val h) { e.store(e.constant(VectorType::get(shape.valueDim, e.f32()), 0), out, h * shape.valueDim); });
   values();
@@ -95,25 +95,25 @@ RowKernel::Stretches RowKernel::stretchesOf(Val begin, Val end) {
   return {begin, sinks, min(max(visible.begin, sinks), last), last};
 }
 
-Vals RowKernel::forBlocks(Val begin, Val end, Vals initial, function_ref<Vals(Val, Vals)> body) {
+Vals RowKernel::forTiles(Val begin, Val end, Vals initial, function_ref<Vals(Val, Vals)> body) {
   if (!shape.mask)
     return e.loop(begin, end, 1, initial, body);
   Stretches seen = stretchesOf(begin, end);
   Val gap = seen.window - seen.sinks, none = index(0);
-  return e.loop(begin, seen.end - gap, 1, initial, [&](Val block, Vals state) { return body(block + select(block < seen.sinks, none, gap), state); });
+  return e.loop(begin, seen.end - gap, 1, initial, [&](Val tile, Vals state) { return body(tile + select(tile < seen.sinks, none, gap), state); });
 }
 
-void RowKernel::forBlocks(Val begin, Val end, function_ref<void(Val)> body) {
-  forBlocks(begin, end, {}, [&](Val block, Vals) -> Vals {
-    body(block);
+void RowKernel::forTiles(Val begin, Val end, function_ref<void(Val)> body) {
+  forTiles(begin, end, {}, [&](Val tile, Vals) -> Vals {
+    body(tile);
     return {};
   });
 }
 
 Vals RowKernel::forTokens(Val begin, Val end, Vals initial, function_ref<Vals(Val, Vals)> body) {
   if (!shape.mask)
-    return e.loop(begin, end, kBlock, initial, body);
-  return forBlocks(begin / kBlock, (end + (kBlock - 1)) / kBlock, initial, [&](Val block, Vals state) { return body(block * kBlock, state); });
+    return e.loop(begin, end, kTile, initial, body);
+  return forTiles(begin / kTile, (end + (kTile - 1)) / kTile, initial, [&](Val tile, Vals state) { return body(tile * kTile, state); });
 }
 
 void RowKernel::forTokens(Val begin, Val end, function_ref<void(Val)> body) {
@@ -123,7 +123,7 @@ void RowKernel::forTokens(Val begin, Val end, function_ref<void(Val)> body) {
   });
 }
 
-Val RowKernel::countBlocks(Val end) {
+Val RowKernel::countTiles(Val end) {
   if (!shape.mask)
     return end;
   Stretches seen = stretchesOf(index(0), end);
@@ -131,54 +131,54 @@ Val RowKernel::countBlocks(Val end) {
 }
 
 Val RowKernel::areSeen(Val t) {
-  Val each = e.splat(convert(t, e.i32()), kBlock) + e.iota(e.i32(), kBlock);
+  Val each = e.splat(convert(t, e.i32()), kTile) + e.iota(e.i32(), kTile);
   return areVisible(each, each, newest, shape);
 }
 
-void RowKernel::finishScores(Val block) {
-  Val each = e.splat(convert(block * kBlock, e.i32()), kBlock) + e.iota(e.i32(), kBlock), there = each < e.splat(convert(tokens, e.i32()), kBlock);
+void RowKernel::finishScores(Val tile) {
+  Val each = e.splat(convert(tile * kTile, e.i32()), kTile) + e.iota(e.i32(), kTile), there = each < e.splat(convert(tokens, e.i32()), kTile);
   auto finish = [&] {
     forHeads([&](Val h) {
-      Val at = h * padded + block * kBlock, score = e.load(s, at, kBlock);
+      Val at = h * padded + tile * kTile, score = e.load(s, at, kTile);
       if (shape.softcap)
         score = softcapped(score, shape.softcap);
       if (shape.attnMask)
-        score = underMask(score, h, block);
+        score = underMask(score, h, tile);
       Val seen = shape.mask ? there & sees(h, each) : there;
       e.store(select(seen, score, e.constant(score.type(), -INFINITY)), s, at);
     });
   };
   if (shape.mask || shape.softcap || shape.attnMask)
     return finish();
-  e.when((block + 1) * kBlock > tokens, finish); // lanes behind the last token
+  e.when((tile + 1) * kTile > tokens, finish); // lanes behind the last token
 }
 
-Val RowKernel::underMask(Val score, Val h, Val block) {
+Val RowKernel::underMask(Val score, Val h, Val tile) {
   MemRefType type = shape.attnMask;
   bool isBool = type.getElementType().isInteger(1);
   Buffer memory = e.buffer(e.field(arguments, int64_t(Slot::AttnMask) * kSlotBytes, e.pointer()), isBool ? e.i8() : type.getElementType());
   auto along = [&](int64_t dim, Val at, Val coordinate, int64_t extent) { return type.getDimSize(dim) == 1 ? at : at * extent + coordinate; };
   Val at = along(0, index(0), row / index(shape.kvHeads), 1);
   at = along(1, at, headOf(h), shape.heads / shape.queries * shape.kvHeads);
-  at = along(2, at, h % index(shape.queries), shape.queries) * tokens + block * kBlock;
-  Buffer tail = e.local(memory.element, kBlock);
-  Val number = e.choose((block + 1) * kBlock <= tokens, [&]() -> Vals { return {e.load(memory, at, kBlock)}; },
+  at = along(2, at, h % index(shape.queries), shape.queries) * tokens + tile * kTile;
+  Buffer tail = e.local(memory.element, kTile);
+  Val number = e.choose((tile + 1) * kTile <= tokens, [&]() -> Vals { return {e.load(memory, at, kTile)}; },
                         [&]() -> Vals { // nothing lies behind the last token
-                          e.store(e.constant(VectorType::get(kBlock, memory.element), 0), tail, index(0));
-                          e.loop(index(0), tokens - block * kBlock, 1, [&](Val i) { e.store(e.load(memory, at + i), tail, i); });
-                          return {e.load(tail, index(0), kBlock)};
+                          e.store(e.constant(VectorType::get(kTile, memory.element), 0), tail, index(0));
+                          e.loop(index(0), tokens - tile * kTile, 1, [&](Val i) { e.store(e.load(memory, at + i), tail, i); });
+                          return {e.load(tail, index(0), kTile)};
                         })[0];
   return isBool ? select(number != 0, score, e.constant(score.type(), -INFINITY)) : score + convert(number, e.f32());
 }
 
 void RowKernel::softmax() {
   constexpr double kLowest = -3.4028234663852886e38;
-  Type vector = VectorType::get(kBlock, e.f32());
+  Type vector = VectorType::get(kTile, e.f32());
   forHeads([&](Val h) {
     // A score that is NaN is no maximum, but its weight and with it the sum are NaN.
     Val base = h * padded;
     Val top = forTokens(index(0), padded, {e.constant(vector, -INFINITY)}, [&](Val t, Vals m) -> Vals {
-      return {larger(e.load(s, base + t, kBlock), m[0])};
+      return {larger(e.load(s, base + t, kTile), m[0])};
     })[0];
     Val m = reduceMax(top);
     Val sink;
@@ -187,9 +187,9 @@ void RowKernel::softmax() {
       m = larger(sink, m);
     }
     // A row of -inf must not turn into -inf - -inf.
-    Val shift = e.splat(max(m, kLowest), kBlock);
+    Val shift = e.splat(max(m, kLowest), kTile);
     Val sums = forTokens(index(0), padded, {e.constant(vector, 0)}, [&](Val t, Vals sum) -> Vals {
-      Val weight = exp(e.load(s, base + t, kBlock) - shift);
+      Val weight = exp(e.load(s, base + t, kTile) - shift);
       e.store(weight, p, base + t);
       return {sum[0] + weight};
     })[0];
@@ -227,33 +227,33 @@ void RowKernel::certify() {
   // e^x of the softmax is off by less than 2^-21, and x = s - max by its rounding, at most 88 * 2^-24 where e^x is not 0.
   constexpr double kSoftmaxRounding = 0x1p-21 + 88 * 0x1p-24;
   const double rounding = kSoftmaxRounding + kSoftcapRounding * shape.softcap; // a cap brings scores closer, and itself rounds
-  Val zero = e.constant(VectorType::get(kBlock, e.f32()), 0), zeroBlocks = e.constant(VectorType::get(kBlockLanes, e.f32()), 0);
-  Val keyMax = keyChannelMax(), largest = valueMax(), unit = valueUnit(), blocks = inexactBlocks();
-  auto asFloat = [&](Val count) { return convert(convert(count, e.i64()), e.f32()); };
-  Val valueRounding = (asFloat(additions() + padded / kBlock) + 160) * 0x1p-24; // of out and of the sum of weights
-  Val inflation = asFloat(padded / lanes + 512) * 0x1p-24 + 1;                  // of the sums below, a lane at a time
+  Val zero = e.constant(VectorType::get(kTile, e.f32()), 0), zeroTiles = e.constant(VectorType::get(kTileLanes, e.f32()), 0);
   prepareCertificate();
-  forBlocks(index(0), blocks, [&](Val block) { boundScores(block); });
+  Val keyMax = keyChannelMax(), largest = valueMax(), unit = valueUnit(), tiles = inexactTiles();
+  auto asFloat = [&](Val count) { return convert(convert(count, e.i64()), e.f32()); };
+  Val valueRounding = (asFloat(additions() + padded / kTile) + 160) * 0x1p-24; // of out and of the sum of weights
+  Val inflation = asFloat(padded / lanes + 512) * 0x1p-24 + 1;                  // of the sums below, a lane at a time
+  forTiles(index(0), tiles, [&](Val tile) { boundScores(tile); });
   forHeads([&](Val h) {
-    Val lost = e.loop(index(0), blocks, kBlockLanes, {zeroBlocks}, [&](Val block, Vals lost) -> Vals {
-      Val at = h * blockStride + block, grown = growth(e.load(scoreError, at, kBlockLanes) + rounding);
+    Val lost = e.loop(index(0), tiles, kTileLanes, {zeroTiles}, [&](Val tile, Vals lost) -> Vals {
+      Val at = h * tileStride + tile, grown = growth(e.load(scoreError, at, kTileLanes) + rounding);
       e.store(grown, scoreError, at);
-      Val number = e.splat(convert(block, e.i32()), kBlockLanes) + e.iota(e.i32(), kBlockLanes), there = number < e.splat(convert(blocks, e.i32()), kBlockLanes);
-      return {lost[0] + select(there, grown, zeroBlocks) * (kBlock * kLeastWeight)};
+      Val number = e.splat(convert(tile, e.i32()), kTileLanes) + e.iota(e.i32(), kTileLanes), there = number < e.splat(convert(tiles, e.i32()), kTileLanes);
+      return {lost[0] + select(there, grown, zeroTiles) * (kTile * kLeastWeight)};
     })[0];
     e.store(reduceAdd(lost), growthSum, h);
   });
   constexpr int64_t kSums = 6;
   forHeadGroups(kSums, [&](Val head, int64_t heads) {
     // Per query row the sums of w g, w g m, w m, w r, w^2 v and of w m of the rows that are not read.
-    Vals sums = forBlocks(index(0), blocks, Vals(kSums * heads, e.constant(VectorType::get(lanes, e.f32()), 0)), [&](Val block, Vals sums) {
-      RowBounds rows = boundValues(block * kBlock);
+    Vals sums = forTiles(index(0), tiles, Vals(kSums * heads, e.constant(VectorType::get(lanes, e.f32()), 0)), [&](Val tile, Vals sums) {
+      RowBounds rows = boundValues(tile * kTile);
       for (int64_t h = 0; h < heads; ++h) {
-        Val grown = e.splat(e.load(scoreError, (head + h) * blockStride + block), lanes);
-        Val *sum = &sums[kSums * h], weighed = e.constant(grown.type(), 0), reached = weighed; // the block shares g
-        for (int64_t lane = 0; lane < kBlock; lane += lanes) {
+        Val grown = e.splat(e.load(scoreError, (head + h) * tileStride + tile), lanes);
+        Val *sum = &sums[kSums * h], weighed = e.constant(grown.type(), 0), reached = weighed; // the tile shares g
+        for (int64_t lane = 0; lane < kTile; lane += lanes) {
           auto of = [&](Val rows) { return slice(rows, lane, lanes); };
-          Val weights = e.load(p, (head + h) * padded + block * kBlock + lane, lanes);
+          Val weights = e.load(p, (head + h) * padded + tile * kTile + lane, lanes);
           weighed = weighed + weights;
           reached = reached + weights * of(rows.reach);
           sum[3] = sum[3] + weights * of(rows.error);
@@ -275,8 +275,8 @@ void RowKernel::certify() {
       // Dense tokens: products and sums of f32.
       Val row = head + h;
       Val scoreRounding = reduceAdd(abs(e.load(w, row * shape.keyDim, shape.keyDim)) * keyMax) * ((shape.keyDim / 8 + 12) * 0x1p-24);
-      Val mass = reduceAdd(forTokens(blocks * kBlock, padded, {zero}, [&](Val t, Vals sum) -> Vals {
-        return {sum[0] + e.load(p, row * padded + t, kBlock)};
+      Val mass = reduceAdd(forTokens(tiles * kTile, padded, {zero}, [&](Val t, Vals sum) -> Vals {
+        return {sum[0] + e.load(p, row * padded + t, kTile)};
       })[0]);
       Vals numbers = certificateOf({total[0], total[1], total[2], total[3], total[4], total[5], e.load(growthSum, row), mass, growth(scoreRounding + rounding),
                                     unit, largest, weightError(row), scoreVariance(row), e.load(rowSum, row), asFloat(tokens), valueRounding, inflation, commonShare()});

@@ -10,7 +10,7 @@
 //
 // Formats differ in how scores and values are read.
 //
-// Blocks in which no query sees a token are left out of every loop (forBlocks, forTokens): s and p hold nothing there.
+// Tiles in which no query sees a token are left out of every loop (forTiles, forTokens): s and p hold nothing there.
 #ifndef ALIGNED_LIB_CONVERSION_ALIGNEDTOCPU_ROWKERNEL_H
 #define ALIGNED_LIB_CONVERSION_ALIGNEDTOCPU_ROWKERNEL_H
 
@@ -19,7 +19,7 @@
 namespace aligned {
 
 /// Tiles that are gone through together.
-constexpr int64_t kBlockLanes = 16;
+constexpr int64_t kTileLanes = 16;
 
 /// The arguments of a kernel, `aligned_kernel_arguments`: one 8-byte slot each.
 enum class Slot { Query, Key, Value, Acc, Max, Sum, Certificate, Scale, Tokens, Later, AttnMask, SinkLogits };
@@ -50,20 +50,20 @@ protected:
   /// Largest finite magnitudes of each channel of K over all tokens, and of V over all channels too.
   virtual Val keyChannelMax() = 0;
   virtual Val valueMax() = 0;
-  /// Blocks that are not read as they were appended; what follows is asked of them only. All tokens behind them are exact.
-  virtual Val inexactBlocks() { return index(0); }
+  /// Tiles that are not read as they were appended; what follows is asked of them only. All tokens behind them are exact.
+  virtual Val inexactTiles() { return index(0); }
   /// Prepares what the following share.
   virtual void prepareCertificate() {}
-  /// Sees to it that scoreError[h * blockStride + block] holds the most that a score in this tile may be off, rounding included.
-  virtual void boundScores(Val block) {}
-  /// What kBlock tokens from t on bring into the output, in units of valueUnit().
+  /// Sees to it that scoreError[h * tileStride + tile] holds the most that a score in this tile may be off, rounding included.
+  virtual void boundScores(Val tile) {}
+  /// What kTile tokens from t on bring into the output, in units of valueUnit().
   struct RowBounds {
     Val reach, error; ///< the largest magnitude of a row of V, and the most that one may be off as it was read
     std::optional<Val> variance = std::nullopt; ///< to expect of that error
     std::optional<Val> unread = std::nullopt;   ///< the reach of rows that are not read, 0 of others
   };
   virtual RowBounds boundValues(Val t) {
-    Val none = e.constant(mlir::VectorType::get(kBlock, e.f32()), 0);
+    Val none = e.constant(mlir::VectorType::get(kTile, e.f32()), 0);
     return {none, none};
   }
   virtual Val valueUnit() { return f32(1); }
@@ -77,23 +77,23 @@ protected:
 
   //===-- shared stages --------------------------------------------------===//
 
-  /// All tiles begin .. end - 1 that any query sees, and the first of each kBlock tokens in begin .. end - 1, where begin starts a block.
-  Vals forBlocks(Val begin, Val end, Vals initial, llvm::function_ref<Vals(Val block, Vals)> body);
-  void forBlocks(Val begin, Val end, llvm::function_ref<void(Val block)> body);
+  /// All tiles begin .. end - 1 that any query sees, and the first of each kTile tokens in begin .. end - 1, where begin starts a tile.
+  Vals forTiles(Val begin, Val end, Vals initial, llvm::function_ref<Vals(Val tile, Vals)> body);
+  void forTiles(Val begin, Val end, llvm::function_ref<void(Val tile)> body);
   Vals forTokens(Val begin, Val end, Vals initial, llvm::function_ref<Vals(Val t, Vals)> body);
   void forTokens(Val begin, Val end, llvm::function_ref<void(Val t)> body);
   /// How many of the tiles 0 .. end - 1 any query sees.
-  Val countBlocks(Val end);
-  /// Whether query row h sees token t, of any integer type; and lane by lane, whether any row sees the kBlock tokens from t on. Only where there is a mask.
+  Val countTiles(Val end);
+  /// Whether query row h sees token t, of any integer type; and lane by lane, whether any row sees the kTile tokens from t on. Only where there is a mask.
   Val sees(Val h, Val t) { return isVisible(t, h % index(shape.queries), newest, shape); }
   Val areSeen(Val t);
   /// Caps and masks the scores of a tile, and those behind the last token; every reader of scores ends with it.
-  void finishScores(Val block);
+  void finishScores(Val tile);
 
   /// Query head of query row h, of all.
   Val headOf(Val h) { return (row % index(shape.kvHeads)) * (shape.heads / shape.queries) + h / index(shape.queries); }
   /// A tile's scores of query row h under the mask that is an operand (P8).
-  Val underMask(Val score, Val h, Val block);
+  Val underMask(Val score, Val h, Val tile);
   void softmax();
   /// Reports how many bits of K and V were read.
   void tally(Val keyBits, Val valueBits);
@@ -114,16 +114,16 @@ protected:
   Val arguments, row, tokens, padded; ///< padded: tokens rounded up to whole tiles, the stride of s and p
   Val newest;                         ///< tokens up to the newest query
   Buffer w, s, p, rowMax, rowSum, out;
-  Val blockStride; ///< tiles, padded to whole vectors of kBlockLanes
+  Val tileStride; ///< tiles, padded to whole vectors of kTileLanes
   Buffer scoreError, growthSum, certificate;
 
 private:
-  /// Blocks begin .. sinks - 1 and window .. end - 1.
+  /// Tiles begin .. sinks - 1 and window .. end - 1.
   struct Stretches {
     Val begin, sinks, window, end;
   };
   Stretches stretchesOf(Val begin, Val end);
-  VisibleBlocks visible; ///< where there is a mask
+  VisibleTiles visible; ///< where there is a mask
 
   void resolveScratch();
   void loadQueries();

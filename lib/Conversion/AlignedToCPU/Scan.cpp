@@ -35,7 +35,7 @@ public:
       Val unit = fact(h, Fact::Unit), mass = unit * fact(h, Fact::Sum);
       e.store(unit * std::exp2(below), steps, h);
       e.store(mass, masses, h);
-      e.store(mass * (std::exp2(below - 1) - 32768 + 2048) + fact(h, Fact::Poison), constants, h);
+      e.store(mass * (std::exp2(below - 1) - 32768 + 2048) + fact(h, Fact::NotFinite), constants, h);
     });
     logUsual = rowFact(RowFact::LogUsual);
     isFull = rowFact(RowFact::Full) > 0;
@@ -151,10 +151,10 @@ private:
 
   void asideScores(Val tile) {
     auto isHere = [&](Val token) { return (token / index(kTile)) == tile; };
-    forAside(value, [&](Val token, Buffer) { // its weight has to be known as well as it can be: nothing of it is refined
+    value.aside.forEach([&](Val token, Buffer) { // its weight has to be known as well as it can be: nothing of it is refined
       e.when(isHere(token), [&] { e.loop(index(0), index(rows), 1, [&](Val h) { e.store(fullScore(token, h), buffers.scores, scoreAt(tile, h) + token % index(kTile)); }); });
     });
-    forAside(key, [&](Val token, Buffer values) {
+    key.aside.forEach([&](Val token, Buffer values) {
       e.when(isHere(token), [&] {
         Buffer queries = e.buffer(in.query, shape.query);
         Val scale = in.scale;
@@ -201,7 +201,7 @@ private:
     const int64_t below = 16 - storage::bitsBefore(format, resident);
     Val unit = fact(h, Fact::Unit), dither = ditherSteps(convert(token, e.i32()), CacheRole::Key) - 2048;
     Val code = zext(e.load(key.codes, place * kTile + within), e.i32());
-    return (dot + fact(h, Fact::Sum) * (e.constant(e.f32(), below ? std::exp2(below - 1) : 0) - dither)) * unit * scaleOf(code) + fact(h, Fact::Poison);
+    return (dot + fact(h, Fact::Sum) * (e.constant(e.f32(), below ? std::exp2(below - 1) : 0) - dither)) * unit * scaleOf(code) + fact(h, Fact::NotFinite);
   }
 
   /// Maxima and sums of a tile.

@@ -27,7 +27,7 @@ Step::Step(Emitter &e, const KernelShape &shape, const StepInputs &in, Val row, 
   value = cacheOf(in.value, shape.valuePlanes, shape.valueDim);
   newest = shape.later ? key.tokens - in.later : key.tokens;
   if (shape.mask)
-    visible = visibleBlocks(key.tiles, newest, shape);
+    visible = visibleTiles(key.tiles, newest, shape);
 }
 
 RowCache Step::cacheOf(Val cache, PlanesAttr attr, int64_t headDim) {
@@ -57,9 +57,7 @@ RowCache Step::cacheOf(Val cache, PlanesAttr attr, int64_t headDim) {
   view.codes = e.buffer(pointer(offsetof(aligned_cache, code)), e.i8());
   for (int64_t plane = 0; plane < attr.getResident(); ++plane)
     view.plane.push_back(e.buffer(pointer(offsetof(aligned_cache, plane) + plane * sizeof(void *)), e.i8()));
-  view.aside = pointer(offsetof(aligned_cache, aside));
-  view.asideValues = pointer(offsetof(aligned_cache, aside_values));
-  view.asides = number(offsetof(aligned_cache, asides));
+  view.aside = AsideTokens(cache, row, headDim);
   return view;
 }
 
@@ -203,18 +201,6 @@ Val Step::withMask(Val x, Val h, Val token) {
 Val Step::sinkOf(Val h) {
   Val logit = e.load(e.buffer(in.sinkLogits, e.f32()), headOf(h)) * kLog2e;
   return shape.softcap ? logit : logit - fact(h, Fact::Shift);
-}
-
-void Step::forAside(const RowCache &cache, function_ref<void(Val, Buffer)> body) {
-  Type indexType = e.types.getIndexType();
-  e.when(cache.asides > 0, [&] {
-    e.loop(index(0), cache.asides, 1, [&](Val i) {
-      Val entry = e.advance(cache.aside, i * sizeof(aligned_aside));
-      e.when(e.field(entry, offsetof(aligned_aside, row), indexType) == row, [&] {
-        body(e.field(entry, offsetof(aligned_aside, token), indexType), e.buffer(e.advance(cache.asideValues, i * (cache.headDim * 4)), e.f32()));
-      });
-    });
-  });
 }
 
 void Step::lap(int32_t part) {

@@ -20,6 +20,7 @@
 #include "../Common/HeadPolicies.h"
 #include "../Common/Masks.h"
 #include "../Common/Rule.h"
+#include "Aside.h"
 #include "Simd.h"
 #include "aligned/Storage/Layout.h"
 
@@ -34,12 +35,11 @@ struct KernelShape : DecodeShape {
   bool profile = false; ///< whether a kernel tells when it is done with a part
 };
 
-constexpr int64_t kTile = storage::kTile;
 /// The score of what a query doesn't see, and where running maxima start: no score of its own is as low, and differences of any two stay floats.
 constexpr double kHidden = -1e38, kLowest = -5e37;
 
 /// Facts of a query row, f32 each.
-enum class Fact { Unit, Sum, Norm, Mass, Shrink, Poison, LogSeen, Shift };
+enum class Fact { Unit, Sum, Norm, Mass, Shrink, NotFinite, LogSeen, Shift };
 constexpr int64_t kFacts = kStepFacts;
 /// Facts of the row, behind those of its query rows.
 enum class RowFact { LogUsual, Usual, ValueUnit, LargestKey, FloorValue, Spread, Fill, Full };
@@ -77,7 +77,7 @@ struct RowCache {
   Val hasPages;
   Buffer codes;
   llvm::SmallVector<Buffer> plane; ///< i8
-  Val aside, asideValues, asides;
+  AsideTokens aside;
   PlanesAttr attr;
   int64_t headDim;
 
@@ -151,8 +151,6 @@ protected:
   Val sinkOf(Val h);
   /// Query head and query of a query row.
   Val headOf(Val h) { return (row % index(shape.kvHeads)) * (rows / shape.queries) + h / index(shape.queries); }
-  /// For every token of this row that is kept aside: its number and where its values lie.
-  void forAside(const RowCache &cache, llvm::function_ref<void(Val token, Buffer values)> body);
 
   HeadPolicies policies() { return HeadPolicies(shape, row % index(shape.policies.size())); }
   bool isLimited(CacheRole side) const { return HeadPolicies::areLimited(shape.policies, side); }
@@ -175,7 +173,7 @@ protected:
   StepBuffers buffers;
   RowCache key, value;
   Val newest;            ///< tokens up to the newest query
-  VisibleBlocks visible; ///< where there is a mask
+  VisibleTiles visible; ///< where there is a mask
   Val origin;            ///< first tile of the split
   Val isFull;            ///< whether the scan reads all of K, i1: of a row whose coarse scores may be off by more than floats have room for
 

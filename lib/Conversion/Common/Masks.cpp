@@ -61,17 +61,17 @@ Val aligned::visibleTokens(Val query, Val tokens, Val held, const DecodeShape &s
   return end - begin + min(begin, counted(shape.mask.getSinks()));
 }
 
-VisibleBlocks aligned::visibleBlocks(Val held, Val tokens, const DecodeShape &shape) {
+VisibleTiles aligned::visibleTiles(Val held, Val tokens, const DecodeShape &shape) {
   Emitter &e = *held.e;
   Val zero = e.constant(held.type(), 0), end = held;
   if (!shape.mask)
     return {zero, zero, end};
   Val newest = as(tokens, held);
   if (shape.mask.getCausal())
-    end = min((max(newest, 0) + (kBlock - 1)) / e.constant(held.type(), kBlock), held);
+    end = min((max(newest, 0) + (kTile - 1)) / e.constant(held.type(), kTile), held);
   if (!shape.mask.getWindow())
     return {zero, zero, end};
   Val first = max(newest - counted(shape.queries + shape.mask.getWindow()) + 1, 0);
-  Val sinks = min(e.constant(held.type(), (counted(shape.mask.getSinks()) + (kBlock - 1)) / kBlock), end);
-  return {sinks, min(max(first / e.constant(held.type(), kBlock), sinks), end), end};
+  Val sinks = min(e.constant(held.type(), (counted(shape.mask.getSinks()) + (kTile - 1)) / kTile), end);
+  return {sinks, min(max(first / e.constant(held.type(), kTile), sinks), end), end};
 }

@@ -28,10 +28,10 @@ Val areVisible(Val first, Val last, Val tokens, const DecodeShape &shape);
 Val visibleTokens(Val query, Val tokens, Val held, const DecodeShape &shape);
 
 /// The tiles of which any query sees a token, among `held` ones; others need not be read: [0, sinks) and [begin, end), where sinks <= begin <= end <= held.
-struct VisibleBlocks {
+struct VisibleTiles {
   Val sinks, begin, end;
 };
-VisibleBlocks visibleBlocks(Val held, Val tokens, const DecodeShape &shape);
+VisibleTiles visibleTiles(Val held, Val tokens, const DecodeShape &shape);
 
 } // namespace aligned
 

@@ -110,7 +110,7 @@ LogicalResult ScanOp::verify() {
   FailureOr<Extents> e = verifyInputs(*this);
   if (failed(e) || failed(verifyDigits(*this, *e)))
     return failure();
-  return verifyOuts(*this, getOuts(), {{"scores", {any, e->rows, kBlock}}, {"tops", {any, e->rows, kTopLanes}}, {"part", {any, 2, e->rows}}}, 0, Float32Type::get(getContext()));
+  return verifyOuts(*this, getOuts(), {{"scores", {any, e->rows, kTile}}, {"tops", {any, e->rows, kTopLanes}}, {"part", {any, 2, e->rows}}}, 0, Float32Type::get(getContext()));
 }
 
 LogicalResult AttendOp::verify() {
@@ -118,7 +118,7 @@ LogicalResult AttendOp::verify() {
   FailureOr<Extents> e = verifyInputs(*this);
   Type f32 = Float32Type::get(getContext());
   if (failed(e) || failed(verifyDigits(*this, *e)) || failed(verifyShape(*this, "mean", getMean(), {e->valueDim}, f32)) ||
-      failed(verifyShape(*this, "scores", getScores(), {any, e->rows, kBlock}, f32)) || failed(verifyShape(*this, "tops", getTops(), {any, e->rows, kTopLanes}, f32)) ||
+      failed(verifyShape(*this, "scores", getScores(), {any, e->rows, kTile}, f32)) || failed(verifyShape(*this, "tops", getTops(), {any, e->rows, kTopLanes}, f32)) ||
       failed(verifyShape(*this, "parts", getParts(), {any, 2, e->rows}, f32)))
     return failure();
   const int64_t splits = getOuts().empty() ? any : shapeOf(getOuts()[0]).getDimSize(0); // all have a state each

@@ -29,7 +29,7 @@ template <typename Op> Part tilesOf(OpBuilder &b, Op op, const Part &splits) {
   auto value = [&](OpFoldResult number) { return getValueOrCreateConstantIndexOp(b, loc, number); };
   Value perSplit = value(b.getIndexAttr(kSplitTiles));
   auto times = [&](Value number) { return b.createOrFold<arith::MulIOp>(loc, number, perSplit); };
-  Value tiles = b.createOrFold<arith::CeilDivUIOp>(loc, value(extent(b, loc, op.getKey(), 2)), value(b.getIndexAttr(kBlock)));
+  Value tiles = b.createOrFold<arith::CeilDivUIOp>(loc, value(extent(b, loc, op.getKey(), 2)), value(b.getIndexAttr(kTile)));
   Value firstOfRow = times(b.createOrFold<arith::AddIOp>(loc, op.getSplit(), value(splits.first)));
   Value count = b.createOrFold<arith::MinUIOp>(loc, b.createOrFold<arith::SubIOp>(loc, tiles, firstOfRow), times(value(splits.count)));
   return {getAsOpFoldResult(times(value(splits.first))), getAsOpFoldResult(count)};

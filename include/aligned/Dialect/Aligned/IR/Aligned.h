@@ -2,6 +2,8 @@
 #ifndef ALIGNED_DIALECT_ALIGNED_IR_ALIGNED_H
 #define ALIGNED_DIALECT_ALIGNED_IR_ALIGNED_H
 
+#include "aligned/Storage/Scale.h"
+
 #include "mlir/Bytecode/BytecodeOpInterface.h"
 #include "mlir/IR/Builders.h"
 #include "mlir/IR/BuiltinAttributes.h"
@@ -55,7 +57,7 @@ constexpr int64_t kHeadDimMultiple = 16, kMaxHeadDim = 256;
 /// Query rows (query heads of the group times queries) that one kv head may serve in decode attention.
 constexpr int64_t kMaxQueryRows = 32;
 /// Tokens of a tile.
-constexpr int64_t kBlock = 64;
+constexpr int64_t kTile = storage::kTile;
 
 /// Numbers of a row's certificate while it is computed (P4).
 constexpr int64_t kCertificateNumbers = 8, kCertificateVariance = 4, kCertificateLargest = 5, kCertificateScoreVariance = 7;
