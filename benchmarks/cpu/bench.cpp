@@ -189,6 +189,9 @@ bool Bench::addGgml() {
 bool Bench::measureErrors() {
   for (int64_t layer = 0; layer < c.layers; ++layer) {
     const std::vector<double> want = c.exact(queries[layer], layer, tokens);
+    std::vector<double> usual;
+    for (int64_t head = 0; head < c.kvHeads; ++head)
+      usual.push_back(c.usualRow(layer, head, tokens));
     for (Contestant &contestant : contestants) {
       std::vector<double> got;
       aligned_tally tally = {};
@@ -198,14 +201,14 @@ bool Bench::measureErrors() {
       if (!ok)
         return false;
       contestant.tallied += tally.key_values ? double(tally.key_bits + tally.value_bits) / double(tally.key_values + tally.value_values) / 16 / double(c.layers) : 0;
-      for (int64_t head = 0; head < c.queryHeads && !got.empty(); ++head) {
-        double squares = 0, length = 0;
-        for (int64_t i = head * c.valueDim; i < (head + 1) * c.valueDim; ++i) {
-          squares += (got[i] - want[i]) * (got[i] - want[i]);
-          length += want[i] * want[i];
-        }
-        contestant.errors.push_back(std::sqrt(squares / length));
-        contestant.usualErrors.push_back(std::sqrt(squares) / c.usualRow(layer, head / (c.queryHeads / c.kvHeads), tokens));
+      if (got.empty())
+        continue;
+      const std::vector<double> relative = relativeErrors(got, want, c.valueDim);
+      contestant.errors.insert(contestant.errors.end(), relative.begin(), relative.end());
+      for (int64_t head = 0; head < c.queryHeads; ++head) {
+        auto first = want.begin() + head * c.valueDim;
+        const double length = std::sqrt(std::inner_product(first, first + c.valueDim, first, 0.0));
+        contestant.usualErrors.push_back(relative[head] * length / usual[head / (c.queryHeads / c.kvHeads)]);
       }
     }
   }

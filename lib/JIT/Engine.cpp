@@ -1,6 +1,7 @@
 // See the header.
 #include "Engine.h"
 
+#include "aligned/Conversion/AlignedToCPU/Isa.h"
 #include "aligned/Conversion/AlignedToCPU/Kernels.h"
 #include "aligned/JIT/Module.h"
 #include "aligned/Pipelines/Pipelines.h"
@@ -175,7 +176,7 @@ Expected<std::vector<std::string>> aligned::compileObjects(mlir::ModuleOp source
   return objects;
 }
 
-std::string aligned::machineIdentity() {
+static std::string describeMachine() {
   std::string text = (LLVM_VERSION_STRING + Twine(" ") + sys::getHostCPUName()).str();
   std::vector<std::string> features;
   for (const auto &feature : sys::getHostCPUFeatures())
@@ -192,6 +193,11 @@ std::string aligned::machineIdentity() {
       text += " " + std::to_string(status.getSize()) + "@" + std::to_string(status.getLastModificationTime().time_since_epoch().count());
   }
   return text;
+}
+
+const std::string &aligned::machineIdentity() {
+  static const std::string identity = describeMachine();
+  return identity;
 }
 
 Engine::Engine(std::unique_ptr<orc::LLJIT> jit, Entry function) : jit(std::move(jit)), function(function) {}

@@ -24,7 +24,7 @@ namespace aligned {
 llvm::Expected<std::vector<std::string>> compileObjects(mlir::ModuleOp module, llvm::StringRef function);
 
 /// What compiled code depends on besides its source: the processor and its features, LLVM, and the compiler's own libraries.
-std::string machineIdentity();
+const std::string &machineIdentity();
 
 class Engine {
 public:

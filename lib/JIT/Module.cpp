@@ -5,6 +5,7 @@
 #include "Engine.h"
 #include "ObjectCache.h"
 
+#include "aligned/Conversion/AlignedToCPU/Isa.h"
 #include "aligned/Dialect/Aligned/IR/Aligned.h"
 #include "aligned/Pipelines/Pipelines.h"
 #include "aligned/Runtime/Error.h"
@@ -217,8 +218,8 @@ LogicalResult parseOptions(Session &session, StringRef text, PipelineOptions &op
   llvm::raw_string_ostream os(session.errors);
   if (failed(options.parseFromString(text, os)))
     return failure();
-  std::vector<std::string> isas = hostIsas();
-  if (options.isa != "host" && StringRef("avx512 avxvnni avx2").contains(options.isa.getValue()) && !llvm::is_contained(isas, options.isa.getValue())) {
+  SmallVector<StringRef> isas = hostIsas();
+  if (parseIsa(options.isa) && !llvm::is_contained(isas, options.isa.getValue())) {
     session.errors += "expected an instruction set of this machine (" + llvm::join(isas, ", ") + "), got '" + options.isa + "'\n";
     return failure();
   }

@@ -1,6 +1,7 @@
 // aligned-check-options: the pipeline's options, judged where there is somebody to tell.
 #include "aligned/Pipelines/Passes.h"
 
+#include "aligned/Conversion/AlignedToCPU/Isa.h"
 #include "aligned/Dialect/Aligned/IR/Aligned.h"
 #include "aligned/Pipelines/Pipelines.h"
 
@@ -30,7 +31,9 @@ struct AlignedCheckOptionsPass : aligned::impl::AlignedCheckOptionsBase<AlignedC
       return false;
     };
     bool ok = oneOf("target", target, {"cpu", "reference"});
-    ok &= oneOf("isa", isa, {"host", "portable", "avx2", "avxvnni", "avx512"});
+    SmallVector<StringRef> isas = isaNames();
+    isas.insert(isas.begin(), "host");
+    ok &= oneOf("isa", isa, isas);
     ok &= oneOf("to", to, {"raise", "store", "fuse", "stage", "lower", "llvm"});
     ok &= parsePolicy(policy, tolerance, &getContext(), report) != nullptr;
     ok &= format == "auto" || format == "dense" || parsePlaneFormat(format, CacheRole::Key, &getContext(), report) != nullptr;

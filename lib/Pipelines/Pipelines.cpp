@@ -2,6 +2,7 @@
 #include "aligned/Pipelines/Pipelines.h"
 
 #include "aligned/Analysis/Passes.h"
+#include "aligned/Conversion/AlignedToCPU/Isa.h"
 #include "aligned/Conversion/AlignedToCPU/Passes.h"
 #include "aligned/Dialect/Aligned/IR/Aligned.h"
 #include "aligned/Pipelines/Passes.h"
@@ -44,24 +45,6 @@ void aligned::registerPasses() {
   registerAlignedTransformsPasses();
   registerAlignedToCPUPasses();
   registerAlignedPipelinesPasses();
-}
-
-//===----------------------------------------------------------------------===//
-// The machine
-//===----------------------------------------------------------------------===//
-
-std::vector<std::string> aligned::hostIsas() {
-  llvm::StringMap<bool> features = llvm::sys::getHostCPUFeatures();
-  auto has = [&](std::initializer_list<StringRef> names) { return llvm::all_of(names, [&](StringRef name) { return features.lookup(name); }); };
-  std::vector<std::string> isas;
-  if (has({"avx512f", "avx512bw", "avx512vl", "avx512vnni"}))
-    isas.push_back("avx512");
-  if (has({"avx2", "fma", "f16c", "avxvnni"}))
-    isas.push_back("avxvnni");
-  if (has({"avx2", "fma", "f16c"}))
-    isas.push_back("avx2");
-  isas.push_back("portable");
-  return isas;
 }
 
 //===----------------------------------------------------------------------===//
@@ -138,7 +121,7 @@ void lower(OpPassManager &pm, const PipelineOptions &options) {
 
   // Kernels are most of the code: what can be done before they are there is done before.
   ConvertAlignedToCPUOptions cpu;
-  cpu.isa = options.isa == "host" ? hostIsas().front() : options.isa.getValue();
+  cpu.isa = options.isa == "host" ? hostIsas().front().str() : options.isa.getValue();
   cpu.reference = options.target == "reference";
   cpu.profile = options.profile;
   pm.addPass(createConvertAlignedToCPU(cpu));

@@ -37,9 +37,6 @@ struct PipelineOptions : mlir::PassPipelineOptions<PipelineOptions> {
   Option<std::string> to{*this, "to", llvm::cl::desc("last phase to run: raise, store, fuse, stage, lower or llvm"), llvm::cl::init("llvm")};
 };
 
-/// Instruction sets that both this machine and the kernels know, the widest first; `portable` is always there.
-std::vector<std::string> hostIsas();
-
 /// Appends the phases up to `options.to`. Unknown option values add a pass that reports them. `isBehindStore`: only those behind `store`, for a module that got so far.
 void buildPipeline(mlir::OpPassManager &pm, const PipelineOptions &options, bool isBehindStore = false);
 

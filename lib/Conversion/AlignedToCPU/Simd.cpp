@@ -2,22 +2,12 @@
 #include "Simd.h"
 
 #include "mlir/Dialect/Math/IR/Math.h"
-#include "llvm/ADT/StringSwitch.h"
 #include "llvm/ADT/bit.h"
 
 #include <array>
 
 using namespace mlir;
 using namespace aligned;
-
-std::optional<Isa> aligned::parseIsa(StringRef name) {
-  return llvm::StringSwitch<std::optional<Isa>>(name)
-      .Case("portable", Isa::Portable)
-      .Case("avx2", Isa::AVX2)
-      .Case("avxvnni", Isa::AVXVNNI)
-      .Case("avx512", Isa::AVX512)
-      .Default(std::nullopt);
-}
 
 Val aligned::dot4(Isa isa, Val acc, Val left, Val right, int64_t largest) {
   Emitter &e = *acc.e;

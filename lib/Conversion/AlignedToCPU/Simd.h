@@ -2,13 +2,10 @@
 #ifndef ALIGNED_LIB_CONVERSION_ALIGNEDTOCPU_SIMD_H
 #define ALIGNED_LIB_CONVERSION_ALIGNEDTOCPU_SIMD_H
 
+#include "aligned/Conversion/AlignedToCPU/Isa.h"
 #include "aligned/Conversion/Common/Emitter.h"
 
 namespace aligned {
-
-/// Instruction sets that code is generated for.
-enum class Isa { Portable, AVX2, AVXVNNI, AVX512 };
-std::optional<Isa> parseIsa(llvm::StringRef name);
 
 /// Lanes of a 32-bit vector register.
 constexpr int64_t lanesOf(Isa isa) { return isa == Isa::AVX512 ? 16 : 8; }

@@ -56,7 +56,7 @@ private:
   int64_t row = 0;
 
   float fact(const Buffers &b, int64_t h, int which) { return b.facts[h * ALIGNED_FACTS + which]; }
-  bool finite(const Buffers &b, int64_t h) { return !std::isnan(fact(b, h, ALIGNED_FACT_POISON)); }
+  bool finite(const Buffers &b, int64_t h) { return !std::isnan(fact(b, h, ALIGNED_FACT_NOT_FINITE)); }
 
   int64_t integer(const Buffers &b, int64_t h, int64_t c) {
     int64_t v = 0;
@@ -89,7 +89,7 @@ private:
       for (int64_t c = 0; c < own.keyDim; ++c)
         offset += std::pow((*in->offset)[c], 2);
       near(ALIGNED_FACT_SHIFT, norm * std::sqrt(offset), "shift");
-      ASSERT_EQ(std::isnan(fact(own, h, ALIGNED_FACT_POISON)), std::isnan(fact(want, h, ALIGNED_FACT_POISON)));
+      ASSERT_EQ(std::isnan(fact(own, h, ALIGNED_FACT_NOT_FINITE)), std::isnan(fact(want, h, ALIGNED_FACT_NOT_FINITE)));
     }
     auto near = [&](int which, double size, const char *what) {
       ASSERT_NEAR(fact(own, own.rows, which), fact(want, own.rows, which), size * 1e-5) << what;
@@ -223,7 +223,7 @@ private:
 const std::vector<Isa> &isas() {
   static const std::vector<Isa> all = [] {
     std::vector<Isa> isas;
-    for (const std::string &name : hostIsas())
+    for (llvm::StringRef name : hostIsas())
       isas.push_back(*parseIsa(name));
     return isas;
   }();

@@ -1,0 +1,23 @@
+// The instruction sets that code is generated for.
+#ifndef ALIGNED_CONVERSION_ALIGNEDTOCPU_ISA_H
+#define ALIGNED_CONVERSION_ALIGNEDTOCPU_ISA_H
+
+#include "llvm/ADT/SmallVector.h"
+#include "llvm/ADT/StringRef.h"
+
+#include <optional>
+
+namespace aligned {
+
+/// From any machine to the widest; those between have registers of 256 bits.
+enum class Isa { Portable, AVX2, AVXVNNI, AVX512 };
+
+/// As options call them, in that order.
+llvm::SmallVector<llvm::StringRef> isaNames();
+std::optional<Isa> parseIsa(llvm::StringRef name);
+/// Those that this machine has, the widest first; `portable` is always there.
+llvm::SmallVector<llvm::StringRef> hostIsas();
+
+} // namespace aligned
+
+#endif // ALIGNED_CONVERSION_ALIGNEDTOCPU_ISA_H
