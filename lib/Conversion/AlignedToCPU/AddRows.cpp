@@ -152,23 +152,24 @@ Val Attend::topByte(Val place, int64_t channel, int64_t count) {
   return permute(even, odd, both);
 }
 
-/// n of `count` channels, as far as it is resident, zeros below, in their own order.
-Val Attend::integers(Val place, int64_t channel, int64_t count) {
-  Val sum;
+/// n 2^16 of `count` channels, as far as n is resident, zeros below: those of channels 0, 4, 8, ..., then of 1, 5, ..., of 2, 6, ... and of 3, 7, ...: four channels are neighbours in
+/// memory, so that shifts tell them apart.
+Vals Attend::integers(Val place, int64_t channel, int64_t count) {
+  Vals sums(4);
   for (int64_t plane = 0; plane < valuePlanes; ++plane) {
-    const int64_t width = valueFormat.width[plane];
-    Val bits = e.load(value.plane[plane], place * (shape.valueDim * width / 8) + channel * width / 8, count * width / 8);
-    if (width == 4) {
-      SmallVector<int64_t> order;
-      for (int64_t i = 0; i < count; ++i)
-        order.push_back(i / 2 + (i % 2) * (count / 2));
-      bits = permute(bits & 15, shiftRight(bits, 4), order);
+    const int64_t width = valueFormat.width[plane], at = 16 + storage::bitsBelow(valueFormat, plane);
+    Val bytes = e.load(value.plane[plane], place * (shape.valueDim * width / 8) + channel * width / 8, count * width / 8);
+    Val four = bitcast(bytes, e.types.getIntegerType(4 * width));
+    if (width == 4)
+      four = zext(four, e.i32());
+    for (int64_t k = 0; k < 4; ++k) {
+      const int64_t left = at - k * width;
+      Val amount = e.constant(four.type(), std::abs(left)), moved = left < 0 ? shrLogical(four, amount) : four << amount;
+      Val placed = moved & e.constant(four.type(), static_cast<int32_t>(((1u << width) - 1) << at));
+      sums[k] = plane ? sums[k] | placed : placed;
     }
-    Val wide = zext(bits, e.i32()), placed = wide << e.constant(wide.type(), storage::bitsBelow(valueFormat, plane));
-    sum = sum.e ? sum | placed : placed;
   }
-  Val sixteen = e.constant(sum.type(), 16);
-  return (sum << sixteen) >> sixteen;
+  return sums;
 }
 
 /// Asks for the cache lines of a row that is added some rows later, one row at a time: more at once are dropped.
@@ -243,33 +244,40 @@ void Attend::addInteger(Rows &list, bool nibbles, Buffer sums) {
 }
 
 void Attend::addFloats() {
-  const int64_t dim = shape.valueDim, channels = channelsOf(dim, 64);
+  const int64_t dim = shape.valueDim, channels = channelsOf(dim, registerBytes), quarter = channels / 4;
   const int64_t most = std::max<int64_t>(1, (shape.isa == Isa::AVX512 ? 16 : 8) * lanes / channels), some = std::min(rows, most), whole = rows / some * some;
   const double middle = valueBits < 16 ? std::exp2(15 - valueBits) : 0;
   Val end = counted(floatRows.count);
   e.when(end > 0, [&] {
     for (int64_t channel = 0; channel < dim; channel += channels) {
       auto work = [&](Val h0, int64_t count) {
+        auto sumAt = [&](int64_t i) { return (h0 + i / 4) * dim + (channel + i % 4 * quarter); };
         Vals initial;
-        for (int64_t h = 0; h < count; ++h)
-          initial.push_back(e.load(floatSums, (h0 + h) * dim + channel, channels));
+        for (int64_t i = 0; i < 4 * count; ++i)
+          initial.push_back(e.load(floatSums, sumAt(i), quarter));
         Vals total = e.loop(index(0), end, 1, initial, [&](Val i, Vals acc) {
           fetchAhead(floatRows, i, channel, valueBits);
-          Val n = integers(convert(e.load(floatRows.places, i), e.types.getIndexType()), channel, channels);
+          Vals n = integers(convert(e.load(floatRows.places, i), e.types.getIndexType()), channel, channels);
           Val rest = f32(middle + storage::kDitherSteps / 2) - e.load(floatRows.ditherSteps, i);
           if (isLimited(CacheRole::Value)) { // a token's own bits
             Val missing = i32(16) - min(e.load(floatRows.bits, i), valueBits), one = i32(1);
-            n = n & e.splat(i32(0) - (one << missing), channels);
+            for (Val &each : n)
+              each = each & e.splat((i32(0) - (one << missing)) << i32(16), quarter);
             Val half = select(missing > 0, (one << missing) >> one, i32(0));
             rest = convert(half + storage::kDitherSteps / 2, e.f32()) - e.load(floatRows.ditherSteps, i);
           }
-          Val x = convert(n, e.f32()) + e.splat(rest, channels);
-          for (int64_t h = 0; h < count; ++h)
-            acc[h] = fma(x, e.splat(e.load(floatRows.weights, (h0 + h) * kList + i), channels), acc[h]);
+          Vals x;
+          for (Val each : n)
+            x.push_back(convert(each, e.f32()) + e.splat(rest * 0x1p16, quarter));
+          for (int64_t h = 0; h < count; ++h) {
+            Val weight = e.splat(e.load(floatRows.weights, (h0 + h) * kList + i), quarter);
+            for (int64_t k = 0; k < 4; ++k)
+              acc[4 * h + k] = fma(x[k], weight, acc[4 * h + k]);
+          }
           return acc;
         });
-        for (int64_t h = 0; h < count; ++h)
-          e.store(total[h], floatSums, (h0 + h) * dim + channel);
+        for (int64_t i = 0; i < 4 * count; ++i)
+          e.store(total[i], floatSums, sumAt(i));
       };
       if (whole == some)
         work(index(0), some);

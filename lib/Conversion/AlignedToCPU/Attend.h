@@ -57,7 +57,7 @@ private:
     Buffer places, weights, ditherSteps, bits, count;
   };
   Rows nibbleRows, byteRows, floatRows;
-  Buffer byteSums, nibbleSums, floatSums; ///< i32, i32, f32 [rows][valueDim]; integers in the order that the dot product leaves
+  Buffer byteSums, nibbleSums, floatSums; ///< i32, i32, f32 [rows][valueDim]; integers in the order that the dot product leaves, floats as integers() does, times 2^16
   Buffer nibbleDigits;                    ///< digits of the query rows, those of even channels first
 
   // What was read.
@@ -82,7 +82,7 @@ private:
   void addInteger(Rows &list, bool nibbles, Buffer sums);
   void addFloats();
   Val topByte(Val place, int64_t channel, int64_t count);
-  Val integers(Val place, int64_t channel, int64_t count);
+  Vals integers(Val place, int64_t channel, int64_t count);
   void finish(Val split, const StateBuffers &state);
   void report(Val first, Val last);
   void addRefined(Val h, Val codes, Val change);
