@@ -9,7 +9,7 @@ def ratio(quartiles):
 
 def write_page(results, folder, name):
     lines = ["# Kernels of the CPU in turn", "",
-             f"Written by `make bench`. CPU: {results[0]['cpu']}. Time is a step's, beside that of this project's dense f16 kernel in the same round: the median, and the middle half of the",
+             f"Written by `make bench CAPTURE=DIR GGML=FOLDER` ([what they are](../../docs/Measurements.md#beside-other-kernels)). CPU: {results[0]['cpu']}. Time is a step's, beside that of this project's dense f16 kernel in the same round: the median, and the middle half of the",
              "rounds in brackets. Bytes are beside a cache of 16 bits. Errors are relative L2 of a head's output against attention in float64, mean. `read` only reads the dense cache.",
              "Every contestant's memory is in large pages where it is large. Threads share kv heads, and over planes tokens, too: with one kv head a second thread leaves the dense kernel as it is.", "",
              f"![time against error]({name}.svg)", ""]
