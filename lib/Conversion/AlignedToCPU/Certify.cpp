@@ -37,59 +37,70 @@ void Attend::certify(Val split, const StateBuffers &state) {
   Val spread = rowFact(RowFact::Spread), fill = rowFact(RowFact::Fill);
   const double rounding = kPowerRounding + kSoftcapRounding * shape.softcap;
   enum { Grown, GrownReach, Reach, Error, Variance, ScoreVariance, Unread, Scanned, Loudest, kSums };
-  Buffer sums = e.local(e.f32(), kSums * lanes);
-  auto add = [&](int64_t which, Val addend) { e.store(e.load(sums, index(which * lanes), lanes) + addend, sums, index(which * lanes)); };
+  Buffer sums = e.local(e.f32(), rows * (kSums * lanes));
+  auto sumAt = [&](Val h, int64_t which) { return h * (kSums * lanes) + which * lanes; };
+  // Of query rows: products and sums of f32 with a key that is kept aside, |q|_1 <= sqrt(d) |q|_2 = sqrt(d) |q'|_2; and what each key brings whatever is read of it.
+  Buffer asideBounds = e.local(e.f32(), rows), inherents = e.local(e.f32(), rows);
   e.loop(index(0), index(rows), 1, [&](Val h) {
     for (int64_t i = 0; i < kSums; ++i)
-      e.store(splatF(0.0), sums, index(i * lanes));
-    Val mass = fact(h, Fact::Mass), norm = fact(h, Fact::Norm), reference = e.load(references, h), unit = e.load(units, h);
+      e.store(splatF(0.0), sums, sumAt(h, i));
     Val step = fact(h, Fact::Unit) * (0x1p15 / kLog2e); // of weights, times K's unit of scale
-    // Products and sums of f32 with a key that is kept aside: |q|_1 <= sqrt(d) |q|_2 = sqrt(d) |q'|_2.
-    Val asideBound = norm * asideKey * (std::sqrt(double(dim)) * (dim + 8) * 0x1p-23);
-    Val inherent = mass * keyUnit * (rotation * 0x1p-24) + step * (0.5 * dim);
-    forTiles(first, last, [&](Val tile) {
-      Val place = key.placeOf(tile), valuePlace = value.placeOf(tile), within = (tile - first) * kTile;
-      for (int64_t token = 0; token < kTile; token += lanes) {
-        Val codes = codesAt(key, place, token), valueCodes = codesAt(value, valuePlace, token);
-        Val keyScale = scaleOf(max(codes, 1)), scale = scaleOf(max(valueCodes, 1)), zero = splatF(0.0);
-        Val there = splatI(convert(tile * kTile + token, e.i32())) + e.iota(e.i32(), lanes) < splatI(convert(key.tokens, e.i32()));
-        // Behind the newest token codes are of tokens that were dropped.
-        Val isAsideKey = codes == storage::kAside, isAside = (valueCodes == storage::kAside) | invert(there);
-        // S4: 2^-bits, and what rounding to 16 bits adds where some are missing
-        auto left = [&](Val bits) { return bitcast((splatI(127) - bits) << splatI(23), e.f32()) + 0x1p-16; };
-        Val keyRead = zext(e.load(keyBits, within + token, lanes), e.i32()), read = zext(e.load(valueBitsOf, within + token, lanes), e.i32());
+    e.store(fact(h, Fact::Norm) * asideKey * (std::sqrt(double(dim)) * (dim + 8) * 0x1p-23), asideBounds, h);
+    e.store(fact(h, Fact::Mass) * keyUnit * (rotation * 0x1p-24) + step * (0.5 * dim), inherents, h);
+  });
+  forTiles(first, last, [&](Val tile) {
+    Val place = key.placeOf(tile), valuePlace = value.placeOf(tile), within = (tile - first) * kTile;
+    e.loop(index(0), index(kTile), lanes, [&](Val token) {
+      // What holds for all query rows.
+      Val codes = codesAt(key, place, token), valueCodes = codesAt(value, valuePlace, token);
+      Val keyScale = scaleOf(max(codes, 1)), scale = scaleOf(max(valueCodes, 1)), zero = splatF(0.0);
+      Val there = splatI(convert(tile * kTile + token, e.i32())) + e.iota(e.i32(), lanes) < splatI(convert(key.tokens, e.i32()));
+      // Behind the newest token codes are of tokens that were dropped.
+      Val isAsideKey = codes == storage::kAside, isAside = (valueCodes == storage::kAside) | invert(there);
+      // S4: 2^-bits, and what rounding to 16 bits adds where some are missing
+      auto left = [&](Val bits) { return bitcast((splatI(127) - bits) << splatI(23), e.f32()) + 0x1p-16; };
+      Val keyRead = zext(e.load(keyBits, within + token, lanes), e.i32()), read = zext(e.load(valueBitsOf, within + token, lanes), e.i32());
+      Val keyLeft = left(keyRead), valueLeft = scale * left(read);
+      Val isRead = read > 0, reach = select(isAside, zero, scale * (1 + 0x1p-20));
+      // Whole units of weight: of a row in bytes at most one goes to or comes from the mean.
+      Val inBytes = isRead & (read <= 8);
+      Val oneStep = select(inBytes, select(read <= 4, splatF(1.0 / kNibbleSteps), splatF(1.0 / byteSteps)), zero);
+      Val moved = oneStep * (splatF(meanLargest) / scale + 1), byRounding = oneStep * splatF(fill);
+      Val off = select(isRead, valueLeft, reach + splatF(meanLargest));
+      Val rowsError = select(isRead, valueLeft * (1 / std::sqrt(3.0)), scale * splatF(spread));
+      Val isScanned = keyRead <= keyFormat.width[0];
+      forRows([&](Val h) {
+        auto add = [&](int64_t which, Val addend) { e.store(e.load(sums, sumAt(h, which), lanes) + addend, sums, sumAt(h, which)); };
+        Val unit = splatF(e.load(units, h));
         Val x = e.load(finest, scoreAt(tile, h) + token, lanes);
-        Val w = select(x > kLowest, power(final(x, h, tile * kTile + token) - splatF(reference)), zero);
+        Val w = select(x > kLowest, power(final(x, h, tile * kTile + token) - splatF(e.load(references, h))), zero);
         // K kept aside is a dot product of f32 with values of any size: what it may be off by, relative to its terms, is unknown here.
-        Val error = select(isAsideKey, splatF(asideBound), keyScale * fma(left(keyRead), splatF(mass * keyUnit), splatF(inherent)));
-        Val grown = growth(error + rounding);
-        Val isRead = read > 0, reach = select(isAside, zero, scale * (1 + 0x1p-20));
-        // Whole units of weight: of a row in bytes at most one goes to or comes from the mean.
-        Val inBytes = isRead & (read <= 8);
-        Val oneStep = select(read <= 4, splatF(unit * (1.0 / kNibbleSteps)), splatF(unit * (1.0 / byteSteps)));
-        Val moved = select(inBytes, oneStep * (splatF(meanLargest) / scale + 1), zero);
-        Val off = select(isRead, scale * left(read), reach + splatF(meanLargest));
-        add(Grown, w * grown);
-        add(GrownReach, w * grown * reach);
+        Val error = select(isAsideKey, splatF(e.load(asideBounds, h)), keyScale * fma(keyLeft, splatF(fact(h, Fact::Mass) * keyUnit), splatF(e.load(inherents, h))));
+        Val grown = w * growth(error + rounding);
+        add(Grown, grown);
+        add(GrownReach, grown * reach);
         add(Reach, w * reach);
-        add(Error, select(isAside, zero, w * off + moved));
-        e.store(larger(reach, e.load(sums, index(Loudest * lanes), lanes)), sums, index(Loudest * lanes));
+        add(Error, select(isAside, zero, fma(w, off, unit * moved)));
+        e.store(larger(reach, e.load(sums, sumAt(h, Loudest), lanes)), sums, sumAt(h, Loudest));
         // Expected.
-        Val sigma = keyScale * left(keyRead) * splatF(norm * keyUnit * (1 / std::sqrt(3.0))), square = sigma * sigma;
+        Val sigma = keyScale * keyLeft * splatF(fact(h, Fact::Norm) * keyUnit * (1 / std::sqrt(3.0))), square = sigma * sigma;
         square = select(square < 40, square, splatF(40.0));
-        Val misled = select(square < 0.0025, square, exp(square * 2) - exp(square * 0.5) * 2 + 1);
-        Val weighed = w * splatF(fill), rowsError = select(isRead, scale * left(read) * (1 / std::sqrt(3.0)), scale * splatF(spread));
-        Val byRounding = select(inBytes, oneStep * splatF(fill), zero);
-        Val byScores = weighed * weighed * misled, variance = byScores * scale * scale + w * w * rowsError * rowsError + byRounding * byRounding * (1.0 / 6);
+        Val factor = exp(square * 0.5), fourth = factor * factor * (factor * factor);
+        Val misled = select(square < 0.0025, square, fourth - factor * 2 + 1);
+        Val weighed = w * splatF(fill), rounded = unit * byRounding;
+        Val byScores = weighed * weighed * misled, variance = byScores * scale * scale + w * w * rowsError * rowsError + rounded * rounded * (1.0 / 6);
         add(Variance, select(isAside | isAsideKey, zero, variance));
         add(ScoreVariance, select(isAside | isAsideKey, zero, byScores));
         add(Unread, select(isRead | isAside, zero, w * scale));
-        add(Scanned, select(keyRead <= keyFormat.width[0], weighed * scale * select(square < 1, square, splatF(1.0)), zero));
-      }
+        add(Scanned, select(isScanned, weighed * scale * select(square < 1, square, splatF(1.0)), zero));
+      });
     });
+  });
+  e.loop(index(0), index(rows), 1, [&](Val h) {
+    Val mass = fact(h, Fact::Mass), reference = e.load(references, h), asideBound = e.load(asideBounds, h), inherent = e.load(inherents, h);
     Val total[kSums];
     for (int64_t i = 0; i < kSums; ++i)
-      total[i] = i == Loudest ? reduceMax(e.load(sums, index(i * lanes), lanes)) : reduceAdd(e.load(sums, index(i * lanes), lanes));
+      total[i] = i == Loudest ? reduceMax(e.load(sums, sumAt(h, i), lanes)) : reduceAdd(e.load(sums, sumAt(h, i), lanes));
     // Rows that are kept aside are exact but for their weights.
     Buffer aside = e.local(e.f32(), 3); // sums of w g, w g m, and the largest m
     for (int64_t i = 0; i < 3; ++i)
