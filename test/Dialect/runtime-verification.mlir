@@ -56,3 +56,54 @@ func.func @static(%q: tensor<1x4x1x16xf16>, %k: tensor<1x2x8x16xf16>, %v: tensor
       : tensor<1x4x1x16xf16>, tensor<1x2x8x16xf16>, tensor<1x2x8x16xf16> -> tensor<1x4x1x16xf32>, tensor<1x4x1xf32>, tensor<1x4x1xf32>
   return %acc : tensor<1x4x1x16xf32>
 }
+
+// A stage has room for the tiles of its splits, which the key has. 2500 tokens are 40 tiles, 2 splits.
+// CHECK-LABEL: func.func @scan(
+// CHECK-SAME: %[[S:[a-z0-9]+]]: tensor<?x2x64xf32>, %[[T:[a-z0-9]+]]: tensor<?x2x16xf32>, %[[P:[a-z0-9]+]]: tensor<?x2x2xf32>, %[[ROW:[a-z0-9]+]]: index, %[[SPLIT:[a-z0-9]+]]: index
+// CHECK-DAG: %[[OWN:.*]] = tensor.dim %[[P]], %c0
+// CHECK-DAG: %[[END:.*]] = arith.addi %[[SPLIT]], %[[OWN]]
+// CHECK-DAG: %[[THERE:.*]] = arith.cmpi ule, %[[END]], %c2
+// CHECK-DAG: cf.assert %[[THERE]], "'aligned.scan' op expected splits that the key has"
+// CHECK-DAG: %[[FROM:.*]] = arith.muli %[[SPLIT]], %c32
+// CHECK-DAG: %[[LAST:.*]] = arith.muli %[[END]], %c32
+// CHECK-DAG: %[[TO:.*]] = arith.minui %[[LAST]], %c40
+// CHECK-DAG: %[[TILES:.*]] = arith.subi %[[TO]], %[[FROM]]
+// CHECK-DAG: %[[ROOM:.*]] = tensor.dim %[[S]], %c0
+// CHECK-DAG: %[[FITS:.*]] = arith.cmpi uge, %[[ROOM]], %[[TILES]]
+// CHECK-DAG: cf.assert %[[FITS]], "'aligned.scan' op expected scores of all tiles of its splits"
+// CHECK-DAG: "'aligned.scan' op expected tops of all tiles of its splits"
+// CHECK: aligned.scan
+func.func @scan(%q: tensor<1x2x1x32xf16>, %k: tensor<1x1x2500x32xf16, #aligned.planes<fixed<4, 4, 8>, key>>, %v: tensor<1x1x2500x32xf16, #aligned.planes<fixed<4, 4, 8>, value>>,
+                %scale: f32, %d: tensor<2x2x32xi8>, %f: tensor<3x8xf32>, %s: tensor<?x2x64xf32>, %t: tensor<?x2x16xf32>, %p: tensor<?x2x2xf32>, %row: index, %split: index)
+    -> (tensor<?x2x64xf32>, tensor<?x2x16xf32>, tensor<?x2x2xf32>) {
+  %0:3 = aligned.scan %q, %k, %v, %d, %f scale %scale row %row split %split policy <budget, tolerance = 0.25>
+      outs(%s, %t, %p : tensor<?x2x64xf32>, tensor<?x2x16xf32>, tensor<?x2x2xf32>)
+      : tensor<1x2x1x32xf16>, tensor<1x1x2500x32xf16, #aligned.planes<fixed<4, 4, 8>, key>>, tensor<1x1x2500x32xf16, #aligned.planes<fixed<4, 4, 8>, value>>, tensor<2x2x32xi8>, tensor<3x8xf32>
+      -> tensor<?x2x64xf32>, tensor<?x2x16xf32>, tensor<?x2x2xf32>
+  return %0#0, %0#1, %0#2 : tensor<?x2x64xf32>, tensor<?x2x16xf32>, tensor<?x2x2xf32>
+}
+
+// CHECK-LABEL: func.func @attend(
+// CHECK-DAG: "'aligned.attend' op expected splits that the key has"
+// CHECK-DAG: "'aligned.attend' op expected parts of all splits of the key"
+// CHECK-DAG: "'aligned.attend' op expected scores of all tiles of its splits"
+// CHECK: aligned.attend
+func.func @attend(%q: tensor<1x2x1x32xf16>, %k: tensor<1x1x?x32xf16, #aligned.planes<fixed<4, 4, 8>, key>>, %v: tensor<1x1x?x32xf16, #aligned.planes<fixed<4, 4, 8>, value>>,
+                  %d: tensor<2x2x32xi8>, %f: tensor<3x8xf32>, %m: tensor<32xf32>, %s: tensor<?x2x64xf32>, %t: tensor<?x2x16xf32>, %p: tensor<?x2x2xf32>, %row: index, %split: index,
+                  %a: tensor<1x2x1x32xf32>, %x: tensor<1x2x1xf32>) -> tensor<1x2x1x32xf32> {
+  %0:3 = aligned.attend %q, %k, %v, %d, %f, %m, %s, %t, %p row %row split %split policy <budget, tolerance = 0.25>
+      outs(%a, %x, %x : tensor<1x2x1x32xf32>, tensor<1x2x1xf32>, tensor<1x2x1xf32>)
+      : tensor<1x2x1x32xf16>, tensor<1x1x?x32xf16, #aligned.planes<fixed<4, 4, 8>, key>>, tensor<1x1x?x32xf16, #aligned.planes<fixed<4, 4, 8>, value>>, tensor<2x2x32xi8>, tensor<3x8xf32>,
+        tensor<32xf32>, tensor<?x2x64xf32>, tensor<?x2x16xf32>, tensor<?x2x2xf32> -> tensor<1x2x1x32xf32>, tensor<1x2x1xf32>, tensor<1x2x1xf32>
+  return %0#0 : tensor<1x2x1x32xf32>
+}
+
+// On buffers nothing is left to check.
+// CHECK-LABEL: func.func @buffers(
+// CHECK-NEXT: aligned.decode_attention
+// CHECK-NEXT: return
+func.func @buffers(%q: memref<1x2x1x32xf16>, %k: memref<1x1x?x32xf16>, %v: memref<1x1x?x32xf16>, %scale: f32, %acc: memref<1x2x1x32xf32>, %max: memref<1x2x1xf32>, %sum: memref<1x2x1xf32>) {
+  aligned.decode_attention %q, %k, %v scale %scale policy <exact> into %acc, %max, %sum
+      : memref<1x2x1x32xf16>, memref<1x1x?x32xf16>, memref<1x1x?x32xf16> into memref<1x2x1x32xf32>, memref<1x2x1xf32>, memref<1x2x1xf32>
+  return
+}

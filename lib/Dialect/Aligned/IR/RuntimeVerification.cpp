@@ -27,9 +27,10 @@ struct Checks {
       return arith::ConstantIndexOp::create(b, known);
     return tensor::DimOp::create(b, tensor, arith::ConstantIndexOp::create(b, dim));
   }
-  void equal(Value a, Value other, const Twine &what) {
-    Value same = arith::CmpIOp::create(b, arith::CmpIPredicate::eq, a, other);
-    cf::AssertOp::create(b, same, ("'" + op->getName().getStringRef() + "' op " + what).str()); // as the verifier words it
+  void equal(Value a, Value other, const Twine &what) { expect(arith::CmpIPredicate::eq, a, other, what); }
+  void expect(arith::CmpIPredicate how, Value a, Value other, const Twine &what) {
+    Value holds = arith::CmpIOp::create(b, how, a, other);
+    cf::AssertOp::create(b, holds, ("'" + op->getName().getStringRef() + "' op " + what).str()); // as the verifier words it
   }
   /// Two operands agree; where both extents are static, the verifier has seen to it.
   void agree(StringRef nameA, Value a, StringRef nameB, Value other, ArrayRef<Dim> dims) {
@@ -53,6 +54,8 @@ struct Checks {
 
 template <typename Op> struct AttentionModel : RuntimeVerifiableOpInterface::ExternalModel<AttentionModel<Op>, Op> {
   void generateRuntimeVerification(Operation *op, OpBuilder &builder, Location loc, MessageFn) const {
+    if (!op->getNumResults()) // on buffers: what is checked is checked of tensors
+      return;
     auto attention = cast<Op>(op);
     Checks checks(builder, loc, op);
     checks.agree("key", attention.getKey(), "value", attention.getValue(), {kBatch, kHeads, kTokens});
@@ -78,6 +81,34 @@ struct AppendModel : RuntimeVerifiableOpInterface::ExternalModel<AppendModel, Ap
   }
 };
 
+/// What a stage has of tiles and of splits holds those that it is for.
+template <typename Op> struct StageModel : RuntimeVerifiableOpInterface::ExternalModel<StageModel<Op>, Op> {
+  void generateRuntimeVerification(Operation *op, OpBuilder &builder, Location loc, MessageFn) const {
+    if (!op->getNumResults())
+      return;
+    constexpr bool isScan = std::is_same_v<Op, ScanOp>;
+    auto stage = cast<Op>(op);
+    Checks checks(builder, loc, op);
+    ImplicitLocOpBuilder &b = checks.b;
+    auto number = [&](int64_t n) -> Value { return arith::ConstantIndexOp::create(b, n); };
+    auto first = [&](Value tensor) { return checks.extent(tensor, kBatch); };
+    Value tiles = arith::CeilDivUIOp::create(b, checks.extent(stage.getKey(), kTokens), number(kTile)), splits = arith::CeilDivUIOp::create(b, tiles, number(kSplitTiles));
+    Value own = first(stage.getOuts()[isScan ? 2 : 0]), end = arith::AddIOp::create(b, stage.getSplit(), own);
+    checks.expect(arith::CmpIPredicate::ule, end, splits, "expected splits that the key has");
+    Value from = arith::MulIOp::create(b, stage.getSplit(), number(kSplitTiles)), to = arith::MinUIOp::create(b, tiles, arith::MulIOp::create(b, end, number(kSplitTiles)));
+    Value held = arith::SubIOp::create(b, to, from);
+    Value scores, tops;
+    if constexpr (isScan) {
+      scores = stage.getOuts()[0], tops = stage.getOuts()[1];
+    } else {
+      scores = stage.getScores(), tops = stage.getTops();
+      checks.equal(first(stage.getParts()), splits, "expected parts of all splits of the key");
+    }
+    for (auto [name, tensor] : {std::pair("scores", scores), std::pair("tops", tops)})
+      checks.expect(arith::CmpIPredicate::uge, first(tensor), held, Twine("expected ") + name + " of all tiles of its splits");
+  }
+};
+
 } // namespace
 
 void aligned::registerRuntimeVerification(DialectRegistry &registry) {
@@ -85,6 +116,8 @@ void aligned::registerRuntimeVerification(DialectRegistry &registry) {
     AttentionOp::attachInterface<AttentionModel<AttentionOp>>(*context);
     DecodeAttentionOp::attachInterface<AttentionModel<DecodeAttentionOp>>(*context);
     AppendOp::attachInterface<AppendModel>(*context);
+    ScanOp::attachInterface<StageModel<ScanOp>>(*context);
+    AttendOp::attachInterface<StageModel<AttendOp>>(*context);
     context->loadDialect<arith::ArithDialect, cf::ControlFlowDialect, tensor::TensorDialect>(); // what the checks are made of
   });
 }
