@@ -80,6 +80,27 @@ def test_masks_and_sinks(policy, format, tolerance, element, shape, sinks, softc
         assert np.abs(out - expected).max() <= tolerance
 
 
+@pytest.mark.parametrize("softcap", [0, 2.0])
+@pytest.mark.parametrize("policy, format", [("exact", "auto"), ("tight", "auto"), ("exact", "dense"), ("exact", "float<8,4,4>")])
+def test_numbers_of_tokens_that_are_not_seen_say_nothing(rng, policy, format, softcap):
+    """The first query does not see the newest token, whatever the mask says of it."""
+    model = alignedkv.compile(text("f32", "1x1x2", False, softcap).replace("attn_mask", "mask <causal> attn_mask", 1), policy=policy, format=format)
+    for tokens in (2, 70, 2049):
+        q = rng.standard_normal((1, HEADS, QUERIES, DIM)).astype(np.float16)
+        k, v = rng.standard_normal((2, 1, KV_HEADS, tokens, DIM)).astype(np.float16)
+        caches = [k, v]
+        if format != "dense":
+            caches = [model.new_cache(index) for index in (1, 2)]
+            for cache, values in zip(caches, (k, v)):
+                cache.append(values)
+        mask = rng.standard_normal((1, 1, QUERIES, tokens)).astype(np.float32)
+        expected = np.asarray(model(q, *caches, mask))
+        assert np.isfinite(expected).all()
+        for number in (np.nan, np.inf, 3e38):
+            mask[0, 0, 0, -1] = number
+            assert (np.asarray(model(q, *caches, mask)) == expected).all()
+
+
 def test_wrong_shapes_are_refused():
     good = text("f32", "1x4x1", True, 0)
     for wrong, message in ((good.replace("1x4x1x?xf32", "1x3x1x?xf32"), "expected attn_mask dimension 1 (q_heads) to be 4 or 1, got 3"),

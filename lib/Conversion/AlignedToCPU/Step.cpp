@@ -174,13 +174,13 @@ Val Step::maskAt(Val h, Val token) {
   return at * key.held + token; // rows are as long as the tensor, whatever an entry holds
 }
 
-/// A score under the mask's number, f32 or an element of the mask.
+/// A score under the mask's number, f32 or an element of the mask. What is hidden stays so, whatever the number.
 Val Step::masked(Val x, Val number) {
   Val hidden = e.constant(x.type(), kHidden);
   if (shape.attnMask.getElementType().isInteger(1))
     return select(number != 0, x, hidden);
   Val sum = fma(convert(number, e.f32()), e.constant(x.type(), kLog2e), x);
-  return select(sum < hidden, hidden, sum); // -inf; keeps NaN
+  return select((sum < hidden) | (x == hidden), hidden, sum); // -inf; keeps NaN
 }
 
 Val Step::withMask(Val x, Val h, Val token) {
