@@ -57,13 +57,18 @@ func.func @static(%q: tensor<1x4x1x16xf16>, %k: tensor<1x2x8x16xf16>, %v: tensor
   return %acc : tensor<1x4x1x16xf32>
 }
 
-// A stage has room for the tiles of its splits, which the key has. 2500 tokens are 40 tiles, 2 splits.
+// A stage is of a row and of splits that the key has, and has room for them. 2500 tokens are 40 tiles, 2 splits.
 // CHECK-LABEL: func.func @scan(
 // CHECK-SAME: %[[S:[a-z0-9]+]]: tensor<?x2x64xf32>, %[[T:[a-z0-9]+]]: tensor<?x2x16xf32>, %[[P:[a-z0-9]+]]: tensor<?x2x2xf32>, %[[ROW:[a-z0-9]+]]: index, %[[SPLIT:[a-z0-9]+]]: index
 // CHECK-DAG: %[[OWN:.*]] = tensor.dim %[[P]], %c0
 // CHECK-DAG: %[[END:.*]] = arith.addi %[[SPLIT]], %[[OWN]]
-// CHECK-DAG: %[[THERE:.*]] = arith.cmpi ule, %[[END]], %c2
-// CHECK-DAG: cf.assert %[[THERE]], "'aligned.scan' op expected splits that the key has"
+// CHECK-DAG: %[[IS_ROW:.*]] = arith.cmpi ult, %[[ROW]], %c1
+// CHECK-DAG: cf.assert %[[IS_ROW]], "'aligned.scan' op expected a row of the key"
+// CHECK-DAG: %[[IS_SPLIT:.*]] = arith.cmpi ule, %[[SPLIT]], %c2
+// CHECK-DAG: cf.assert %[[IS_SPLIT]], "'aligned.scan' op expected a split of the key"
+// CHECK-DAG: %[[LEFT:.*]] = arith.subi %c2, %[[SPLIT]]
+// CHECK-DAG: %[[THERE:.*]] = arith.cmpi ule, %[[OWN]], %[[LEFT]]
+// CHECK-DAG: cf.assert %[[THERE]], "'aligned.scan' op expected no more splits than the key has"
 // CHECK-DAG: %[[FROM:.*]] = arith.muli %[[SPLIT]], %c32
 // CHECK-DAG: %[[LAST:.*]] = arith.muli %[[END]], %c32
 // CHECK-DAG: %[[TO:.*]] = arith.minui %[[LAST]], %c40
@@ -84,18 +89,32 @@ func.func @scan(%q: tensor<1x2x1x32xf16>, %k: tensor<1x1x2500x32xf16, #aligned.p
 }
 
 // CHECK-LABEL: func.func @attend(
-// CHECK-DAG: "'aligned.attend' op expected splits that the key has"
+// CHECK-DAG: "'aligned.attend' op expected a row of the key"
+// CHECK-DAG: "'aligned.attend' op expected no more splits than the key has"
+// CHECK-DAG: "'aligned.attend' op expected outs of as many splits"
 // CHECK-DAG: "'aligned.attend' op expected parts of all splits of the key"
 // CHECK-DAG: "'aligned.attend' op expected scores of all tiles of its splits"
 // CHECK: aligned.attend
 func.func @attend(%q: tensor<1x2x1x32xf16>, %k: tensor<1x1x?x32xf16, #aligned.planes<fixed<4, 4, 8>, key>>, %v: tensor<1x1x?x32xf16, #aligned.planes<fixed<4, 4, 8>, value>>,
                   %d: tensor<2x2x32xi8>, %f: tensor<3x8xf32>, %m: tensor<32xf32>, %s: tensor<?x2x64xf32>, %t: tensor<?x2x16xf32>, %p: tensor<?x2x2xf32>, %row: index, %split: index,
-                  %a: tensor<1x2x1x32xf32>, %x: tensor<1x2x1xf32>) -> tensor<1x2x1x32xf32> {
+                  %a: tensor<?x2x1x32xf32>, %x: tensor<1x2x1xf32>) -> tensor<?x2x1x32xf32> {
   %0:3 = aligned.attend %q, %k, %v, %d, %f, %m, %s, %t, %p row %row split %split policy <budget, tolerance = 0.25>
-      outs(%a, %x, %x : tensor<1x2x1x32xf32>, tensor<1x2x1xf32>, tensor<1x2x1xf32>)
+      outs(%a, %x, %x : tensor<?x2x1x32xf32>, tensor<1x2x1xf32>, tensor<1x2x1xf32>)
       : tensor<1x2x1x32xf16>, tensor<1x1x?x32xf16, #aligned.planes<fixed<4, 4, 8>, key>>, tensor<1x1x?x32xf16, #aligned.planes<fixed<4, 4, 8>, value>>, tensor<2x2x32xi8>, tensor<3x8xf32>,
-        tensor<32xf32>, tensor<?x2x64xf32>, tensor<?x2x16xf32>, tensor<?x2x2xf32> -> tensor<1x2x1x32xf32>, tensor<1x2x1xf32>, tensor<1x2x1xf32>
-  return %0#0 : tensor<1x2x1x32xf32>
+        tensor<32xf32>, tensor<?x2x64xf32>, tensor<?x2x16xf32>, tensor<?x2x2xf32> -> tensor<?x2x1x32xf32>, tensor<1x2x1xf32>, tensor<1x2x1xf32>
+  return %0#0 : tensor<?x2x1x32xf32>
+}
+
+// CHECK-LABEL: func.func @prepare(
+// CHECK: %[[IS_ROW:.*]] = arith.cmpi ult, %{{.*}}, %c6
+// CHECK: cf.assert %[[IS_ROW]], "'aligned.prepare' op expected a row of the key"
+// CHECK: aligned.prepare
+func.func @prepare(%q: tensor<2x6x1x32xf16>, %k: tensor<2x3x?x32xf16, #aligned.planes<fixed<4, 4, 8>, key>>, %v: tensor<2x3x?x32xf16, #aligned.planes<fixed<4, 4, 8>, value>>,
+                   %scale: f32, %d: tensor<2x2x32xi8>, %f: tensor<3x8xf32>, %m: tensor<32xf32>, %row: index) -> tensor<3x8xf32> {
+  %0:3 = aligned.prepare %q, %k, %v scale %scale row %row policy <budget, tolerance = 0.25> outs(%d, %f, %m : tensor<2x2x32xi8>, tensor<3x8xf32>, tensor<32xf32>)
+      : tensor<2x6x1x32xf16>, tensor<2x3x?x32xf16, #aligned.planes<fixed<4, 4, 8>, key>>, tensor<2x3x?x32xf16, #aligned.planes<fixed<4, 4, 8>, value>>
+      -> tensor<2x2x32xi8>, tensor<3x8xf32>, tensor<32xf32>
+  return %0#1 : tensor<3x8xf32>
 }
 
 // On buffers nothing is left to check.

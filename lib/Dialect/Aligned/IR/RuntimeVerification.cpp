@@ -81,20 +81,31 @@ struct AppendModel : RuntimeVerifiableOpInterface::ExternalModel<AppendModel, Ap
   }
 };
 
-/// What a stage has of tiles and of splits holds those that it is for.
+/// A stage is of a row, and of splits, that the key has; what it has of tiles and of splits holds them.
 template <typename Op> struct StageModel : RuntimeVerifiableOpInterface::ExternalModel<StageModel<Op>, Op> {
   void generateRuntimeVerification(Operation *op, OpBuilder &builder, Location loc, MessageFn) const {
     if (!op->getNumResults())
       return;
-    constexpr bool isScan = std::is_same_v<Op, ScanOp>;
     auto stage = cast<Op>(op);
     Checks checks(builder, loc, op);
     ImplicitLocOpBuilder &b = checks.b;
+    using arith::CmpIPredicate;
+    Value rows = arith::MulIOp::create(b, checks.extent(stage.getKey(), kBatch), checks.extent(stage.getKey(), kHeads));
+    checks.expect(CmpIPredicate::ult, stage.getRow(), rows, "expected a row of the key");
+    if constexpr (!std::is_same_v<Op, PrepareOp>)
+      checkSplits(stage, checks);
+  }
+
+  static void checkSplits(Op stage, Checks &checks) {
+    constexpr bool isScan = std::is_same_v<Op, ScanOp>;
+    ImplicitLocOpBuilder &b = checks.b;
+    using arith::CmpIPredicate;
     auto number = [&](int64_t n) -> Value { return arith::ConstantIndexOp::create(b, n); };
     auto first = [&](Value tensor) { return checks.extent(tensor, kBatch); };
     Value tiles = arith::CeilDivUIOp::create(b, checks.extent(stage.getKey(), kTokens), number(kTile)), splits = arith::CeilDivUIOp::create(b, tiles, number(kSplitTiles));
     Value own = first(stage.getOuts()[isScan ? 2 : 0]), end = arith::AddIOp::create(b, stage.getSplit(), own);
-    checks.expect(arith::CmpIPredicate::ule, end, splits, "expected splits that the key has");
+    checks.expect(CmpIPredicate::ule, stage.getSplit(), splits, "expected a split of the key");
+    checks.expect(CmpIPredicate::ule, own, arith::SubIOp::create(b, splits, stage.getSplit()), "expected no more splits than the key has");
     Value from = arith::MulIOp::create(b, stage.getSplit(), number(kSplitTiles)), to = arith::MinUIOp::create(b, tiles, arith::MulIOp::create(b, end, number(kSplitTiles)));
     Value held = arith::SubIOp::create(b, to, from);
     Value scores, tops;
@@ -103,9 +114,11 @@ template <typename Op> struct StageModel : RuntimeVerifiableOpInterface::Externa
     } else {
       scores = stage.getScores(), tops = stage.getTops();
       checks.equal(first(stage.getParts()), splits, "expected parts of all splits of the key");
+      for (Value out : stage.getOuts().drop_front())
+        checks.equal(first(out), own, "expected outs of as many splits");
     }
     for (auto [name, tensor] : {std::pair("scores", scores), std::pair("tops", tops)})
-      checks.expect(arith::CmpIPredicate::uge, first(tensor), held, Twine("expected ") + name + " of all tiles of its splits");
+      checks.expect(CmpIPredicate::uge, first(tensor), held, Twine("expected ") + name + " of all tiles of its splits");
   }
 };
 
@@ -116,6 +129,7 @@ void aligned::registerRuntimeVerification(DialectRegistry &registry) {
     AttentionOp::attachInterface<AttentionModel<AttentionOp>>(*context);
     DecodeAttentionOp::attachInterface<AttentionModel<DecodeAttentionOp>>(*context);
     AppendOp::attachInterface<AppendModel>(*context);
+    PrepareOp::attachInterface<StageModel<PrepareOp>>(*context);
     ScanOp::attachInterface<StageModel<ScanOp>>(*context);
     AttendOp::attachInterface<StageModel<AttendOp>>(*context);
     context->loadDialect<arith::ArithDialect, cf::ControlFlowDialect, tensor::TensorDialect>(); // what the checks are made of
