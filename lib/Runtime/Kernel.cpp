@@ -44,6 +44,8 @@ int64_t ticks() {
 #endif
 }
 
+const int64_t firstTicks = ticks();
+const auto firstTime = std::chrono::steady_clock::now();
 std::atomic<int64_t> partTicks[ALIGNED_PARTS]; // of a profile
 thread_local int64_t lastLap = ticks();
 
@@ -123,11 +125,13 @@ public:
         place = &(*place)->following;
       *place = job.following;
     }
+    const int64_t begin = ticks();
     auto done = [&] { return job.running.load(std::memory_order_acquire) == 0; };
     if (!spin(done)) {
       std::unique_lock<std::mutex> lock(mutex);
       left.wait(lock, done);
     }
+    lastLap += ticks() - begin; // no part of a step took what the caller waited
   }
 
   int32_t threads() { return wanted.load(std::memory_order_relaxed) + 1; }
@@ -168,7 +172,7 @@ private:
         --job->seats;
         job->running.fetch_add(1, std::memory_order_relaxed);
         lock.unlock();
-        lastLap = ticks(); // no part of a step took what the worker waited
+        lastLap = ticks(); // nor what a worker waited
         job->work();
         lock.lock();
         // The last touch of the job: its caller may go on at once. Under the mutex, or a caller about to sleep would miss it.
@@ -299,9 +303,7 @@ void aligned_rt_lap(int32_t part) {
 }
 
 void aligned_rt_take_laps(double *ns) {
-  static const int64_t firstTicks = ticks();
-  static const auto firstTime = std::chrono::steady_clock::now();
-  // How long a tick is, from all that has passed: the first call finds no time, and has nothing to tell.
+  // How long a tick is, from all that has passed.
   double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - firstTime).count();
   int64_t passed = ticks() - firstTicks;
   for (int32_t part = 0; part < ALIGNED_PARTS; ++part)

@@ -199,7 +199,7 @@ std::optional<std::vector<std::shared_ptr<Kernel>>> aligned::compileLayers(const
       kernel = compileKernel(source, rest.pipeline());
       if (!kernel || !(kernel->certified = compile(source, rest.pipeline() + " certify")))
         return std::nullopt;
-      if (options.profile && !(kernel->profiled = compile(source, rest.pipeline() + " profile")))
+      if (options.profile && kernel->split && kernel->formats[0].kind == ALIGNED_FORMAT_FIXED && !(kernel->profiled = compile(source, rest.pipeline() + " profile")))
         return std::nullopt;
     }
     kernels.push_back(kernel);

@@ -68,7 +68,7 @@ std::optional<Capture> loadCapture(const std::string &folder);
 struct Kernel {
   Module module;
   Module certified; ///< the same with a certificate, where asked for
-  Module profiled;  ///< the same, telling when parts of a step are done, where asked for
+  Module profiled;  ///< the same, telling when parts of a step are done, where asked for and where there are stages
   bool split = false;
   aligned_format formats[2];
 };

@@ -110,13 +110,14 @@ void aligned::printDecode(const std::vector<DecodeReport> &reports) {
     os << llvm::format("%-12s %7.2f %7.2f %7.3f %11.1e %9.1e %9.1e %9.1f %9s %7s\n", r.policy.c_str(), r.keyBits, r.valueBits, r.bytesFraction, r.errorMean,
                        r.errorMedian, r.errorMax, r.stepMicroseconds, timed("%.1f", r.denseStepMicroseconds).c_str(),
                        timed("%.2f", r.stepMicroseconds / r.denseStepMicroseconds).c_str());
-  if (reports.front().partNanoseconds.empty())
+  auto isProfiled = [](const DecodeReport &r) { return !r.partNanoseconds.empty(); };
+  if (llvm::none_of(reports, isProfiled))
     return;
   os << "\nnanoseconds for 64 tokens of a kv head, medians, clocks of the profile included\n" << llvm::format("%-12s", "policy");
   for (const char *part : kParts)
     os << llvm::format(" %8s", part);
   os << llvm::format(" %8s\n", "all");
-  for (const DecodeReport &r : reports) {
+  for (const DecodeReport &r : llvm::make_filter_range(reports, isProfiled)) {
     os << llvm::format("%-12s", r.policy.c_str());
     for (double ns : r.partNanoseconds)
       os << llvm::format(" %8.1f", ns);

@@ -40,7 +40,7 @@ struct CommandLine {
   cl::opt<double> relative{"rtol", cl::desc("Allowed |got - want| is atol + rtol |want|. Default 2e-3, or 2^-7 for bf16 outputs"), cl::cat(category)};
   cl::opt<double> absolute{"atol", cl::desc("Default 2e-3 for exact and tight, 2e-2 for balanced, 6e-2 for fast and alignedkv, 0.12 for draft, max(2e-3, 8 T) for a tolerance, 6e-2 for a budget file"), cl::cat(category)};
   cl::opt<bool> lastStep{"last-step", cl::desc("Of a captured cache, run only the last step"), cl::cat(category)};
-  cl::opt<bool> profile{"profile", cl::desc("Of a captured cache, also print what each part of a step takes, by kernels that read a clock between parts"), cl::cat(category)};
+  cl::opt<bool> profile{"profile", cl::desc("Of a captured cache, also print what each part of a step takes, by kernels that read a clock between parts: of policies over fixed planes"), cl::cat(category)};
   cl::opt<std::string> report{"report", cl::value_desc("FILE.html"), cl::desc("Of a captured cache, write a page with tables and pictures"), cl::cat(category)};
   cl::opt<int> layer{"report-layer", cl::value_desc("N"), cl::desc("Layer of the capture that the page pictures, from 0 (default the middle one)"), cl::cat(category)};
   cl::opt<int> head{"report-head", cl::value_desc("N"), cl::desc("Its kv head, from 0 (default 0)"), cl::cat(category)};

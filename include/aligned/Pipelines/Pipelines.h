@@ -8,7 +8,6 @@
 #include "mlir/Pass/PassOptions.h"
 
 #include <string>
-#include <vector>
 
 namespace aligned {
 

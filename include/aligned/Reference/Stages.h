@@ -45,7 +45,7 @@ typedef enum {
   ALIGNED_FACT_NORM,      /* |q'|, q' the query rotated, times the scale of scores */
   ALIGNED_FACT_MASS,      /* |q'|_1 */
   ALIGNED_FACT_SHRINK,    /* log2 of what thresholds take Z times (P5) */
-  ALIGNED_FACT_NOT_FINITE,    /* NaN where the query is not finite, else 0 */
+  ALIGNED_FACT_NOT_FINITE, /* NaN where the query is not finite, else 0 */
   ALIGNED_FACT_LOG_SEEN,  /* log2 of the tokens that the row sees by position, of 1 where it sees none */
   ALIGNED_FACT_SHIFT      /* what the offset takes off every score, in base 2 */
 } aligned_fact;

@@ -1,4 +1,4 @@
-/* What compiled kernels call: a thread pool, scratch memory, and a tally of what was read. */
+/* What compiled kernels call: a thread pool, scratch memory, a tally of what was read, and a clock. */
 #ifndef ALIGNED_RUNTIME_KERNEL_H
 #define ALIGNED_RUNTIME_KERNEL_H
 

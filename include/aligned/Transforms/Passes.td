@@ -98,7 +98,7 @@ def AlignedStageDecodeAttention : Pass<"aligned-stage-decode-attention", "::mlir
   let description = [{
     Replaces each `aligned.decode_attention` over caches of `fixed` planes by `aligned.prepare`, `aligned.scan`, `aligned.attend` and `aligned.merge`: one `scf.forall` over
     batch entries and kv heads, and in it one over splits of 2048 tokens for the scan, and one for what is attended to. What both need of each other's splits is a reference
-    and a sum of each. Stages of a whole row that were there before are tiled alike. Attention over dense tensors and `float` planes stays as it is.
+    and a sum of each. Stages of several splits that were there before are tiled alike. Attention over dense tensors and `float` planes stays as it is.
   }];
   let dependentDialects = ["::aligned::AlignedDialect", "::mlir::arith::ArithDialect", "::mlir::linalg::LinalgDialect", "::mlir::scf::SCFDialect",
                            "::mlir::tensor::TensorDialect"];

@@ -63,23 +63,24 @@ void Attend::weigh() {
       const double half = storage::kDitherSteps / 2;
       Val steps = either(byteSteps, kNibbleSteps), step = either(1 / byteSteps, 1 / kNibbleSteps);
       Val rest = either(std::exp2(7) + half, std::exp2(11) + half - 0x8000) - dithers, inIntegers = inBytes | inNibbles;
-      std::pair<Rows *, Val> lists[] = {{&byteRows, inBytes}, {&nibbleRows, inNibbles}};
+      SmallVector<std::pair<Rows *, Val>> lists;
+      if (byBytes)
+        lists.push_back({&byteRows, inBytes});
+      if (byNibbles)
+        lists.push_back({&nibbleRows, inNibbles});
       for (auto [list, mask] : lists)
-        if (list == &byteRows ? byBytes : byNibbles)
-          compress(shape.isa, mask, places, list->places, counted(list->count));
+        compress(shape.isa, mask, places, list->places, counted(list->count));
       forRows([&](Val h) {
         Val whole = select(inIntegers, min(convert(fma(weightOf(h), steps, spread), e.i32()), 255), e.constant(i32s, 0));
         Val weight = convert(whole, e.f32()) * step, mass = weight * inverse;
         for (auto [list, mask] : lists)
-          if (list == &byteRows ? byBytes : byNibbles)
-            compress(shape.isa, mask, whole, list->weights, h * kList + counted(list->count));
+          compress(shape.isa, mask, whole, list->weights, h * kList + counted(list->count));
         addTo(readMass, h, mass);
         addTo(lean, h, weight * rest);
         addLow(lowRead, h, codes, mass);
       });
       for (auto [list, mask] : lists)
-        if (list == &byteRows ? byBytes : byNibbles)
-          e.store(counted(list->count) + countOf(mask), list->count, index(0));
+        addTo(list->count, countOf(mask));
     }
     e.when(anyOf(inFloats), [&] {
       Val to = counted(floatRows.count);
@@ -207,9 +208,8 @@ void Attend::addInteger(Rows &list, bool nibbles, Buffer sums) {
         both.push_back(i);
       return permute((bytes & 15) ^ flip, shiftRight(bytes, 4) ^ flip, both);
     };
-    const int64_t most = shape.isa == Isa::AVX512 ? 4 : 2, some = std::min(rows, most), whole = rows / some * some;
     for (int64_t channel = 0; channel < dim; channel += channels) {
-      auto work = [&](Val h0, int64_t count) {
+      forRowGroups(rowsAtOnce, [&](Val h0, int64_t count) {
         Vals initial;
         for (int64_t h = 0; h < count; ++h)
           for (int64_t j = 0; j < 4; ++j)
@@ -232,25 +232,18 @@ void Attend::addInteger(Rows &list, bool nibbles, Buffer sums) {
         for (int64_t h = 0; h < count; ++h)
           for (int64_t j = 0; j < 4; ++j)
             e.store(total[4 * h + j], sums, (h0 + h) * dim + (channel + j * words));
-      };
-      if (whole == some)
-        work(index(0), some);
-      else
-        e.loop(index(0), index(whole), some, [&](Val h0) { work(h0, some); });
-      if (whole < rows)
-        work(index(whole), rows - whole);
+      });
     }
   });
 }
 
 void Attend::addFloats() {
   const int64_t dim = shape.valueDim, channels = channelsOf(dim, registerBytes), quarter = channels / 4;
-  const int64_t most = std::max<int64_t>(1, (shape.isa == Isa::AVX512 ? 16 : 8) * lanes / channels), some = std::min(rows, most), whole = rows / some * some;
   const double middle = valueBits < 16 ? std::exp2(15 - valueBits) : 0;
   Val end = counted(floatRows.count);
   e.when(end > 0, [&] {
     for (int64_t channel = 0; channel < dim; channel += channels) {
-      auto work = [&](Val h0, int64_t count) {
+      forRowGroups(rowsAtOnce, [&](Val h0, int64_t count) {
         auto sumAt = [&](int64_t i) { return (h0 + i / 4) * dim + (channel + i % 4 * quarter); };
         Vals initial;
         for (int64_t i = 0; i < 4 * count; ++i)
@@ -268,7 +261,7 @@ void Attend::addFloats() {
           }
           Vals x;
           for (Val each : n)
-            x.push_back(convert(each, e.f32()) + e.splat(rest * 0x1p16, quarter));
+            x.push_back(fma(convert(each, e.f32()), e.constant(vectorOf(e.f32(), quarter), 0x1p-16), e.splat(rest, quarter)));
           for (int64_t h = 0; h < count; ++h) {
             Val weight = e.splat(e.load(floatRows.weights, (h0 + h) * kList + i), quarter);
             for (int64_t k = 0; k < 4; ++k)
@@ -278,13 +271,7 @@ void Attend::addFloats() {
         });
         for (int64_t i = 0; i < 4 * count; ++i)
           e.store(total[i], floatSums, sumAt(i));
-      };
-      if (whole == some)
-        work(index(0), some);
-      else
-        e.loop(index(0), index(whole), some, [&](Val h0) { work(h0, some); });
-      if (whole < rows)
-        work(index(whole), rows - whole);
+      });
     }
   });
 }

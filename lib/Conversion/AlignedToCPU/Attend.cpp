@@ -287,7 +287,7 @@ void Attend::finish(Val split, const StateBuffers &state) {
       for (int64_t c = 0; c < channels; ++c)
         natural.push_back(c % 4 * words + c / 4);
       Val floats = e.load(floatSums, h * dim + channel, channels);
-      total = fma(permute(floats, floats, natural), e.constant(total.type(), 0x1p-16), total);
+      total = total + permute(floats, floats, natural);
       total = total * e.splat(unit, channels); // first: where scores mislead by far, the product of both units is no float
       Val out = fma(total, e.splat(valueUnit, channels), e.splat(rest, channels) * e.load(buffers.mean, index(channel), channels));
       e.store(out, state.acc, h * dim + channel);

@@ -35,12 +35,13 @@ private:
   const double byteSteps = byNibbles ? 1.2 : 2; // rows above 255 steps are added in floats, and read in full
   const bool limited = isLimited(CacheRole::Key) || isLimited(CacheRole::Value);
   const int64_t registerBytes = 4 * lanes;
+  const int64_t rowsAtOnce = shape.isa == Isa::AVX512 ? 4 : 2; ///< query rows whose four sums stay in registers
 
   // Of query rows.
   Buffer references, cuts, topCuts, unitInverse, units; ///< M; thresholds of V, and of a tile's maximum; of weights
   Buffer tables;                                        ///< thresholds of K by scale code, [planes past the first][rows][kKeyCodes]
-  Buffer refined, lowRefined, readMass, lowRead, lean; ///< registers of sums: p as refined less coarse, and of it what rows below the floor have; p of rows read,
-                                                                       ///< and of it theirs; and weights times what middle and dither add to integers
+  Buffer refined, lowRefined, readMass, lowRead, lean;  ///< registers of sums: p as refined less coarse, and of it what rows below the floor have; p of rows read,
+                                                        ///< and of it theirs; and weights times what middle and dither add to integers
   Val logUsual, firstKeyCode, leverFirst, floorCode, someLow;
   Buffer lever;
 
@@ -57,7 +58,7 @@ private:
     Buffer places, weights, ditherSteps, bits, count;
   };
   Rows nibbleRows, byteRows, floatRows;
-  Buffer byteSums, nibbleSums, floatSums; ///< i32, i32, f32 [rows][valueDim]; integers in the order that the dot product leaves, floats as integers() does, times 2^16
+  Buffer byteSums, nibbleSums, floatSums; ///< i32, i32, f32 [rows][valueDim]; integers in the order that the dot product leaves, floats as integers() does
   Buffer nibbleDigits;                    ///< digits of the query rows, those of even channels first
 
   // What was read.
@@ -75,8 +76,8 @@ private:
   void list(Val first, Val last);
   void rank();
   void refine(size_t level);
-  Vals rowWords(int64_t plane, Buffer places, Val at, Val first, int64_t count, bool isRepeated);
-  Vals rowDots(int64_t plane, Buffer places, Val at, Val firstRow, int64_t count, bool isRepeated);
+  Vals rowWords(int64_t plane, Buffer places, Val at, Val first, int64_t count);
+  Vals rowDots(int64_t plane, Buffer places, Val at, Val firstRow, int64_t count);
   void weigh();
   void fetchAhead(const Rows &list, Val at, int64_t channel, int64_t bits);
   void addInteger(Rows &list, bool nibbles, Buffer sums);

@@ -10,10 +10,6 @@
 
 #include "../Common/Certificate.h"
 
-#include "aligned/Runtime/Kernel.h"
-
-#include <cstddef>
-
 using namespace mlir;
 using namespace aligned;
 

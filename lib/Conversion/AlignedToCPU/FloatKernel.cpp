@@ -17,7 +17,7 @@ using namespace aligned;
 
 namespace {
 
-constexpr int64_t kTileTokens = 32; // a byte of a key layer holds tokens i and i + 32 of its tile
+constexpr int64_t kLayerBytes = kTile / 2; // of a channel: a byte holds tokens i and i + 32 of its tile
 
 class FloatKernel : public PlaneKernel {
 public:
@@ -109,7 +109,7 @@ void FloatKernel::scoreTile(Val tile) {
     sums = e.loop(index(0), index(dim), 1, sums, [&](Val c, Vals sums) {
       Val k = read(zext(e.load(keyRead, tile * dim + c), e.i32()), shape.keyPlanes, shape.key, [&](int64_t layer) {
         LayerPlace place = placeOf(shape.keyPlanes, layer);
-        return nibbles(key.layer[layer], ((tile * dim + c) * place.planeLayers + place.index) * kTileTokens, kTileTokens);
+        return nibbles(key.layer[layer], ((tile * dim + c) * place.planeLayers + place.index) * kLayerBytes, kLayerBytes);
       });
       for (int64_t h = 0; h < heads; ++h)
         sums[h] = sums[h] + e.splat(e.load(w, (head + h) * dim + c), kTile) * k;

@@ -13,7 +13,7 @@ namespace aligned {
 
 /// A packed cache as one row of it sees it: the fields of `aligned_cache`.
 struct CacheRow {
-  Val tokens, tiles;                  ///< tokens, and the tiles that hold them
+  Val tokens, tiles;                   ///< tokens, and the tiles that hold them
   Val layer[kLayers];                  ///< address of the row's first byte of each nibble layer's plane, null past those of the encoding
   Val layers;                          ///< nibble layers that may be read, i32 (S6)
   Buffer channelMax;                   ///< of this row

@@ -20,15 +20,19 @@ void Attend::prepareRowWeights() {
 }
 
 /// Words first .. first + count - 1 of the rows of a plane at places[at ..], one row a lane. `count` is a power of two, at most as many as there are lanes.
-Vals Attend::rowWords(int64_t plane, Buffer places, Val at, Val first, int64_t count, bool isRepeated) {
+Vals Attend::rowWords(int64_t plane, Buffer places, Val at, Val first, int64_t count) {
   const int64_t rowBytes = storage::rowBytes(keyFormat.width[plane], shape.keyDim), together = lanes / count; // rows in a register
   auto registerOf = [&](int64_t number) {
     Val all;
     for (int64_t r = 0; r < together; ++r) {
       auto startOf = [&](Val entry) { return convert(e.load(places, entry), e.types.getIndexType()) * rowBytes + first * 4; };
       Val row = e.load(key.plane[plane], startOf(at + (number * together + r)), count * 4);
-      if (!isRepeated) // one line at a time, and behind the end whatever was there: more at once are dropped
-        e.prefetch(key.plane[plane], startOf(at + (number * together + r + kRowsAhead)), count * 4);
+      // One line at a time, and behind the end whatever was there: more at once are dropped.
+      auto fetch = [&] { e.prefetch(key.plane[plane], startOf(at + (number * together + r + kRowsAhead)), count * 4); };
+      if (count * 4 >= 64 || count * 4 == rowBytes)
+        fetch();
+      else
+        e.when(first % index(64 / 4) == 0, fetch);
       SmallVector<int64_t> order;
       for (int64_t byte = 0; byte < (r + 1) * count * 4; ++byte)
         order.push_back(byte);
@@ -56,13 +60,13 @@ Vals Attend::rowWords(int64_t plane, Buffer places, Val at, Val first, int64_t c
 }
 
 /// Dot products of the rows of a plane at places[at ..], one a lane, with `count` query rows: f32, before scale and unit.
-Vals Attend::rowDots(int64_t plane, Buffer places, Val at, Val firstRow, int64_t count, bool isRepeated) {
+Vals Attend::rowDots(int64_t plane, Buffer places, Val at, Val firstRow, int64_t count) {
   const int64_t width = keyFormat.width[plane], parts = 8 / width, words = storage::rowBytes(width, shape.keyDim) / 4;
   const int64_t some = std::min<int64_t>(lanes, words & -words); // whose transposition is one of powers of two
   Buffer weights = e.buffer((parts == 1 ? buffers.digits : nibbleDigits).pointer, e.i32());
   // Wide rows in a loop, or the code would not fit where decoded instructions are kept.
   Vals sums = e.loop(index(0), index(words), some, Vals(digits() * count, e.constant(vectorOf(e.i32(), lanes), 0)), [&](Val first, Vals sums) {
-    for (auto [number, packed] : llvm::enumerate(rowWords(plane, places, at, first, some, isRepeated)))
+    for (auto [number, packed] : llvm::enumerate(rowWords(plane, places, at, first, some)))
       for (int64_t part = 0; part < parts; ++part) {
         Val bytes = parts == 1 ? packed : (part ? shiftRight(packed, 4) : packed) & 0x0f0f0f0f;
         for (int64_t d = 0; d < digits(); ++d)
@@ -99,9 +103,8 @@ void Attend::refine(size_t level) {
     forRows([&](Val h) { e.store(splatF(kHidden), now.scores, h * kList + end); });
     Val columns = e.loop(index(0), end, lanes, {index(0)}, [&](Val at, Vals column) -> Vals {
       Val word = e.load(now.words, at, lanes), scale = scaleOf(keyCode(word));
-      const int64_t some = std::min<int64_t>(rows, 4), whole = rows / some * some;
-      auto work = [&](Val h0, int64_t count, bool isRepeated) {
-        Vals dots = rowDots(plane, now.places, at, h0, count, isRepeated);
+      forRowGroups(4, [&](Val h0, int64_t count) {
+        Vals dots = rowDots(plane, now.places, at, h0, count);
         for (int64_t h = 0; h < count; ++h) {
           Val unit = fact(h0 + h, Fact::Unit), place = (h0 + h) * kList + at, x = e.load(now.scores, place, lanes);
           if (level == 0) // of the sum, finer scores take the place of coarse ones
@@ -109,13 +112,7 @@ void Attend::refine(size_t level) {
           Val more = fma(dots[h], splatF(unit * std::exp2(below)), splatF(unit * fact(h0 + h, Fact::Sum) * step));
           e.store(fma(more, scale, x), now.scores, place);
         }
-      };
-      if (whole == some)
-        work(index(0), some, false);
-      else
-        e.loop(index(0), index(whole), some, [&](Val h0) { work(h0, some, false); });
-      if (whole < rows)
-        work(index(whole), rows - whole, true);
+      });
       if (!last) {
         Level &next = levels[level + 1];
         Val mask = (wantOf(word) > int64_t(level + 1)) & isBelow(at, end), to = counted(next.count);

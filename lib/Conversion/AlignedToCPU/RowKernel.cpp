@@ -3,11 +3,7 @@
 
 #include "../Common/Certificate.h"
 
-#include "aligned/Runtime/Kernel.h"
-
 #include "mlir/Dialect/Func/IR/FuncOps.h"
-
-#include <cstddef>
 
 using namespace mlir;
 using namespace aligned;

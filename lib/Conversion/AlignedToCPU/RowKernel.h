@@ -27,7 +27,7 @@ constexpr int64_t kSlots = 12, kSlotBytes = 8;
 
 class RowKernel {
 public:
-  RowKernel(Emitter &e, const KernelShape &shape) : e(e), shape(shape), lanes(shape.isa == Isa::AVX512 ? 16 : 8) {}
+  RowKernel(Emitter &e, const KernelShape &shape) : e(e), shape(shape), lanes(lanesOf(shape.isa)) {}
   virtual ~RowKernel() = default;
 
   /// Emits the whole row. `arguments` points to the slots.

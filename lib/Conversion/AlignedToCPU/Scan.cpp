@@ -6,8 +6,6 @@
 
 #include "aligned/Runtime/Kernel.h"
 
-#include <cstddef>
-
 using namespace mlir;
 using namespace aligned;
 
@@ -74,7 +72,7 @@ private:
     const int64_t tileBytes = storage::bytesPerTile(width, shape.keyDim);
     Buffer words = e.buffer(buffers.digits.pointer, e.i32());
     Val base = place * tileBytes;
-    auto work = [&](Val h0, int64_t count) {
+    forRowGroups(some, [&](Val h0, int64_t count) {
       for (int64_t column = 0; column < columns; column += wide) {
         Vals zero(digits() * count * wide, e.constant(vectorOf(e.i32(), lanes), 0));
         Vals acc = e.loop(index(0), index(groups), 1, zero, [&](Val group, Vals acc) {
@@ -116,14 +114,7 @@ private:
           }
         }
       }
-    };
-    const int64_t whole = rows / some * some;
-    if (whole == some)
-      work(index(0), some);
-    else
-      e.loop(index(0), index(whole), some, [&](Val h0) { work(h0, some); });
-    if (whole < rows)
-      work(index(whole), rows - whole);
+    });
   }
 
   /// Tokens that are kept aside, masks, and lanes behind the last token.

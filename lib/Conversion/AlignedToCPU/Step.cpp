@@ -80,6 +80,16 @@ void Step::forRows(function_ref<void(Val)> body) {
     body(index(h));
 }
 
+void Step::forRowGroups(int64_t most, function_ref<void(Val, int64_t)> body) {
+  const int64_t some = std::min(rows, most), whole = rows / some * some;
+  if (whole == some)
+    body(index(0), some);
+  else
+    e.loop(index(0), index(whole), some, [&](Val h0) { body(h0, some); });
+  if (whole < rows)
+    body(index(whole), rows - whole);
+}
+
 Val Step::anyRow(function_ref<Val(Val)> test) {
   if (rows > kUnrolled)
     return e.loop(index(0), index(rows), 1, {e.constant(vectorOf(e.types.getI1Type(), lanes), 0)}, [&](Val h, Vals any) -> Vals { return {any[0] | test(h)}; })[0];

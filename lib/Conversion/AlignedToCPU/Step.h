@@ -113,6 +113,8 @@ protected:
 
   /// For every query row, unrolled while they are few.
   void forRows(llvm::function_ref<void(Val h)> body);
+  /// The same for groups of at most `most` rows, `count` from h0 on: in a loop unless one group is all.
+  void forRowGroups(int64_t most, llvm::function_ref<void(Val h0, int64_t count)> body);
   /// A test of lanes (i1), true where it is for any query row.
   Val anyRow(llvm::function_ref<Val(Val h)> test);
   /// The visible tiles of begin .. end - 1.

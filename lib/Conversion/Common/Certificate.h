@@ -12,7 +12,7 @@ constexpr double kLeastWeight = 1e-37;
 /// At least e^x - 1 for x >= 0. Infinite from 40 on, so that what a float can't tell from 0, here or where states merge, does not matter before.
 Val growth(Val x);
 
-/// What a query row's tokens give, as f32. Tokens of full blocks that are read from planes have weights w, errors of scores whose growth is g, magnitudes of at most m and
+/// What a query row's tokens give, as f32. Tokens that are read from planes have weights w, errors of scores whose growth is g, magnitudes of at most m and
 /// errors of at most r, both in `unit`; all others are exact but for rounding.
 struct CertificateSums {
   Val grown, grownReach, reach, error, variance, unread; ///< sums of w g, w g m, w m, w r, w^2 times the variance of r, and of w m of rows that are not read

@@ -2,7 +2,6 @@
 #include "../Reference/Heads.h"
 #include "Kernels.h"
 
-#include "aligned/Pipelines/Pipelines.h"
 
 using namespace aligned;
 

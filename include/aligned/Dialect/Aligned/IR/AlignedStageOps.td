@@ -1,4 +1,4 @@
-// The stages of a decode step over fixed planes (P2): what is computed of one row, or of one split of it.
+// The stages of a decode step over fixed planes (P2): what is computed of one row, or of splits of it.
 #ifndef ALIGNED_STAGE_OPS_TD
 #define ALIGNED_STAGE_OPS_TD
 
@@ -54,7 +54,7 @@ def Aligned_ScanOp : Aligned_SplitStageOp<"scan"> {
     Reads the first plane of K of all tokens of splits, tiles that no query sees left out. A split is a stretch of 32 tiles of 64 tokens, the last one of a row may be shorter;
     `split` is the number of the first one here, and there are as many as `part` has entries. Splits need nothing of one another: TilingInterface, with splits as its domain.
 
-    - `scores` [tiles, query rows, 64], f32: `x = scale log2(e) q.k'`, k' what the first plane says of k (S4); capped (A12), masked (A11) and -1e38 where a query sees nothing. Of
+    - `scores` [tiles, query rows, 64], f32: `x = scale log2(e) q.k'`, k' what the first plane says of k (S4); masked (A11) and -1e38 where a query sees nothing. Of
       tokens that are kept aside (S7), and of those whose row of V is, the score as well as it can be known.
     - `tops` [tiles, query rows, 16], f32: whose largest is the largest `x + max(log2 v, log2 A)` of the tile, in octaves of scale codes.
     - `part` [splits, 2, query rows], f32: a reference M near the largest score of the split, and the sum of `2^(x - M)`.
