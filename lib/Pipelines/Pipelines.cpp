@@ -139,7 +139,9 @@ void toLLVM(OpPassManager &pm) {
   // Numbers. bf16 is expanded here, or each rounding becomes a call of a function that libgcc may lack.
   arith::ArithExpandOpsPassOptions expand;
   expand.includeBf16 = true;
-  pm.addPass(math::createMathExpandOpsPass());
+  math::MathExpandOpsPassOptions functions; // but for fma, which rounds once, and roundeven: both are instructions
+  functions.opMnemonics = {"sinh", "cosh", "tan", "tanh", "asinh", "acosh", "atanh", "ceil", "exp2", "powf", "fpowi", "round", "rsqrt", "clampf", "ctlz"};
+  pm.addPass(math::createMathExpandOpsPass(functions));
   pm.addPass(arith::createArithExpandOpsPass(expand));
   ConvertVectorToLLVMPassOptions vectors; // first: convert-to-llvm alone leaves transfers
   vectors.vectorTransposeLowering = vector::VectorTransposeLowering::Shuffle1D;
