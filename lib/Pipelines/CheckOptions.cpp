@@ -5,8 +5,6 @@
 #include "aligned/Dialect/Aligned/IR/Aligned.h"
 #include "aligned/Pipelines/Pipelines.h"
 
-#include "llvm/ADT/StringExtras.h"
-
 namespace aligned {
 #define GEN_PASS_DEF_ALIGNEDCHECKOPTIONS
 #include "aligned/Pipelines/Passes.h.inc"
@@ -25,7 +23,7 @@ struct AlignedCheckOptionsPass : aligned::impl::AlignedCheckOptionsBase<AlignedC
     auto oneOf = [&](StringRef what, StringRef given, ArrayRef<StringRef> known) {
       if (llvm::is_contained(known, given))
         return true;
-      InFlightDiagnostic error = report() << "expected " << what << " '" << llvm::join(known.drop_back(), "', '") << "' or '" << known.back() << "', got '" << given << "'";
+      InFlightDiagnostic error = report() << "expected " << what << " " << alternatives(known) << ", got '" << given << "'";
       if (what == "target" && (given == "cuda" || given == "nvptx"))
         error.attachNote() << "kernels for GPUs are being rewritten for the present storage";
       return false;

@@ -18,6 +18,7 @@
 #include "mlir/Dialect/SCF/Transforms/TileUsingInterface.h"
 #include "mlir/Dialect/Tensor/IR/Tensor.h"
 #include "mlir/IR/ImplicitLocOpBuilder.h"
+#include "llvm/ADT/TypeSwitch.h"
 
 #include <cmath>
 
@@ -161,12 +162,6 @@ private:
   int64_t kvHeads, group, queries, rows, keyDim, valueDim, digits;
 };
 
-/// Whether a stage is one of several splits, or of any number.
-bool hasSplits(Operation *op) {
-  unsigned ofSplits = isa<ScanOp>(op) ? 2 : 0;
-  return isa<ScanOp, AttendOp>(op) && op->getNumResults() && cast<ShapedType>(op->getResult(ofSplits).getType()).getDimSize(0) != 1;
-}
-
 /// One split at a time, side by side.
 LogicalResult tileSplits(TilingInterface stage) {
   IRRewriter rewriter(stage);
@@ -197,9 +192,11 @@ struct AlignedStageDecodeAttentionPass : aligned::impl::AlignedStageDecodeAttent
     for (DecodeAttentionOp op : steps)
       Stager(op).run();
     SmallVector<TilingInterface> stages;
-    getOperation().walk([&](TilingInterface op) {
-      if (hasSplits(op))
-        stages.push_back(op);
+    getOperation().walk([&](Operation *op) {
+      llvm::TypeSwitch<Operation *>(op).Case<ScanOp, AttendOp>([&](auto stage) { // of several splits, or of any number
+        if (op->getNumResults() && cast<ShapedType>(stage.getSplitsOut().getType()).getDimSize(0) != 1)
+          stages.push_back(stage);
+      });
     });
     for (TilingInterface stage : stages)
       if (failed(tileSplits(stage)))

@@ -191,8 +191,9 @@ bool DecodeRun::step(int64_t layer, int64_t number) {
       contestant.measured.usualErrors.push_back(certified.relativeError * size);
       contestant.measured.usualEstimates.push_back(certified.estimate * size);
     }
+    auto isTimedAgain = [](int repeat, double start) { return repeat < kTimedCalls || now() - start < kTimedSeconds; };
     const double start = now();
-    for (int repeat = 0; repeat < kTimedCalls || now() - start < kTimedSeconds; ++repeat) { // interleaved, so that both see the same machine
+    for (int repeat = 0; isTimedAgain(repeat, start); ++repeat) { // interleaved, so that both see the same machine
       auto seconds = call(kernel.module, ours[0], ours[1]), denseSeconds = call(dense, key, value), certifiedSeconds = kernel.certified ? call(kernel.certified, ours[0], ours[1]) : NAN;
       if (!seconds || !denseSeconds || !certifiedSeconds)
         return false;
@@ -201,7 +202,7 @@ bool DecodeRun::step(int64_t layer, int64_t number) {
       contestant.denseTimes.push_back(*denseSeconds);
     }
     const double profileStart = now();
-    for (int repeat = 0; kernel.profiled && (repeat < kTimedCalls || now() - profileStart < kTimedSeconds); ++repeat) {
+    for (int repeat = 0; kernel.profiled && isTimedAgain(repeat, profileStart); ++repeat) {
       double ns[ALIGNED_PARTS];
       aligned_rt_take_laps(ns); // what came before
       if (!call(kernel.profiled, ours[0], ours[1]))

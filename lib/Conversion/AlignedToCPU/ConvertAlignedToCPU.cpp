@@ -18,7 +18,6 @@
 #include "mlir/Dialect/Vector/IR/VectorOps.h"
 #include "mlir/IR/SymbolTable.h"
 #include "mlir/Transforms/DialectConversion.h"
-#include "llvm/ADT/StringExtras.h"
 
 namespace aligned {
 #define GEN_PASS_DEF_CONVERTALIGNEDTOCPU
@@ -130,7 +129,7 @@ struct ConvertAlignedToCPUPass : aligned::impl::ConvertAlignedToCPUBase<ConvertA
     ModuleOp module = getOperation();
     std::optional<Isa> machine = parseIsa(isa);
     if (!machine) {
-      module.emitError("expected isa '") << llvm::join(ArrayRef(isaNames()).drop_back(), "', '") << "' or '" << isaNames().back() << "', got '" << isa << "'";
+      module.emitError("expected isa ") << alternatives(isaNames()) << ", got '" << isa << "'";
       return signalPassFailure();
     }
     bool ok = true; // what no pattern could convert is told before anything changes

@@ -61,7 +61,7 @@ template <typename Op> LogicalResult checkShape(Op op) {
   if (shape.heads > kMaxQueryRows)
     return op.emitOpError("expected at most ") << kMaxQueryRows << " query rows per kv head, got " << shape.heads;
   if constexpr (!std::is_same_v<Op, PrepareOp>) {
-    ShapedType ofSplits = typeOf(op.getOuts()[std::is_same_v<Op, ScanOp> ? 2 : 0]);
+    ShapedType ofSplits = typeOf(op.getSplitsOut());
     if (ofSplits.getDimSize(0) != 1)
       return op.emitOpError("expected one split: tile it first, got ") << ofSplits;
   }

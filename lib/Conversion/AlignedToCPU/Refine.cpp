@@ -28,8 +28,8 @@ Vals Attend::rowWords(int64_t plane, Buffer places, Val at, Val first, int64_t c
       auto startOf = [&](Val entry) { return convert(e.load(places, entry), e.types.getIndexType()) * rowBytes + first * 4; };
       Val row = e.load(key.plane[plane], startOf(at + (number * together + r)), count * 4);
       // One line at a time, and behind the end whatever was there: more at once are dropped.
-      auto fetch = [&] { e.prefetch(key.plane[plane], startOf(at + (number * together + r + kRowsAhead)), count * 4); };
-      if (count * 4 >= 64 || count * 4 == rowBytes)
+      auto fetch = [&] { e.prefetch(key.plane[plane], startOf(at + (number * together + r + kRowsAhead))); };
+      if (count * 4 == std::min<int64_t>(rowBytes, 64)) // each time another line
         fetch();
       else
         e.when(first % index(64 / 4) == 0, fetch);

@@ -128,10 +128,8 @@ Val Emitter::insert(Val vector, Val scalar, int64_t number) {
   return wrap(vector::InsertOp::create(b, scalar.value, vector.value, ArrayRef<int64_t>{number}));
 }
 
-void Emitter::prefetch(Buffer buffer, Val index, int64_t bytes) {
-  const int64_t elements = 64 * 8 / buffer.element.getIntOrFloatBitWidth(); // of a line
-  for (int64_t line = 0; line * 64 < bytes; ++line)
-    memref::PrefetchOp::create(b, buffer.memref, ValueRange{(index + line * elements).value}, /*isWrite=*/false, /*localityHint=*/3, /*isDataCache=*/true);
+void Emitter::prefetch(Buffer buffer, Val index) {
+  memref::PrefetchOp::create(b, buffer.memref, ValueRange{index.value}, /*isWrite=*/false, /*localityHint=*/3, /*isDataCache=*/true);
 }
 
 Buffer Emitter::table(StringRef name, ArrayRef<float> numbers) {

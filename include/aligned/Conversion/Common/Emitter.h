@@ -82,8 +82,8 @@ public:
   Vals repeat(Vals initial, llvm::function_ref<Val(Vals)> condition, llvm::function_ref<Vals(Vals)> body);
   /// `vector` with its lane `number` replaced.
   Val insert(Val vector, Val scalar, int64_t number);
-  /// Asks for the cache lines of `bytes` bytes from buffer[index] on.
-  void prefetch(Buffer buffer, Val index, int64_t bytes = 1);
+  /// Asks for the cache line at buffer[index].
+  void prefetch(Buffer buffer, Val index);
   /// A table of the module, made where it is first asked for under this name.
   Buffer table(llvm::StringRef name, llvm::ArrayRef<float> numbers);
   /// buffer[at + indices], lane by lane.

@@ -111,6 +111,10 @@ std::string aligned::decimal(double number) {
   return text;
 }
 
+std::string aligned::alternatives(ArrayRef<StringRef> names) {
+  return ("'" + llvm::join(names.drop_back(), "', '") + "' or '" + names.back() + "'").str();
+}
+
 //===----------------------------------------------------------------------===//
 // Ranges
 //===----------------------------------------------------------------------===//

@@ -130,6 +130,9 @@ LogicalResult AttendOp::verify() {
                     1, f32);
 }
 
+Value ScanOp::getSplitsOut() { return getOuts()[2]; }
+Value AttendOp::getSplitsOut() { return getOuts()[0]; }
+
 void PrepareOp::getEffects(SmallVectorImpl<SideEffects::EffectInstance<MemoryEffects::Effect>> &effects) { effectsOf(*this, effects); }
 void ScanOp::getEffects(SmallVectorImpl<SideEffects::EffectInstance<MemoryEffects::Effect>> &effects) { effectsOf(*this, effects); }
 void AttendOp::getEffects(SmallVectorImpl<SideEffects::EffectInstance<MemoryEffects::Effect>> &effects) { effectsOf(*this, effects); }

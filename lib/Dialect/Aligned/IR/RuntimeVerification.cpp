@@ -103,7 +103,7 @@ template <typename Op> struct StageModel : RuntimeVerifiableOpInterface::Externa
     auto number = [&](int64_t n) -> Value { return arith::ConstantIndexOp::create(b, n); };
     auto first = [&](Value tensor) { return checks.extent(tensor, kBatch); };
     Value tiles = arith::CeilDivUIOp::create(b, checks.extent(stage.getKey(), kTokens), number(kTile)), splits = arith::CeilDivUIOp::create(b, tiles, number(kSplitTiles));
-    Value own = first(stage.getOuts()[isScan ? 2 : 0]), end = arith::AddIOp::create(b, stage.getSplit(), own);
+    Value own = first(stage.getSplitsOut()), end = arith::AddIOp::create(b, stage.getSplit(), own);
     checks.expect(CmpIPredicate::ule, stage.getSplit(), splits, "expected a split of the key");
     checks.expect(CmpIPredicate::ule, own, arith::SubIOp::create(b, splits, stage.getSplit()), "expected no more splits than the key has");
     Value from = arith::MulIOp::create(b, stage.getSplit(), number(kSplitTiles)), to = arith::MinUIOp::create(b, tiles, arith::MulIOp::create(b, end, number(kSplitTiles)));

@@ -91,7 +91,7 @@ SmallVector<Range> domainOf(OpBuilder &b, Location loc, Value ofSplits) { return
 
 SmallVector<utils::IteratorType> ScanOp::getLoopIteratorTypes() { return {utils::IteratorType::parallel}; }
 
-SmallVector<Range> ScanOp::getIterationDomain(OpBuilder &b) { return domainOf(b, getLoc(), getOuts()[2]); }
+SmallVector<Range> ScanOp::getIterationDomain(OpBuilder &b) { return domainOf(b, getLoc(), getSplitsOut()); }
 
 FailureOr<TilingResult> ScanOp::getTiledImplementation(OpBuilder &b, ArrayRef<OpFoldResult> offsets, ArrayRef<OpFoldResult> sizes) {
   SmallVector<OpOperand *> outs = operandsOf(getOutsMutable());
@@ -110,7 +110,7 @@ LogicalResult ScanOp::getResultTilePosition(OpBuilder &b, unsigned number, Array
 
 SmallVector<utils::IteratorType> AttendOp::getLoopIteratorTypes() { return {utils::IteratorType::parallel}; }
 
-SmallVector<Range> AttendOp::getIterationDomain(OpBuilder &b) { return domainOf(b, getLoc(), getOuts()[0]); }
+SmallVector<Range> AttendOp::getIterationDomain(OpBuilder &b) { return domainOf(b, getLoc(), getSplitsOut()); }
 
 FailureOr<TilingResult> AttendOp::getTiledImplementation(OpBuilder &b, ArrayRef<OpFoldResult> offsets, ArrayRef<OpFoldResult> sizes) {
   return tile(b, *this, {offsets[0], sizes[0]}, {&getScoresMutable(), &getTopsMutable()}, operandsOf(getOutsMutable()));

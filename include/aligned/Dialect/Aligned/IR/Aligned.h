@@ -28,6 +28,8 @@ constexpr llvm::StringLiteral kRangeName = "aligned.range", kToleranceName = "al
 
 /// A number in a message.
 std::string decimal(double number);
+/// 'a', 'b' or 'c': names in a message.
+std::string alternatives(llvm::ArrayRef<llvm::StringRef> names);
 
 /// `4 to 12`: the least and the most bits that may be read of a value.
 struct BitRange {

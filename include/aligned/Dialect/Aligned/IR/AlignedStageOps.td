@@ -25,7 +25,12 @@ class Aligned_StageOp<string opMnemonic, list<Trait> traits = []>
 
 // A stage over splits of tokens, which upstream's tiling cuts into one split each.
 class Aligned_SplitStageOp<string opMnemonic>
-    : Aligned_StageOp<opMnemonic, [DeclareOpInterfaceMethods<TilingInterface, ["getLoopIteratorTypes", "getIterationDomain", "getTiledImplementation", "getResultTilePosition"]>]>;
+    : Aligned_StageOp<opMnemonic, [DeclareOpInterfaceMethods<TilingInterface, ["getLoopIteratorTypes", "getIterationDomain", "getTiledImplementation", "getResultTilePosition"]>]> {
+  let extraClassDeclaration = stageDeclaration # [{
+    /// An out that has an entry for each split.
+    ::mlir::Value getSplitsOut();
+  }];
+}
 
 def Aligned_PrepareOp : Aligned_StageOp<"prepare"> {
   let summary = "what a decode step knows of a row before it reads any of it";
