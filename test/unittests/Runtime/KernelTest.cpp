@@ -219,11 +219,20 @@ TEST(Laps, AreOfThePartThatEnds) {
 // A worker's waiting is nobody's part.
 TEST(Laps, WaitingIsNotCounted) {
   withThreads([](int32_t threads) {
-    parallel(threads, [](int64_t, int64_t) {}); // workers are there
+    // Every thread takes one range: nobody leaves its own before all are in one.
+    auto together = [threads](auto work) {
+      std::atomic<int> entered = 0;
+      parallel(threads, [&](int64_t, int64_t) {
+        for (++entered; entered < threads;)
+          std::this_thread::yield();
+        work();
+      });
+    };
+    together([] { aligned_rt_lap(ALIGNED_PART_SCAN); });
     std::this_thread::sleep_for(std::chrono::milliseconds(200));
     double ns[ALIGNED_PARTS];
     aligned_rt_take_laps(ns);
-    parallel(64, [](int64_t, int64_t) { aligned_rt_lap(ALIGNED_PART_SCAN); });
+    together([] { aligned_rt_lap(ALIGNED_PART_SCAN); });
     aligned_rt_take_laps(ns);
     EXPECT_LT(ns[ALIGNED_PART_SCAN], 150e6);
   });
