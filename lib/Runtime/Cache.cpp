@@ -82,6 +82,11 @@ int64_t lengthOf(const aligned_cache &cache, int64_t entry) { return cache.lengt
 
 int64_t codeBytes(const aligned_cache &cache) { return isFixed(cache) ? kTile : 0; }
 
+/// What planes grow by, up to 4096 tokens twofold and then by a quarter, to hold `tokens` tokens.
+int64_t grownCapacity(int64_t capacity, int64_t tokens) {
+  return std::max(pagesFor(tokens) * kTile, capacity < 4096 ? 2 * capacity : capacity + capacity / 4 / kTile * kTile);
+}
+
 /// What grows with the tokens.
 struct Planes {
   Array plane[ALIGNED_MAX_PLANES], code;
@@ -153,6 +158,26 @@ struct Summaries {
   int64_t *sum() const { return of[Sum].as<int64_t>(); }
   float *offset() const { return of[Offset].as<float>(); }
   float *maxima() const { return of[Maxima].as<float>(); }
+};
+
+/// All tokens as they came, while they are few.
+struct DenseCopy {
+  Array values;
+  int64_t capacity = 0;
+
+  static int64_t rowBytes(const aligned_cache &cache) { return cache.head_dim * elementBytes(cache.format.element); }
+  int64_t bytes(const aligned_cache &cache) const { return cache.rows * capacity * rowBytes(cache); }
+  char *at(const aligned_cache &cache, int64_t row, int64_t token) const { return values.as<char>() + (row * capacity + token) * rowBytes(cache); }
+
+  /// Room for `tokens` tokens of each row, with those of `other` in it.
+  bool allocate(const aligned_cache &cache, int64_t tokens, const DenseCopy *other = nullptr) {
+    if (!::allocate(values, product(cache.rows, tokens, rowBytes(cache)), 2 * (ALIGNED_MAX_PLANES + 1) + !isKey(cache)))
+      return false;
+    capacity = tokens;
+    for (int64_t row = 0; row < cache.rows && other && cache.tokens; ++row)
+      std::memcpy(at(cache, row, 0), other->at(cache, row, 0), cache.tokens * rowBytes(cache));
+    return true;
+  }
 };
 
 /// Tokens kept aside (S7), with their values for readers and their bits as they came.
@@ -229,6 +254,8 @@ struct Cache : aligned_cache {
   Planes planeArrays;
   Summaries summaries;
   Asides asideList;
+  DenseCopy denseCopy;
+  int64_t denseLimit = 0; // tokens up to which it is kept
   Array lengthList;
   PageTable pageTable;      // of a cache with pages
   bool offsetIsSet = false; // by aligned_cache_set_offset
@@ -274,7 +301,12 @@ struct Cache : aligned_cache {
     aside = asideList.begin();
     aside_values = asideList.values.as<float>();
     asides = asideList.count;
+    dense = denseCopy.values.as<void>();
+    dense_capacity = denseCopy.capacity;
   }
+
+  /// Whether there is a dense copy when `longest` tokens are there, some of which came just now.
+  bool keepsDense(int64_t longest) const { return longest <= denseLimit && !lengths && (dense || !tokens); }
 
   /// A list of the entries' lengths.
   bool allocateLengths(Array &list) const {
@@ -352,6 +384,8 @@ public:
     forRows(cache, most * cache.head_dim, [&](int64_t begin, int64_t end) {
       if (int64_t some = vectorized([&](auto unroll) ALIGNED_BODY { return packRows(begin, end, unroll); }))
         found += some;
+      if (keepsDense)
+        copyRows(begin, end);
     });
     if (found && !cache.asideList.reserve(cache, cache.asideList.count + found)) {
       if (cache.pages)
@@ -372,10 +406,15 @@ private:
   bool reserve() {
     constexpr int64_t few = 8; // tokens, whose values take no more memory than the summaries of their row
     if (!cache.pages && longest > cache.capacity) {
-      const int64_t geometric = cache.capacity < 4096 ? 2 * cache.capacity : cache.capacity + cache.capacity / 4 / kTile * kTile;
-      if (!grown.emplace().allocate(cache, std::max(pagesFor(longest) * kTile, geometric)))
+      if (!grown.emplace().allocate(cache, grownCapacity(cache.capacity, longest)))
         return false;
       grown->copyFrom(cache);
+    }
+    keepsDense = !counts && cache.keepsDense(longest);
+    if (keepsDense && longest > cache.dense_capacity) {
+      const int64_t tokens = std::min(std::max(grownCapacity(cache.dense_capacity, longest), cache.capacity), cache.denseLimit);
+      if (!dense.emplace().allocate(cache, tokens, &cache.denseCopy))
+        return false;
     }
     if (counts && !cache.lengths && !cache.allocateLengths(lengths))
       return false;
@@ -591,6 +630,16 @@ private:
     return found;
   }
 
+  /// Writes the new tokens of some rows to the dense copy.
+  void copyRows(int64_t begin, int64_t end) const {
+    const DenseCopy &to = dense ? *dense : cache.denseCopy;
+    forEachRow(begin, end, [&](const Arrivals &arrivals) {
+      forEachToken(arrivals, arrivals.first, arrivals.end, [&](int64_t token, const Bits *values) {
+        std::memcpy(to.at(cache, arrivals.at.row, token), values, DenseCopy::rowBytes(cache));
+      });
+    });
+  }
+
   /// Lists the tokens to be kept aside: fixed formats gave them code 0, float formats hold what they can't take.
   void listAsides() {
     const Places places = cache.placesOf(planes());
@@ -620,6 +669,8 @@ private:
       cache.planeArrays = std::move(*grown);
     if (summaries)
       cache.summaries = std::move(*summaries);
+    if (dense || !keepsDense)
+      cache.denseCopy = dense ? std::move(*dense) : DenseCopy();
     cache.pageTable.commit();
     if (lengths)
       cache.lengthList = std::move(lengths);
@@ -640,6 +691,8 @@ private:
   int32_t bias;
   bool biasIsSettled = false;         // by this append
   std::optional<Planes> grown;        // where the cache's own have no room
+  std::optional<DenseCopy> dense;     // the same
+  bool keepsDense = false;
   std::optional<Summaries> summaries; // where more than a few tokens come
   Array lengths;                      // empty where the cache has some, or needs none
 };
@@ -877,6 +930,7 @@ bool ensureLengths(Cache &cache) {
     return true;
   if (!cache.allocateLengths(cache.lengthList))
     return false;
+  cache.denseCopy = {};
   cache.publish();
   return true;
 }
@@ -946,6 +1000,9 @@ aligned_cache *aligned_cache_fork(const aligned_cache *from) {
       return nullptr;
     cache->planeArrays.copyFrom(*from);
   }
+  if (from->dense && !cache->denseCopy.allocate(*from, from->dense_capacity, &original.denseCopy))
+    return nullptr;
+  cache->denseLimit = original.denseLimit;
   cache->tokens = from->tokens;
   cache->bias = from->bias;
   cache->biasIsSettled = original.biasIsSettled;
@@ -974,6 +1031,26 @@ int aligned_cache_set_offset(aligned_cache *cache, const float *offset) {
     for (int64_t i = 0; i < values; ++i)
       cache->offset[n * values + i] = offset ? offset[i] : 0;
   ownerOf(cache)->offsetIsSet = offset;
+  return 0;
+}
+
+int aligned_cache_keep_dense(aligned_cache *cache, int64_t tokens) {
+  if (!check(cache))
+    return -1;
+  if (tokens < 0)
+    return fail("expected to keep a dense copy of 0 or more tokens, got %lld", (long long)tokens);
+  if (tokens && !onHost(cache))
+    return fail("expected a cache on the host, got one in location %d", cache->location);
+  if (tokens && cache->pages)
+    return fail("expected a cache without pages, got one with them");
+  if (tokens && cache->tokens)
+    return fail("expected an empty cache, got one of %lld tokens", (long long)cache->tokens);
+  if (!onHost(cache))
+    return 0;
+  Cache &owner = *ownerOf(cache);
+  owner.denseLimit = tokens;
+  owner.denseCopy = {};
+  owner.publish();
   return 0;
 }
 
@@ -1084,6 +1161,8 @@ int aligned_cache_drop_planes(aligned_cache *cache, int32_t planes) {
     owner.planeArrays.bytes[p] = 0;
   }
   owner.planes = planes;
+  owner.denseLimit = 0;
+  owner.denseCopy = {};
   owner.publish();
   if (owner.sum)
     sumAgain(owner);
@@ -1101,6 +1180,7 @@ int64_t aligned_cache_bytes(const aligned_cache *cache) {
   const int64_t tile = std::accumulate(std::begin(owner.planeArrays.bytes), std::end(owner.planeArrays.bytes), codeBytes(*cache));
   const int64_t tiles = cache->pages ? owner.pageTable.physicalPages() * cache->kv_heads : cache->rows * (cache->capacity / kTile);
   const auto summaries = Summaries::bytes(*cache);
-  return std::accumulate(summaries.begin(), summaries.end(), tiles * tile) + owner.asideList.bytes(*cache) + owner.pageTable.bytes() +
+  return std::accumulate(summaries.begin(), summaries.end(), tiles * tile) + owner.asideList.bytes(*cache) + owner.denseCopy.bytes(*cache) +
+         owner.pageTable.bytes() +
          (cache->lengths ? cache->batch * int64_t(sizeof(int64_t)) : 0);
 }

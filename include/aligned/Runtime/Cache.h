@@ -12,6 +12,7 @@
  * planes out and take the values, so that IEEE arithmetic gives what dense attention gives.
  *
  * Own lengths: batch entries may hold different numbers of tokens, `lengths`; `tokens` is the largest.
+ * Dense copy: a short cache may hold its tokens as they were appended, too, for readers to whom planes don't pay yet (aligned_cache_keep_dense).
  * Pages: with a block table, `pages`, tiles are those of physical pages, [physical pages][kv_heads], that all batch entries take from as they grow.
  */
 #ifndef ALIGNED_RUNTIME_CACHE_H
@@ -49,6 +50,8 @@ typedef struct aligned_cache {
   aligned_aside *aside;   /* tokens kept aside, in no order */
   float *aside_values;    /* [asides][head_dim] */
   int64_t asides;
+  const void *dense;      /* null, or the dense copy: [rows][dense_capacity][head_dim], all tokens as they were appended */
+  int64_t dense_capacity;
   int32_t location;       /* aligned_location */
   int32_t reserved;
   /* for C callers */
@@ -75,6 +78,10 @@ aligned_cache *aligned_cache_fork(const aligned_cache *cache);
 /* Sets what is taken off K: [kv_heads, head_dim], a constant of the model. Of `fixed` keys, and only while the cache holds no token. Without it the first append
  * that brings 64 tokens or more to an empty row settles that row's: the mean of the first 64; one that brings fewer settles zero. Null: back to that. */
 int aligned_cache_set_offset(aligned_cache *cache, const float *offset);
+
+/* Keeps a dense copy while the cache holds no more than `tokens` tokens; the append that brings more lets it go, and so does whatever gives the cache own
+ * lengths or drops planes. An empty cache begins anew. 0: none, whatever the cache holds; else the cache is empty, on the host and without pages. Returns 0. */
+int aligned_cache_keep_dense(aligned_cache *cache, int64_t tokens);
 
 /* Appends `count` tokens from an array [batch, kv_heads, count, head_dim] of the cache's element type with the given strides in elements.
  * Nothing changes where it fails. Returns 0. */
@@ -109,8 +116,8 @@ int aligned_cache_truncate_entry(aligned_cache *cache, int64_t batch_entry, int6
  * dropped can't be had back. 1 <= planes <= those resident. Returns 0. */
 int aligned_cache_drop_planes(aligned_cache *cache, int32_t planes);
 
-/* Bytes of memory that the cache holds: planes and scale codes up to its capacity, what is known of rows and channels, tokens kept aside, block table and
- * lengths. */
+/* Bytes of memory that the cache holds: planes and scale codes up to its capacity, what is known of rows and channels, tokens kept aside, dense copy,
+ * block table and lengths. */
 int64_t aligned_cache_bytes(const aligned_cache *cache);
 
 /* What the functions above do with caches that are elsewhere: they call these, which a library that makes such caches registers. `counts` is null where all

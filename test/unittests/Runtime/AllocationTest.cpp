@@ -99,14 +99,17 @@ TEST_P(LittleMemory, Create) {
 
 TEST_P(LittleMemory, Append) {
   const Values all = values();
-  CachePtr cache = plain(), expected = plain();
-  for (int64_t end : {0, 2, 70, 71, 200}) { // few tokens and more, into an empty cache and into one that must grow
-    const int64_t begin = cache->tokens;
-    Block block(all, begin, end);
-    auto append = [&] { return aligned_cache_append(cache.get(), block.data.data(), end - begin, block.strides); };
-    expectAllOrNothing(cache, end == 0 || end == 71 ? 0 : format().planes, append);
-    ASSERT_EQ(caches::append(expected, all, begin, end), 0);
-    expectSameCaches(*cache, *expected);
+  for (int64_t denseLimit : {0, 100, 1000}) {
+    CachePtr cache = plain(), expected = plain();
+    ASSERT_EQ(aligned_cache_keep_dense(cache.get(), denseLimit), 0);
+    for (int64_t end : {0, 2, 70, 71, 200}) { // few tokens and more, into an empty cache and into one that must grow
+      const int64_t begin = cache->tokens;
+      Block block(all, begin, end);
+      auto append = [&] { return aligned_cache_append(cache.get(), block.data.data(), end - begin, block.strides); };
+      expectAllOrNothing(cache, end == 0 || end == 71 ? 0 : format().planes, append);
+      ASSERT_EQ(caches::append(expected, all, begin, end), 0);
+      expectSameCaches(*cache, *expected);
+    }
   }
 }
 

@@ -451,6 +451,92 @@ TEST_P(EveryFormat, Fork) {
   expectCache(*second, others, {16});
 }
 
+/// Expects a dense copy of all tokens, or none.
+void expectDense(const aligned_cache &cache, const Values &values, bool isThere) {
+  ASSERT_EQ(bool(cache.dense), isThere) << cache.tokens << " tokens";
+  if (!isThere)
+    return;
+  ASSERT_GE(cache.dense_capacity, cache.tokens);
+  for (int64_t row = 0; row < cache.rows; ++row)
+    for (int64_t t = 0; t < cache.tokens; ++t)
+      for (int64_t c = 0; c < cache.head_dim; ++c)
+        ASSERT_EQ(patternAt(cache.dense, values.element, (row * cache.dense_capacity + t) * cache.head_dim + c), values.at(row, t, c))
+            << "row " << row << " token " << t << " channel " << c;
+}
+
+TEST_P(EveryFormat, DenseCopyOfShortCaches) {
+  std::mt19937 random(5);
+  const int64_t limit = 150, most = 200;
+  Values values = randomValues(element(), 2, 2, most, 48);
+  for (int64_t t = 7; t < most; t += 19)
+    values.at(t % 4, t, t % 48) = encode(element(), t % 2 ? INFINITY : NAN);
+  for (int64_t capacity : {0, 64, 1000}) {
+    CachePtr cache = create(format(), 2, 2, 48, capacity), plain = create(format(), 2, 2, 48, capacity);
+    ASSERT_EQ(aligned_cache_keep_dense(cache.get(), limit), 0) << aligned_last_error();
+    bool isThere = true;
+    for (int round = 0; round < 25; ++round) {
+      int64_t length = cache->tokens;
+      for (const int64_t longer = std::min<int64_t>(most, length + random() % 70); length < longer;) {
+        const int64_t end = std::min<int64_t>(length + 1 + random() % 40, longer);
+        ASSERT_EQ(append(cache, values, length, end, int(random() % 3)), 0);
+        ASSERT_EQ(append(plain, values, length, end), 0);
+        isThere = (isThere || length == 0) && end <= limit;
+        length = end;
+      }
+      CachePtr copy = fork(cache);
+      expectDense(*cache, values, isThere && length);
+      expectDense(*copy, values, isThere && length);
+      expectSameCaches(*cache, *plain);
+      if (HasFailure())
+        return;
+      if (random() % 2)
+        cache = std::move(copy);
+      const int64_t left = random() % 4 ? random() % (length + 1) : 0;
+      ASSERT_EQ(aligned_cache_truncate(cache.get(), left), 0);
+      ASSERT_EQ(aligned_cache_truncate(plain.get(), left), 0);
+      isThere &= bool(cache->dense) || !cache->tokens;
+    }
+  }
+}
+
+TEST_P(EveryFormat, DenseCopyGoes) {
+  Values values = randomValues(element(), 2, 1, 100, 16);
+  const int64_t counts[] = {1, 2};
+  Block block(values, 50, 52);
+  using Call = std::function<int(aligned_cache *)>;
+  for (const Call &call : {Call([&](aligned_cache *cache) { return aligned_cache_append_ragged(cache, block.data.data(), counts, block.strides); }),
+                           Call([](aligned_cache *cache) { return aligned_cache_truncate_entry(cache, 1, 30); }),
+                           Call([](aligned_cache *cache) { return aligned_cache_release(cache, 0); }),
+                           Call([](aligned_cache *cache) { return aligned_cache_drop_planes(cache, 1); }),
+                           Call([](aligned_cache *cache) { return aligned_cache_keep_dense(cache, 0); })}) {
+    CachePtr cache = create(format(), 2, 1, 16), plain = create(format(), 2, 1, 16);
+    ASSERT_EQ(aligned_cache_keep_dense(cache.get(), 100), 0);
+    ASSERT_EQ(append(cache, values, 0, 50), 0);
+    ASSERT_EQ(append(plain, values, 0, 50), 0);
+    expectDense(*cache, values, true);
+    ASSERT_EQ(call(cache.get()), 0) << aligned_last_error();
+    ASSERT_EQ(call(plain.get()), 0);
+    expectDense(*cache, values, false);
+    EXPECT_EQ(aligned_cache_bytes(cache.get()), aligned_cache_bytes(plain.get()));
+    ASSERT_EQ(append(cache, values, 60, 61), 0);
+    expectDense(*cache, values, false);
+  }
+}
+
+TEST(Cache, KeepDenseRefuses) {
+  const aligned_format format = usual(ALIGNED_ROLE_KEY);
+  CachePtr cache = create(format, 1, 1, 16), paged(aligned_cache_create_paged(&format, 1, 1, 16, 2, 64));
+  EXPECT_LT(aligned_cache_keep_dense(cache.get(), -1), 0);
+  EXPECT_STREQ(aligned_last_error(), "expected to keep a dense copy of 0 or more tokens, got -1");
+  EXPECT_LT(aligned_cache_keep_dense(paged.get(), 64), 0);
+  EXPECT_STREQ(aligned_last_error(), "expected a cache without pages, got one with them");
+  EXPECT_EQ(aligned_cache_keep_dense(paged.get(), 0), 0);
+  ASSERT_EQ(append(cache, randomValues(ALIGNED_ELEMENT_F16, 1, 1, 3, 16), 0, 3), 0);
+  EXPECT_LT(aligned_cache_keep_dense(cache.get(), 64), 0);
+  EXPECT_STREQ(aligned_last_error(), "expected an empty cache, got one of 3 tokens");
+  EXPECT_FALSE(cache->dense);
+}
+
 TEST_P(EveryFormat, DropPlanes) {
   Values values = randomValues(element(), 1, 2, 200, 64); // a head_dim with loops of its own
   values.at(1, 20, 3) = encode(element(), INFINITY);
@@ -780,6 +866,12 @@ TEST(Cache, Bytes) {
   values.set(0, 0, 0, INFINITY);
   ASSERT_EQ(append(cache, values, 0, 64), 0);
   EXPECT_EQ(aligned_cache_bytes(cache.get()), 64 * 64 * 2 + 64 * 4 + int64_t(sizeof(aligned_aside)) + 64 * (4 + 4));
+  cache = create(usual(ALIGNED_ROLE_KEY), 2, 3, 48, 128);
+  ASSERT_EQ(aligned_cache_keep_dense(cache.get(), 100), 0);
+  CachePtr plain = create(usual(ALIGNED_ROLE_KEY), 2, 3, 48, 128);
+  for (CachePtr *each : {&cache, &plain})
+    ASSERT_EQ(append(*each, randomValues(ALIGNED_ELEMENT_F16, 2, 3, 5, 48), 0, 5), 0);
+  EXPECT_EQ(aligned_cache_bytes(cache.get()), aligned_cache_bytes(plain.get()) + 6 * 100 * 48 * 2);
 }
 
 /// Rows that several threads pack.
@@ -911,6 +1003,7 @@ TEST(Cache, NullIsRefused) {
                                             [] { return aligned_cache_truncate(nullptr, 0); },
                                             [] { return aligned_cache_truncate_entry(nullptr, 0, 0); },
                                             [] { return aligned_cache_drop_planes(nullptr, 1); },
+                                            [] { return aligned_cache_keep_dense(nullptr, 1); },
                                             [] { return aligned_cache_bytes(nullptr); }};
   for (const auto &call : calls) {
     aligned_set_last_error("");
