@@ -196,7 +196,9 @@ void aligned::buildPipeline(OpPassManager &pm, const PipelineOptions &options, b
   }
   if (last >= Phase::Stage) { // with `reference`, too: a module may come with its attention fused
     checkExtents(pm);
-    pm.addPass(createAlignedStageDecodeAttention());
+    AlignedStageDecodeAttentionOptions stages;
+    stages.denseUpTo = isReference ? 0 : options.denseUpTo.getValue(); // the reference reads caches as values
+    pm.addPass(createAlignedStageDecodeAttention(stages));
     cleanUp(pm);
     if (!isReference)
       verify(pm, "stage");

@@ -72,10 +72,9 @@ Breach checkFused(Operation *op) {
 
 Breach checkStaged(Operation *op) {
   auto decode = dyn_cast<DecodeAttentionOp>(op);
-  PlanesAttr planes = decode ? getPlanes(decode.getKey().getType()) : PlanesAttr();
   if (Breach breach = checkFused(op))
     return breach;
-  if (planes && planes.getKind() == FormatKind::Fixed)
+  if (decode && decode.readsFixedPlanes())
     return {"stages where caches have fixed planes", quote(op)};
   return {};
 }

@@ -6,6 +6,8 @@
 //     forall (split)  attend          a softmax state from what reaches above the thresholds that all sums give
 //     for (split)     merge
 //
+// A short cache may be read faster as it was appended (`dense-up-to`): stages are then the other branch of a question that is asked when the program runs.
+//
 // Between the two loops over splits lies all that a row has to wait for: a reference and a sum of each split. Splits are of kSplitTiles tiles whatever the machine, so that
 // results do not depend on the number of threads.
 #include "aligned/Transforms/Passes.h"
@@ -34,7 +36,7 @@ namespace {
 
 class Stager {
 public:
-  explicit Stager(DecodeAttentionOp op) : op(op), b(op.getLoc(), op) {
+  Stager(DecodeAttentionOp op, int64_t denseUpTo) : op(op), denseUpTo(denseUpTo), b(op.getLoc(), op) {
     auto query = cast<RankedTensorType>(op.getQuery().getType()), key = cast<RankedTensorType>(op.getKey().getType());
     kvHeads = key.getDimSize(1);
     group = query.getDimSize(1) / kvHeads;
@@ -47,6 +49,30 @@ public:
 
   void run() {
     Value tokens = tensor::DimOp::create(b, op.getKey(), 2);
+    op.replaceAllUsesWith(denseUpTo ? choose(tokens) : stages(tokens));
+    op.erase();
+  }
+
+private:
+  /// The dense copies where there are some of no more than so many tokens, else the stages.
+  ValueRange choose(Value tokens) {
+    Value isShort = arith::CmpIOp::create(b, arith::CmpIPredicate::ule, tokens, index(denseUpTo)), both = HasDenseCopyOp::create(b, op.getKey(), op.getValue());
+    auto choice = scf::IfOp::create(b, op->getResultTypes(), arith::AndIOp::create(b, isShort, both), /*withElse=*/true);
+    auto branch = [&](Block *block, function_ref<ValueRange()> body) {
+      b.setInsertionPointToStart(block);
+      scf::YieldOp::create(b, body());
+    };
+    branch(choice.thenBlock(), [&]() -> ValueRange {
+      auto dense = cast<DecodeAttentionOp>(b.clone(*op));
+      dense.setPoliciesAttr(b.getArrayAttr(Attribute(PolicyAttr::get(b.getContext(), PolicyKind::Exact))));
+      dense.setFromDenseCopy(true);
+      return dense.getResults();
+    });
+    branch(choice.elseBlock(), [&] { return stages(tokens); });
+    return choice.getResults();
+  }
+
+  ValueRange stages(Value tokens) {
     Value tiles = ceilDiv(tokens, kTile), splits = ceilDiv(tiles, kSplitTiles);
     SmallVector<Value> outs;
     for (Value result : op.getResults()) {
@@ -70,11 +96,9 @@ public:
       for (auto [value, out] : llvm::zip(state, forall.getRegionOutArgs()))
         insert(value, out, {entry, firstHead});
     }
-    op.replaceAllUsesWith(forall.getResults());
-    op.erase();
+    return forall.getResults();
   }
 
-private:
   SmallVector<Value> step(Value row, Value tiles, Value splits) {
     Type f32 = b.getF32Type();
     Value softScale = op.getScale();
@@ -158,6 +182,7 @@ private:
   Value ceilDiv(Value a, int64_t by) { return arith::CeilDivUIOp::create(b, a, index(by)); }
 
   DecodeAttentionOp op;
+  int64_t denseUpTo; ///< tokens
   ImplicitLocOpBuilder b;
   int64_t kvHeads, group, queries, rows, keyDim, valueDim, digits;
 };
@@ -174,11 +199,12 @@ LogicalResult tileSplits(TilingInterface stage) {
 }
 
 struct AlignedStageDecodeAttentionPass : aligned::impl::AlignedStageDecodeAttentionBase<AlignedStageDecodeAttentionPass> {
+  using AlignedStageDecodeAttentionBase::AlignedStageDecodeAttentionBase;
+
   void runOnOperation() override {
     SmallVector<DecodeAttentionOp> steps;
     getOperation().walk([&](DecodeAttentionOp op) {
-      PlanesAttr planes = getPlanes(op.getKey().getType());
-      if (!planes || planes.getKind() != FormatKind::Fixed || !op.getTargets().empty()) // on buffers it is too late
+      if (!op.readsFixedPlanes() || !op.getTargets().empty()) // on buffers it is too late
         return;
       auto query = cast<ShapedType>(op.getQuery().getType());
       bool isStatic = llvm::none_of(query.getShape().drop_front(), ShapedType::isDynamic);
@@ -190,7 +216,7 @@ struct AlignedStageDecodeAttentionPass : aligned::impl::AlignedStageDecodeAttent
       signalPassFailure();
     });
     for (DecodeAttentionOp op : steps)
-      Stager(op).run();
+      Stager(op, denseUpTo).run();
     SmallVector<TilingInterface> stages;
     getOperation().walk([&](Operation *op) {
       llvm::TypeSwitch<Operation *>(op).Case<ScanOp, AttendOp>([&](auto stage) { // of several splits, or of any number

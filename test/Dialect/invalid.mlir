@@ -517,3 +517,31 @@ func.func private @offset_infinite(f32, tensor<1x2x64x2xf16> {aligned.key_offset
 
 // expected-error@+1 {{expected no 'aligned.offset' on an argument, where 'aligned.range' and 'aligned.key_offset' may stand}}
 func.func private @offset_name(tensor<1x2x64x2xf16> {aligned.offset = dense<0.5> : tensor<2x2xf32>})
+
+// -----
+
+func.func @dense_copy_of_dense(%q: tensor<1x2x1x16xf16>, %k: tensor<1x2x64x16xf16>, %s: f32) -> tensor<1x2x1x16xf32> {
+  // expected-error@+1 {{'aligned.decode_attention' op expected 'from_dense_copy' of packed caches, got 'tensor<1x2x64x16xf16>' and 'tensor<1x2x64x16xf16>'}}
+  %a:3 = aligned.decode_attention %q, %k, %k scale %s policy <exact> from_dense_copy : tensor<1x2x1x16xf16>, tensor<1x2x64x16xf16>, tensor<1x2x64x16xf16>
+      -> tensor<1x2x1x16xf32>, tensor<1x2x1xf32>, tensor<1x2x1xf32>
+  return %a#0 : tensor<1x2x1x16xf32>
+}
+
+// -----
+
+func.func @dense_copy_under_budget(%q: tensor<1x2x1x16xf16>, %k: tensor<1x2x64x16xf16, #aligned.planes<fixed<4, 4, 8>, key>>,
+                                   %v: tensor<1x2x64x16xf16, #aligned.planes<fixed<4, 4, 8>, value>>, %s: f32) -> tensor<1x2x1x16xf32> {
+  // expected-error@+1 {{'aligned.decode_attention' op expected policy 'exact' with 'from_dense_copy', got 'budget'}}
+  %a:3 = aligned.decode_attention %q, %k, %v scale %s policy <budget, tolerance = 0.1> from_dense_copy
+      : tensor<1x2x1x16xf16>, tensor<1x2x64x16xf16, #aligned.planes<fixed<4, 4, 8>, key>>, tensor<1x2x64x16xf16, #aligned.planes<fixed<4, 4, 8>, value>>
+      -> tensor<1x2x1x16xf32>, tensor<1x2x1xf32>, tensor<1x2x1xf32>
+  return %a#0 : tensor<1x2x1x16xf32>
+}
+
+// -----
+
+func.func @dense_copy_is_asked_of_caches(%k: tensor<1x2x64x16xf16, #aligned.planes<fixed<4, 4, 8>, key>>, %v: tensor<1x2x64x16xf16>) -> i1 {
+  // expected-error@+1 {{'aligned.has_dense_copy' op expected the value to have a plane encoding, got 'tensor<1x2x64x16xf16>'}}
+  %there = aligned.has_dense_copy %k, %v : tensor<1x2x64x16xf16, #aligned.planes<fixed<4, 4, 8>, key>>, tensor<1x2x64x16xf16>
+  return %there : i1
+}

@@ -126,3 +126,16 @@ func.func @buffers(%q: memref<1x2x1x32xf16>, %k: memref<1x1x?x32xf16>, %v: memre
       : memref<1x2x1x32xf16>, memref<1x1x?x32xf16>, memref<1x1x?x32xf16> into memref<1x2x1x32xf32>, memref<1x2x1xf32>, memref<1x2x1xf32>
   return
 }
+
+// Dense copies are there or not when the program runs.
+// CHECK-LABEL: func.func @dense_copy(
+// CHECK: %[[THERE:.*]] = aligned.has_dense_copy
+// CHECK: cf.assert %[[THERE]], "'aligned.decode_attention' op expected caches with dense copies"
+// CHECK: aligned.decode_attention {{.*}} from_dense_copy
+func.func @dense_copy(%q: tensor<1x2x1x16xf16>, %k: tensor<1x2x64x16xf16, #aligned.planes<fixed<4, 4, 8>, key>>, %v: tensor<1x2x64x16xf16, #aligned.planes<fixed<4, 4, 8>, value>>,
+                      %s: f32) -> tensor<1x2x1x16xf32> {
+  %a:3 = aligned.decode_attention %q, %k, %v scale %s policy <exact> from_dense_copy
+      : tensor<1x2x1x16xf16>, tensor<1x2x64x16xf16, #aligned.planes<fixed<4, 4, 8>, key>>, tensor<1x2x64x16xf16, #aligned.planes<fixed<4, 4, 8>, value>>
+      -> tensor<1x2x1x16xf32>, tensor<1x2x1xf32>, tensor<1x2x1xf32>
+  return %a#0 : tensor<1x2x1x16xf32>
+}

@@ -1,10 +1,25 @@
 // RUN: aligned-opt %s --aligned-stage-decode-attention --canonicalize --cse | FileCheck %s
+// RUN: aligned-opt %s --aligned-stage-decode-attention=dense-up-to=700 --canonicalize --cse | FileCheck %s --check-prefix=SHORT
 
 // A decode step over fixed planes as stages: of each row, which is a kv head of a batch entry, all splits are scanned before any is attended to, since thresholds go by the sum
 // over all of them. Splits are of 32 tiles of 64 tokens, whatever the machine.
 
 !key = tensor<2x3x?x32xf16, #aligned.planes<fixed<4, 4, 8>, key>>
 !value = tensor<2x3x?x48xf16, #aligned.planes<fixed<8, 8>, value>>
+
+// A short cache may hold a dense copy, which is read then.
+// SHORT-LABEL: func.func @step(
+// SHORT-SAME: %[[Q:[a-z0-9]+]]: tensor<2x6x1x32xf16>, %[[K:[a-z0-9]+]]: tensor<{{.*}}, key>>, %[[V:[a-z0-9]+]]: tensor<{{.*}}, value>>, %[[SCALE:[a-z0-9]+]]: f32)
+// SHORT: %[[TOKENS:.*]] = tensor.dim %[[K]], %c2
+// SHORT: %[[FEW:.*]] = arith.cmpi ule, %[[TOKENS]], %c700
+// SHORT: %[[BOTH:.*]] = aligned.has_dense_copy %[[K]], %[[V]] : tensor<
+// SHORT: %[[COPIED:.*]] = arith.andi %[[FEW]], %[[BOTH]]
+// SHORT: %[[STATE:.*]]:3 = scf.if %[[COPIED]] -> (tensor<2x6x1x48xf32>, tensor<2x6x1xf32>, tensor<2x6x1xf32>) {
+// SHORT-NEXT: %[[DENSE:.*]], %[[DENSE_MAX:.*]], %[[DENSE_SUM:.*]] = aligned.decode_attention %[[Q]], %[[K]], %[[V]] scale %[[SCALE]] policy <exact> from_dense_copy
+// SHORT-NEXT: scf.yield %[[DENSE]], %[[DENSE_MAX]], %[[DENSE_SUM]]
+// SHORT-NEXT: } else {
+// SHORT: aligned.prepare
+// SHORT: return %[[STATE]]#0, %[[STATE]]#1, %[[STATE]]#2
 
 // CHECK-LABEL: func.func @step(
 // CHECK-SAME: %[[Q:[a-z0-9]+]]: tensor<2x6x1x32xf16>, %[[K:[a-z0-9]+]]: tensor<{{.*}}, key>>, %[[V:[a-z0-9]+]]: tensor<{{.*}}, value>>, %[[SCALE:[a-z0-9]+]]: f32)

@@ -99,7 +99,11 @@ def AlignedStageDecodeAttention : Pass<"aligned-stage-decode-attention", "::mlir
     Replaces each `aligned.decode_attention` over caches of `fixed` planes by `aligned.prepare`, `aligned.scan`, `aligned.attend` and `aligned.merge`: one `scf.forall` over
     batch entries and kv heads, and in it one over splits of 2048 tokens for the scan, and one for what is attended to. What both need of each other's splits is a reference
     and a sum of each. Stages of several splits that were there before are tiled alike. Attention over dense tensors and `float` planes stays as it is.
+
+    With `dense-up-to` caches of no more than so many tokens that hold dense copies are read there: an `scf.if` asks for them (`aligned.has_dense_copy`), and the stages
+    are its other branch.
   }];
+  let options = [Option<"denseUpTo", "dense-up-to", "uint64_t", "0", "tokens up to which the dense copies of caches that have some are read">];
   let dependentDialects = ["::aligned::AlignedDialect", "::mlir::arith::ArithDialect", "::mlir::linalg::LinalgDialect", "::mlir::scf::SCFDialect",
                            "::mlir::tensor::TensorDialect"];
 }

@@ -34,7 +34,7 @@ namespace {
 //===----------------------------------------------------------------------===//
 
 std::unique_ptr<RowKernel> makeKernel(Emitter &e, const KernelShape &shape) {
-  return shape.keyPlanes ? makeFloatKernel(e, shape) : makeDenseKernel(e, shape);
+  return shape.keyPlanes && !shape.denseCopy ? makeFloatKernel(e, shape) : makeDenseKernel(e, shape);
 }
 
 /// func @name(%arguments: ptr, %begin: i64, %end: i64): rows begin .. end - 1.
@@ -57,7 +57,7 @@ FailureOr<KernelShape> kernelShape(DecodeAttentionOp op, Isa isa) {
   FailureOr<DecodeShape> shape = decodeShape(op, /*takesLater=*/true);
   if (failed(shape))
     return failure();
-  if (shape->keyPlanes && shape->keyPlanes.getKind() == FormatKind::Fixed)
+  if (op.readsFixedPlanes())
     return op.emitOpError("expected stages where caches have fixed planes: run aligned-stage-decode-attention first");
   return KernelShape{*shape, isa};
 }

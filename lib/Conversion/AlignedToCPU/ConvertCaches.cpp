@@ -106,6 +106,20 @@ struct ConvertUnpack : CachePattern<UnpackOp> {
   }
 };
 
+struct ConvertHasDenseCopy : CachePattern<HasDenseCopyOp> {
+  using CachePattern::CachePattern;
+  LogicalResult matchAndRewrite(HasDenseCopyOp op, OpAdaptor adaptor, ConversionPatternRewriter &rewriter) const override {
+    if (failed(expectBuffers(op, rewriter)))
+      return failure();
+    Surroundings around(rewriter, op.getLoc());
+    auto has = [&](Value cache) -> Value {
+      return arith::CmpIOp::create(around.b, arith::CmpIPredicate::ne, around.field(cache, offsetof(aligned_cache, dense)), around.number(0));
+    };
+    rewriter.replaceOpWithNewOp<arith::AndIOp>(op, has(adaptor.getKey()), has(adaptor.getValue()));
+    return success();
+  }
+};
+
 struct ConvertFork : OpConversionPattern<ForkOp> {
   using OpConversionPattern::OpConversionPattern;
   LogicalResult matchAndRewrite(ForkOp op, OpAdaptor adaptor, ConversionPatternRewriter &rewriter) const override {
@@ -206,7 +220,7 @@ void aligned::populateCacheConversion(TypeConverter &types, RewritePatternSet &p
       return LLVM::LLVMPointerType::get(type.getContext());
     return std::nullopt;
   });
-  patterns.add<ConvertPack, ConvertAppend, ConvertUnpack, ConvertFork, ConvertAlloc, ConvertDealloc, ConvertDim, ConvertAddress, ConvertMetadata, ConvertCast,
+  patterns.add<ConvertPack, ConvertAppend, ConvertUnpack, ConvertHasDenseCopy, ConvertFork, ConvertAlloc, ConvertDealloc, ConvertDim, ConvertAddress, ConvertMetadata, ConvertCast,
                ConvertSelect>(types, patterns.getContext());
   populateFunctionOpInterfaceTypeConversionPattern<func::FuncOp>(patterns, types);
   populateCallOpTypeConversionPattern(patterns, types);

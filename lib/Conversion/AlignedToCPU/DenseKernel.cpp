@@ -1,7 +1,12 @@
-// Decode attention over dense caches, K and V as the front end wrote them: [tokens, head_dim] per row. It is exact, and what others are measured against.
+// Decode attention over dense caches, K and V as the front end wrote them: [tokens, head_dim] per row; or over the dense copies that short packed caches hold, whose rows
+// have room for more. It is exact, and what others are measured against.
 //
 // A vector of K or V is converted once for all query rows of a group, and a vector of the query is loaded once for several tokens: as many sums as registers hold.
 #include "RowKernel.h"
+
+#include "aligned/Runtime/Cache.h"
+
+#include <cstddef>
 
 using namespace mlir;
 using namespace aligned;
@@ -17,11 +22,21 @@ private:
   /// forHeadGroups() then has groups of a quarter of the registers.
   static constexpr int64_t kVectorsPerHead = 3;
 
-  Val tokenCount() override { return e.field(arguments, int64_t(Slot::Tokens) * kSlotBytes, e.types.getIndexType()); }
+  Val tokenCount() override {
+    Type index = e.types.getIndexType();
+    return shape.denseCopy ? e.field(operand(Slot::Key), offsetof(aligned_cache, tokens), index) : e.field(arguments, int64_t(Slot::Tokens) * kSlotBytes, index);
+  }
+
+  /// The data of a dense tensor, or a cache.
+  Val operand(Slot slot) { return e.field(arguments, int64_t(slot) * kSlotBytes, e.pointer()); }
 
   Buffer rowOf(Slot slot, int64_t dim, Type element) {
-    Val base = e.field(arguments, int64_t(slot) * kSlotBytes, e.pointer());
-    return e.buffer(e.advance(base, row * tokens * (dim * element.getIntOrFloatBitWidth() / 8)), element);
+    Val base = operand(slot), apart = tokens;
+    if (shape.denseCopy) {
+      apart = e.field(base, offsetof(aligned_cache, dense_capacity), e.types.getIndexType());
+      base = e.field(base, offsetof(aligned_cache, dense), e.pointer());
+    }
+    return e.buffer(e.advance(base, row * apart * (dim * element.getIntOrFloatBitWidth() / 8)), element);
   }
 
   /// A vector of a row, as f32. Asks for the cache line that lies some way behind: what the processor asks for itself ends with its small pages.

@@ -22,6 +22,7 @@ FailureOr<DecodeShape> aligned::decodeShape(DecodeAttentionOp op, bool takesLate
     shape.attnMask = MemRefType::get(maskType.getShape(), maskType.getElementType());
   }
   shape.sinkLogits = bool(op.getSinkLogits());
+  shape.denseCopy = op.getFromDenseCopy();
   for (auto [name, dim] : {std::pair("key", shape.keyDim), std::pair("value", shape.valueDim)})
     if (!isSupportedHeadDim(dim))
       return op.emitOpError("expected the ") << name << "'s head_dim to be a multiple of " << kHeadDimMultiple << ", at most " << kMaxHeadDim << ", got " << dim;

@@ -20,6 +20,7 @@ struct DecodeShape {
   double softcap = 0;  ///< 0: none
   bool later = false;  ///< whether tokens newer than the last query may follow, given when the kernel runs
   mlir::MemRefType attnMask = {}; ///< P8, [batch or 1, q_heads or 1, queries or 1, tokens] of f32, f16, bf16 (added) or i1 (true: seen); null: none
+  bool denseCopy = false;         ///< whether the dense copies of the caches are read
   bool sinkLogits = false;        ///< P8, whether each query head has a logit without a value
 
   bool exact() const { return policies.front().getKind() == PolicyKind::Exact; }

@@ -150,6 +150,10 @@ LogicalResult DecodeAttentionOp::verify() {
     return failure();
   if (failed(verifyLater(*this, getLater(), getMaskAttr())) || failed(verifyStorage(*this, getPolicyKind(), key, value)))
     return failure();
+  if (getFromDenseCopy() && (!getPlanes(key) || !getPlanes(value))) // A17
+    return emitOpError() << "expected 'from_dense_copy' of packed caches, got " << key << " and " << value;
+  if (getFromDenseCopy() && getPolicyKind() != PolicyKind::Exact)
+    return emitOpError() << "expected policy 'exact' with 'from_dense_copy', got '" << stringifyPolicyKind(getPolicyKind()) << "'";
   const std::pair<StringRef, Value> operands[] = {{"query", getQuery()}, {"key", getKey()}, {"value", getValue()}, {"attn_mask", getAttnMask()}, {"sink_logits", getSinkLogits()}};
   for (auto [name, operand] : operands)
     if (failed(verifyContiguous(*this, name, operand)))
@@ -158,6 +162,11 @@ LogicalResult DecodeAttentionOp::verify() {
     if (failed(verifyContiguous(*this, name, target)))
       return failure();
   return success();
+}
+
+bool DecodeAttentionOp::readsFixedPlanes() {
+  PlanesAttr planes = getPlanes(getKey().getType());
+  return planes && planes.getKind() == FormatKind::Fixed && !getFromDenseCopy();
 }
 
 LogicalResult MergeOp::verify() { // A8
@@ -262,6 +271,15 @@ OpFoldResult AppendOp::fold(FoldAdaptor) {
 
 Value AppendOp::getViewSource() { return getCache(); }
 
+LogicalResult HasDenseCopyOp::verify() { // A14
+  if (failed(verifyForm(*this, getOperands())))
+    return failure();
+  for (auto [name, cache] : {std::pair("key", getKey()), std::pair("value", getValue())})
+    if (!getPlanes(cache.getType()))
+      return emitOpError() << "expected the " << name << " to have a plane encoding, got " << cache.getType();
+  return success();
+}
+
 LogicalResult ForkOp::verify() { // A14
   if (!getPlanes(getType()))
     return emitOpError() << "expected the cache to have a plane encoding, got " << getType();
@@ -289,6 +307,7 @@ static void addEffects(Operation *op, ValueRange written, Effects &effects) {
 void PackOp::getEffects(Effects &effects) { addEffects(*this, getTarget(), effects); }
 void UnpackOp::getEffects(Effects &effects) { addEffects(*this, getTarget(), effects); }
 void AppendOp::getEffects(Effects &effects) { addEffects(*this, getCache(), effects); }
+void HasDenseCopyOp::getEffects(Effects &effects) { addEffects(*this, {}, effects); }
 void DecodeAttentionOp::getEffects(Effects &effects) { addEffects(*this, getTargets(), effects); }
 
 static Speculation::Speculatability speculatability(Operation *op) {
@@ -297,4 +316,5 @@ static Speculation::Speculatability speculatability(Operation *op) {
 Speculation::Speculatability PackOp::getSpeculatability() { return speculatability(*this); }
 Speculation::Speculatability UnpackOp::getSpeculatability() { return speculatability(*this); }
 Speculation::Speculatability AppendOp::getSpeculatability() { return speculatability(*this); }
+Speculation::Speculatability HasDenseCopyOp::getSpeculatability() { return speculatability(*this); }
 Speculation::Speculatability DecodeAttentionOp::getSpeculatability() { return speculatability(*this); }

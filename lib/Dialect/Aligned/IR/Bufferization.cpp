@@ -59,6 +59,17 @@ template <typename Op> struct StorageModel : ReadingModel<StorageModel<Op>, Op> 
   }
 };
 
+struct HasDenseCopyModel : ReadingModel<HasDenseCopyModel, HasDenseCopyOp> {
+  LogicalResult bufferize(Operation *op, RewriterBase &rewriter, const BufferizationOptions &options, BufferizationState &state) const {
+    auto asks = cast<HasDenseCopyOp>(op);
+    FailureOr<Value> key = getBuffer(rewriter, asks.getKey(), options, state), value = getBuffer(rewriter, asks.getValue(), options, state);
+    if (failed(key) || failed(value))
+      return failure();
+    rewriter.replaceOpWithNewOp<HasDenseCopyOp>(op, *key, *value);
+    return success();
+  }
+};
+
 struct AppendModel : ReadingModel<AppendModel, AppendOp> {
   static bool isCache(Operation *op, OpOperand &operand) { return &operand == &cast<AppendOp>(op).getCacheMutable(); }
 
@@ -110,7 +121,7 @@ struct DecodeModel : ReadingModel<DecodeModel, DecodeAttentionOp> {
       targets.push_back(*target);
     }
     DecodeAttentionOp::create(rewriter, loc, Type(), Type(), Type(), Type(), operands[0], operands[1], operands[2], decode.getScale(), decode.getPoliciesAttr(),
-                              decode.getMaskedZeroAttr(), decode.getAttentionIdAttr(), decode.getSoftcapAttr(), decode.getMaskAttr(), decode.getLater(), masks[0], masks[1], targets);
+                              decode.getMaskedZeroAttr(), decode.getFromDenseCopyAttr(), decode.getAttentionIdAttr(), decode.getSoftcapAttr(), decode.getMaskAttr(), decode.getLater(), masks[0], masks[1], targets);
     replaceOpWithBufferizedValues(rewriter, op, targets);
     return success();
   }
@@ -166,6 +177,7 @@ void aligned::registerBufferization(DialectRegistry &registry) {
     PackOp::attachInterface<StorageModel<PackOp>>(*context);
     UnpackOp::attachInterface<StorageModel<UnpackOp>>(*context);
     AppendOp::attachInterface<AppendModel, AppendOwnership>(*context);
+    HasDenseCopyOp::attachInterface<HasDenseCopyModel>(*context);
     DecodeAttentionOp::attachInterface<DecodeModel>(*context);
     context->loadDialect<BufferizationDialect, memref::MemRefDialect>();
   });

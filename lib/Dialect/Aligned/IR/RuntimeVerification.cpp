@@ -29,7 +29,9 @@ struct Checks {
   }
   void equal(Value a, Value other, const Twine &what) { expect(arith::CmpIPredicate::eq, a, other, what); }
   void expect(arith::CmpIPredicate how, Value a, Value other, const Twine &what) {
-    Value holds = arith::CmpIOp::create(b, how, a, other);
+    expect(arith::CmpIOp::create(b, how, a, other), what);
+  }
+  void expect(Value holds, const Twine &what) {
     cf::AssertOp::create(b, holds, ("'" + op->getName().getStringRef() + "' op " + what).str()); // as the verifier words it
   }
   /// Two operands agree; where both extents are static, the verifier has seen to it.
@@ -64,6 +66,9 @@ template <typename Op> struct AttentionModel : RuntimeVerifiableOpInterface::Ext
     if (Value mask = attention.getAttnMask())
       checks.agree("attn_mask", mask, kChannels, "key", attention.getKey(), kTokens); // its last dimension
     checks.promise(attention.getValue(), "value", op->getResult(0), {kChannels});
+    if constexpr (std::is_same_v<Op, DecodeAttentionOp>)
+      if (attention.getFromDenseCopy())
+        checks.expect(HasDenseCopyOp::create(checks.b, attention.getKey(), attention.getValue()), "expected caches with dense copies");
   }
 };
 

@@ -179,6 +179,24 @@ def Aligned_ForkOp : Aligned_Op<"fork", [SameOperandsAndResultType]> {
   let hasVerifier = 1;
 }
 
+def Aligned_HasDenseCopyOp : Aligned_BufferizableOp<"has_dense_copy"> {
+  let summary = "whether a key and a value can be read as they were appended";
+  let description = [{
+    A cache that is short may hold its tokens in dense form, too (`aligned_cache_keep_dense`): whether it does is known when the program runs. True where both do.
+
+    Constraint: (A14) both are packed
+
+    ```mlir
+    %both = aligned.has_dense_copy %k, %v
+        : tensor<1x3x?x64xf16, #aligned.planes<fixed<4, 4, 8>, key>>, tensor<1x3x?x64xf16, #aligned.planes<fixed<4, 4, 8>, value>>
+    ```
+  }];
+  let arguments = (ins Aligned_Heads:$key, Aligned_Heads:$value);
+  let results = (outs I1:$result);
+  let assemblyFormat = "$key `,` $value attr-dict `:` type($key) `,` type($value)";
+  let hasVerifier = 1;
+}
+
 //===----------------------------------------------------------------------===//
 // Attention, as it is computed
 //===----------------------------------------------------------------------===//
@@ -201,6 +219,8 @@ def Aligned_DecodeAttentionOp : Aligned_BufferizableOp<"decode_attention", [Attr
     kernel takes, ops that share its key take some each, and `later` says how many tokens, those of queries to come, are newer than an op's last query:
     query i stands at `tokens - later - Q + i`. It does not say where a stretch of tokens begins: masks hold over all tokens or none.
 
+    With `from_dense_copy` the dense copies of the caches are read (`aligned.has_dense_copy`), not their planes.
+
     `attention_id` is the attention's number in its module, under which it reports what it read.
 
     The optional fourth result is the state of the certificate (P4): [batch, q_heads, queries, 8]. With w_t = e^(score[t] - max) as computed, B_t
@@ -220,6 +240,7 @@ def Aligned_DecodeAttentionOp : Aligned_BufferizableOp<"decode_attention", [Attr
     - (P1) `alignedkv` reads `float` formats; (P2) `budget` reads `fixed` formats; dense caches take `exact`
     - (A13) there are results or buffers to write to, not both
     - (A16) buffers are contiguous: their elements lie one behind the other in row-major order, from any offset on; caches have no layout
+    - (A17) `from_dense_copy` is of packed caches and policy `exact`; they have dense copies when it is executed
 
     ```mlir
     %acc, %max, %sum = aligned.decode_attention %q, %k, %v scale %scale policy <budget, tolerance = 3.906250e-03>
@@ -230,7 +251,7 @@ def Aligned_DecodeAttentionOp : Aligned_BufferizableOp<"decode_attention", [Attr
   }];
   let arguments = (ins Aligned_Heads:$query, Aligned_Heads:$key, Aligned_Heads:$value,
                        F32:$scale, Aligned_PolicyArrayAttr:$policies, UnitAttr:$masked_zero,
-                       DefaultValuedAttr<I32Attr, "0">:$attention_id, OptionalAttr<F64Attr>:$softcap, OptionalAttr<Aligned_MaskAttr>:$mask,
+                       UnitAttr:$from_dense_copy, DefaultValuedAttr<I32Attr, "0">:$attention_id, OptionalAttr<F64Attr>:$softcap, OptionalAttr<Aligned_MaskAttr>:$mask,
                        Optional<Index>:$later, Optional<Aligned_AttnMask>:$attn_mask, Optional<Aligned_SinkLogits>:$sink_logits,
                        Variadic<Aligned_StateBuffer>:$targets);
   let results = (outs Optional<Aligned_StateTensor>:$acc, Optional<Aligned_RowTensor>:$max, Optional<Aligned_RowTensor>:$sum,
@@ -238,7 +259,7 @@ def Aligned_DecodeAttentionOp : Aligned_BufferizableOp<"decode_attention", [Attr
   let assemblyFormat = [{
     $query `,` $key `,` $value `scale` $scale (`softcap` $softcap^)? (`mask` $mask^)? (`later` $later^)?
     (`attn_mask` $attn_mask^ `:` type($attn_mask))? (`sink_logits` $sink_logits^ `:` type($sink_logits))? custom<Policies>($policies)
-    (`masked_zero` $masked_zero^)? (`into` $targets^)? attr-dict
+    (`masked_zero` $masked_zero^)? (`from_dense_copy` $from_dense_copy^)? (`into` $targets^)? attr-dict
     `:` type($query) `,` type($key) `,` type($value) (`into` type($targets)^)? (`->` type($acc)^ `,` type($max) `,` type($sum))?
     (`certified` type($certificate)^)?
   }];
@@ -250,6 +271,9 @@ def Aligned_DecodeAttentionOp : Aligned_BufferizableOp<"decode_attention", [Attr
     /// Accumulator, max, sum and, where it is asked for, the certificate: results, or the buffers that are written.
     ::mlir::ValueRange getState() { return getTargets().empty() ? ::mlir::ValueRange(getResults()) : ::mlir::ValueRange(getTargets()); }
     bool isCertified() { return getState().size() == 4; }
+
+    /// Then it is computed in stages.
+    bool readsFixedPlanes();
   }];
 }
 
