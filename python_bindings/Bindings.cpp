@@ -358,6 +358,13 @@ void dropPair(Cache &key, Cache &value, int32_t planes) {
   });
 }
 
+void keepDensePair(Cache &key, Cache &value, int64_t tokens) {
+  Cache::locked(key, value, [&] {
+    if (aligned_cache_keep_dense(key.cache, tokens) || aligned_cache_keep_dense(value.cache, tokens))
+      throwLast();
+  });
+}
+
 nb::tuple copyPair(Cache &key, Cache &value) {
   auto copies = Cache::locked(key, value, [&] { return std::pair(key.fork(), value.fork()); });
   return nb::make_tuple(std::move(copies.first), std::move(copies.second));
@@ -537,12 +544,13 @@ Raises Error unless tokens is 0 to as many as there are; the cache is unchanged 
       .def("_set_offset", &Cache::setOffset, "offset"_a.none(), "name"_a)
       .def("__len__", &Cache::tokens)
       .def_prop_ro("planes", &Cache::planes, "How many planes are there, of those of the format.")
-      .def_prop_ro("nbytes", &Cache::bytes, "Bytes of memory held: planes and scale codes up to the capacity, what is known of rows and channels, tokens kept aside.")
+      .def_prop_ro("nbytes", &Cache::bytes, "Bytes of memory held: planes and scale codes up to the capacity, what is known of rows and channels, tokens kept aside, a dense copy.")
       .def("__repr__", &Cache::repr);
   m.def("_cache", &makeCache, "kind"_a, "widths"_a, "role"_a, "dtype"_a, "batch"_a, "kv_heads"_a, "head_dim"_a);
   m.def("_append", &appendPair, "key"_a, "value"_a, "k"_a.none(), "v"_a.none());
   m.def("_truncate", &truncatePair, "key"_a, "value"_a, "tokens"_a);
   m.def("_drop_planes", &dropPair, "key"_a, "value"_a, "planes"_a);
+  m.def("_keep_dense", &keepDensePair, "key"_a, "value"_a, "tokens"_a);
   m.def("_copy", &copyPair, "key"_a, "value"_a);
 
   nb::class_<Module>(m, "Module", R"(A compiled function. Call it with one argument for each entry of `arguments`.
@@ -563,6 +571,8 @@ if any (aligned.key_offset). Raises Error if the argument is no cache.)")
       .def_prop_ro("arguments", [](const Module &module) { return Module::describe(module.arguments); }, "Types of the arguments, as text.")
       .def_prop_ro("results", [](const Module &module) { return Module::describe(module.results); }, "Types of the results, as text.")
       .def_prop_ro("attentions", [](const Module &module) { return aligned_module_attentions(module.module); }, "How many attentions were found.")
+      .def_prop_ro("dense_up_to", [](const Module &module) { return aligned_module_dense_up_to(module.module); },
+                   "Tokens up to which some attention reads caches as they were appended, where these hold that, too; new_cache() makes such caches.")
       .def_prop_ro("remarks", [](const Module &module) { return lines(aligned_module_remarks(module.module)); },
                    "Remarks of the compiler, a list of lines: what was not recognised as attention, or stays dense, and why.")
       .def_prop_ro("reads", &Module::reads, R"(What the last call read, one dict for each attention, summed over batch and kv heads.

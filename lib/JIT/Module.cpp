@@ -5,6 +5,7 @@
 #include "Engine.h"
 #include "ObjectCache.h"
 
+#include "aligned/Analysis/Costs.h"
 #include "aligned/Conversion/AlignedToCPU/Isa.h"
 #include "aligned/Dialect/Aligned/IR/Aligned.h"
 #include "aligned/Pipelines/Pipelines.h"
@@ -135,6 +136,7 @@ struct aligned_module {
   std::vector<aligned_type> arguments, results;
   std::vector<std::vector<float>> keyOffsets; ///< by argument, empty where there is none
   int32_t attentions = 0, probes = 0;
+  int64_t denseUpTo = 0;
   std::string remarks;
   std::unique_ptr<Engine> engine;
 };
@@ -389,6 +391,7 @@ std::string serialize(const aligned_module &module, const std::vector<std::strin
     to.write(offset);
   to.number(module.attentions);
   to.number(module.probes);
+  to.number(module.denseUpTo);
   to.write(module.remarks);
   to.number(objects.size());
   for (const std::string &object : objects)
@@ -405,6 +408,7 @@ std::vector<std::string> deserialize(StringRef text, aligned_module &module) {
     from.read(offset);
   module.attentions = from.number();
   module.probes = from.number();
+  module.denseUpTo = from.number();
   from.read(module.remarks);
   std::vector<std::string> objects(from.number());
   for (std::string &object : objects)
@@ -435,7 +439,15 @@ aligned_module *aligned_module_compile(const char *source, const char *text, con
     compiled->engine = std::move(*engine);
     return compiled.release();
   };
-  ObjectCache cache({machineIdentity(), text ? text : "", contentOf(options.budget), name ? name : "", source});
+  std::string costs; // as a part of what is compiled
+  if (options.denseUpTo == "auto" && options.costs.empty()) {
+    const double *numbers = aligned_machine_costs();
+    if (!numbers)
+      return nullptr;
+    options.costs = llvm::ArrayRef(numbers, Costs::kNumbers);
+    costs.assign(reinterpret_cast<const char *>(numbers), Costs::kNumbers * sizeof(double));
+  }
+  ObjectCache cache({machineIdentity(), text ? text : "", costs, contentOf(options.budget), name ? name : "", source});
   if (std::optional<std::string> entry = cache.load())
     return link(deserialize(*entry, *compiled));
 
@@ -464,6 +476,8 @@ aligned_module *aligned_module_compile(const char *source, const char *text, con
   if (failed(run(true)))
     return session.fail();
   compiled->remarks = session.remarks;
+  if (auto tokens = given->getAttrOfType<IntegerAttr>(kDenseUpToName))
+    compiled->denseUpTo = tokens.getInt();
 
   llvm::Expected<std::vector<std::string>> objects = compileObjects(*module, symbol);
   if (!objects)
@@ -502,11 +516,13 @@ aligned_cache *aligned_module_create_cache(const aligned_module *module, int32_t
   std::unique_ptr<aligned_cache, decltype(&aligned_cache_destroy)> cache(aligned_cache_create(&type.format, type.shape[0], type.shape[1], type.shape[3], capacity),
                                                                          aligned_cache_destroy);
   const float *offset = aligned_module_key_offset(module, argument);
-  if (!cache || aligned_cache_drop_planes(cache.get(), type.resident) || (offset && aligned_cache_set_offset(cache.get(), offset)))
+  const int64_t denseUpTo = type.format.kind == ALIGNED_FORMAT_FIXED && type.resident == type.format.planes ? module->denseUpTo : 0;
+  if (!cache || aligned_cache_keep_dense(cache.get(), denseUpTo) || aligned_cache_drop_planes(cache.get(), type.resident) || (offset && aligned_cache_set_offset(cache.get(), offset)))
     return nullptr;
   return cache.release();
 }
 
+int64_t aligned_module_dense_up_to(const aligned_module *module) { return module->denseUpTo; }
 int32_t aligned_module_attentions(const aligned_module *module) { return module->attentions; }
 int32_t aligned_module_probes(const aligned_module *module) { return module->probes; }
 

@@ -35,6 +35,11 @@ struct AlignedCheckOptionsPass : aligned::impl::AlignedCheckOptionsBase<AlignedC
     ok &= oneOf("to", to, {"raise", "store", "fuse", "stage", "lower", "llvm"});
     ok &= parsePolicy(policy, tolerance, &getContext(), report) != nullptr;
     ok &= format == "auto" || format == "dense" || parsePlaneFormat(format, CacheRole::Key, &getContext(), report) != nullptr;
+    uint64_t tokens;
+    if (denseUpTo == "auto" ? !hasCosts : StringRef(denseUpTo).getAsInteger(10, tokens)) {
+      report() << "expected dense-up-to to be a number of tokens, or auto with costs, got '" << denseUpTo << "'" << (denseUpTo == "auto" ? " without costs" : "");
+      ok = false;
+    }
     if (!ok)
       signalPassFailure();
   }

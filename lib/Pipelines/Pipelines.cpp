@@ -164,6 +164,8 @@ void aligned::buildPipeline(OpPassManager &pm, const PipelineOptions &options, b
   given.policy = options.policy;
   given.tolerance = options.tolerance;
   given.format = options.format;
+  given.denseUpTo = options.denseUpTo;
+  given.hasCosts = !options.costs.empty();
   given.isa = options.isa;
   given.to = options.to;
   pm.addPass(createAlignedCheckOptions(given));
@@ -197,7 +199,12 @@ void aligned::buildPipeline(OpPassManager &pm, const PipelineOptions &options, b
   if (last >= Phase::Stage) { // with `reference`, too: a module may come with its attention fused
     checkExtents(pm);
     AlignedStageDecodeAttentionOptions stages;
-    stages.denseUpTo = isReference ? 0 : options.denseUpTo.getValue(); // the reference reads caches as values
+    if (options.denseUpTo == "auto")
+      stages.costs.assign(options.costs.begin(), options.costs.end());
+    else
+      StringRef(options.denseUpTo).getAsInteger(10, stages.denseUpTo); // if it is none, the check fails
+    if (isReference) // which reads caches as values
+      stages = {};
     pm.addPass(createAlignedStageDecodeAttention(stages));
     cleanUp(pm);
     if (!isReference)

@@ -1043,13 +1043,15 @@ int aligned_cache_keep_dense(aligned_cache *cache, int64_t tokens) {
     return fail("expected a cache on the host, got one in location %d", cache->location);
   if (tokens && cache->pages)
     return fail("expected a cache without pages, got one with them");
-  if (tokens && cache->tokens)
-    return fail("expected an empty cache, got one of %lld tokens", (long long)cache->tokens);
   if (!onHost(cache))
     return 0;
   Cache &owner = *ownerOf(cache);
+  if (tokens > owner.denseLimit && cache->tokens)
+    return fail("expected an empty cache to keep a dense copy of more tokens than %lld, got one of %lld tokens", (long long)owner.denseLimit,
+                (long long)cache->tokens);
   owner.denseLimit = tokens;
-  owner.denseCopy = {};
+  if (cache->tokens > tokens || tokens == 0)
+    owner.denseCopy = {};
   owner.publish();
   return 0;
 }

@@ -12,9 +12,11 @@
 // results do not depend on the number of threads.
 #include "aligned/Transforms/Passes.h"
 
+#include "aligned/Analysis/Costs.h"
 #include "aligned/Dialect/Aligned/IR/Aligned.h"
 
 #include "mlir/Dialect/Arith/IR/Arith.h"
+#include "mlir/Dialect/Bufferization/IR/Bufferization.h"
 #include "mlir/Dialect/Linalg/IR/Linalg.h"
 #include "mlir/Dialect/SCF/IR/SCF.h"
 #include "mlir/Dialect/SCF/Transforms/TileUsingInterface.h"
@@ -81,7 +83,8 @@ private:
       for (int64_t dim = 0; dim < type.getRank(); ++dim)
         if (type.isDynamicDim(dim)) // heads, queries and head_dim are static
           sizes.push_back(tensor::DimOp::create(b, op.getQuery(), dim));
-      outs.push_back(tensor::EmptyOp::create(b, type, sizes));
+      // In a branch, memory whose layout bufferization knows: only then does it know that of both branches' results.
+      outs.push_back(denseUpTo ? bufferization::AllocTensorOp::create(b, type, sizes).getResult() : tensor::EmptyOp::create(b, type, sizes).getResult());
     }
     OpFoldResult batch = b.getIndexAttr(cast<RankedTensorType>(op.getKey().getType()).getDimSize(0));
     auto forall = scf::ForallOp::create(b, ArrayRef<OpFoldResult>{batch, b.getIndexAttr(kvHeads)}, outs, std::nullopt);
@@ -187,6 +190,20 @@ private:
   int64_t kvHeads, group, queries, rows, keyDim, valueDim, digits;
 };
 
+AttentionShape shapeOf(DecodeAttentionOp op) {
+  auto query = cast<ShapedType>(op.getQuery().getType()), key = cast<ShapedType>(op.getKey().getType()), value = cast<ShapedType>(op.getValue().getType());
+  return {key.getDimSize(3), value.getDimSize(3), query.getDimSize(1) / key.getDimSize(1) * query.getDimSize(2)};
+}
+
+/// The least of all kv heads and sides, which reads the most.
+double toleranceOf(DecodeAttentionOp op) {
+  double least = 1;
+  for (auto policy : op.getPolicies().getAsRange<PolicyAttr>())
+    for (CacheRole side : {CacheRole::Key, CacheRole::Value})
+      least = std::min(least, policy.getTolerance(side));
+  return least;
+}
+
 /// One split at a time, side by side.
 LogicalResult tileSplits(TilingInterface stage) {
   IRRewriter rewriter(stage);
@@ -215,8 +232,20 @@ struct AlignedStageDecodeAttentionPass : aligned::impl::AlignedStageDecodeAttent
       op.emitOpError("expected static heads, queries and head_dim, got ") << query << " and " << op.getAcc().getType();
       signalPassFailure();
     });
-    for (DecodeAttentionOp op : steps)
-      Stager(op, denseUpTo).run();
+    ArrayRef<double> numbers = costs;
+    std::optional<Costs> machine = Costs::of(numbers.data(), numbers.size());
+    if (!machine && !numbers.empty()) {
+      getOperation().emitError("expected costs to be ") << Costs::kNumbers << " numbers above 0, got " << numbers.size() << ": " << numbers;
+      return signalPassFailure();
+    }
+    int64_t most = 0;
+    for (DecodeAttentionOp op : steps) {
+      int64_t tokens = machine ? machine->denseUpTo(shapeOf(op), toleranceOf(op)) : denseUpTo;
+      most = std::max(most, tokens);
+      Stager(op, tokens).run();
+    }
+    if (most)
+      getOperation()->setAttr(kDenseUpToName, Builder(&getContext()).getI64IntegerAttr(most));
     SmallVector<TilingInterface> stages;
     getOperation().walk([&](Operation *op) {
       llvm::TypeSwitch<Operation *>(op).Case<ScanOp, AttendOp>([&](auto stage) { // of several splits, or of any number

@@ -5,15 +5,16 @@ import math
 import operator
 import os
 import re
+import threading
 
 import numpy as np
 
-from ._alignedkv import Error, Module, _append, _cache, _copy, _drop_planes, _truncate, transform
+from ._alignedkv import Error, Module, _append, _cache, _copy, _drop_planes, _keep_dense, _truncate, transform
 
 _MLIR_TYPES = {"float16": "f16", "bfloat16": "bf16", "uint16": "bf16", "float32": "f32"}
 
 
-def _options(policy, tolerance, format, budget=None, certify=False):
+def _options(policy, tolerance, format, budget=None, certify=False, dense_up_to=0):
     """What the pipeline reads as its options; values of one word each, or quoted, so that none can pass for another option."""
     options = {"policy": policy, "format": re.sub(r"\s", "", str(format))}
     if tolerance is not None:
@@ -27,6 +28,8 @@ def _options(policy, tolerance, format, budget=None, certify=False):
             raise Error(f"expected budget to be a path without quotes and braces, got {os.fspath(budget)!r}")
     if certify:
         options["certify"] = "true"
+    if dense_up_to:
+        options["dense-up-to"] = dense_up_to
     return " ".join(f"{name}={value}" for name, value in options.items())
 
 
@@ -39,6 +42,19 @@ def _number(name, value, dtype=np.float32):
     if number is None or number.ndim:
         raise Error(f"expected {name} to be a number, got {value!r}")
     return number
+
+
+def _dense_up_to(value):
+    """'auto', or a number of tokens."""
+    if value == "auto":
+        return value
+    try:
+        tokens = operator.index(value)
+    except TypeError:
+        tokens = -1
+    if not 0 <= tokens < 2**63:
+        raise Error(f"expected dense_up_to to be a number of tokens or 'auto', got {value!r}")
+    return tokens
 
 
 def _scoring(causal, window, sinks, softcap):
@@ -57,7 +73,7 @@ def _scoring(causal, window, sinks, softcap):
     return text + (f" mask <{', '.join(parts)}>" if parts else "")
 
 
-def compile(text, policy="balanced", tolerance=None, format="auto", function=None, budget=None, certify=False):
+def compile(text, policy="balanced", tolerance=None, format="auto", function=None, budget=None, certify=False, dense_up_to=0):
     """Compiles a module's MLIR text for this machine and returns a callable `Module`.
 
     text: functions over tensors, in linalg, tensor, arith, math, scf, func (what torch-mlir writes, for one) or `aligned` ops. Attention in
@@ -73,10 +89,11 @@ def compile(text, policy="balanced", tolerance=None, format="auto", function=Non
     budget: a YAML file that says how closely which layers, kv heads and sides are read; the policy holds where it says nothing.
     certify: whether to return, behind the function's own results, `bound` and `estimate` of each attention (see `KVCache.attend`), in order of
     appearance. A remark says where they can't be returned.
+    dense_up_to: tokens up to which attention reads caches as they were appended, where they hold that, too (see `KVCache`); `Module.new_cache` makes such caches.
 
     Raises Error with MLIR's diagnostics.
     """
-    return Module(text, _options(policy, tolerance, format, budget, certify), function)
+    return Module(text, _options(policy, tolerance, format, budget, certify, _dense_up_to(dense_up_to)), function)
 
 
 @functools.lru_cache(maxsize=256)
@@ -103,6 +120,8 @@ def _size(name, value):
 
 
 _AUTO = "fixed<4,4,8>"
+_MOST_DENSE = 4096  # tokens that are held twice before anybody knows how they will be read
+_LOWERING = threading.Lock()  # of what caches hold twice, when it is known
 
 
 class KVCache:
@@ -117,10 +136,14 @@ class KVCache:
     docs/Numerics.md). It does not change what attention means, but what is read of keys with a mean far from zero. Left out, the first append settles it: the
     mean of its first 64 tokens, or zero if it brings fewer. With 'fixed' formats only.
 
+    dense_up_to: tokens up to which the cache holds its tokens as they were appended, too, and attention reads those: a short cache that lies near the processor is
+    read faster so, and exactly. 'auto': as long as that is faster under the policies that it is attended to with, by what steps take on this machine; that is
+    measured once, in a few seconds, by the first `attend` that asks. At most 4096 tokens are held twice then. With 'fixed' formats only.
+
     Safe to use from several threads: each call sees keys and values of the same tokens. Raises Error if the format can't hold such tokens.
     """
 
-    def __init__(self, kv_heads, head_dim, batch=1, dtype="float16", format="auto", value_dim=None, key_offset=None):
+    def __init__(self, kv_heads, head_dim, batch=1, dtype="float16", format="auto", value_dim=None, key_offset=None, dense_up_to=0):
         self.kv_heads, self.head_dim, self.batch = _size("kv_heads", kv_heads), _size("head_dim", head_dim), _size("batch", batch)
         self.value_dim = self.head_dim if value_dim is None else _size("value_dim", value_dim)
         self.dtype = dtype if isinstance(dtype, str) else np.dtype(dtype).name
@@ -135,6 +158,12 @@ class KVCache:
         self._key = _cache(kind, widths, "key", self.dtype, self.batch, self.kv_heads, self.head_dim)
         self._value = _cache(kind, widths, "value", self.dtype, self.batch, self.kv_heads, self.value_dim)
         self._reads = None
+        self._dense_up_to = _dense_up_to(dense_up_to)
+        self._holds_dense = _MOST_DENSE if self._dense_up_to == "auto" else self._dense_up_to
+        if self._holds_dense:
+            if kind != "fixed":
+                raise Error(f"expected dense_up_to with a 'fixed' format only, got {self.format!r}")
+            _keep_dense(self._key, self._value, self._holds_dense)
         if key_offset is not None:
             if kind != "fixed":
                 raise Error(f"expected key_offset with a 'fixed' format only, got {self.format!r}")
@@ -206,11 +235,15 @@ class KVCache:
         if q.ndim != 4 or q.dtype.name not in _MLIR_TYPES:
             raise Error(f"expected q of float16, bfloat16 or float32 and rank 4, got {q.dtype.name} of rank {q.ndim}")
         scale = _number("scale", 1 / math.sqrt(self.head_dim) if scale is None else scale)
-        options = _options(policy, tolerance, "auto", certify=certify)
+        options = _options(policy, tolerance, "auto", certify=certify, dense_up_to=self._dense_up_to)
         scoring = _scoring(causal, window, sinks, softcap)
         while True:
             planes = self._key.planes
             module = _attention(self._text(q, scoring, planes), options)
+            with _LOWERING:
+                if module.dense_up_to < self._holds_dense:  # policies that read planes sooner hold less
+                    self._holds_dense = module.dense_up_to
+                    _keep_dense(self._key, self._value, self._holds_dense)
             try:
                 out, (self._reads,) = module._call_with_reads(q, self._key, self._value, scale)
                 return out

@@ -427,6 +427,56 @@ def test_float_planes_have_no_offset():
         alignedkv.KVCache(3, 32, format="float<8,4,4>", key_offset=np.zeros((3, 32)))
 
 
+# Short caches that hold their tokens twice
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_a_short_cache_is_read_as_it_was_appended(rng, dtype):
+    cache, plain = (alignedkv.KVCache(2, 32, dtype=dtype, dense_up_to=tokens) for tokens in (100, 0))
+    k, v = (rng.standard_normal((1, 2, 150, 32)).astype(dtype) for _ in range(2))
+    q = half(rng, 1, 4, 1, 32)
+    for begin, end in [(0, 60), (60, 100), (100, 150)]:
+        for each in (cache, plain):
+            each.append(k[:, :, begin:end], v[:, :, begin:end])
+        out = cache.attend(q)
+        if end <= 100:
+            assert relative_error(out, exact_attention(q, k[:, :, :end], v[:, :, :end])) < 1e-6
+            assert cache.reads["key_bits"] == cache.reads["value_bits"] == np.dtype(dtype).itemsize * 8
+            assert cache.nbytes >= plain.nbytes + 2 * 2 * end * 32 * np.dtype(dtype).itemsize
+        else:
+            np.testing.assert_array_equal(out, plain.attend(q))
+            assert cache.reads == plain.reads and cache.nbytes == plain.nbytes
+
+
+def test_policies_choose_how_long_a_cache_is_held_twice(rng):
+    cache = alignedkv.KVCache(1, 64, dense_up_to="auto")
+    k, v = half(rng, 1, 1, 3000, 64), half(rng, 1, 1, 3000, 64)
+    q = half(rng, 1, 1, 1, 64)
+    cache.append(k[:, :, :2000], v[:, :, :2000])
+    twice = cache.nbytes
+    assert twice > 2 * 2000 * 64 * 2 * 2
+    cache.attend(q, policy="exact")  # reads all bits, which is faster as they came
+    assert cache.nbytes == twice and bits_read(cache) == 32
+    cache.attend(q, policy="draft")  # planes are far ahead at 2000 tokens
+    assert cache.nbytes < 0.6 * twice and bits_read(cache) < 16
+    cache.attend(q, policy="exact")
+    assert bits_read(cache) > 32  # planes and scale codes
+
+
+@pytest.mark.parametrize("value", ["many", -1, 1.5, None])
+def test_impossible_lengths_of_dense_copies(value):
+    with pytest.raises(alignedkv.Error, match=f"expected dense_up_to to be a number of tokens or 'auto', got {value!r}"):
+        alignedkv.KVCache(1, 16, dense_up_to=value)
+    with pytest.raises(alignedkv.Error, match="expected dense_up_to to be a number of tokens or 'auto'"):
+        alignedkv.compile("", dense_up_to=value)
+
+
+def test_float_planes_hold_no_dense_copy():
+    with pytest.raises(alignedkv.Error, match="expected dense_up_to with a 'fixed' format only, got 'float<8,4,4>'"):
+        alignedkv.KVCache(1, 16, format="float<8,4,4>", dense_up_to=64)
+
+
+
 OUT_OF_MEMORY = """
 import resource
 import numpy as np

@@ -165,6 +165,7 @@ std::shared_ptr<Kernel> aligned::compileKernel(const std::string &source, const 
     kernel->split = type.is_cache;
     kernel->formats[side] = type.format;
   }
+  kernel->denseUpTo = aligned_module_dense_up_to(kernel->module.get());
   return kernel;
 }
 
@@ -210,7 +211,7 @@ std::optional<std::vector<std::shared_ptr<Kernel>>> aligned::compileLayers(const
 bool Caches::create(const Capture &c, const Kernel &kernel) {
   for (int number = 0; number < 2 && kernel.split; ++number) {
     side[number].reset(aligned_cache_create(&kernel.formats[number], 1, c.kvHeads, number ? c.valueDim : c.keyDim, c.firstPosition + c.steps));
-    if (!side[number])
+    if (!side[number] || aligned_cache_keep_dense(side[number].get(), kernel.denseUpTo))
       return refuse(aligned_last_error()), false;
   }
   return true;

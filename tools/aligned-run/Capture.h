@@ -70,6 +70,7 @@ struct Kernel {
   Module certified; ///< the same with a certificate, where asked for
   Module profiled;  ///< the same, telling when parts of a step are done, where asked for and where there are stages
   bool split = false;
+  int64_t denseUpTo = 0; ///< tokens up to which dense copies of caches are read
   aligned_format formats[2];
 };
 

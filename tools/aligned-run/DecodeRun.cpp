@@ -2,6 +2,7 @@
 #include "Capture.h"
 #include "Page.h"
 
+#include "aligned/Analysis/Costs.h"
 #include "aligned/Reference/Baselines.h"
 
 #include "llvm/ADT/STLExtras.h"
@@ -69,6 +70,8 @@ private:
   bool step(int64_t layer, int64_t number);
   /// The alternatives at one step, and the probabilities if it is the one that is pictured.
   void measureAlternatives(int64_t layer, int64_t number, const std::vector<double> &want);
+  /// What the costs of this machine say of the last step.
+  std::optional<Choice> choiceFor(double tolerance) const;
   bool pictured(int64_t layer, int64_t number) const { return page && layer == page->layer && number == page->step; }
   /// Seconds of one call; what it gives where asked for.
   std::optional<double> call(const Module &module, aligned_value key, aligned_value value, Outcome *outcome = nullptr);
@@ -216,6 +219,20 @@ bool DecodeRun::step(int64_t layer, int64_t number) {
   return true;
 }
 
+std::optional<Choice> DecodeRun::choiceFor(double tolerance) const {
+  const double *numbers = aligned_machine_costs();
+  if (!numbers)
+    return refuse(aligned_last_error());
+  const Costs costs = *Costs::of(numbers, Costs::kNumbers);
+  const AttentionShape shape{c.keyDim, c.valueDim, c.queryHeads / c.kvHeads};
+  const int64_t tokens = c.firstPosition + c.steps;
+  const ReadBits bits = usualBits(tokens, tolerance);
+  const double values = double(tokens) * (c.keyDim + c.valueDim), read = tokens * (bits.key * c.keyDim + bits.value * c.valueDim) / 8;
+  constexpr double kMicro = 1e-3;
+  return Choice{tokens, costs.denseUpTo(shape, tolerance), bits.key, bits.value, costs.planes(shape, tokens, bits) * kMicro, costs.dense(shape, tokens) * kMicro,
+                read / costs.readRate * kMicro, values * c.width() / costs.readRate * kMicro};
+}
+
 double median(std::vector<double> values) {
   if (values.empty())
     return 0;
@@ -303,6 +320,7 @@ std::optional<std::vector<DecodeReport>> DecodeRun::run(const std::vector<RunOpt
 
   std::vector<DecodeReport> reports;
   for (Contestant &contestant : contestants) {
+    const Kernel &kernel = *contestant.kernels.front();
     DecodeReport report = summary(contestant.options.name(), contestant.measured, c.width());
     if (contestant.options.budget.empty())
       report.tolerance = contestant.options.tolerance.value_or(aligned_policy_tolerance(report.policy.c_str()));
@@ -312,9 +330,11 @@ std::optional<std::vector<DecodeReport>> DecodeRun::run(const std::vector<RunOpt
     for (const std::vector<double> &times : contestant.partTimes)
       if (!times.empty())
         report.partNanoseconds.push_back(median(times));
-    judge(report, contestant.measured, bool(contestant.kernels.front()->certified));
+    if (contestant.options.explain && kernel.split && kernel.formats[0].kind == ALIGNED_FORMAT_FIXED && !(report.choice = choiceFor(report.tolerance)))
+      return std::nullopt;
+    judge(report, contestant.measured, bool(kernel.certified));
     report.threads = contestant.options.threads;
-    report.attentions = aligned_module_attentions(contestant.kernels.front()->module.get());
+    report.attentions = aligned_module_attentions(kernel.module.get());
     reports.push_back(report);
     if (page)
       page->policies.push_back({report, contestant.bits.channels ? std::optional(std::move(contestant.bits)) : std::nullopt, std::move(contestant.measured.certificates)});

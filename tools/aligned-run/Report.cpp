@@ -36,6 +36,8 @@ std::string RunOptions::pipeline() const {
     llvm::raw_string_ostream(text) << llvm::format(" tolerance=%.17g", *tolerance);
   if (!budget.empty())
     text += " budget='" + budget + "'";
+  if (denseUpTo != "0")
+    text += " dense-up-to=" + denseUpTo;
   return text;
 }
 
@@ -98,6 +100,32 @@ void aligned::printModel(const ModelReport &report, const RunOptions &options) {
 /// Names of ALIGNED_PART_*.
 static constexpr const char *kParts[ALIGNED_PARTS] = {"call", "prepare", "scan", "rule", "list", "refine", "weigh", "add", "finish"};
 
+static std::string reasonFor(const Choice &choice) {
+  std::string text;
+  llvm::raw_string_ostream os(text);
+  if (choice.tokens <= choice.denseUpTo)
+    os << "dense, as up to " << choice.denseUpTo << " tokens";
+  else if (choice.denseMicroseconds < choice.planesMicroseconds)
+    os << "planes, for their memory: both are held up to " << choice.denseUpTo << " tokens";
+  else
+    os << "planes, as from " << choice.denseUpTo + 1 << " tokens on";
+  return text;
+}
+
+static void printChoices(const std::vector<DecodeReport> &reports) {
+  auto isExplained = [](const DecodeReport &r) { return r.choice.has_value(); };
+  if (llvm::none_of(reports, isExplained))
+    return;
+  llvm::raw_ostream &os = llvm::outs();
+  os << "\nwhat dense-up-to=auto goes by: microseconds that the last step of a kv head is expected to take in a near cache, and that reading it from memory takes\n"
+     << llvm::format("%-12s %7s %7s %7s %9s %9s %9s %9s  %s\n", "policy", "tokens", "K bits", "V bits", "planes", "dense", "reading", "dense", "choice");
+  for (const DecodeReport &r : llvm::make_filter_range(reports, isExplained)) {
+    const Choice &c = *r.choice;
+    os << llvm::format("%-12s %7lld %7.2f %7.2f %9.1f %9.1f %9.1f %9.1f  %s\n", r.policy.c_str(), (long long)c.tokens, c.keyBits, c.valueBits, c.planesMicroseconds,
+                       c.denseMicroseconds, c.planesReading, c.denseReading, reasonFor(c).c_str());
+  }
+}
+
 void aligned::printDecode(const std::vector<DecodeReport> &reports) {
   llvm::raw_ostream &os = llvm::outs();
   os << llvm::format("%-12s %7s %7s %7s %11s %9s %9s %9s %9s %7s\n", "policy", "K bits", "V bits", "bytes", "error mean", "median", "max", "step us", "dense us", "ratio");
@@ -110,6 +138,7 @@ void aligned::printDecode(const std::vector<DecodeReport> &reports) {
     os << llvm::format("%-12s %7.2f %7.2f %7.3f %11.1e %9.1e %9.1e %9.1f %9s %7s\n", r.policy.c_str(), r.keyBits, r.valueBits, r.bytesFraction, r.errorMean,
                        r.errorMedian, r.errorMax, r.stepMicroseconds, timed("%.1f", r.denseStepMicroseconds).c_str(),
                        timed("%.2f", r.stepMicroseconds / r.denseStepMicroseconds).c_str());
+  printChoices(reports);
   auto isProfiled = [](const DecodeReport &r) { return !r.partNanoseconds.empty(); };
   if (llvm::none_of(reports, isProfiled))
     return;
@@ -173,6 +202,11 @@ llvm::json::Object aligned::decodeJson(const std::vector<DecodeReport> &reports,
         parts[name] = jsonNumber(ns);
       if (!parts.empty())
         run["tile_ns"] = std::move(parts);
+      if (r.choice)
+        run["choice"] = llvm::json::Object{{"tokens", r.choice->tokens}, {"dense_up_to", r.choice->denseUpTo},
+                                           {"k_bits", r.choice->keyBits}, {"v_bits", r.choice->valueBits},
+                                           {"planes_us", r.choice->planesMicroseconds}, {"dense_us", r.choice->denseMicroseconds},
+                                           {"planes_reading_us", r.choice->planesReading}, {"dense_reading_us", r.choice->denseReading}};
       runs.push_back(std::move(run));
     }
     return runs;

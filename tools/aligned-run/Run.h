@@ -23,6 +23,8 @@ struct RunOptions {
   int threads = 1;
   std::optional<double> rtol, atol;   ///< of the comparison with the expected outputs
   bool lastStep = false;              ///< of a captured cache
+  std::string denseUpTo = "0";        ///< tokens up to which dense copies of caches are read, or auto
+  bool explain = false;               ///< of a captured cache: why planes or dense
   bool profile = false;               ///< of a captured cache: times of a step's parts, too
   bool json = false;
 
@@ -56,6 +58,14 @@ struct ModelReport {
   std::vector<OutputReport> outputs;
 };
 
+/// What a step of a kv head is expected to take on this machine, and what follows: aligned/Analysis/Costs.h.
+struct Choice {
+  int64_t tokens = 0, denseUpTo = 0;
+  double keyBits = 0, valueBits = 0;
+  double planesMicroseconds = 0, denseMicroseconds = 0; ///< in a near cache
+  double planesReading = 0, denseReading = 0;           ///< microseconds that reading them from memory takes at least
+};
+
 /// One policy over a captured cache.
 struct DecodeReport {
   std::string policy;
@@ -68,6 +78,7 @@ struct DecodeReport {
   std::optional<int64_t> boundViolations; ///< heads whose error exceeds their bound
   double toleranceMet = NAN, flagged = NAN; ///< fractions of heads: with an error within twice the tolerance, and with an estimate beyond that
   int threads = 1, attentions = 0;
+  std::optional<Choice> choice;        ///< where asked for, of policies over fixed planes
   std::vector<double> partNanoseconds; ///< of a tile of 64 tokens of a kv head, by ALIGNED_PART_*, where asked for
 };
 

@@ -40,6 +40,10 @@ struct CommandLine {
   cl::opt<double> relative{"rtol", cl::desc("Allowed |got - want| is atol + rtol |want|. Default 2e-3, or 2^-7 for bf16 outputs"), cl::cat(category)};
   cl::opt<double> absolute{"atol", cl::desc("Default 2e-3 for exact and tight, 2e-2 for balanced, 6e-2 for fast and alignedkv, 0.12 for draft, max(2e-3, 8 T) for a tolerance, 6e-2 for a budget file"), cl::cat(category)};
   cl::opt<bool> lastStep{"last-step", cl::desc("Of a captured cache, run only the last step"), cl::cat(category)};
+  cl::opt<std::string> denseUpTo{"dense-up-to", cl::init("0"), cl::value_desc("N"),
+                               cl::desc("Tokens up to which caches hold their tokens as they came, too, and attention reads those; auto: as long as that is faster on this machine (default 0)"),
+                               cl::cat(category)};
+  cl::opt<bool> explain{"explain", cl::desc("Of a captured cache, also print what --dense-up-to auto chooses, and why: of policies over fixed planes"), cl::cat(category)};
   cl::opt<bool> profile{"profile", cl::desc("Of a captured cache, also print what each part of a step takes, by kernels that read a clock between parts: of policies over fixed planes"), cl::cat(category)};
   cl::opt<std::string> report{"report", cl::value_desc("FILE.html"), cl::desc("Of a captured cache, write a page with tables and pictures"), cl::cat(category)};
   cl::opt<int> layer{"report-layer", cl::value_desc("N"), cl::desc("Layer of the capture that the page pictures, from 0 (default the middle one)"), cl::cat(category)};
@@ -128,7 +132,7 @@ int main(int argc, char **argv) {
       return usageError(line.targetError.getNumOccurrences() ? "expected a target error above 0 and below 1, got " + text(line.targetError) : "expected --target-error E with --tune");
     if (line.output.empty())
       return usageError("expected -o FILE.yaml with --tune");
-    for (cl::Option *option : std::initializer_list<cl::Option *>{std::addressof(line.policies), &line.tolerance, &line.budget, &line.format, &line.report, &line.lastStep, &line.profile})
+    for (cl::Option *option : std::initializer_list<cl::Option *>{std::addressof(line.policies), &line.tolerance, &line.budget, &line.format, &line.report, &line.lastStep, &line.profile, &line.explain, &line.denseUpTo})
       if (option->getNumOccurrences())
         return usageError("expected no --" + option->ArgStr.str() + " with --tune");
   } else {
@@ -149,6 +153,8 @@ int main(int argc, char **argv) {
   base.isa = line.isa;
   base.threads = line.threads;
   base.lastStep = line.lastStep;
+  base.denseUpTo = line.denseUpTo;
+  base.explain = line.explain;
   base.profile = line.profile;
   base.json = line.json;
   if (line.relative.getNumOccurrences())
@@ -183,8 +189,13 @@ int main(int argc, char **argv) {
     }
   if (line.report.getNumOccurrences() && !isDecode)
     return usageError("expected --report only with --decode DIR");
-  if (line.profile && (!isDecode || line.format == "dense"))
-    return usageError(std::string("expected --profile only with --decode DIR") + (isDecode ? " and planes, got it with --format dense" : ""));
+  for (cl::opt<bool> *option : {&line.profile, &line.explain})
+    if (*option && (!isDecode || line.format == "dense"))
+      return usageError("expected --" + option->ArgStr.str() + " only with --decode DIR" + (isDecode ? " and planes, got it with --format dense" : ""));
+  if (line.explain && !base.budget.empty())
+    return usageError("expected no --explain with --budget, whose tolerances are many");
+  if (uint64_t tokens; line.denseUpTo != "auto" && llvm::StringRef(line.denseUpTo).getAsInteger(10, tokens))
+    return usageError("expected --dense-up-to N, a number of tokens, or auto, got '" + line.denseUpTo + "'");
   aligned_rt_set_threads(line.threads);
 
   bool ok = false;

@@ -49,7 +49,7 @@ typedef struct aligned_module aligned_module;
 char *aligned_transform(const char *source, const char *pipeline);
 void aligned_text_free(char *text);
 
-/* Parses, runs aligned-pipeline with `options` ("policy=tight format=auto", may be empty) and compiles for this machine.
+/* Parses, runs aligned-pipeline with `options` ("policy=tight format=auto", may be empty) and compiles for this machine; `dense-up-to=auto` goes by aligned_machine_costs().
  * `function` may be null where the module has one public function with a body. */
 aligned_module *aligned_module_compile(const char *source, const char *options, const char *function);
 void aligned_module_destroy(aligned_module *module);
@@ -61,8 +61,15 @@ int aligned_module_result(const aligned_module *module, int32_t index, aligned_t
 /* Of an argument that is a cache of keys: what the model says is to be taken off K (S2), `aligned.key_offset` of the argument, [kv_heads, head_dim]. Whoever makes
  * the cache hands it to aligned_cache_set_offset. Null where nothing is said. The module's. */
 const float *aligned_module_key_offset(const aligned_module *module, int32_t argument);
-/* An empty cache as an argument takes it: of its type, with the planes that are read and that offset. Null, with an error, where it takes no cache. */
+/* An empty cache as an argument takes it: of its type, with the planes that are read, that offset, and dense copies as far as they are read. Null, with an error, where it
+ * takes no cache. */
 aligned_cache *aligned_module_create_cache(const aligned_module *module, int32_t argument, int64_t capacity);
+/* Tokens up to which some attention of the module reads the dense copies of caches that hold some (option dense-up-to). Whoever makes the caches hands it to
+ * aligned_cache_keep_dense. */
+int64_t aligned_module_dense_up_to(const aligned_module *module);
+/* What decode steps take on this machine, as `dense-up-to=auto` has it: the numbers of aligned/Analysis/Costs.h. The first call on a machine measures them, in a few seconds, and
+ * keeps them beside compiled modules. Null, with an error, where that fails. */
+const double *aligned_machine_costs(void);
 /* Number of attentions in the module, whose numbers are 0 .. this - 1: that were raised, or that came fused or in stages. */
 int32_t aligned_module_attentions(const aligned_module *module);
 /* With option probe=true: how many of the results behind the function's own are what the attentions give, in order; 0 where they can't

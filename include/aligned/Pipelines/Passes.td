@@ -15,6 +15,8 @@ def AlignedCheckOptions : Pass<"aligned-check-options", "::mlir::ModuleOp"> {
     Option<"policy", "policy", "std::string", "\"balanced\"", "name of a policy">,
     Option<"tolerance", "tolerance", "double", "0.0", "with policy=budget">,
     Option<"format", "format", "std::string", "\"auto\"", "auto, dense or a plane format">,
+    Option<"denseUpTo", "dense-up-to", "std::string", "\"0\"", "auto or a number of tokens">,
+    Option<"hasCosts", "has-costs", "bool", "false", "whether there are costs for auto">,
     Option<"isa", "isa", "std::string", "\"host\"", "host, portable, avx2, avxvnni or avx512">,
     Option<"to", "to", "std::string", "\"llvm\"", "name of a phase">];
   let dependentDialects = ["::aligned::AlignedDialect"];

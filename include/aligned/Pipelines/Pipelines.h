@@ -29,7 +29,8 @@ struct PipelineOptions : mlir::PassPipelineOptions<PipelineOptions> {
   Option<int64_t> budgetLayer{*this, "budget-layer", llvm::cl::desc("the layer of the budget that all attention stands for; -1: each has its own number"), llvm::cl::init(-1)};
   Option<std::string> format{*this, "format", llvm::cl::desc("auto, dense, or a plane format such as fixed<4,4,8>"), llvm::cl::init("auto")};
   Option<uint64_t> denseBelow{*this, "dense-below", llvm::cl::desc("bytes of K and V of an attention below which they stay dense"), llvm::cl::init(0)};
-  Option<uint64_t> denseUpTo{*this, "dense-up-to", llvm::cl::desc("tokens up to which the dense copies of caches that hold some are read"), llvm::cl::init(0)};
+  Option<std::string> denseUpTo{*this, "dense-up-to", llvm::cl::desc("tokens up to which the dense copies of caches that hold some are read, or auto: as costs say"), llvm::cl::init("0")};
+  ListOption<double> costs{*this, "costs", llvm::cl::desc("what steps take on a machine: the numbers of aligned/Analysis/Costs.h")};
   Option<std::string> isa{*this, "isa", llvm::cl::desc("host, portable, avx2, avxvnni or avx512"), llvm::cl::init("host")};
   Option<bool> probe{*this, "probe", llvm::cl::desc("return what each attention gives, behind the function's own results"), llvm::cl::init(false)};
   Option<bool> certify{*this, "certify", llvm::cl::desc("return a bound and an estimate of each attention's error, behind all other results"), llvm::cl::init(false)};

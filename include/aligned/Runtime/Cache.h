@@ -80,7 +80,8 @@ aligned_cache *aligned_cache_fork(const aligned_cache *cache);
 int aligned_cache_set_offset(aligned_cache *cache, const float *offset);
 
 /* Keeps a dense copy while the cache holds no more than `tokens` tokens; the append that brings more lets it go, and so does whatever gives the cache own
- * lengths or drops planes. An empty cache begins anew. 0: none, whatever the cache holds; else the cache is empty, on the host and without pages. Returns 0. */
+ * lengths or drops planes. An empty cache begins anew. More than before can be asked of an empty cache only, less of any; 0: none. The cache is on the host and without pages.
+ * Returns 0. */
 int aligned_cache_keep_dense(aligned_cache *cache, int64_t tokens);
 
 /* Appends `count` tokens from an array [batch, kv_heads, count, head_dim] of the cache's element type with the given strides in elements.

@@ -101,10 +101,13 @@ def AlignedStageDecodeAttention : Pass<"aligned-stage-decode-attention", "::mlir
     and a sum of each. Stages of several splits that were there before are tiled alike. Attention over dense tensors and `float` planes stays as it is.
 
     With `dense-up-to` caches of no more than so many tokens that hold dense copies are read there: an `scf.if` asks for them (`aligned.has_dense_copy`), and the stages
-    are its other branch.
+    are its other branch. With `costs`, which say what steps take on a machine, the number of tokens is each attention's own: up to which dense is faster
+    (aligned/Analysis/Costs.h). The largest is left as the module's attribute `aligned.dense_up_to`, for whoever makes caches.
   }];
-  let options = [Option<"denseUpTo", "dense-up-to", "uint64_t", "0", "tokens up to which the dense copies of caches that have some are read">];
-  let dependentDialects = ["::aligned::AlignedDialect", "::mlir::arith::ArithDialect", "::mlir::linalg::LinalgDialect", "::mlir::scf::SCFDialect",
+  let options = [
+    Option<"denseUpTo", "dense-up-to", "uint64_t", "0", "tokens up to which the dense copies of caches that have some are read">,
+    ListOption<"costs", "costs", "double", "the numbers of aligned/Analysis/Costs.h; ahead of dense-up-to">];
+  let dependentDialects = ["::aligned::AlignedDialect", "::mlir::arith::ArithDialect", "::mlir::bufferization::BufferizationDialect", "::mlir::linalg::LinalgDialect", "::mlir::scf::SCFDialect",
                            "::mlir::tensor::TensorDialect"];
 }
 

@@ -9,13 +9,13 @@ constexpr int64_t kDenseUpTo = 130;
 
 struct Case {
   const char *name, *element, *said, *options;
-  int64_t queries = 1;
+  int64_t queries = 1, batch = 2;
 };
 
 class DenseCopy : public testing::TestWithParam<Case> {
 protected:
   Spec spec(const std::string &more = "") const {
-    Spec spec{48, 32, 3, GetParam().queries, 2, 2, GetParam().said, GetParam().options + more};
+    Spec spec{48, 32, 3, GetParam().queries, 2, GetParam().batch, GetParam().said, GetParam().options + more};
     spec.element = GetParam().element;
     return spec;
   }
@@ -79,7 +79,7 @@ TEST_P(DenseCopy, BothHaveOneOrNoneIsRead) {
 }
 
 INSTANTIATE_TEST_SUITE_P(JIT, DenseCopy,
-                         testing::Values(Case{"Half", "f16", "", "policy=balanced"}, Case{"BFloat", "bf16", "", "policy=tight certify"}, Case{"Single", "f32", "", "policy=exact"},
+                         testing::Values(Case{"Half", "f16", "", "policy=balanced", 1, 1}, Case{"BFloat", "bf16", "", "policy=tight certify"}, Case{"Single", "f32", "", "policy=exact"},
                                          Case{"Masked", "f16", "softcap 3.0 mask <causal, window = 40, sinks = 3>", "policy=fast certify", 2},
                                          Case{"InStretches", "f16", "mask <causal>", "policy=fast", 12}),
                          [](const auto &info) { return std::string(info.param.name); });

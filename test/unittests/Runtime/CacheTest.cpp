@@ -533,8 +533,23 @@ TEST(Cache, KeepDenseRefuses) {
   EXPECT_EQ(aligned_cache_keep_dense(paged.get(), 0), 0);
   ASSERT_EQ(append(cache, randomValues(ALIGNED_ELEMENT_F16, 1, 1, 3, 16), 0, 3), 0);
   EXPECT_LT(aligned_cache_keep_dense(cache.get(), 64), 0);
-  EXPECT_STREQ(aligned_last_error(), "expected an empty cache, got one of 3 tokens");
+  EXPECT_STREQ(aligned_last_error(), "expected an empty cache to keep a dense copy of more tokens than 0, got one of 3 tokens");
   EXPECT_FALSE(cache->dense);
+}
+
+TEST(Cache, KeepDenseOfFewer) {
+  const Values values = randomValues(ALIGNED_ELEMENT_F16, 1, 1, 60, 16);
+  CachePtr cache = create(usual(ALIGNED_ROLE_KEY), 1, 1, 16);
+  ASSERT_EQ(aligned_cache_keep_dense(cache.get(), 100), 0);
+  ASSERT_EQ(append(cache, values, 0, 30), 0);
+  ASSERT_EQ(aligned_cache_keep_dense(cache.get(), 40), 0);
+  expectDense(*cache, values, true);
+  EXPECT_LT(aligned_cache_keep_dense(cache.get(), 41), 0);
+  EXPECT_STREQ(aligned_last_error(), "expected an empty cache to keep a dense copy of more tokens than 40, got one of 30 tokens");
+  ASSERT_EQ(append(cache, values, 30, 40), 0);
+  expectDense(*cache, values, true);
+  ASSERT_EQ(aligned_cache_keep_dense(cache.get(), 39), 0);
+  expectDense(*cache, values, false);
 }
 
 TEST_P(EveryFormat, DropPlanes) {

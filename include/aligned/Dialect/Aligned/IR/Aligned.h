@@ -25,6 +25,8 @@ namespace aligned {
 
 /// Attributes of a function's arguments and results (P6; S2).
 constexpr llvm::StringLiteral kRangeName = "aligned.range", kToleranceName = "aligned.tolerance", kKeyOffsetName = "aligned.key_offset";
+/// Of a module: tokens up to which some attention of it reads dense copies of caches that hold some.
+constexpr llvm::StringLiteral kDenseUpToName = "aligned.dense_up_to";
 
 /// A number in a message.
 std::string decimal(double number);
