@@ -7,8 +7,10 @@
 //   exact, ...   policies, over planes that all of them share
 //   read         nothing but reading the dense arrays: what memory allows
 //   ggml ...     llama.cpp's flash attention, where --ggml names the folder of its libraries
+//   torch ...    torch's scaled_dot_product_attention, where --torch names a Python that has it
 #include "Capture.h"
 #include "Ggml.h"
+#include "Torch.h"
 
 #include "aligned/Runtime/Kernel.h"
 
@@ -39,6 +41,8 @@ struct CommandLine {
   cl::opt<int> threads{"threads", cl::desc("Of every contestant (default 1)"), cl::init(1), cl::cat(category)};
   cl::opt<int> flush{"flush", cl::desc("MB of other memory that are read before each turn (default 0)"), cl::init(0), cl::value_desc("MB"), cl::cat(category)};
   cl::opt<std::string> ggml{"ggml", cl::desc("Folder of libggml-base.so and libggml-cpu.so"), cl::cat(category)};
+  cl::opt<std::string> torch{"torch", cl::desc("Python that has torch"), cl::value_desc("PYTHON"), cl::cat(category)};
+  cl::opt<int> patience{"torch-patience", cl::desc("Seconds that torch may take for an answer (default 120)"), cl::init(120), cl::value_desc("S"), cl::cat(category)};
 };
 const CommandLine *line;
 
@@ -47,6 +51,8 @@ struct Contestant {
   std::string name;
   double bytes; ///< read, beside a dense cache of 16 bits; 0 where a tally says
   std::function<bool(size_t copy, int64_t layer, std::vector<double> *out)> step;
+  std::function<double()> turn = {}; ///< its seconds by a clock of its own: of torch
+  std::string note = "";
   double tallied = 0; ///< bytes beside dense, as kernels say
   std::vector<double> seconds = {}, errors = {}, usualErrors = {}; ///< of a step; of heads, relative to the output and to a usual row of V
 };
@@ -67,6 +73,7 @@ public:
   bool addPolicies();
   void addReading();
   bool addGgml();
+  bool addTorch();
   bool measureErrors();
   bool measureTimes();
   llvm::json::Object json() const;
@@ -74,6 +81,7 @@ public:
 private:
   size_t at(size_t copy, int64_t layer) const { return copy * c.layers + layer; }
   bool call(const Module &module, int64_t layer, aligned_value key, aligned_value value, std::vector<double> *out) const;
+  std::optional<double> turn(const Contestant &contestant) const;
   static double median(std::vector<double> numbers, double share = 0.5) {
     std::sort(numbers.begin(), numbers.end());
     return numbers.empty() ? NAN : numbers[size_t(share * double(numbers.size() - 1) + 0.5)];
@@ -85,6 +93,7 @@ private:
   std::vector<Bytes> keys, values; ///< [copy][layer]
   std::vector<std::array<Cache, 2>> planes;    ///< [copy][layer]
   std::vector<Module> modules;
+  std::shared_ptr<Torch> torch;
   std::vector<Contestant> contestants;
 };
 
@@ -186,6 +195,24 @@ bool Bench::addGgml() {
   return true;
 }
 
+/// Its steps are for their numbers alone.
+bool Bench::addTorch() {
+  if (line->torch.empty())
+    return true;
+  torch = Torch::start(line->torch, line->folder, line->copies, line->threads, line->patience);
+  if (!torch)
+    return false;
+  const std::vector<Torch::Contestant> kinds = torch->contestants();
+  for (size_t i = 0; i < kinds.size(); ++i)
+    contestants.push_back({kinds[i].name, kinds[i].bytes,
+                           [=, this](size_t, int64_t layer, std::vector<double> *out) {
+                             *out = torch->output(i, layer);
+                             return true;
+                           },
+                           [=, this] { return torch->time(i); }, kinds[i].note});
+  return true;
+}
+
 bool Bench::measureErrors() {
   for (int64_t layer = 0; layer < c.layers; ++layer) {
     const std::vector<double> want = c.exact(queries[layer], layer, tokens);
@@ -215,6 +242,18 @@ bool Bench::measureErrors() {
   return true;
 }
 
+/// Its seconds; nothing where a step fails.
+std::optional<double> Bench::turn(const Contestant &contestant) const {
+  if (contestant.turn)
+    return contestant.turn();
+  const double start = now();
+  for (int copy = 0; copy < line->copies; ++copy)
+    for (int64_t layer = 0; layer < c.layers; ++layer)
+      if (!contestant.step(copy, layer, nullptr))
+        return std::nullopt;
+  return now() - start;
+}
+
 bool Bench::measureTimes() {
   std::vector<char> other(size_t(line->flush) << 20, 1);
   Progress progress("rounds");
@@ -222,12 +261,10 @@ bool Bench::measureTimes() {
     for (Contestant &contestant : contestants) {
       volatile int sink = std::accumulate(other.begin(), other.end(), 0);
       (void)sink;
-      const double start = now();
-      for (int copy = 0; copy < line->copies; ++copy)
-        for (int64_t layer = 0; layer < c.layers; ++layer)
-          if (!contestant.step(copy, layer, nullptr))
-            return false;
-      contestant.seconds.push_back((now() - start) / double(line->copies * c.layers));
+      const std::optional<double> seconds = turn(contestant);
+      if (!seconds)
+        return false;
+      contestant.seconds.push_back(*seconds / double(line->copies * c.layers));
     }
     progress.show(round + 1, line->rounds);
   }
@@ -239,6 +276,8 @@ llvm::json::Object Bench::json() const {
   auto mean = [](const std::vector<double> &numbers) { return numbers.empty() ? NAN : std::accumulate(numbers.begin(), numbers.end(), 0.0) / double(numbers.size()); };
   llvm::json::Array all;
   for (const Contestant &contestant : contestants) {
+    if (contestant.turn && torch->lost())
+      continue;
     std::vector<double> microseconds, ratios, squares;
     for (size_t i = 0; i < contestant.seconds.size(); ++i) {
       microseconds.push_back(contestant.seconds[i] * 1e6);
@@ -246,12 +285,15 @@ llvm::json::Object Bench::json() const {
     }
     for (double error : contestant.usualErrors)
       squares.push_back(error * error);
-    all.push_back(llvm::json::Object{{"name", contestant.name},
-                                     {"bytes", jsonNumber(contestant.bytes ? contestant.bytes : contestant.tallied)},
-                                     {"microseconds", quartiles(microseconds)},
-                                     {"beside_dense", quartiles(ratios)},
-                                     {"error_mean", jsonNumber(mean(contestant.errors))},
-                                     {"error_of_usual_row", jsonNumber(std::sqrt(mean(squares)))}});
+    llvm::json::Object one{{"name", contestant.name},
+                           {"bytes", jsonNumber(contestant.bytes ? contestant.bytes : contestant.tallied)},
+                           {"microseconds", quartiles(microseconds)},
+                           {"beside_dense", quartiles(ratios)},
+                           {"error_mean", jsonNumber(mean(contestant.errors))},
+                           {"error_of_usual_row", jsonNumber(std::sqrt(mean(squares)))}};
+    if (!contestant.note.empty())
+      one["note"] = contestant.note;
+    all.push_back(std::move(one));
   }
   return llvm::json::Object{{"capture", llvm::sys::path::filename(line->folder).str()},
           {"cpu", llvm::sys::getHostCPUName().str()},
@@ -276,14 +318,14 @@ int main(int argc, char **argv) {
   const CommandLine given;
   line = &given;
   cl::ParseCommandLineOptions(argc, argv, "aligned-bench: decode attention over a captured cache by several kernels in turn; prints one JSON object\n");
-  if (line->copies < 1 || line->rounds < 1 || line->threads < 1 || line->flush < 0)
-    return refuse("expected at least one copy, round and thread, and no negative --flush"), 2;
+  if (line->copies < 1 || line->rounds < 1 || line->threads < 1 || line->flush < 0 || line->patience < 1)
+    return refuse("expected at least one copy, round, thread and second of patience, and no negative --flush"), 2;
   aligned_rt_set_threads(line->threads);
   const std::optional<Capture> capture = loadCapture(line->folder);
   if (!capture)
     return 1;
   Bench bench(*capture);
-  if (!bench.addDense() || !bench.addPolicies() || !bench.addGgml())
+  if (!bench.addDense() || !bench.addPolicies() || !bench.addGgml() || !bench.addTorch())
     return 1;
   bench.addReading();
   if (!bench.measureErrors() || !bench.measureTimes())
