@@ -5,6 +5,7 @@ SECONDS ?= 60
 CORPUS ?= $(BUILD)/fuzz
 CAPTURE ?= test/data/smollm2-slice
 GGML ?=
+TORCH ?=
 PYTHON := .venv/bin/python
 
 # Precompiled headers are cacheable once ccache stops comparing times.
@@ -32,8 +33,8 @@ check: build ## run every test; the last line is `N passed, N failed`
 demo: build ## one model through the phases, then a real cache under four policies
 	@$(PYTHON) utils/demo.py $(BUILD)
 
-bench: build ## time kernels in turn, on a quiet machine (CAPTURE=DIR, a captured cache of some thousand tokens; GGML=FOLDER, llama.cpp's libraries)
-	@$(PYTHON) benchmarks/cpu/bench.py $(BUILD) --capture=$(CAPTURE) $(if $(GGML),--ggml=$(GGML))
+bench: build ## time kernels in turn, on a quiet machine (CAPTURE=DIR, a captured cache of some thousand tokens; GGML=FOLDER, llama.cpp's libraries; TORCH=PYTHON, one that has torch)
+	@$(PYTHON) benchmarks/cpu/bench.py $(BUILD) --capture=$(CAPTURE) $(if $(GGML),--ggml=$(GGML)) $(if $(TORCH),--torch=$(TORCH))
 
 fuzz: build ## search for caches on which an error exceeds its certified bound (SECONDS=60, CORPUS=build/fuzz)
 	@ninja -C $(BUILD) -j$(JOBS) aligned-fuzz

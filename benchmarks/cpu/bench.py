@@ -1,6 +1,6 @@
 """Times attention kernels of the CPU in turn, and writes what was found: a JSON file, a page and a picture.
 
-    python benchmarks/cpu/bench.py BUILD --capture DIR [--quick] [--ggml FOLDER] [--name NAME]
+    python benchmarks/cpu/bench.py BUILD --capture DIR [--quick] [--ggml FOLDER] [--torch PYTHON] [--name NAME]
 
 Runs aligned-bench over the capture as it is, shorter and longer, with other head_dims and groups, on one thread and two."""
 import argparse
@@ -51,6 +51,7 @@ def main():
     parser.add_argument("--capture", type=pathlib.Path, default=ROOT / "test/data/smollm2-slice", help="a captured cache, as aligned-run --decode takes it")
     parser.add_argument("--quick", action="store_true", help=f"only {', '.join(sorted(QUICK))}")
     parser.add_argument("--ggml", help="folder of llama.cpp's libggml-base.so and libggml-cpu.so")
+    parser.add_argument("--torch", help="a Python that has torch")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--name", default="cpu", help="of the files in benchmarks/results")
     options = parser.parse_args()
@@ -70,6 +71,7 @@ def main():
                 longer(options.capture, folder, tokens, head_dim, group, kv_heads)
             command = [options.build / "bin/aligned-bench", folder, f"--copies={copies}", f"--threads={threads}", f"--rounds={options.rounds}"]
             command += [f"--ggml={options.ggml}"] if options.ggml else []
+            command += [f"--torch={options.torch}"] if options.torch else []
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
             if done.returncode:
                 sys.exit(f"bench: error: expected aligned-bench to end well, got exit status {done.returncode}")

@@ -9,7 +9,7 @@ def ratio(quartiles):
 
 def write_page(results, folder, name):
     lines = ["# Kernels of the CPU in turn", "",
-             f"Written by `make bench CAPTURE=DIR GGML=FOLDER` ([what they are](../../docs/Measurements.md#beside-other-kernels)). CPU: {results[0]['cpu']}. Time is a step's, beside that of this project's dense f16 kernel in the same round: the median, and the middle half of the",
+             f"Written by `make bench CAPTURE=DIR GGML=FOLDER TORCH=PYTHON` ([what they are](../../docs/Measurements.md#beside-other-kernels)). CPU: {results[0]['cpu']}. Time is a step's, beside that of this project's dense f16 kernel in the same round: the median, and the middle half of the",
              "rounds in brackets. Bytes are beside a cache of 16 bits. Errors are relative L2 of a head's output against attention in float64, mean. `read` only reads the dense cache.",
              "Every contestant's memory is in large pages where it is large. Threads share kv heads, and over planes tokens, too: with one kv head a second thread leaves the dense kernel as it is.", "",
              f"![time against error]({name}.svg)", ""]
@@ -22,7 +22,8 @@ def write_page(results, folder, name):
                   "| kernel | time beside dense | bytes | error |", "|---|---|---|---|"]
         for c in case["contestants"]:
             error = f"{c['error_mean']:.1e}" if c["error_mean"] is not None else ""
-            lines.append(f"| {c['name']} | {ratio(c['beside_dense'])} | {c['bytes']:.3f} | {error} |")
+            note = f" ({c['note']})" if "note" in c else ""
+            lines.append(f"| {c['name']}{note} | {ratio(c['beside_dense'])} | {c['bytes']:.3f} | {error} |")
         lines.append("")
     (folder / f"{name}.md").write_text("\n".join(lines))
     (folder / f"{name}.svg").write_text(picture(results))
@@ -33,7 +34,7 @@ def picture(results):
     import math
     cases = sorted((case for case in results if case["threads"] == 1 and case["head_dim"] == results[0]["head_dim"] and case["group"] == results[0]["group"]
                     and (case["copies"] > 1 or case["tokens"] > 8192)), key=lambda case: case["tokens"])
-    names = [c["name"] for c in cases[0]["contestants"] if c["name"] not in ("dense", "read")]
+    names = [name for name in dict.fromkeys(c["name"] for case in cases for c in case["contestants"]) if name not in ("dense", "read")]
     value = {(case["tokens"], c["name"]): c["beside_dense"][1] for case in cases for c in case["contestants"]}
     xs = [math.log2(case["tokens"]) for case in cases]
     ys = [math.log2(v) for (_, name), v in value.items() if name in names] + [0]
@@ -45,7 +46,7 @@ def picture(results):
     def y(v):
         return TOP + (high - math.log2(v)) / max(high - low, 1) * (HEIGHT - TOP - BOTTOM)
 
-    colours = ["#666666", "#b2182b", "#d6604d", "#2166ac", "#4393c3", "#8c6d31", "#bd9e39"]
+    colours = ["#666666", "#b2182b", "#d6604d", "#2166ac", "#4393c3", "#8c6d31", "#bd9e39", "#1b7837", "#5aae61", "#a6dba0"]
     out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="12">',
            f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
            f'<text x="{LEFT}" y="18">time of a step beside the dense f16 kernel, over tokens (lower is faster)</text>']
@@ -57,7 +58,7 @@ def picture(results):
         out.append(f'<text x="{x(case["tokens"]):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{case["tokens"]}</text>')
     taken = []
     for colour, name in zip(colours, names):
-        points = [(x(case["tokens"]), y(value[case["tokens"], name])) for case in cases]
+        points = [(x(case["tokens"]), y(value[case["tokens"], name])) for case in cases if (case["tokens"], name) in value]
         out.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in points)}"/>')
         at = points[-1][1] + 4
         while any(abs(at - other) < 13 for other in taken):
