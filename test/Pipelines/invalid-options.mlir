@@ -10,6 +10,9 @@
 // RUN: not aligned-opt %s --aligned-pipeline="policy=budget format=dense" 2>&1 | FileCheck %s --check-prefix=TOLERANCE
 // RUN: not aligned-opt %s --aligned-pipeline="policy=draft tolerance=0.5" 2>&1 | FileCheck %s --check-prefix=PRESET
 // RUN: not aligned-opt %s --aligned-pipeline="target=gpu isa=sse" 2>&1 | FileCheck %s --check-prefixes=TARGET,ISA
+// RUN: not aligned-opt %s --aligned-pipeline="dense-up-to=many to=raise" 2>&1 | FileCheck %s --check-prefix=MANY
+// RUN: not aligned-opt %s --aligned-pipeline="dense-up-to=auto" 2>&1 | FileCheck %s --check-prefix=AUTO
+// RUN: not aligned-opt %s --aligned-pipeline="dense-up-to=auto costs=1.0,2.0" 2>&1 | FileCheck %s --check-prefix=COSTS
 // RUN: not aligned-opt %s --aligned-pipeline="format=float<8,4,4>" 2>&1 | FileCheck %s --check-prefix=MISFIT
 
 // Options are judged before anything runs, even those that no phase up to `to` would read.
@@ -27,6 +30,12 @@
 // POLICY: error: expected policy 'exact', 'alignedkv', 'tight', 'balanced', 'fast', 'draft' or 'budget', got 'best'
 // TOLERANCE: error: expected a tolerance above 0 and below 1, got 0
 // PRESET: error: expected a tolerance only with policy 'budget', got one with 'draft', which stands for 0.015625
+
+// MANY: error: expected dense-up-to to be a number of tokens, or auto with costs, got 'many'
+// AUTO: error: expected dense-up-to to be a number of tokens, or auto with costs, got 'auto' without costs
+
+// What costs are the pass that goes by them knows.
+// COSTS: error: expected costs to be 31 numbers above 0, got 2: 1.000000e+00, 2.000000e+00
 
 // A policy and a format that do not go together show only in a module that has attention.
 // MISFIT: error: 'aligned.attention' op expected a key stored as 'fixed' under policy 'budget', got 'float'

@@ -1,5 +1,6 @@
 // RUN: aligned-opt %s --aligned-stage-decode-attention --canonicalize --cse | FileCheck %s
 // RUN: aligned-opt %s --aligned-stage-decode-attention=dense-up-to=700 --canonicalize --cse | FileCheck %s --check-prefix=SHORT
+// RUN: aligned-opt %s --aligned-stage-decode-attention=costs=10,1000,10,2000,2,0.015625,1000,10,2000,2,0.015625,1000,10,2000,2,0.015625,1000,10,2000,2,0.015625,1000,10,2000,2,0.015625,1000,10,2000,2,0.015625 --canonicalize --cse | FileCheck %s --check-prefix=COSTS
 
 // A decode step over fixed planes as stages: of each row, which is a kv head of a batch entry, all splits are scanned before any is attended to, since thresholds go by the sum
 // over all of them. Splits are of 32 tiles of 64 tokens, whatever the machine.
@@ -20,6 +21,11 @@
 // SHORT-NEXT: } else {
 // SHORT: aligned.prepare
 // SHORT: return %[[STATE]]#0, %[[STATE]]#1, %[[STATE]]#2
+
+// Up to which length, costs of a machine say for each policy; the module says the largest.
+// COSTS: module attributes {aligned.dense_up_to = 4096 : i64}
+// COSTS-LABEL: func.func @step(
+// COSTS: arith.cmpi ule, %{{.*}}, %c128
 
 // CHECK-LABEL: func.func @step(
 // CHECK-SAME: %[[Q:[a-z0-9]+]]: tensor<2x6x1x32xf16>, %[[K:[a-z0-9]+]]: tensor<{{.*}}, key>>, %[[V:[a-z0-9]+]]: tensor<{{.*}}, value>>, %[[SCALE:[a-z0-9]+]]: f32)

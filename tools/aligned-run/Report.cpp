@@ -117,8 +117,8 @@ static void printChoices(const std::vector<DecodeReport> &reports) {
   if (llvm::none_of(reports, isExplained))
     return;
   llvm::raw_ostream &os = llvm::outs();
-  os << "\nwhat dense-up-to=auto goes by: microseconds that the last step of a kv head is expected to take in a near cache, and that reading it from memory takes\n"
-     << llvm::format("%-12s %7s %7s %7s %9s %9s %9s %9s  %s\n", "policy", "tokens", "K bits", "V bits", "planes", "dense", "reading", "dense", "choice");
+  os << "\nwhat dense-up-to=auto goes by: microseconds that the last step of a kv head is expected to take in a near cache, and that reading takes from memory (m)\n"
+     << llvm::format("%-12s %7s %7s %7s %9s %9s %9s %9s  %s\n", "policy", "tokens", "K bits", "V bits", "planes", "dense", "m planes", "m dense", "choice");
   for (const DecodeReport &r : llvm::make_filter_range(reports, isExplained)) {
     const Choice &c = *r.choice;
     os << llvm::format("%-12s %7lld %7.2f %7.2f %9.1f %9.1f %9.1f %9.1f  %s\n", r.policy.c_str(), (long long)c.tokens, c.keyBits, c.valueBits, c.planesMicroseconds,

@@ -74,7 +74,7 @@ TEST(Costs, DenseUpToIsWhereTimesMeet) {
   const Costs costs = flat();
   EXPECT_DOUBLE_EQ(costs.dense(kShape, 100), 2000);
   EXPECT_DOUBLE_EQ(costs.planes(kShape, 100, {6, 3}), 2000 + 100 * (2 + 5));
-  for (double tolerance : {0x1p-12, 0x1p-9, 0x1p-6}) {
+  for (double tolerance : {0x1p-9, 0x1p-7, 0x1p-6}) {
     const int64_t tokens = costs.denseUpTo(kShape, tolerance);
     auto isFaster = [&](int64_t n) { return costs.planes(kShape, n, usualBits(n, tolerance)) < 0.85 * costs.dense(kShape, n); };
     EXPECT_EQ(tokens % 64, 0);
