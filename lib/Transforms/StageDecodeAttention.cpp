@@ -1,4 +1,4 @@
-// aligned-stage-decode-attention: a decode step over fixed planes as stages, over rows and splits of tokens.
+// aligned-stage-decode-attention: a decode step as stages, over rows and splits of tokens.
 //
 //   forall (batch, kv head)
 //     prepare                         what is known of the row
@@ -7,6 +7,11 @@
 //     for (split)     merge
 //
 // A short cache may be read faster as it was appended (`dense-up-to`): stages are then the other branch of a question that is asked when the program runs.
+//
+// Over dense tensors a step needs no stages. Of a single row, which several threads share only by its tokens, each split has a state of its own:
+//
+//   forall (split)  decode_attention
+//   for (split)     merge
 //
 // Between the two loops over splits lies all that a row has to wait for: a reference and a sum of each split. Splits are of kSplitTiles tiles whatever the machine, so that
 // results do not depend on the number of threads.
@@ -38,6 +43,8 @@ namespace {
 
 class Stager {
 public:
+  static constexpr int64_t kSplitTokens = kSplitTiles * kTile;
+
   Stager(DecodeAttentionOp op, int64_t denseUpTo) : op(op), denseUpTo(denseUpTo), b(op.getLoc(), op) {
     auto query = cast<RankedTensorType>(op.getQuery().getType()), key = cast<RankedTensorType>(op.getKey().getType());
     kvHeads = key.getDimSize(1);
@@ -51,8 +58,15 @@ public:
 
   void run() {
     Value tokens = tensor::DimOp::create(b, op.getKey(), 2);
-    op.replaceAllUsesWith(denseUpTo ? choose(tokens) : stages(tokens));
+    op.replaceAllUsesWith(!op.readsFixedPlanes() ? splitDense(tokens) : denseUpTo ? choose(tokens) : stages(tokens));
     op.erase();
+  }
+
+  /// Whether an op over dense tensors is split: it has one row, and where it has more tokens than a split, none of its masks goes by where they stand.
+  static bool isSplit(DecodeAttentionOp op) {
+    auto key = cast<ShapedType>(op.getKey().getType());
+    return !getPlanes(key) && op.getTargets().empty() && key.getDimSize(0) == 1 && key.getDimSize(1) == 1 && (key.isDynamicDim(2) || key.getDimSize(2) > kSplitTokens) &&
+           !op.getMask() && !op.getAttnMask() && llvm::all_of(op->getResultTypes(), [](Type type) { return cast<ShapedType>(type).hasStaticShape(); });
   }
 
 private:
@@ -72,6 +86,49 @@ private:
     });
     branch(choice.elseBlock(), [&] { return stages(tokens); });
     return choice.getResults();
+  }
+
+  ValueRange splitDense(Value tokens) {
+    Value splits = ceilDiv(tokens, kSplitTokens);
+    SmallVector<Value> outs;
+    for (Type result : op->getResultTypes()) {
+      SmallVector<int64_t> shape(cast<ShapedType>(result).getShape());
+      shape.front() = ShapedType::kDynamic;
+      outs.push_back(tensor::EmptyOp::create(b, RankedTensorType::get(shape, b.getF32Type()), splits));
+    }
+    auto forall = scf::ForallOp::create(b, ArrayRef<OpFoldResult>{splits}, outs, std::nullopt);
+    {
+      OpBuilder::InsertionGuard guard(b);
+      b.setInsertionPointToStart(forall.getBody());
+      Value split = forall.getInductionVar(0), first = arith::MulIOp::create(b, split, index(kSplitTokens));
+      Value count = arith::MinUIOp::create(b, arith::SubIOp::create(b, tokens, first), index(kSplitTokens));
+      auto own = cast<DecodeAttentionOp>(b.clone(*op));
+      for (OpOperand *side : {&own.getKeyMutable(), &own.getValueMutable()}) {
+        auto type = cast<RankedTensorType>(side->get().getType());
+        SmallVector<OpFoldResult> offsets(4, b.getIndexAttr(0)), sizes(4, b.getIndexAttr(1)), strides(4, b.getIndexAttr(1));
+        offsets[2] = first;
+        sizes[2] = count;
+        sizes[3] = b.getIndexAttr(type.getDimSize(3));
+        b.setInsertionPoint(own);
+        side->set(tensor::ExtractSliceOp::create(b, side->get(), offsets, sizes, strides));
+      }
+      own.getSinkLogitsMutable().clear(); // the row has them once
+      own.setMaskedZero(true);            // and says itself whether all of its scores are -inf
+      b.setInsertionPointToStart(forall.getTerminator().getBody());
+      for (auto [value, out] : llvm::zip(own->getResults(), forall.getRegionOutArgs()))
+        insert(value, out, split);
+    }
+    SmallVector<Value> state = merged(forall.getResults(), splits, index(0));
+    if (!op.getMaskedZero() && !op.getSinkLogits()) { // softmax of nothing but -inf is 0 / 0
+      Value some = arith::CmpIOp::create(b, arith::CmpIPredicate::ne, tokens, index(0));
+      state[2] = linalg::MapOp::create(b, state[2], tensor::EmptyOp::create(b, state[2].getType(), ValueRange()), [&](OpBuilder &inner, Location loc, ValueRange args) {
+                   auto number = [&](float x) -> Value { return arith::ConstantOp::create(inner, loc, inner.getF32FloatAttr(x)); };
+                   Value none = arith::CmpFOp::create(inner, loc, arith::CmpFPredicate::OEQ, args[0], number(0)), both = arith::AndIOp::create(inner, loc, none, some);
+                   linalg::YieldOp::create(inner, loc, arith::SelectOp::create(inner, loc, both, number(NAN), args[0]).getResult());
+                 }).getResult()[0];
+    }
+    results = state;
+    return results;
   }
 
   ValueRange stages(Value tokens) {
@@ -125,7 +182,12 @@ private:
                                    mean, scan.getResult(0), scan.getResult(1), scan.getResult(2), states, op.getPolicies(), op.getMaskedZeroAttr(), op.getAttentionIdAttr(),
                                    op.getSoftcapAttr(), op.getMaskAttr());
 
-    // The state of no tokens, merged with each split's.
+    return merged(attend.getResults(), splits, row);
+  }
+
+  /// The state of no tokens of a row, merged with each split's.
+  SmallVector<Value> merged(ValueRange states, Value splits, Value row) {
+    Type f32 = b.getF32Type();
     auto filled = [&](ArrayRef<int64_t> shape, double number) -> Value {
       auto type = RankedTensorType::get(shape, f32);
       return arith::ConstantOp::create(b, DenseElementsAttr::get(type, static_cast<float>(number)));
@@ -133,7 +195,7 @@ private:
     SmallVector<Value> initial{filled({1, group, queries, valueDim}, 0), filled({1, group, queries}, -INFINITY), filled({1, group, queries}, 0)};
     if (Value sinks = op.getSinkLogits()) { // what is in the softmax's sum before any token
       Value own = slice(sinks, arith::MulIOp::create(b, arith::RemUIOp::create(b, row, index(kvHeads)), index(group)), index(group), RankedTensorType::get({group}, f32));
-      initial[1] = linalg::BroadcastOp::create(b, own, empty({1, group, queries}, f32), ArrayRef<int64_t>{0, 2})->getResult(0);
+      initial[1] = linalg::BroadcastOp::create(b, own, tensor::EmptyOp::create(b, RankedTensorType::get({1, group, queries}, f32), ValueRange()), ArrayRef<int64_t>{0, 2})->getResult(0);
       initial[2] = filled({1, group, queries}, 1);
     }
     if (op.getCertificate())
@@ -142,7 +204,7 @@ private:
     OpBuilder::InsertionGuard guard(b);
     b.setInsertionPointToStart(loop.getBody());
     SmallVector<Value> next;
-    for (auto [all, one] : llvm::zip(attend.getResults(), initial))
+    for (auto [all, one] : llvm::zip(states, initial))
       next.push_back(slice(all, loop.getInductionVar(), index(1), cast<RankedTensorType>(one.getType())));
     ValueRange before = loop.getRegionIterArgs();
     Value certificate = op.getCertificate() ? before[3] : Value(), other = op.getCertificate() ? next[3] : Value();
@@ -186,6 +248,7 @@ private:
 
   DecodeAttentionOp op;
   int64_t denseUpTo; ///< tokens
+  SmallVector<Value> results; ///< where they are not those of one op
   ImplicitLocOpBuilder b;
   int64_t kvHeads, group, queries, rows, keyDim, valueDim, digits;
 };
@@ -221,7 +284,7 @@ struct AlignedStageDecodeAttentionPass : aligned::impl::AlignedStageDecodeAttent
   void runOnOperation() override {
     SmallVector<DecodeAttentionOp> steps;
     getOperation().walk([&](DecodeAttentionOp op) {
-      if (!op.readsFixedPlanes() || !op.getTargets().empty()) // on buffers it is too late
+      if (!op.getTargets().empty() || !(op.readsFixedPlanes() || Stager::isSplit(op))) // on buffers it is too late
         return;
       auto query = cast<ShapedType>(op.getQuery().getType());
       bool isStatic = llvm::none_of(query.getShape().drop_front(), ShapedType::isDynamic);
@@ -240,7 +303,7 @@ struct AlignedStageDecodeAttentionPass : aligned::impl::AlignedStageDecodeAttent
     }
     int64_t most = 0;
     for (DecodeAttentionOp op : steps) {
-      int64_t tokens = machine ? machine->denseUpTo(shapeOf(op), toleranceOf(op)) : denseUpTo;
+      int64_t tokens = !op.readsFixedPlanes() ? 0 : machine ? machine->denseUpTo(shapeOf(op), toleranceOf(op)) : denseUpTo;
       most = std::max(most, tokens);
       Stager(op, tokens).run();
     }

@@ -214,15 +214,15 @@ func.func @dynamic_batch(%q: tensor<?x6x1x32xf16>, %k: !key, %v: !value, %scale:
   return %acc : tensor<?x6x1x48xf32>
 }
 
-// Dense tensors and float planes have one kernel each.
+// Dense tensors of several rows and float planes have one kernel each.
 // CHECK-LABEL: func.func @others(
-func.func @others(%q: tensor<1x2x1x32xf16>, %k: tensor<1x1x?x32xf16>, %v: tensor<1x1x?x32xf16>, %l: tensor<1x1x?x32xf16, #aligned.planes<float<8, 4, 4>, key>>,
+func.func @others(%q: tensor<1x2x1x32xf16>, %k: tensor<1x2x?x32xf16>, %v: tensor<1x2x?x32xf16>, %l: tensor<1x1x?x32xf16, #aligned.planes<float<8, 4, 4>, key>>,
                   %w: tensor<1x1x?x32xf16, #aligned.planes<float<8, 4, 4>, value>>, %scale: f32) -> (tensor<1x2x1x32xf32>, tensor<1x2x1x32xf32>, tensor<1x2x1x32xf32>) {
-  // CHECK-NEXT: aligned.decode_attention {{.*}} policy <exact> : tensor<1x2x1x32xf16>, tensor<1x1x?x32xf16>,
+  // CHECK-NEXT: aligned.decode_attention {{.*}} policy <exact> : tensor<1x2x1x32xf16>, tensor<1x2x?x32xf16>,
   // CHECK-NEXT: aligned.decode_attention {{.*}} policy <alignedkv> : tensor<1x2x1x32xf16>, tensor<1x1x?x32xf16, #aligned.planes<float<8, 4, 4>, key>>,
   // CHECK-NEXT: aligned.decode_attention {{.*}} policy <exact> : tensor<1x2x1x32xf16>, tensor<1x1x?x32xf16, #aligned.planes<float<8, 4, 4>, key>>,
   // CHECK-NEXT: return
-  %a:3 = aligned.decode_attention %q, %k, %v scale %scale policy <exact> : tensor<1x2x1x32xf16>, tensor<1x1x?x32xf16>, tensor<1x1x?x32xf16>
+  %a:3 = aligned.decode_attention %q, %k, %v scale %scale policy <exact> : tensor<1x2x1x32xf16>, tensor<1x2x?x32xf16>, tensor<1x2x?x32xf16>
       -> tensor<1x2x1x32xf32>, tensor<1x2x1xf32>, tensor<1x2x1xf32>
   %b:3 = aligned.decode_attention %q, %l, %w scale %scale policy <alignedkv>
       : tensor<1x2x1x32xf16>, tensor<1x1x?x32xf16, #aligned.planes<float<8, 4, 4>, key>>, tensor<1x1x?x32xf16, #aligned.planes<float<8, 4, 4>, value>>
@@ -272,4 +272,38 @@ func.func @several(%q: tensor<2x6x2x32xf16>, %k: !key, %v: !value, %scale: f32, 
       outs(%s, %t, %one : tensor<?x4x64xf32>, tensor<?x4x16xf32>, tensor<1x2x4xf32>) : tensor<2x6x2x32xf16>, !key, !value, tensor<2x4x32xi8>, tensor<5x8xf32>
       -> tensor<?x4x64xf32>, tensor<?x4x16xf32>, tensor<1x2x4xf32>
   return %0#0, %0#1, %0#2, %1#2 : tensor<?x4x64xf32>, tensor<?x4x16xf32>, tensor<?x2x4xf32>, tensor<1x2x4xf32>
+}
+
+// Dense attention of one row is split by its tokens; the state of a split of nothing but -inf is without weight, and that of a row is told in the end.
+// CHECK-LABEL: func.func @dense_row(
+// CHECK-SAME: %[[Q:[a-z0-9]+]]: tensor<1x2x1x32xf16>, %[[K:[a-z0-9]+]]: tensor<1x1x?x32xf16>, %[[V:[a-z0-9]+]]: tensor<1x1x?x48xf16>, %[[SCALE:[a-z0-9]+]]: f32)
+// CHECK: %[[TOKENS:.*]] = tensor.dim %[[K]], %c2
+// CHECK: %[[SPLITS:.*]] = arith.ceildivui %[[TOKENS]], %c2048
+// CHECK: %[[STATES:.*]]:3 = scf.forall (%[[SPLIT:.*]]) in (%[[SPLITS]])
+// CHECK: %[[FIRST:.*]] = arith.muli %[[SPLIT]], %c2048
+// CHECK: %[[LEFT:.*]] = arith.subi %[[TOKENS]], %[[FIRST]]
+// CHECK: %[[COUNT:.*]] = arith.minui %[[LEFT]], %c2048
+// CHECK-DAG: %[[KEYS:.*]] = tensor.extract_slice %[[K]][0, 0, %[[FIRST]], 0] [1, 1, %[[COUNT]], 32]
+// CHECK-DAG: %[[VALUES:.*]] = tensor.extract_slice %[[V]][0, 0, %[[FIRST]], 0] [1, 1, %[[COUNT]], 48]
+// CHECK: aligned.decode_attention %[[Q]], %[[KEYS]], %[[VALUES]] scale %[[SCALE]] policy <exact> masked_zero :
+// CHECK: scf.for {{.*}} = %c0 to %[[SPLITS]]
+// CHECK: aligned.merge
+// CHECK: linalg.map
+// CHECK: arith.select %{{.*}}, %[[NAN:.*]], %
+func.func @dense_row(%q: tensor<1x2x1x32xf16>, %k: tensor<1x1x?x32xf16>, %v: tensor<1x1x?x48xf16>, %scale: f32) -> (tensor<1x2x1x48xf32>, tensor<1x2x1xf32>) {
+  %acc, %max, %sum = aligned.decode_attention %q, %k, %v scale %scale policy <exact> : tensor<1x2x1x32xf16>, tensor<1x1x?x32xf16>, tensor<1x1x?x48xf16>
+      -> tensor<1x2x1x48xf32>, tensor<1x2x1xf32>, tensor<1x2x1xf32>
+  return %acc, %sum : tensor<1x2x1x48xf32>, tensor<1x2x1xf32>
+}
+
+// A short sequence needs one split, and masks go by where tokens stand.
+// CHECK-LABEL: func.func @dense_whole(
+// CHECK-NOT: aligned.merge
+// CHECK-COUNT-2: aligned.decode_attention
+func.func @dense_whole(%q: tensor<1x2x1x32xf16>, %short: tensor<1x1x2048x32xf16>, %k: tensor<1x1x?x32xf16>, %scale: f32) -> (tensor<1x2x1x32xf32>, tensor<1x2x1x32xf32>) {
+  %a:3 = aligned.decode_attention %q, %short, %short scale %scale policy <exact> : tensor<1x2x1x32xf16>, tensor<1x1x2048x32xf16>, tensor<1x1x2048x32xf16>
+      -> tensor<1x2x1x32xf32>, tensor<1x2x1xf32>, tensor<1x2x1xf32>
+  %b:3 = aligned.decode_attention %q, %k, %k scale %scale mask <causal, window = 8> policy <exact> : tensor<1x2x1x32xf16>, tensor<1x1x?x32xf16>, tensor<1x1x?x32xf16>
+      -> tensor<1x2x1x32xf32>, tensor<1x2x1xf32>, tensor<1x2x1xf32>
+  return %a#0, %b#0 : tensor<1x2x1x32xf32>, tensor<1x2x1x32xf32>
 }

@@ -9,7 +9,7 @@ HEADS, KV_HEADS, QUERIES, DIM = 4, 2, 2, 64
 
 
 def attention(q, k, v, mask, sinks, softcap):
-    group = HEADS // KV_HEADS
+    group = HEADS // k.shape[1]
     scores = np.einsum("bhqd,bhtd->bhqt", q.astype(float), np.repeat(k, group, 1).astype(float)) / 8
     if softcap:
         scores = softcap * np.tanh(scores / softcap)
@@ -25,9 +25,9 @@ def attention(q, k, v, mask, sinks, softcap):
     return np.einsum("bhqt,bhtd->bhqd", weights / (weights.sum(-1, keepdims=True) + own), np.repeat(v, group, 1).astype(float))
 
 
-def text(element, shape, sinks, softcap):
+def text(element, shape, sinks, softcap, kv_heads=KV_HEADS):
     """Attention over dense tensors that may be packed, with the operands that are asked for."""
-    types = f"tensor<1x{HEADS}x{QUERIES}x{DIM}xf16>, " + ", ".join(2 * [f"tensor<1x{KV_HEADS}x?x{DIM}xf16>"])
+    types = f"tensor<1x{HEADS}x{QUERIES}x{DIM}xf16>, " + ", ".join(2 * [f"tensor<1x{kv_heads}x?x{DIM}xf16>"])
     arguments = [f"%{name}: {type}" for name, type in zip("qkv", types.split(", "))]
     operands = f"softcap {softcap:.1f} " if softcap else ""
     if element:
@@ -55,14 +55,15 @@ def numbers(rng, element, shape, tokens):
 
 
 @pytest.mark.parametrize("softcap", [0, 20.0])
-@pytest.mark.parametrize("element, shape, sinks", [("f16", "1x4x2", True), ("i1", "1x1x2", False), ("f32", "1x4x1", True), ("i1", "1x4x2", True), (None, "", True)])
+@pytest.mark.parametrize("element, shape, sinks, kv_heads", [("f16", "1x4x2", True, 2), ("i1", "1x1x2", False, 2), ("f32", "1x4x1", True, 2), ("i1", "1x4x2", True, 2),
+                                                             (None, "", True, 1)])
 @pytest.mark.parametrize("policy, format, tolerance", [("exact", "auto", 3e-4), ("tight", "auto", 6e-3), ("exact", "dense", 1e-5), ("exact", "float<8,4,4>", 1e-5)])
-def test_masks_and_sinks(policy, format, tolerance, element, shape, sinks, softcap):
+def test_masks_and_sinks(policy, format, tolerance, element, shape, sinks, kv_heads, softcap):
     rng = np.random.default_rng(7)
-    model = alignedkv.compile(text(element, shape, sinks, softcap), policy=policy, format=format)
+    model = alignedkv.compile(text(element, shape, sinks, softcap, kv_heads), policy=policy, format=format)
     for tokens in (63, 300, 2500):
         q = (2 * rng.standard_normal((1, HEADS, QUERIES, DIM))).astype(np.float16)
-        k, v = rng.standard_normal((2, 1, KV_HEADS, tokens, DIM)).astype(np.float16)
+        k, v = rng.standard_normal((2, 1, kv_heads, tokens, DIM)).astype(np.float16)
         arguments, added, logits = [q, k, v], None, None
         if format != "dense":
             caches = [model.new_cache(index) for index in (1, 2)]
