@@ -96,6 +96,18 @@ void checkExtents(OpPassManager &pm) {
   cleanUp(pm);
 }
 
+/// What a model may say in math and vector, to what LLVM has.
+void expandFunctions(OpPassManager &pm) {
+  math::MathExpandOpsPassOptions functions; // but for fma, which rounds once, and roundeven: both are instructions
+  functions.opMnemonics = {"sinh", "cosh", "tan", "tanh", "asinh", "acosh", "atanh", "ceil", "exp2", "powf", "fpowi", "round", "rsqrt", "clampf", "ctlz"};
+  pm.addPass(math::createMathExpandOpsPass(functions));
+  ConvertVectorToLLVMPassOptions vectors; // convert-to-llvm alone leaves transfers
+  vectors.vectorTransposeLowering = vector::VectorTransposeLowering::Shuffle1D;
+  pm.addPass(createConvertVectorToLLVMPass(vectors));
+  pm.addPass(createConvertMathToLLVMPass());
+  pm.addPass(createConvertMathToLibmPass()); // what has no intrinsic
+}
+
 void lower(OpPassManager &pm, const PipelineOptions &options) {
   ConvertAlignedToLinalgOptions tensors;
   tensors.reference = options.target == "reference";
@@ -115,10 +127,12 @@ void lower(OpPassManager &pm, const PipelineOptions &options) {
   pm.addPass(createConvertBufferizationToMemRefPass()); // clones of dense buffers
   pm.addNestedPass<func::FuncOp>(createAlignedLowerCopies());
   pm.addPass(createConvertLinalgToLoopsPass());
+  pm.addPass(memref::createExpandStridedMetadataPass());
   pm.addPass(createLowerAffinePass());
   cleanUp(pm);
+  expandFunctions(pm);
 
-  // Kernels are most of the code: what can be done before they are there is done before.
+  // Kernels are most of the code: what can be done before they are there is done before. They are written in ops that convert-to-llvm takes as they are.
   ConvertAlignedToCPUOptions cpu;
   cpu.isa = options.isa == "host" ? hostIsas().front().str() : options.isa.getValue();
   cpu.reference = options.target == "reference";
@@ -131,23 +145,10 @@ void lower(OpPassManager &pm, const PipelineOptions &options) {
 
 /// Structure to branches, everything to the LLVM dialect.
 void toLLVM(OpPassManager &pm) {
-  // Structure.
-  pm.addPass(memref::createExpandStridedMetadataPass());
-  pm.addPass(createLowerAffinePass());
   pm.addPass(createSCFToControlFlowPass());
-
-  // Numbers. bf16 is expanded here, or each rounding becomes a call of a function that libgcc may lack.
-  arith::ArithExpandOpsPassOptions expand;
+  arith::ArithExpandOpsPassOptions expand; // bf16 is expanded here, or each rounding becomes a call of a function that libgcc may lack
   expand.includeBf16 = true;
-  math::MathExpandOpsPassOptions functions; // but for fma, which rounds once, and roundeven: both are instructions
-  functions.opMnemonics = {"sinh", "cosh", "tan", "tanh", "asinh", "acosh", "atanh", "ceil", "exp2", "powf", "fpowi", "round", "rsqrt", "clampf", "ctlz"};
-  pm.addPass(math::createMathExpandOpsPass(functions));
   pm.addPass(arith::createArithExpandOpsPass(expand));
-  ConvertVectorToLLVMPassOptions vectors; // first: convert-to-llvm alone leaves transfers
-  vectors.vectorTransposeLowering = vector::VectorTransposeLowering::Shuffle1D;
-  pm.addPass(createConvertVectorToLLVMPass(vectors));
-  pm.addPass(createConvertMathToLLVMPass());
-  pm.addPass(createConvertMathToLibmPass()); // what has no intrinsic
   pm.addPass(createConvertToLLVMPass());
   pm.addPass(createReconcileUnrealizedCastsPass()); // LLVM's own passes clean up
 }

@@ -10,6 +10,7 @@
 #include "mlir/Interfaces/FunctionInterfaces.h"
 
 #include <map>
+#include <numeric>
 
 using namespace mlir;
 using namespace aligned;
@@ -405,7 +406,9 @@ Val aligned::permute(Val a, Val b, ArrayRef<int64_t> lanes) {
 Val aligned::slice(Val a, int64_t first, int64_t lanes) {
   if (first == 0 && lanes == a.lanes())
     return a;
-  return a.e->wrap(vector::ExtractStridedSliceOp::create(a.e->b, a.value, ArrayRef<int64_t>{first}, ArrayRef<int64_t>{lanes}, ArrayRef<int64_t>{1}));
+  SmallVector<int64_t> numbers(lanes);
+  std::iota(numbers.begin(), numbers.end(), first);
+  return permute(a, a, numbers);
 }
 
 Val aligned::lane(Val a, int64_t number) { return a.e->wrap(vector::ExtractOp::create(a.e->b, a.value, ArrayRef<int64_t>{number})); }
