@@ -112,6 +112,7 @@ private:
     symbols.insert(kernel); // under a name of its own
     builder.setInsertionPointToStart(kernel.addEntryBlock());
     Emitter e(builder, op.getLoc());
+    e.home = &kernel.front();
     emit(e, op, kernel);
     func::ReturnOp::create(builder, op.getLoc());
     return kernel;
