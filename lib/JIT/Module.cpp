@@ -457,6 +457,7 @@ aligned_module *aligned_module_compile(const char *source, const char *text, con
   // Caches get their types first: those are what callers see.
   auto run = [&](bool isBehindStore) {
     PassManager passes(&session.context);
+    passes.enableVerifier(!isBehindStore); // what callers wrote; aligned-opt verifies after each pass
     buildPipeline(passes, options, isBehindStore);
     return passes.run(*module);
   };
