@@ -6,9 +6,9 @@
 #include "aligned/JIT/Module.h"
 #include "aligned/Pipelines/Pipelines.h"
 
+#include "mlir/Dialect/LLVMIR/LLVMDialect.h"
+#include "mlir/IR/SymbolTable.h"
 #include "mlir/Target/LLVMIR/Export.h"
-#include "llvm/Bitcode/BitcodeReader.h"
-#include "llvm/Bitcode/BitcodeWriter.h"
 #include "llvm/ExecutionEngine/Orc/CompileUtils.h"
 #include "llvm/ExecutionEngine/Orc/LLJIT.h"
 #include "llvm/IR/IRBuilder.h"
@@ -16,7 +16,6 @@
 #include "llvm/Support/FileSystem.h"
 #include "llvm/Target/TargetMachine.h"
 #include "llvm/TargetParser/Host.h"
-#include "llvm/Transforms/Utils/Cloning.h"
 
 #include <atomic>
 #include <dlfcn.h>
@@ -62,25 +61,27 @@ Error addEntry(Module &module, StringRef name) {
   return Error::success();
 }
 
-/// The functions that `isMine` takes, with the constants, as bitcode.
-SmallString<0> partOf(const Module &module, function_ref<bool(const Function &)> isMine, bool withVariables) {
-  ValueToValueMapTy map;
-  std::unique_ptr<Module> part = CloneModule(module, map, [&](const GlobalValue *global) {
-    if (auto *function = dyn_cast<Function>(global))
-      return isMine(*function);
-    auto *variable = dyn_cast<GlobalVariable>(global);
-    return withVariables || (variable && variable->isConstant());
-  });
-  for (Function &function : make_early_inc_range(*part))
-    if (function.isDeclaration() && function.use_empty())
-      function.eraseFromParent();
-  for (GlobalVariable &variable : make_early_inc_range(part->globals()))
-    if (variable.hasLocalLinkage() && variable.use_empty())
-      variable.eraseFromParent();
-  SmallString<0> bitcode;
-  raw_svector_ostream os(bitcode);
-  WriteBitcodeToFile(*part, os);
-  return bitcode;
+/// A module of `function` alone, with what it refers to: constants, and declarations of all else. A declaration stays in its place.
+mlir::OwningOpRef<mlir::ModuleOp> takeOut(mlir::LLVM::LLVMFuncOp function, mlir::SymbolTable &symbols) {
+  mlir::OwningOpRef<mlir::ModuleOp> part = mlir::ModuleOp::create(function.getLoc());
+  auto b = mlir::OpBuilder::atBlockEnd(part->getBody());
+  DenseSet<mlir::Operation *> seen;
+  std::optional<mlir::SymbolTable::UseRange> uses = mlir::SymbolTable::getSymbolUses(function);
+  for (const mlir::SymbolTable::SymbolUse &use : *uses)
+    if (mlir::Operation *symbol = symbols.lookup(use.getSymbolRef().getRootReference()); seen.insert(symbol).second) {
+      if (isa<mlir::LLVM::LLVMFuncOp>(symbol))
+        b.insert(symbol->cloneWithoutRegions());
+      else
+        b.clone(*symbol);
+    }
+  mlir::OpBuilder(function).insert(function->cloneWithoutRegions());
+  function->moveBefore(part->getBody(), part->getBody()->end());
+  return part;
+}
+
+bool isKernel(mlir::LLVM::LLVMFuncOp function) {
+  mlir::ArrayAttr attributes = function.getPassthroughAttr();
+  return !function.isExternal() && attributes && is_contained(attributes.getAsValueRange<mlir::StringAttr>(), kKernelAttribute);
 }
 
 void optimise(Module &module, TargetMachine *machine, bool isKernel) {
@@ -102,16 +103,28 @@ void optimise(Module &module, TargetMachine *machine, bool isKernel) {
   passes.run(module, modules);
 }
 
-Expected<std::string> compilePart(StringRef bitcode, bool isKernel, orc::JITTargetMachineBuilder builder) {
+size_t opsOf(mlir::ModuleOp module) {
+  size_t count = 0;
+  module.walk([&](mlir::Operation *) { ++count; });
+  return count;
+}
+
+/// One module's object file, with the entry if it has `entry`.
+Expected<std::string> compilePart(mlir::ModuleOp part, StringRef entry, orc::JITTargetMachineBuilder builder) {
   LLVMContext context;
-  Expected<std::unique_ptr<Module>> module = parseBitcodeFile(MemoryBufferRef(bitcode, "part"), context);
+  std::unique_ptr<Module> module = mlir::translateModuleToLLVMIR(part, context);
   if (!module)
-    return module.takeError();
+    return createStringError("expected a module that LLVM can translate");
   Expected<std::unique_ptr<TargetMachine>> machine = builder.createTargetMachine();
   if (!machine)
     return machine.takeError();
-  optimise(**module, machine->get(), isKernel);
-  Expected<std::unique_ptr<MemoryBuffer>> object = orc::SimpleCompiler(**machine)(**module);
+  module->setDataLayout((*machine)->createDataLayout());
+  module->setTargetTriple((*machine)->getTargetTriple());
+  if (!entry.empty())
+    if (Error error = addEntry(*module, entry))
+      return std::move(error);
+  optimise(*module, machine->get(), /*isKernel=*/entry.empty());
+  Expected<std::unique_ptr<MemoryBuffer>> object = orc::SimpleCompiler(**machine)(*module);
   if (!object)
     return object.takeError();
   return (*object)->getBuffer().str();
@@ -119,52 +132,37 @@ Expected<std::string> compilePart(StringRef bitcode, bool isKernel, orc::JITTarg
 
 } // namespace
 
-Expected<std::vector<std::string>> aligned::compileObjects(mlir::ModuleOp source, StringRef function) {
-  LLVMContext context;
-  std::unique_ptr<Module> module = mlir::translateModuleToLLVMIR(source, context);
-  if (!module)
-    return createStringError("expected a module that LLVM can translate");
+Expected<std::vector<std::string>> aligned::compileObjects(mlir::ModuleOp module, StringRef function) {
   Expected<orc::JITTargetMachineBuilder> builder = hostMachine();
   if (!builder)
     return builder.takeError();
-  Expected<std::unique_ptr<TargetMachine>> machine = builder->createTargetMachine();
-  if (!machine)
-    return machine.takeError();
-  module->setDataLayout((*machine)->createDataLayout());
-  module->setTargetTriple((*machine)->getTargetTriple());
-  if (Error error = addEntry(*module, function))
-    return std::move(error);
 
-  auto isKernel = [](const Function &f) { return !f.isDeclaration() && f.hasFnAttribute(kKernelAttribute); };
-  SmallVector<Function *> kernels;
-  for (Function &f : *module)
-    if (isKernel(f)) {
-      f.setLinkage(GlobalValue::ExternalLinkage); // others' parts call it
-      kernels.push_back(&f);
-    }
-  std::vector<SmallString<0>> parts;
-  for (Function *kernel : kernels)
-    parts.push_back(partOf(*module, [&](const Function &f) { return &f == kernel; }, false));
-  parts.push_back(partOf(*module, [&](const Function &f) { return !isKernel(f); }, true));
+  mlir::SymbolTable symbols(module);
+  std::vector<mlir::OwningOpRef<mlir::ModuleOp>> kernels;
+  for (auto f : make_early_inc_range(module.getOps<mlir::LLVM::LLVMFuncOp>()))
+    if (isKernel(f))
+      kernels.push_back(takeOut(f, symbols));
 
   // The largest first, each worker one after the other.
-  std::vector<size_t> order(parts.size());
-  std::iota(order.begin(), order.end(), 0);
-  sort(order, [&](size_t a, size_t b) { return parts[a].size() > parts[b].size(); });
+  std::vector<std::pair<size_t, mlir::ModuleOp>> parts{{opsOf(module), module}};
+  for (mlir::OwningOpRef<mlir::ModuleOp> &kernel : kernels)
+    parts.emplace_back(opsOf(*kernel), *kernel);
+  sort(parts, [](const auto &a, const auto &b) { return a.first > b.first; });
   std::vector<std::string> objects(parts.size()), errors(parts.size());
   std::atomic<size_t> next{0};
   auto work = [&] {
-    for (size_t i; (i = next++) < order.size();) {
-      const size_t part = order[i];
-      Expected<std::string> object = compilePart(parts[part], part < kernels.size(), *builder);
+    for (size_t i; (i = next++) < parts.size();) {
+      mlir::ModuleOp part = parts[i].second;
+      Expected<std::string> object = compilePart(part, part == module ? function : "", *builder);
       if (object)
-        objects[part] = std::move(*object);
+        objects[i] = std::move(*object);
       else
-        errors[part] = toString(object.takeError());
+        errors[i] = toString(object.takeError());
     }
   };
   std::vector<std::thread> helpers;
   const size_t workers = std::min<size_t>(parts.size(), std::max(1u, std::thread::hardware_concurrency()));
+  module.getContext()->enableMultithreading();
   for (size_t i = 1; i < workers; ++i)
     helpers.emplace_back(work);
   work();

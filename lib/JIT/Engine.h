@@ -1,8 +1,8 @@
 // Machine code of a module in the LLVM dialect.
 //
-//   translate   to LLVM's IR, with an entry that takes the arguments' addresses in one array
-//   split       each kernel (a function with the attribute kKernelAttribute) by itself, and what is left; constants go to all who use them
-//   compile     the parts side by side, each in a context of its own. What surrounds kernels may be a model: it gets LLVM's -O3. Kernels are written as they are to
+//   split       each kernel (a function with the attribute kKernelAttribute) into a module by itself; what is left calls it. Constants go to all who use them
+//   translate   to LLVM's IR, each part in a context of its own, one beside the other; what is left, with an entry that takes the arguments' addresses in one array
+//   compile     by itself. What surrounds kernels may be a model: it gets LLVM's -O3. Kernels are written as they are to
 //               be, with vectors and unrolled loops, and get the few passes that find something in them.
 //   link        the parts' objects, which may come from a cache (ObjectCache.h), with the runtime
 #ifndef ALIGNED_LIB_JIT_ENGINE_H
