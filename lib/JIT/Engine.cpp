@@ -28,8 +28,15 @@ namespace {
 
 constexpr StringRef kEntry = "aligned_entry";
 
-/// What finds something in kernels: -O3 takes three times as long over them, and they run as fast.
-constexpr StringRef kKernelPasses = "function(sroa,early-cse<memssa>,simplifycfg,instcombine<no-verify-fixpoint>,loop-mssa(loop-rotate,licm),loop-unroll<O3>,gvn,dse,instcombine<no-verify-fixpoint>,simplifycfg)";
+/// Kernels are written as they are to be, with vectors and unrolled loops. What is left to find are addresses behind descriptors, and what is computed twice. Unrolling,
+/// GVN and LICM take three times as long, and as much again in instruction selection, and kernels run no faster for it.
+constexpr StringRef kKernelPasses = "function(instcombine<no-verify-fixpoint>,sroa,early-cse<memssa>,simplifycfg)";
+/// But for those that are one loop over tokens: over float planes they run slower by a twentieth without.
+constexpr StringRef kShortLoopsPasses = "function(sroa,early-cse<memssa>,simplifycfg,instcombine<no-verify-fixpoint>,loop-mssa(loop-rotate,licm),loop-unroll<O3>,gvn,dse,"
+                                        "instcombine<no-verify-fixpoint>,simplifycfg)";
+/// What surrounds them may be a model, with the loops that linalg becomes: what is found there of -O3 is mostly this.
+constexpr StringRef kModelPasses = "globaldce,function(sroa,early-cse<memssa>,simplifycfg,instcombine<no-verify-fixpoint>,loop-mssa(loop-rotate,licm),loop(loop-idiom,indvars),"
+                                   "loop-vectorize,loop-unroll<O3>,early-cse<memssa>,instcombine<no-verify-fixpoint>,simplifycfg)";
 
 Expected<orc::JITTargetMachineBuilder> hostMachine() {
   Expected<orc::JITTargetMachineBuilder> machine = orc::JITTargetMachineBuilder::detectHost();
@@ -84,7 +91,12 @@ bool isKernel(mlir::LLVM::LLVMFuncOp function) {
   return !function.isExternal() && attributes && is_contained(attributes.getAsValueRange<mlir::StringAttr>(), kKernelAttribute);
 }
 
-void optimise(Module &module, TargetMachine *machine, bool isKernel) {
+StringRef passesFor(const Module &module) {
+  auto has = [&](StringRef attribute) { return any_of(module, [&](const Function &f) { return !f.isDeclaration() && f.hasFnAttribute(attribute); }); };
+  return has(kShortLoopsAttribute) ? kShortLoopsPasses : has(kKernelAttribute) ? kKernelPasses : kModelPasses;
+}
+
+void optimise(Module &module, TargetMachine *machine) {
   LoopAnalysisManager loops;
   FunctionAnalysisManager functions;
   CGSCCAnalysisManager graphs;
@@ -96,10 +108,7 @@ void optimise(Module &module, TargetMachine *machine, bool isKernel) {
   builder.registerLoopAnalyses(loops);
   builder.crossRegisterProxies(loops, functions, graphs, modules);
   ModulePassManager passes;
-  if (isKernel)
-    cantFail(builder.parsePassPipeline(passes, kKernelPasses));
-  else
-    passes = builder.buildPerModuleDefaultPipeline(OptimizationLevel::O3);
+  cantFail(builder.parsePassPipeline(passes, passesFor(module)));
   passes.run(module, modules);
 }
 
@@ -123,7 +132,7 @@ Expected<std::string> compilePart(mlir::ModuleOp part, StringRef entry, orc::JIT
   if (!entry.empty())
     if (Error error = addEntry(*module, entry))
       return std::move(error);
-  optimise(*module, machine->get(), /*isKernel=*/entry.empty());
+  optimise(*module, machine->get());
   Expected<std::unique_ptr<MemoryBuffer>> object = orc::SimpleCompiler(**machine)(*module);
   if (!object)
     return object.takeError();

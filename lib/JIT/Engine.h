@@ -2,8 +2,7 @@
 //
 //   split       each kernel (a function with the attribute kKernelAttribute) into a module by itself; what is left calls it. Constants go to all who use them
 //   translate   to LLVM's IR, each part in a context of its own, one beside the other; what is left, with an entry that takes the arguments' addresses in one array
-//   compile     by itself. What surrounds kernels may be a model: it gets LLVM's -O3. Kernels are written as they are to
-//               be, with vectors and unrolled loops, and get the few passes that find something in them.
+//   compile     by the few passes that find something: kernels are written as they are to be, with vectors and unrolled loops, and what surrounds them may be a model
 //   link        the parts' objects, which may come from a cache (ObjectCache.h), with the runtime
 #ifndef ALIGNED_LIB_JIT_ENGINE_H
 #define ALIGNED_LIB_JIT_ENGINE_H

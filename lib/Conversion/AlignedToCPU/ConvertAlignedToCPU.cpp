@@ -43,7 +43,7 @@ func::FuncOp emitKernel(ModuleOp module, Location loc, StringRef name, const Ker
   Type pointer = LLVM::LLVMPointerType::get(b.getContext()), i64 = b.getI64Type();
   auto kernel = func::FuncOp::create(b, loc, name, b.getFunctionType({pointer, i64, i64}, {}));
   kernel.setPrivate();
-  kernel->setAttr("passthrough", b.getStrArrayAttr({kKernelAttribute}));
+  kernel->setAttr("passthrough", b.getStrArrayAttr({kKernelAttribute, kShortLoopsAttribute}));
   b.setInsertionPointToStart(kernel.addEntryBlock());
   Emitter e(b, loc);
   Val arguments = e.wrap(kernel.getArgument(0));

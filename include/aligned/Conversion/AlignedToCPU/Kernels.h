@@ -6,6 +6,8 @@ namespace aligned {
 
 /// An attribute of LLVM functions, passed through by func.func.
 constexpr char kKernelAttribute[] = "aligned-kernel";
+/// Beside it: of kernels whose inner loops are short, so that they run faster once LLVM has unrolled them.
+constexpr char kShortLoopsAttribute[] = "aligned-short-loops";
 
 } // namespace aligned
 
