@@ -257,7 +257,7 @@ void Attend::finish(Val split, const StateBuffers &state) {
     Val sum = e.load(total, index(0));
     Val rest = sum - sumOf(readMass, h) * unit - e.load(asideMass, h) - (e.load(lowMass, h) - sumOf(lowRead, h) * unit);
     Val leaning = sumOf(lean, h);
-    for (int64_t channel = 0; channel < dim; channel += channels) {
+    e.loop(index(0), index(dim), channels, [&](Val channel) {
       Val total = e.splat(leaning, channels);
       if (!exact) {
         auto ordered = [&](Buffer sums, bool halves) { // words of channel 16 (i / 4) + 4 j + i % 4 of the bytes' order; where `halves`, that has the even channels first
@@ -289,9 +289,9 @@ void Attend::finish(Val split, const StateBuffers &state) {
       Val floats = e.load(floatSums, h * dim + channel, channels);
       total = total + permute(floats, floats, natural);
       total = total * e.splat(unit, channels); // first: where scores mislead by far, the product of both units is no float
-      Val out = fma(total, e.splat(valueUnit, channels), e.splat(rest, channels) * e.load(buffers.mean, index(channel), channels));
+      Val out = fma(total, e.splat(valueUnit, channels), e.splat(rest, channels) * e.load(buffers.mean, channel, channels));
       e.store(out, state.acc, h * dim + channel);
-    }
+    });
     e.when(value.aside.areThere(), [&] { e.store(e.load(state.acc, h * dim, dim) + e.load(aside, h * dim, dim), state.acc, h * dim); });
     // A state without weight is the identity.
     Val nothing = sum == 0;

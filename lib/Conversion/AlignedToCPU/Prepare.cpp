@@ -24,7 +24,7 @@ public:
     Buffer reach = e.local(e.f32(), 1); // of what the scan leaves open of a score, in octaves
     e.store(f32(0), reach, index(0));
     Val largest = scaleOf(e.field(key.scales, offsetof(aligned_scales, largest), e.i32())) * keyUnit * (0x1p15 * kLog2e * std::exp2(-double(shape.keyPlanes.getWidths()[0])));
-    forRows([&](Val h) {
+    e.loop(index(0), index(rows), 1, [&](Val h) { // once for each step: no code for each row
       query(h);
       e.store(larger(fact(h, Fact::Mass) * largest, e.load(reach, index(0))), reach, index(0));
     });
