@@ -122,18 +122,25 @@ bool Bench::addDense() {
 bool Bench::addPolicies() {
   llvm::SmallVector<llvm::StringRef> names;
   llvm::SplitString(line->policies, names, ",");
+  std::vector<std::shared_ptr<Kernel>> kernels;
+  int64_t denseUpTo = 0;
   for (llvm::StringRef name : names) {
-    std::shared_ptr<Kernel> kernel = compileKernel(moduleText(c), "policy=" + name.str());
-    if (!kernel)
+    kernels.push_back(compileKernel(moduleText(c), "policy=" + name.str()));
+    if (!kernels.back())
       return false;
-    if (planes.empty()) // the same for all
-      for (int copy = 0; copy < line->copies; ++copy)
-        for (int64_t layer = 0; layer < c.layers; ++layer) {
-          Caches caches;
-          if (!caches.create(c, *kernel) || !caches.extend(c, layer, tokens))
-            return false;
-          planes.push_back({std::move(caches.side[0]), std::move(caches.side[1])});
-        }
+    denseUpTo = std::max(denseUpTo, kernels.back()->denseUpTo);
+  }
+  if (kernels.empty())
+    return true;
+  kernels.front()->denseUpTo = denseUpTo; // caches are the same for all
+  for (int copy = 0; copy < line->copies; ++copy)
+    for (int64_t layer = 0; layer < c.layers; ++layer) {
+      Caches caches;
+      if (!caches.create(c, *kernels.front()) || !caches.extend(c, layer, tokens))
+        return false;
+      planes.push_back({std::move(caches.side[0]), std::move(caches.side[1])});
+    }
+  for (auto [name, kernel] : llvm::zip(names, kernels)) {
     modules.push_back(std::move(kernel->module));
     const size_t module = modules.size() - 1;
     contestants.push_back({name.str(), 0, [=, this](size_t copy, int64_t layer, std::vector<double> *out) {

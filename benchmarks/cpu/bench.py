@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,12 +20,27 @@ from longer import longer
 from page import write_page
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-# What is run: tokens (None: the capture as it is), head_dim, group, kv heads, copies, threads.
-CASES = [("5 layers", None, None, None, None, 1, 1), ("30 layers", None, None, None, None, 6, 1), ("30 layers, 2 threads", None, None, None, None, 6, 2),
-         ("512 tokens", 512, None, None, None, 6, 1), ("1k", 1024, None, None, None, 6, 1), ("16k", 16384, None, None, None, 1, 1), ("64k", 65536, None, None, 1, 1, 1),
-         ("64k, 2 threads", 65536, None, None, 1, 1, 2), ("256k", 262144, None, None, 1, 1, 1), ("head_dim 128, group 4, 16k", 16384, 128, 4, 1, 1, 1),
-         ("group 1, 16k", 16384, None, 1, 1, 1, 1), ("group 8, 16k", 16384, None, 8, 1, 1, 1)]
-QUICK = {"30 layers", "512 tokens", "16k"}
+
+
+class Case(NamedTuple):
+    """What is run. None: as the capture has it."""
+    title: str
+    tokens: int | None = None
+    head_dim: int | None = None
+    group: int | None = None
+    kv_heads: int | None = None
+    copies: int = 1
+    threads: int = 1
+    one_head: bool = False  # and one layer: what stays in a near cache
+
+
+CASES = [Case("5 layers"), Case("30 layers", copies=6), Case("30 layers, 2 threads", copies=6, threads=2), Case("512 tokens", 512, copies=6), Case("1k", 1024, copies=6),
+         Case("16k", 16384), Case("64k", 65536, kv_heads=1), Case("64k, 2 threads", 65536, kv_heads=1, threads=2), Case("256k", 262144, kv_heads=1),
+         Case("head_dim 128, group 4, 16k", 16384, 128, 4, 1), Case("group 1, 16k", 16384, group=1, kv_heads=1), Case("group 8, 16k", 16384, group=8, kv_heads=1),
+         *(Case(f"one head in cache, {tokens} tokens", tokens, one_head=True) for tokens in (256, 512, 1024, 2048, 4000))]
+QUICK = {"30 layers", "512 tokens", "16k", "one head in cache, 512 tokens"}
+IN_CACHE = "exact,tight,balanced,fast,draft,exact dense-up-to=auto,tight dense-up-to=auto,balanced dense-up-to=auto,fast dense-up-to=auto"  # where planes or dense is a question
+IN_CACHE_ROUNDS = 1001  # of a few microseconds
 
 
 def processor():
@@ -32,17 +48,18 @@ def processor():
     return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
 
 
-def shorter(source, target, tokens):
-    """The newest tokens, behind the first four."""
+def shorter(source, target, tokens, one_head):
+    """The newest tokens, behind the first four; of the first layer's first head only where one is asked for."""
     source, target = pathlib.Path(source), pathlib.Path(target)
     meta = json.loads((source / "meta.json").read_text())
     target.mkdir(parents=True)
+    layers, heads = (1, 1) if one_head else (None, None)
     for name in "kv":
-        x = np.load(source / f"{name}.npy")
+        x = np.load(source / f"{name}.npy")[:layers, :heads]
         np.save(target / f"{name}.npy", np.concatenate([x[:, :, :4], x[:, :, 4 - tokens:]], 2))
-    q = np.load(source / "q.npy")
+    q = np.load(source / "q.npy")[:layers, :meta["group"] if one_head else None]
     np.save(target / "q.npy", q)
-    (target / "meta.json").write_text(json.dumps(meta | {"first_position": tokens - q.shape[2]}))
+    (target / "meta.json").write_text(json.dumps(meta | {"first_position": tokens - q.shape[2], "layers": list(range(len(q)))}))
 
 
 def main():
@@ -57,25 +74,26 @@ def main():
     options = parser.parse_args()
     available = np.load(options.capture / "k.npy", mmap_mode="r").shape[2]
     results = []
-    for title, tokens, head_dim, group, kv_heads, copies, threads in CASES:
-        if options.quick and title not in QUICK:
+    for case in CASES:
+        if options.quick and case.title not in QUICK:
             continue
-        print(f"bench: {title}", file=sys.stderr, flush=True)
+        print(f"bench: {case.title}", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory() as scratch:
             folder = pathlib.Path(scratch) / "capture"
-            if tokens is None:
+            if case.tokens is None:
                 folder = options.capture
-            elif tokens < available:
-                shorter(options.capture, folder, tokens)
+            elif case.one_head or case.tokens < available:
+                shorter(options.capture, folder, min(case.tokens, available), case.one_head)
             else:
-                longer(options.capture, folder, tokens, head_dim, group, kv_heads)
-            command = [options.build / "bin/aligned-bench", folder, f"--copies={copies}", f"--threads={threads}", f"--rounds={options.rounds}"]
+                longer(options.capture, folder, case.tokens, case.head_dim, case.group, case.kv_heads)
+            command = [options.build / "bin/aligned-bench", folder, f"--copies={case.copies}", f"--threads={case.threads}"]
+            command += [f"--rounds={IN_CACHE_ROUNDS}", f"--policies={IN_CACHE}"] if case.one_head else [f"--rounds={options.rounds}"]
             command += [f"--ggml={options.ggml}"] if options.ggml else []
             command += [f"--torch={options.torch}"] if options.torch else []
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
             if done.returncode:
                 sys.exit(f"bench: error: expected aligned-bench to end well, got exit status {done.returncode}")
-            results.append({"title": title} | json.loads(done.stdout) | {"cpu": processor()})
+            results.append({"title": case.title} | json.loads(done.stdout) | {"cpu": processor()})
     folder = ROOT / "benchmarks/results"
     (folder / f"{options.name}.json").write_text(json.dumps(results, indent=1) + "\n")
     write_page(results, folder, options.name)

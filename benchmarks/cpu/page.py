@@ -11,7 +11,7 @@ def write_page(results, folder, name):
     lines = ["# Kernels of the CPU in turn", "",
              f"Written by `make bench CAPTURE=DIR GGML=FOLDER TORCH=PYTHON` ([what they are](../../docs/Measurements.md#beside-other-kernels)). CPU: {results[0]['cpu']}. Time is a step's, beside that of this project's dense f16 kernel in the same round: the median, and the middle half of the",
              "rounds in brackets. Bytes are beside a cache of 16 bits. Errors are relative L2 of a head's output against attention in float64, mean. `read` only reads the dense cache.",
-             "Every contestant's memory is in large pages where it is large. Threads share kv heads, and over planes tokens, too: with one kv head a second thread leaves the dense kernel as it is.", "",
+             "Every contestant's memory is in large pages where it is large. Threads share kv heads, and the tokens of one kv head. With `dense-up-to=auto` a short cache is read as it was appended as long as that is faster on this machine.", "",
              f"![time against error]({name}.svg)", ""]
     for case in results:
         dense = case["contestants"][0]["microseconds"][1]

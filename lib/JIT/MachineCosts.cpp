@@ -25,7 +25,7 @@ namespace {
 
 constexpr int64_t kLengths[] = {256, 1024};
 constexpr float kLoudness[] = {0.5f, 5.0f}; ///< the deviation of scores, in nats
-constexpr int kRounds = 60;
+constexpr double kNanoseconds = 1e8;         ///< of turns at a corner
 
 double now() { return std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
@@ -113,7 +113,7 @@ std::optional<StepCosts> measure(const Costs::Corner &corner) {
     if (!works)
       return std::nullopt;
   }
-  for (int round = 0; round < kRounds; ++round)
+  for (const double start = now(); now() - start < kNanoseconds;)
     for (Contestant &contestant : contestants)
       if (!contestant.run())
         return std::nullopt;

@@ -72,23 +72,56 @@ public:
 private:
   /// The dense copies where there are some of no more than so many tokens, else the stages.
   ValueRange choose(Value tokens) {
-    Value isShort = arith::CmpIOp::create(b, arith::CmpIPredicate::ule, tokens, index(denseUpTo)), both = HasDenseCopyOp::create(b, op.getKey(), op.getValue());
-    auto choice = scf::IfOp::create(b, op->getResultTypes(), arith::AndIOp::create(b, isShort, both), /*withElse=*/true);
-    auto branch = [&](Block *block, function_ref<ValueRange()> body) {
+    Value both = HasDenseCopyOp::create(b, op.getKey(), op.getValue());
+    auto dense = [&]() -> ValueRange {
+      auto own = cast<DecodeAttentionOp>(b.clone(*op));
+      own.setPoliciesAttr(b.getArrayAttr(Attribute(PolicyAttr::get(b.getContext(), PolicyKind::Exact))));
+      own.setFromDenseCopy(true);
+      return own.getResults();
+    };
+    return either(arith::AndIOp::create(b, isAtMost(tokens, denseUpTo), both), dense, [&] { return stages(tokens); });
+  }
+
+  ValueRange either(Value condition, function_ref<ValueRange()> yes, function_ref<ValueRange()> no) {
+    auto choice = scf::IfOp::create(b, op->getResultTypes(), condition, /*withElse=*/true);
+    OpBuilder::InsertionGuard guard(b);
+    for (auto [block, body] : {std::pair(choice.thenBlock(), yes), {choice.elseBlock(), no}}) {
       b.setInsertionPointToStart(block);
       scf::YieldOp::create(b, body());
-    };
-    branch(choice.thenBlock(), [&]() -> ValueRange {
-      auto dense = cast<DecodeAttentionOp>(b.clone(*op));
-      dense.setPoliciesAttr(b.getArrayAttr(Attribute(PolicyAttr::get(b.getContext(), PolicyKind::Exact))));
-      dense.setFromDenseCopy(true);
-      return dense.getResults();
-    });
-    branch(choice.elseBlock(), [&] { return stages(tokens); });
+    }
     return choice.getResults();
   }
 
+  /// Splits cost a microsecond: a sequence that is one takes none of that.
   ValueRange splitDense(Value tokens) {
+    auto weightless = [&] { // says itself whether all scores are -inf, once
+      auto own = cast<DecodeAttentionOp>(b.clone(*op));
+      own.setMaskedZero(true);
+      return own;
+    };
+    SmallVector<Value> state;
+    if (op.getSinkLogits())
+      state = splits(tokens, weightless());
+    else
+      state = llvm::to_vector(either(isAtMost(tokens, kSplitTokens), [&]() -> ValueRange { return weightless().getResults(); }, [&]() -> ValueRange {
+        results = splits(tokens, weightless());
+        return results;
+      }));
+    if (!op.getMaskedZero() && !op.getSinkLogits()) { // softmax of nothing but -inf is 0 / 0
+      Value some = arith::CmpIOp::create(b, arith::CmpIPredicate::ne, tokens, index(0));
+      auto isNothing = [&](OpBuilder &inner, Location loc, ValueRange args) {
+        auto number = [&](float x) -> Value { return arith::ConstantOp::create(inner, loc, inner.getF32FloatAttr(x)); };
+        Value none = arith::CmpFOp::create(inner, loc, arith::CmpFPredicate::OEQ, args[0], number(0)), both = arith::AndIOp::create(inner, loc, none, some);
+        linalg::YieldOp::create(inner, loc, arith::SelectOp::create(inner, loc, both, number(NAN), args[0]).getResult());
+      };
+      state[2] = linalg::MapOp::create(b, state[2], tensor::EmptyOp::create(b, state[2].getType(), ValueRange()), isNothing).getResult()[0];
+    }
+    results = state;
+    return results;
+  }
+
+  /// What `own`, which is moved there, makes of each split's tokens, merged.
+  SmallVector<Value> splits(Value tokens, DecodeAttentionOp own) {
     Value splits = ceilDiv(tokens, kSplitTokens);
     SmallVector<Value> outs;
     for (Type result : op->getResultTypes()) {
@@ -97,38 +130,24 @@ private:
       outs.push_back(tensor::EmptyOp::create(b, RankedTensorType::get(shape, b.getF32Type()), splits));
     }
     auto forall = scf::ForallOp::create(b, ArrayRef<OpFoldResult>{splits}, outs, std::nullopt);
-    {
-      OpBuilder::InsertionGuard guard(b);
-      b.setInsertionPointToStart(forall.getBody());
-      Value split = forall.getInductionVar(0), first = arith::MulIOp::create(b, split, index(kSplitTokens));
-      Value count = arith::MinUIOp::create(b, arith::SubIOp::create(b, tokens, first), index(kSplitTokens));
-      auto own = cast<DecodeAttentionOp>(b.clone(*op));
-      for (OpOperand *side : {&own.getKeyMutable(), &own.getValueMutable()}) {
-        auto type = cast<RankedTensorType>(side->get().getType());
-        SmallVector<OpFoldResult> offsets(4, b.getIndexAttr(0)), sizes(4, b.getIndexAttr(1)), strides(4, b.getIndexAttr(1));
-        offsets[2] = first;
-        sizes[2] = count;
-        sizes[3] = b.getIndexAttr(type.getDimSize(3));
-        b.setInsertionPoint(own);
-        side->set(tensor::ExtractSliceOp::create(b, side->get(), offsets, sizes, strides));
-      }
-      own.getSinkLogitsMutable().clear(); // the row has them once
-      own.setMaskedZero(true);            // and says itself whether all of its scores are -inf
-      b.setInsertionPointToStart(forall.getTerminator().getBody());
-      for (auto [value, out] : llvm::zip(own->getResults(), forall.getRegionOutArgs()))
-        insert(value, out, split);
+    OpBuilder::InsertionGuard guard(b);
+    b.setInsertionPointToStart(forall.getBody());
+    Value split = forall.getInductionVar(0), first = arith::MulIOp::create(b, split, index(kSplitTokens));
+    Value count = arith::MinUIOp::create(b, arith::SubIOp::create(b, tokens, first), index(kSplitTokens));
+    for (OpOperand *side : {&own.getKeyMutable(), &own.getValueMutable()}) {
+      SmallVector<OpFoldResult> offsets(4, b.getIndexAttr(0)), sizes(4, b.getIndexAttr(1)), strides(4, b.getIndexAttr(1));
+      offsets[2] = first;
+      sizes[2] = count;
+      sizes[3] = b.getIndexAttr(cast<ShapedType>(side->get().getType()).getDimSize(3));
+      side->set(tensor::ExtractSliceOp::create(b, side->get(), offsets, sizes, strides));
     }
-    SmallVector<Value> state = merged(forall.getResults(), splits, index(0));
-    if (!op.getMaskedZero() && !op.getSinkLogits()) { // softmax of nothing but -inf is 0 / 0
-      Value some = arith::CmpIOp::create(b, arith::CmpIPredicate::ne, tokens, index(0));
-      state[2] = linalg::MapOp::create(b, state[2], tensor::EmptyOp::create(b, state[2].getType(), ValueRange()), [&](OpBuilder &inner, Location loc, ValueRange args) {
-                   auto number = [&](float x) -> Value { return arith::ConstantOp::create(inner, loc, inner.getF32FloatAttr(x)); };
-                   Value none = arith::CmpFOp::create(inner, loc, arith::CmpFPredicate::OEQ, args[0], number(0)), both = arith::AndIOp::create(inner, loc, none, some);
-                   linalg::YieldOp::create(inner, loc, arith::SelectOp::create(inner, loc, both, number(NAN), args[0]).getResult());
-                 }).getResult()[0];
-    }
-    results = state;
-    return results;
+    own.getSinkLogitsMutable().clear(); // the row has them once
+    own->moveBefore(forall.getTerminator());
+    b.setInsertionPointToStart(forall.getTerminator().getBody());
+    for (auto [value, out] : llvm::zip(own->getResults(), forall.getRegionOutArgs()))
+      insert(value, out, split);
+    b.setInsertionPointAfter(forall);
+    return merged(forall.getResults(), splits, index(0));
   }
 
   ValueRange stages(Value tokens) {
@@ -244,6 +263,7 @@ private:
     return types;
   }
   Value index(int64_t n) { return arith::ConstantIndexOp::create(b, n); }
+  Value isAtMost(Value a, int64_t n) { return arith::CmpIOp::create(b, arith::CmpIPredicate::ule, a, index(n)); }
   Value ceilDiv(Value a, int64_t by) { return arith::CeilDivUIOp::create(b, a, index(by)); }
 
   DecodeAttentionOp op;

@@ -274,10 +274,15 @@ func.func @several(%q: tensor<2x6x2x32xf16>, %k: !key, %v: !value, %scale: f32, 
   return %0#0, %0#1, %0#2, %1#2 : tensor<?x4x64xf32>, tensor<?x4x16xf32>, tensor<?x2x4xf32>, tensor<1x2x4xf32>
 }
 
-// Dense attention of one row is split by its tokens; the state of a split of nothing but -inf is without weight, and that of a row is told in the end.
+// Dense attention of one row is split by its tokens where it has more than a split's. The state of a split of nothing but -inf is without weight, and that of a row is told in
+// the end.
 // CHECK-LABEL: func.func @dense_row(
 // CHECK-SAME: %[[Q:[a-z0-9]+]]: tensor<1x2x1x32xf16>, %[[K:[a-z0-9]+]]: tensor<1x1x?x32xf16>, %[[V:[a-z0-9]+]]: tensor<1x1x?x48xf16>, %[[SCALE:[a-z0-9]+]]: f32)
 // CHECK: %[[TOKENS:.*]] = tensor.dim %[[K]], %c2
+// CHECK: %[[SHORT:.*]] = arith.cmpi ule, %[[TOKENS]], %c2048
+// CHECK: %[[STATE:.*]]:3 = scf.if %[[SHORT]]
+// CHECK-NEXT: aligned.decode_attention %[[Q]], %[[K]], %[[V]] scale %[[SCALE]] policy <exact> masked_zero :
+// CHECK-NEXT: scf.yield
 // CHECK: %[[SPLITS:.*]] = arith.ceildivui %[[TOKENS]], %c2048
 // CHECK: %[[STATES:.*]]:3 = scf.forall (%[[SPLIT:.*]]) in (%[[SPLITS]])
 // CHECK: %[[FIRST:.*]] = arith.muli %[[SPLIT]], %c2048
@@ -288,8 +293,10 @@ func.func @several(%q: tensor<2x6x2x32xf16>, %k: !key, %v: !value, %scale: f32, 
 // CHECK: aligned.decode_attention %[[Q]], %[[KEYS]], %[[VALUES]] scale %[[SCALE]] policy <exact> masked_zero :
 // CHECK: scf.for {{.*}} = %c0 to %[[SPLITS]]
 // CHECK: aligned.merge
-// CHECK: linalg.map
-// CHECK: arith.select %{{.*}}, %[[NAN:.*]], %
+// CHECK: scf.yield
+// CHECK: %[[SUM:.*]] = linalg.map ins(%[[STATE]]#2 :
+// CHECK: arith.select
+// CHECK: return %[[STATE]]#0, %[[SUM]]
 func.func @dense_row(%q: tensor<1x2x1x32xf16>, %k: tensor<1x1x?x32xf16>, %v: tensor<1x1x?x48xf16>, %scale: f32) -> (tensor<1x2x1x48xf32>, tensor<1x2x1xf32>) {
   %acc, %max, %sum = aligned.decode_attention %q, %k, %v scale %scale policy <exact> : tensor<1x2x1x32xf16>, tensor<1x1x?x32xf16>, tensor<1x1x?x48xf16>
       -> tensor<1x2x1x48xf32>, tensor<1x2x1xf32>, tensor<1x2x1xf32>

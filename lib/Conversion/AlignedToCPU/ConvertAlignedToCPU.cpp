@@ -104,18 +104,29 @@ struct ConvertDecodeAttention : OpConversionPattern<DecodeAttentionOp> {
     return success();
   }
 
+  /// The kernel of this attention, emitted where an op of its shape asks for it first: several may be stretches of one.
   func::FuncOp insertKernel(DecodeAttentionOp op, const KernelShape &shape, OpBuilder &b) const {
+    std::string key;
+    llvm::raw_string_ostream os(key);
+    for (Value operand : op->getOperands()) // as tensors: kernels take memory without gaps, from any offset on
+      if (auto type = dyn_cast<MemRefType>(operand.getType()))
+        os << RankedTensorType::get(type.getShape(), type.getElementType(), type.getMemorySpace()) << " ";
+    os << op->getAttrDictionary();
+    func::FuncOp &known = kernels[key];
+    if (known)
+      return known;
     OpBuilder::InsertionGuard guard(b);
     std::string name = ("aligned_decode_" + Twine(op.getAttentionId())).str();
     for (int64_t copy = 1; symbols.lookup(name); ++copy)
       name = ("aligned_decode_" + Twine(op.getAttentionId()) + "_" + Twine(copy)).str();
     func::FuncOp kernel = emitKernel(op->getParentOfType<ModuleOp>(), op.getLoc(), name, shape);
     symbols.insert(kernel);
-    return kernel;
+    return known = kernel;
   }
 
   SymbolTable &symbols;
   Isa isa;
+  mutable llvm::StringMap<func::FuncOp> kernels;
 };
 
 //===----------------------------------------------------------------------===//
