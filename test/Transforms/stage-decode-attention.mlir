@@ -280,7 +280,7 @@ func.func @several(%q: tensor<2x6x2x32xf16>, %k: !key, %v: !value, %scale: f32, 
 // CHECK-SAME: %[[Q:[a-z0-9]+]]: tensor<1x2x1x32xf16>, %[[K:[a-z0-9]+]]: tensor<1x1x?x32xf16>, %[[V:[a-z0-9]+]]: tensor<1x1x?x48xf16>, %[[SCALE:[a-z0-9]+]]: f32)
 // CHECK: %[[TOKENS:.*]] = tensor.dim %[[K]], %c2
 // CHECK: %[[SHORT:.*]] = arith.cmpi ule, %[[TOKENS]], %c2048
-// CHECK: %[[STATE:.*]]:3 = scf.if %[[SHORT]]
+// CHECK: %[[STATE:.*]]:2 = scf.if %[[SHORT]]
 // CHECK-NEXT: aligned.decode_attention %[[Q]], %[[K]], %[[V]] scale %[[SCALE]] policy <exact> masked_zero :
 // CHECK-NEXT: scf.yield
 // CHECK: %[[SPLITS:.*]] = arith.ceildivui %[[TOKENS]], %c2048
@@ -294,7 +294,7 @@ func.func @several(%q: tensor<2x6x2x32xf16>, %k: !key, %v: !value, %scale: f32, 
 // CHECK: scf.for {{.*}} = %c0 to %[[SPLITS]]
 // CHECK: aligned.merge
 // CHECK: scf.yield
-// CHECK: %[[SUM:.*]] = linalg.map ins(%[[STATE]]#2 :
+// CHECK: %[[SUM:.*]] = linalg.map ins(%[[STATE]]#1 :
 // CHECK: arith.select
 // CHECK: return %[[STATE]]#0, %[[SUM]]
 func.func @dense_row(%q: tensor<1x2x1x32xf16>, %k: tensor<1x1x?x32xf16>, %v: tensor<1x1x?x48xf16>, %scale: f32) -> (tensor<1x2x1x48xf32>, tensor<1x2x1xf32>) {
