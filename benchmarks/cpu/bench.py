@@ -87,9 +87,12 @@ def main():
             else:
                 longer(options.capture, folder, case.tokens, case.head_dim, case.group, case.kv_heads)
             command = [options.build / "bin/aligned-bench", folder, f"--copies={case.copies}", f"--threads={case.threads}"]
-            command += [f"--rounds={IN_CACHE_ROUNDS}", f"--policies={IN_CACHE}"] if case.one_head else [f"--rounds={options.rounds}"]
-            command += [f"--ggml={options.ggml}"] if options.ggml else []
-            command += [f"--torch={options.torch}"] if options.torch else []
+            if case.one_head:  # alone: others would leave their data in the cache
+                command += [f"--rounds={IN_CACHE_ROUNDS}", f"--policies={IN_CACHE}"]
+            else:
+                command += [f"--rounds={options.rounds}"]
+                command += [f"--ggml={options.ggml}"] if options.ggml else []
+                command += [f"--torch={options.torch}"] if options.torch else []
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
             if done.returncode:
                 sys.exit(f"bench: error: expected aligned-bench to end well, got exit status {done.returncode}")

@@ -72,14 +72,14 @@ public:
 private:
   /// The dense copies where there are some of no more than so many tokens, else the stages.
   ValueRange choose(Value tokens) {
-    Value both = HasDenseCopyOp::create(b, op.getKey(), op.getValue());
+    Value isShort = isAtMost(tokens, denseUpTo), both = HasDenseCopyOp::create(b, op.getKey(), op.getValue());
     auto dense = [&]() -> ValueRange {
       auto own = cast<DecodeAttentionOp>(b.clone(*op));
       own.setPoliciesAttr(b.getArrayAttr(Attribute(PolicyAttr::get(b.getContext(), PolicyKind::Exact))));
       own.setFromDenseCopy(true);
       return own.getResults();
     };
-    return either(arith::AndIOp::create(b, isAtMost(tokens, denseUpTo), both), dense, [&] { return stages(tokens); });
+    return either(arith::AndIOp::create(b, isShort, both), dense, [&] { return stages(tokens); });
   }
 
   ValueRange either(Value condition, function_ref<ValueRange()> yes, function_ref<ValueRange()> no) {
