@@ -63,7 +63,7 @@ double Costs::planes(const AttentionShape &shape, int64_t tokens, const ReadBits
 }
 
 int64_t Costs::denseUpTo(const AttentionShape &shape, double tolerance) const {
-  constexpr double kMargin = 0.85;
+  constexpr double kMargin = 0.75; // heads differ: in some, twice as many tokens matter
   int64_t tokens = kMostTokens;
   while (tokens && kMargin * dense(shape, tokens) >= planes(shape, tokens, usualBits(tokens, tolerance)))
     tokens -= storage::kTile;

@@ -25,7 +25,7 @@
 // Up to which length, costs of a machine say for each policy; the module says the largest.
 // COSTS: module attributes {aligned.dense_up_to = 4096 : i64}
 // COSTS-LABEL: func.func @step(
-// COSTS: arith.cmpi ule, %{{.*}}, %c128
+// COSTS: arith.cmpi ule, %{{.*}}, %c192
 
 // CHECK-LABEL: func.func @step(
 // CHECK-SAME: %[[Q:[a-z0-9]+]]: tensor<2x6x1x32xf16>, %[[K:[a-z0-9]+]]: tensor<{{.*}}, key>>, %[[V:[a-z0-9]+]]: tensor<{{.*}}, value>>, %[[SCALE:[a-z0-9]+]]: f32)
@@ -279,8 +279,8 @@ func.func @several(%q: tensor<2x6x2x32xf16>, %k: !key, %v: !value, %scale: f32, 
 // CHECK-LABEL: func.func @dense_row(
 // CHECK-SAME: %[[Q:[a-z0-9]+]]: tensor<1x2x1x32xf16>, %[[K:[a-z0-9]+]]: tensor<1x1x?x32xf16>, %[[V:[a-z0-9]+]]: tensor<1x1x?x48xf16>, %[[SCALE:[a-z0-9]+]]: f32)
 // CHECK: %[[TOKENS:.*]] = tensor.dim %[[K]], %c2
-// CHECK: %[[SHORT:.*]] = arith.cmpi ule, %[[TOKENS]], %c2048
-// CHECK: %[[STATE:.*]]:2 = scf.if %[[SHORT]]
+// CHECK: %[[WHOLE:.*]] = arith.cmpi ule, %[[TOKENS]], %c2048
+// CHECK: %[[STATE:.*]]:2 = scf.if %[[WHOLE]]
 // CHECK-NEXT: aligned.decode_attention %[[Q]], %[[K]], %[[V]] scale %[[SCALE]] policy <exact> masked_zero :
 // CHECK-NEXT: scf.yield
 // CHECK: %[[SPLITS:.*]] = arith.ceildivui %[[TOKENS]], %c2048

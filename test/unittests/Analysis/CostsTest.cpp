@@ -76,7 +76,7 @@ TEST(Costs, DenseUpToIsWhereTimesMeet) {
   EXPECT_DOUBLE_EQ(costs.planes(kShape, 100, {6, 3}), 2000 + 100 * (2 + 5));
   for (double tolerance : {0x1p-9, 0x1p-7, 0x1p-6}) {
     const int64_t tokens = costs.denseUpTo(kShape, tolerance);
-    auto isFaster = [&](int64_t n) { return costs.planes(kShape, n, usualBits(n, tolerance)) < 0.85 * costs.dense(kShape, n); };
+    auto isFaster = [&](int64_t n) { return costs.planes(kShape, n, usualBits(n, tolerance)) < 0.75 * costs.dense(kShape, n); };
     EXPECT_EQ(tokens % 64, 0);
     EXPECT_FALSE(isFaster(tokens));
     EXPECT_TRUE(isFaster(tokens + 64));
