@@ -8,7 +8,7 @@
 #include "aligned/Analysis/Costs.h"
 #include "aligned/JIT/Module.h"
 
-#include "llvm/ADT/STLExtras.h"
+#include "llvm/ADT/STLFunctionalExtras.h"
 #include "llvm/ADT/StringExtras.h"
 #include "llvm/Support/FormatVariadic.h"
 
@@ -148,13 +148,14 @@ double measureReading() {
   return sum ? words.size() * sizeof(uint64_t) / fastest : 0; // so that it is summed
 }
 
-std::optional<Costs> measureAll() {
+std::optional<Costs> measureAll(llvm::function_ref<void(size_t done)> progress) {
   Costs costs{measureReading(), {}};
-  for (auto [corner, at] : llvm::zip(costs.corners, Costs::kCorners)) {
-    std::optional<StepCosts> measured = measure(at);
+  for (size_t i = 0; i < costs.corners.size(); ++i) {
+    std::optional<StepCosts> measured = measure(Costs::kCorners[i]);
     if (!measured)
       return std::nullopt;
-    corner = *measured;
+    costs.corners[i] = *measured;
+    progress(i + 1);
   }
   return costs;
 }
@@ -173,7 +174,7 @@ std::optional<Costs> parse(llvm::StringRef text) {
 
 } // namespace
 
-const double *aligned_machine_costs(void) {
+const double *aligned_machine_costs(void (*progress)(void *, int32_t, int32_t), void *context) {
   static std::mutex mutex;
   static std::vector<double> numbers;
   std::lock_guard<std::mutex> lock(mutex);
@@ -183,7 +184,10 @@ const double *aligned_machine_costs(void) {
   std::optional<std::string> kept = cache.load();
   std::optional<Costs> costs = kept ? parse(*kept) : std::nullopt;
   if (!costs) {
-    costs = measureAll();
+    costs = measureAll([&](size_t done) {
+      if (progress)
+        progress(context, int32_t(done), int32_t(Costs::kCorners.size()));
+    });
     if (!costs)
       return nullptr;
     std::string text;

@@ -441,7 +441,7 @@ aligned_module *aligned_module_compile(const char *source, const char *text, con
   };
   std::string costs; // as a part of what is compiled
   if (options.denseUpTo == "auto" && options.costs.empty()) {
-    const double *numbers = aligned_machine_costs();
+    const double *numbers = aligned_machine_costs(nullptr, nullptr);
     if (!numbers)
       return nullptr;
     options.costs = llvm::ArrayRef(numbers, Costs::kNumbers);

@@ -42,6 +42,8 @@ using namespace aligned;
 namespace {
 
 class Stager {
+  using Values = SmallVector<Value>;
+
 public:
   static constexpr int64_t kSplitTokens = kSplitTiles * kTile;
 
@@ -71,42 +73,36 @@ public:
 
 private:
   /// The dense copies where there are some of no more than so many tokens, else the stages.
-  ValueRange choose(Value tokens) {
+  Values choose(Value tokens) {
     Value isShort = isAtMost(tokens, denseUpTo), both = HasDenseCopyOp::create(b, op.getKey(), op.getValue());
-    auto dense = [&]() -> ValueRange {
+    auto dense = [&]() -> Values {
       auto own = cast<DecodeAttentionOp>(b.clone(*op));
       own.setPoliciesAttr(b.getArrayAttr(Attribute(PolicyAttr::get(b.getContext(), PolicyKind::Exact))));
       own.setFromDenseCopy(true);
-      return own.getResults();
+      return Values(own.getResults());
     };
     return either(arith::AndIOp::create(b, isShort, both), dense, [&] { return stages(tokens); });
   }
 
-  ValueRange either(Value condition, function_ref<ValueRange()> yes, function_ref<ValueRange()> no) {
+  Values either(Value condition, function_ref<Values()> yes, function_ref<Values()> no) {
     auto choice = scf::IfOp::create(b, op->getResultTypes(), condition, /*withElse=*/true);
     OpBuilder::InsertionGuard guard(b);
     for (auto [block, body] : {std::pair(choice.thenBlock(), yes), {choice.elseBlock(), no}}) {
       b.setInsertionPointToStart(block);
       scf::YieldOp::create(b, body());
     }
-    return choice.getResults();
+    return Values(choice.getResults());
   }
 
   /// Splits cost a microsecond: a sequence that is one takes none of that.
-  ValueRange splitDense(Value tokens) {
+  Values splitDense(Value tokens) {
     auto weightless = [&] { // says itself whether all scores are -inf, once
       auto own = cast<DecodeAttentionOp>(b.clone(*op));
       own.setMaskedZero(true);
       return own;
     };
-    SmallVector<Value> state;
-    if (op.getSinkLogits())
-      state = splits(tokens, weightless());
-    else
-      state = llvm::to_vector(either(isAtMost(tokens, kSplitTokens), [&]() -> ValueRange { return weightless().getResults(); }, [&]() -> ValueRange {
-        results = splits(tokens, weightless());
-        return results;
-      }));
+    auto inSplits = [&] { return splits(tokens, weightless()); };
+    Values state = op.getSinkLogits() ? inSplits() : either(isAtMost(tokens, kSplitTokens), [&]() -> Values { return Values(weightless().getResults()); }, inSplits);
     if (!op.getMaskedZero() && !op.getSinkLogits()) { // softmax of nothing but -inf is 0 / 0
       Value some = arith::CmpIOp::create(b, arith::CmpIPredicate::ne, tokens, index(0));
       auto isNothing = [&](OpBuilder &inner, Location loc, ValueRange args) {
@@ -116,14 +112,13 @@ private:
       };
       state[2] = linalg::MapOp::create(b, state[2], tensor::EmptyOp::create(b, state[2].getType(), ValueRange()), isNothing).getResult()[0];
     }
-    results = state;
-    return results;
+    return state;
   }
 
   /// What `own`, which is moved there, makes of each split's tokens, merged.
-  SmallVector<Value> splits(Value tokens, DecodeAttentionOp own) {
+  Values splits(Value tokens, DecodeAttentionOp own) {
     Value splits = ceilDiv(tokens, kSplitTokens);
-    SmallVector<Value> outs;
+    Values outs;
     for (Type result : op->getResultTypes()) {
       SmallVector<int64_t> shape(cast<ShapedType>(result).getShape());
       shape.front() = ShapedType::kDynamic;
@@ -150,12 +145,12 @@ private:
     return merged(forall.getResults(), splits, index(0));
   }
 
-  ValueRange stages(Value tokens) {
+  Values stages(Value tokens) {
     Value tiles = ceilDiv(tokens, kTile), splits = ceilDiv(tiles, kSplitTiles);
-    SmallVector<Value> outs;
+    Values outs;
     for (Value result : op.getResults()) {
       auto type = cast<RankedTensorType>(result.getType());
-      SmallVector<Value> sizes;
+      Values sizes;
       for (int64_t dim = 0; dim < type.getRank(); ++dim)
         if (type.isDynamicDim(dim)) // heads, queries and head_dim are static
           sizes.push_back(tensor::DimOp::create(b, op.getQuery(), dim));
@@ -169,32 +164,32 @@ private:
       b.setInsertionPointToStart(forall.getBody());
       Value entry = forall.getInductionVar(0), head = forall.getInductionVar(1);
       Value row = arith::AddIOp::create(b, arith::MulIOp::create(b, entry, index(kvHeads)), head);
-      SmallVector<Value> state = step(row, tiles, splits);
+      Values state = step(row, tiles, splits);
       Value firstHead = arith::MulIOp::create(b, head, index(group));
       b.setInsertionPointToStart(forall.getTerminator().getBody());
       for (auto [value, out] : llvm::zip(state, forall.getRegionOutArgs()))
         insert(value, out, {entry, firstHead});
     }
-    return forall.getResults();
+    return Values(forall.getResults());
   }
 
-  SmallVector<Value> step(Value row, Value tiles, Value splits) {
+  Values step(Value row, Value tiles, Value splits) {
     Type f32 = b.getF32Type();
     Value softScale = op.getScale();
     auto empty = [&](ArrayRef<int64_t> shape, Type element, ValueRange sizes = {}) -> Value {
       return tensor::EmptyOp::create(b, RankedTensorType::get(shape, element), sizes);
     };
-    SmallVector<Value> facts{empty({digits, rows, keyDim}, b.getI8Type()), empty({rows + 1, kStepFacts}, f32), empty({valueDim}, f32)};
+    Values facts{empty({digits, rows, keyDim}, b.getI8Type()), empty({rows + 1, kStepFacts}, f32), empty({valueDim}, f32)};
     auto prepare = PrepareOp::create(b, typesOf(facts), op.getQuery(), op.getKey(), op.getValue(), op.getScale(), row, op.getLater(), facts, op.getPolicies(), op.getMaskAttr());
     Value digitsOf = prepare.getResult(0), factsOf = prepare.getResult(1), mean = prepare.getResult(2);
 
     constexpr int64_t any = ShapedType::kDynamic;
     Value first = index(0);
-    SmallVector<Value> parts{empty({any, rows, kTile}, f32, tiles), empty({any, rows, kTopLanes}, f32, tiles), empty({any, 2, rows}, f32, splits)};
+    Values parts{empty({any, rows, kTile}, f32, tiles), empty({any, rows, kTopLanes}, f32, tiles), empty({any, 2, rows}, f32, splits)};
     auto scan = ScanOp::create(b, typesOf(parts), op.getQuery(), op.getKey(), op.getValue(), softScale, row, first, op.getLater(), op.getAttnMask(), digitsOf, factsOf, parts,
                                op.getPolicies(), op.getSoftcapAttr(), op.getMaskAttr());
 
-    SmallVector<Value> states{empty({any, group, queries, valueDim}, f32, splits), empty({any, group, queries}, f32, splits), empty({any, group, queries}, f32, splits)};
+    Values states{empty({any, group, queries, valueDim}, f32, splits), empty({any, group, queries}, f32, splits), empty({any, group, queries}, f32, splits)};
     if (op.getCertificate())
       states.push_back(empty({any, group, queries, kCertificateNumbers}, f32, splits));
     auto attend = AttendOp::create(b, typesOf(states), op.getQuery(), op.getKey(), op.getValue(), row, first, op.getLater(), op.getAttnMask(), op.getSinkLogits(), digitsOf, factsOf,
@@ -205,13 +200,13 @@ private:
   }
 
   /// The state of no tokens of a row, merged with each split's.
-  SmallVector<Value> merged(ValueRange states, Value splits, Value row) {
+  Values merged(ValueRange states, Value splits, Value row) {
     Type f32 = b.getF32Type();
     auto filled = [&](ArrayRef<int64_t> shape, double number) -> Value {
       auto type = RankedTensorType::get(shape, f32);
       return arith::ConstantOp::create(b, DenseElementsAttr::get(type, static_cast<float>(number)));
     };
-    SmallVector<Value> initial{filled({1, group, queries, valueDim}, 0), filled({1, group, queries}, -INFINITY), filled({1, group, queries}, 0)};
+    Values initial{filled({1, group, queries, valueDim}, 0), filled({1, group, queries}, -INFINITY), filled({1, group, queries}, 0)};
     if (Value sinks = op.getSinkLogits()) { // what is in the softmax's sum before any token
       Value own = slice(sinks, arith::MulIOp::create(b, arith::RemUIOp::create(b, row, index(kvHeads)), index(group)), index(group), RankedTensorType::get({group}, f32));
       initial[1] = linalg::BroadcastOp::create(b, own, tensor::EmptyOp::create(b, RankedTensorType::get({1, group, queries}, f32), ValueRange()), ArrayRef<int64_t>{0, 2})->getResult(0);
@@ -222,7 +217,7 @@ private:
     auto loop = scf::ForOp::create(b, index(0), splits, index(1), initial);
     OpBuilder::InsertionGuard guard(b);
     b.setInsertionPointToStart(loop.getBody());
-    SmallVector<Value> next;
+    Values next;
     for (auto [all, one] : llvm::zip(states, initial))
       next.push_back(slice(all, loop.getInductionVar(), index(1), cast<RankedTensorType>(one.getType())));
     ValueRange before = loop.getRegionIterArgs();
@@ -230,7 +225,7 @@ private:
     auto merge = MergeOp::create(b, before[0].getType(), before[1].getType(), before[2].getType(), certificate ? certificate.getType() : Type(), before[0], before[1], before[2],
                                  certificate, next[0], next[1], next[2], other);
     scf::YieldOp::create(b, merge.getResults());
-    return SmallVector<Value>(loop.getResults());
+    return Values(loop.getResults());
   }
 
   /// Places a row's `value` in `out`, from `offsets` in the first dimensions on.
@@ -268,7 +263,6 @@ private:
 
   DecodeAttentionOp op;
   int64_t denseUpTo; ///< tokens
-  SmallVector<Value> results; ///< where they are not those of one op
   ImplicitLocOpBuilder b;
   int64_t kvHeads, group, queries, rows, keyDim, valueDim, digits;
 };

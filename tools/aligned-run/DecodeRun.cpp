@@ -220,9 +220,9 @@ bool DecodeRun::step(int64_t layer, int64_t number) {
 }
 
 std::optional<Choice> DecodeRun::choiceFor(double tolerance) const {
-  const double *numbers = aligned_machine_costs();
+  const double *numbers = machineCosts();
   if (!numbers)
-    return refuse(aligned_last_error());
+    return std::nullopt;
   const Costs costs = *Costs::of(numbers, Costs::kNumbers);
   const AttentionShape shape{c.keyDim, c.valueDim, c.queryHeads / c.kvHeads};
   const int64_t tokens = c.firstPosition + c.steps;

@@ -21,6 +21,14 @@ std::nullopt_t aligned::refuse(const std::string &why) {
   return std::nullopt;
 }
 
+const double *aligned::machineCosts() {
+  Progress progress("measuring what steps take on this machine, once");
+  const double *numbers = aligned_machine_costs([](void *progress, int32_t done, int32_t total) { static_cast<Progress *>(progress)->show(done, total); }, &progress);
+  if (!numbers)
+    refuse(aligned_last_error());
+  return numbers;
+}
+
 Module aligned::compile(const std::string &source, const std::string &options) {
   Module module(aligned_module_compile(source.c_str(), options.c_str(), nullptr));
   if (!module)

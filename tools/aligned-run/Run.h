@@ -128,6 +128,9 @@ struct DestroyCache {
 using Module = std::unique_ptr<aligned_module, DestroyModule>;
 using Cache = std::unique_ptr<aligned_cache, DestroyCache>;
 
+/// What steps take on this machine (aligned/Analysis/Costs.h), with progress shown while it is measured. Null, with the error printed, where that fails.
+const double *machineCosts();
+
 /// Compiles, or prints the diagnostics.
 Module compile(const std::string &source, const std::string &options);
 

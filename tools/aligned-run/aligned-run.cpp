@@ -197,6 +197,8 @@ int main(int argc, char **argv) {
   if (uint64_t tokens; line.denseUpTo != "auto" && llvm::StringRef(line.denseUpTo).getAsInteger(10, tokens))
     return usageError("expected --dense-up-to N, a number of tokens, or auto, got '" + line.denseUpTo + "'");
   aligned_rt_set_threads(line.threads);
+  if ((line.explain || line.denseUpTo == "auto") && !machineCosts())
+    return 1;
 
   bool ok = false;
   llvm::json::Object object;

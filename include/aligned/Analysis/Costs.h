@@ -7,7 +7,7 @@
 //     planes   planesStep + tokens (planesToken + planesBit ((k - 4) key_dim + v value_dim))
 //
 // k and v are the bits read of a value: usualBits() says what to expect of a policy, before anybody has seen the cache. The five numbers are known at corners, head_dim 64, 128 and
-// 256 with 1 and 4 query rows, and taken as linear in either between and beyond them. All lie in a near cache then: out of memory planes are ahead sooner.
+// 256 with 1 and 4 query rows, and taken as linear in either between and beyond them. All lie in a near cache then, and the kernels use the widest instructions that the machine has: out of memory planes are ahead sooner.
 #ifndef ALIGNED_ANALYSIS_COSTS_H
 #define ALIGNED_ANALYSIS_COSTS_H
 

@@ -68,8 +68,8 @@ aligned_cache *aligned_module_create_cache(const aligned_module *module, int32_t
  * aligned_cache_keep_dense. */
 int64_t aligned_module_dense_up_to(const aligned_module *module);
 /* What decode steps take on this machine, as `dense-up-to=auto` has it: the numbers of aligned/Analysis/Costs.h. The first call on a machine measures them, in a few seconds, and
- * keeps them beside compiled modules. Null, with an error, where that fails. */
-const double *aligned_machine_costs(void);
+ * keeps them beside compiled modules; `progress`, which may be null, is told meanwhile. Null, with an error, where that fails. */
+const double *aligned_machine_costs(void (*progress)(void *context, int32_t done, int32_t total), void *context);
 /* Number of attentions in the module, whose numbers are 0 .. this - 1: that were raised, or that came fused or in stages. */
 int32_t aligned_module_attentions(const aligned_module *module);
 /* With option probe=true: how many of the results behind the function's own are what the attentions give, in order; 0 where they can't
