@@ -70,11 +70,13 @@ TEST_P(DenseCopy, BothHaveOneOrNoneIsRead) {
   const Kernel &kernel = kernelOf(spec(" dense-up-to=" + std::to_string(kDenseUpTo))), &planes = kernelOf(spec());
   ASSERT_TRUE(kernel && planes) << aligned_last_error();
   std::vector<HeadInputs> heads = structuredHeads(spec(), 90);
-  Caches one = kernel.empty();
-  ASSERT_EQ(aligned_cache_keep_dense(one.value.get(), 100), 0);
-  kernel.append(one, heads, 0, 90);
   Caches none = kernel.pack(heads);
-  expectSame(kernel.run(one, heads, false), planes.run(none, heads, false));
+  for (bool isKey : {false, true}) {
+    Caches one = kernel.empty();
+    ASSERT_EQ(aligned_cache_keep_dense((isKey ? one.key : one.value).get(), 100), 0);
+    kernel.append(one, heads, 0, 90);
+    expectSame(kernel.run(one, heads, false), planes.run(none, heads, false));
+  }
   expectSame(kernel.run(none, heads, false), planes.run(none, heads, false));
 }
 
