@@ -12,7 +12,7 @@
  * planes out and take the values, so that IEEE arithmetic gives what dense attention gives.
  *
  * Own lengths: batch entries may hold different numbers of tokens, `lengths`; `tokens` is the largest.
- * Dense copy: a short cache may hold its tokens as they were appended, too, for readers to whom planes don't pay yet (aligned_cache_keep_dense).
+ * Dense copy (S10): a short cache may hold its tokens as they were appended, too, for readers to whom planes don't pay yet (aligned_cache_keep_dense).
  * Pages: with a block table, `pages`, tiles are those of physical pages, [physical pages][kv_heads], that all batch entries take from as they grow.
  */
 #ifndef ALIGNED_RUNTIME_CACHE_H

@@ -182,7 +182,7 @@ def Aligned_ForkOp : Aligned_Op<"fork", [SameOperandsAndResultType]> {
 def Aligned_HasDenseCopyOp : Aligned_BufferizableOp<"has_dense_copy"> {
   let summary = "whether a key and a value can be read as they were appended";
   let description = [{
-    A cache that is short may hold its tokens in dense form, too (`aligned_cache_keep_dense`): whether it does is known when the program runs. True where both do.
+    (S10) A cache that is short may hold its tokens as they were appended, too (`aligned_cache_keep_dense`): whether it does is known when the program runs. True where both do.
 
     Constraint: (A14) both are packed
 
