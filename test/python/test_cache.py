@@ -467,6 +467,25 @@ def test_policies_choose_how_long_a_cache_is_held_twice(rng):
     assert bits_a_value(cache) > 16  # planes and scale codes
 
 
+def test_modules_make_caches_that_hold_dense_copies(rng):
+    tensor = "tensor<1x2x?x32xf16>"
+    text = f"""func.func @f(%q: tensor<1x4x1x32xf16>, %k: {tensor}, %v: {tensor}) -> tensor<1x4x1x32xf32> {{
+      %s = arith.constant 0.25 : f32
+      %o = aligned.attention %q, %k, %v scale %s : tensor<1x4x1x32xf16>, {tensor}, {tensor} -> tensor<1x4x1x32xf32>
+      return %o : tensor<1x4x1x32xf32>
+    }}"""
+    module = alignedkv.compile(text, policy="draft", dense_up_to=80)
+    assert module.dense_up_to == 80 and alignedkv.compile(text, policy="draft").dense_up_to == 0
+    caches = [module.new_cache(index) for index in (1, 2)]
+    q, (k, v) = half(rng, 1, 4, 1, 32), half(rng, 2, 1, 2, 81, 32)
+    for cache, tokens in zip(caches, (k, v)):
+        cache.append(tokens[:, :, :80])
+    assert relative_error(module(q, *caches), exact_attention(q, k[:, :, :80], v[:, :, :80], 0.25)) < 1e-6
+    for cache, tokens in zip(caches, (k, v)):
+        cache.append(tokens[:, :, 80:])
+    assert relative_error(module(q, *caches), exact_attention(q, k, v, 0.25)) > 1e-4
+
+
 @pytest.mark.parametrize("value", ["many", -1, 1.5, None])
 def test_impossible_lengths_of_dense_copies(value):
     with pytest.raises(alignedkv.Error, match=f"expected dense_up_to to be a number of tokens or 'auto', got {value!r}"):
