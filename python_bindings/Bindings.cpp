@@ -3,6 +3,7 @@
 // Arrays come in by DLPack or the buffer protocol and are never copied here; results leave as NumPy arrays that free what they
 // hold. Everything that takes time runs without the interpreter lock, so each cache has a lock of its own: a cache that one
 // thread appends to must not be read by another.
+#include "aligned/Analysis/Costs.h"
 #include "aligned/JIT/Module.h"
 
 #include <nanobind/nanobind.h>
@@ -365,6 +366,15 @@ void keepDensePair(Cache &key, Cache &value, int64_t tokens) {
   });
 }
 
+/// What is kept is no more than before.
+void lowerDensePair(Cache &key, Cache &value, int64_t tokens) {
+  Cache::locked(key, value, [&] {
+    for (aligned_cache *cache : {key.cache, value.cache})
+      if (tokens < cache->dense_limit && aligned_cache_keep_dense(cache, tokens))
+        throwLast();
+  });
+}
+
 nb::tuple copyPair(Cache &key, Cache &value) {
   auto copies = Cache::locked(key, value, [&] { return std::pair(key.fork(), value.fork()); });
   return nb::make_tuple(std::move(copies.first), std::move(copies.second));
@@ -551,6 +561,8 @@ Raises Error unless tokens is 0 to as many as there are; the cache is unchanged 
   m.def("_truncate", &truncatePair, "key"_a, "value"_a, "tokens"_a);
   m.def("_drop_planes", &dropPair, "key"_a, "value"_a, "planes"_a);
   m.def("_keep_dense", &keepDensePair, "key"_a, "value"_a, "tokens"_a);
+  m.def("_lower_dense", &lowerDensePair, "key"_a, "value"_a, "tokens"_a);
+  m.attr("_most_dense") = aligned::Costs::kMostTokens;
   m.def("_copy", &copyPair, "key"_a, "value"_a);
 
   nb::class_<Module>(m, "Module", R"(A compiled function. Call it with one argument for each entry of `arguments`.

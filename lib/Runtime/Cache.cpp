@@ -255,7 +255,6 @@ struct Cache : aligned_cache {
   Summaries summaries;
   Asides asideList;
   DenseCopy denseCopy;
-  int64_t denseLimit = 0; // tokens up to which it is kept
   Array lengthList;
   PageTable pageTable;      // of a cache with pages
   bool offsetIsSet = false; // by aligned_cache_set_offset
@@ -306,7 +305,7 @@ struct Cache : aligned_cache {
   }
 
   /// Whether there is a dense copy when `longest` tokens are there, some of which came just now.
-  bool keepsDense(int64_t longest) const { return longest <= denseLimit && !lengths && (dense || !tokens); }
+  bool keepsDense(int64_t longest) const { return longest <= dense_limit && !lengths && (dense || !tokens); }
 
   /// A list of the entries' lengths.
   bool allocateLengths(Array &list) const {
@@ -412,7 +411,7 @@ private:
     }
     keepsDense = !counts && cache.keepsDense(longest);
     if (keepsDense && longest > cache.dense_capacity) {
-      const int64_t tokens = std::min(std::max(grownCapacity(cache.dense_capacity, longest), cache.capacity), cache.denseLimit);
+      const int64_t tokens = std::min(std::max(grownCapacity(cache.dense_capacity, longest), cache.capacity), cache.dense_limit);
       if (!dense.emplace().allocate(cache, tokens, &cache.denseCopy))
         return false;
     }
@@ -669,8 +668,10 @@ private:
       cache.planeArrays = std::move(*grown);
     if (summaries)
       cache.summaries = std::move(*summaries);
-    if (dense || !keepsDense)
-      cache.denseCopy = dense ? std::move(*dense) : DenseCopy();
+    if (dense)
+      cache.denseCopy = std::move(*dense);
+    else if (cache.dense && !keepsDense)
+      cache.denseCopy = {};
     cache.pageTable.commit();
     if (lengths)
       cache.lengthList = std::move(lengths);
@@ -1002,7 +1003,7 @@ aligned_cache *aligned_cache_fork(const aligned_cache *from) {
   }
   if (from->dense && !cache->denseCopy.allocate(*from, from->dense_capacity, &original.denseCopy))
     return nullptr;
-  cache->denseLimit = original.denseLimit;
+  cache->dense_limit = from->dense_limit;
   cache->tokens = from->tokens;
   cache->bias = from->bias;
   cache->biasIsSettled = original.biasIsSettled;
@@ -1046,10 +1047,10 @@ int aligned_cache_keep_dense(aligned_cache *cache, int64_t tokens) {
   if (!onHost(cache))
     return 0;
   Cache &owner = *ownerOf(cache);
-  if (tokens > owner.denseLimit && cache->tokens)
-    return fail("expected an empty cache to keep a dense copy of more tokens than %lld, got one of %lld tokens", (long long)owner.denseLimit,
+  if (tokens > owner.dense_limit && cache->tokens)
+    return fail("expected an empty cache to keep a dense copy of more tokens than %lld, got one of %lld tokens", (long long)owner.dense_limit,
                 (long long)cache->tokens);
-  owner.denseLimit = tokens;
+  owner.dense_limit = tokens;
   if (cache->tokens > tokens || tokens == 0)
     owner.denseCopy = {};
   owner.publish();
@@ -1163,7 +1164,7 @@ int aligned_cache_drop_planes(aligned_cache *cache, int32_t planes) {
     owner.planeArrays.bytes[p] = 0;
   }
   owner.planes = planes;
-  owner.denseLimit = 0;
+  owner.dense_limit = 0;
   owner.denseCopy = {};
   owner.publish();
   if (owner.sum)

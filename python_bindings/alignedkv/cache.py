@@ -5,11 +5,10 @@ import math
 import operator
 import os
 import re
-import threading
 
 import numpy as np
 
-from ._alignedkv import Error, Module, _append, _cache, _copy, _drop_planes, _keep_dense, _truncate, transform
+from ._alignedkv import Error, Module, _append, _cache, _copy, _drop_planes, _keep_dense, _lower_dense, _most_dense, _truncate, transform
 
 _MLIR_TYPES = {"float16": "f16", "bfloat16": "bf16", "uint16": "bf16", "float32": "f32"}
 
@@ -120,8 +119,6 @@ def _size(name, value):
 
 
 _AUTO = "fixed<4,4,8>"
-_MOST_DENSE = 4096  # tokens that are held twice before anybody knows how they will be read
-_LOWERING = threading.Lock()  # of what caches hold twice, when it is known
 
 
 class KVCache:
@@ -159,11 +156,10 @@ class KVCache:
         self._value = _cache(kind, widths, "value", self.dtype, self.batch, self.kv_heads, self.value_dim)
         self._reads = None
         self._dense_up_to = _dense_up_to(dense_up_to)
-        self._holds_dense = _MOST_DENSE if self._dense_up_to == "auto" else self._dense_up_to
-        if self._holds_dense:
+        if self._dense_up_to:
             if kind != "fixed":
                 raise Error(f"expected dense_up_to with a 'fixed' format only, got {self.format!r}")
-            _keep_dense(self._key, self._value, self._holds_dense)
+            _keep_dense(self._key, self._value, _most_dense if self._dense_up_to == "auto" else self._dense_up_to)
         if key_offset is not None:
             if kind != "fixed":
                 raise Error(f"expected key_offset with a 'fixed' format only, got {self.format!r}")
@@ -240,10 +236,8 @@ class KVCache:
         while True:
             planes = self._key.planes
             module = _attention(self._text(q, scoring, planes), options)
-            with _LOWERING:
-                if module.dense_up_to < self._holds_dense:  # policies that read planes sooner hold less
-                    self._holds_dense = module.dense_up_to
-                    _keep_dense(self._key, self._value, self._holds_dense)
+            if self._dense_up_to:  # policies that read planes sooner hold less
+                _lower_dense(self._key, self._value, module.dense_up_to)
             try:
                 out, (self._reads,) = module._call_with_reads(q, self._key, self._value, scale)
                 return out

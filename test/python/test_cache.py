@@ -486,6 +486,16 @@ def test_modules_make_caches_that_hold_dense_copies(rng):
     assert relative_error(module(q, *caches), exact_attention(q, k, v, 0.25)) > 1e-4
 
 
+def test_without_planes_there_is_no_dense_copy_to_choose(rng):
+    cache = alignedkv.KVCache(1, 64, dense_up_to="auto")
+    cache.append(half(rng, 1, 1, 100, 64), half(rng, 1, 1, 100, 64))
+    q = half(rng, 1, 1, 1, 64)
+    cache.attend(q, policy="exact")
+    cache.drop_planes(2)
+    cache.attend(q, policy="draft")  # which would hold less of what is gone
+    assert bits_a_value(cache) < 9
+
+
 @pytest.mark.parametrize("value", ["many", -1, 1.5, None])
 def test_impossible_lengths_of_dense_copies(value):
     with pytest.raises(alignedkv.Error, match=f"expected dense_up_to to be a number of tokens or 'auto', got {value!r}"):

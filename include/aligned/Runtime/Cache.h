@@ -57,6 +57,7 @@ typedef struct aligned_cache {
   /* for C callers */
   int64_t batch;
   aligned_format format;
+  int64_t dense_limit; /* tokens up to which a dense copy is kept */
 } aligned_cache;
 
 /* Functions that can fail return null or a negative number and leave a message in aligned_last_error() (per thread); nothing is changed then.
