@@ -272,15 +272,6 @@ AttentionShape shapeOf(DecodeAttentionOp op) {
   return {key.getDimSize(3), value.getDimSize(3), query.getDimSize(1) / key.getDimSize(1) * query.getDimSize(2)};
 }
 
-/// The least of all kv heads and sides, which reads the most.
-double toleranceOf(DecodeAttentionOp op) {
-  double least = 1;
-  for (auto policy : op.getPolicies().getAsRange<PolicyAttr>())
-    for (CacheRole side : {CacheRole::Key, CacheRole::Value})
-      least = std::min(least, policy.getTolerance(side));
-  return least;
-}
-
 /// One split at a time, side by side.
 LogicalResult tileSplits(TilingInterface stage) {
   IRRewriter rewriter(stage);
@@ -317,7 +308,7 @@ struct AlignedStageDecodeAttentionPass : aligned::impl::AlignedStageDecodeAttent
     }
     int64_t most = 0;
     for (DecodeAttentionOp op : steps) {
-      int64_t tokens = !op.readsFixedPlanes() ? 0 : machine ? machine->denseUpTo(shapeOf(op), toleranceOf(op)) : denseUpTo;
+      int64_t tokens = !op.readsFixedPlanes() ? 0 : machine ? machine->denseUpTo(shapeOf(op), leastTolerance(llvm::to_vector(op.getPolicies().getAsRange<PolicyAttr>()))) : denseUpTo;
       most = std::max(most, tokens);
       Stager(op, tokens).run();
     }

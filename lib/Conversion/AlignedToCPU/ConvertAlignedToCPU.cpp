@@ -106,13 +106,7 @@ struct ConvertDecodeAttention : OpConversionPattern<DecodeAttentionOp> {
 
   /// The kernel of this attention, emitted where an op of its shape asks for it first: several may be stretches of one.
   func::FuncOp insertKernel(DecodeAttentionOp op, const KernelShape &shape, OpBuilder &b) const {
-    std::string key;
-    llvm::raw_string_ostream os(key);
-    for (Value operand : op->getOperands()) // as tensors: kernels take memory without gaps, from any offset on
-      if (auto type = dyn_cast<MemRefType>(operand.getType()))
-        os << RankedTensorType::get(type.getShape(), type.getElementType(), type.getMemorySpace()) << " ";
-    os << op->getAttrDictionary();
-    func::FuncOp &known = kernels[key];
+    func::FuncOp &known = kernels[kernelKey(op)];
     if (known)
       return known;
     OpBuilder::InsertionGuard guard(b);

@@ -63,60 +63,48 @@ void append(Surroundings &around, Value cache, Value tokens) {
 /// What the patterns have in common: on tensors there is nothing to call.
 template <typename Op> struct CachePattern : OpConversionPattern<Op> {
   using OpConversionPattern<Op>::OpConversionPattern;
-  static LogicalResult expectBuffers(Op op, ConversionPatternRewriter &rewriter) {
-    if (isa<MemRefType>(op->getOperand(0).getType()))
-      return success();
-    return rewriter.notifyMatchFailure(op, "expected buffers, got tensors: they are bufferized first");
+  using Adaptor = typename OpConversionPattern<Op>::OpAdaptor;
+  LogicalResult matchAndRewrite(Op op, Adaptor adaptor, ConversionPatternRewriter &rewriter) const final {
+    if (!isa<MemRefType>(op->getOperand(0).getType()))
+      return rewriter.notifyMatchFailure(op, "expected buffers, got tensors: they are bufferized first");
+    Surroundings around(rewriter, op.getLoc());
+    convert(op, adaptor, around, rewriter);
+    return success();
   }
+  virtual void convert(Op op, Adaptor adaptor, Surroundings &around, ConversionPatternRewriter &rewriter) const = 0;
 };
 
 struct ConvertPack : CachePattern<PackOp> {
   using CachePattern::CachePattern;
-  LogicalResult matchAndRewrite(PackOp op, OpAdaptor adaptor, ConversionPatternRewriter &rewriter) const override {
-    if (failed(expectBuffers(op, rewriter)))
-      return failure();
-    Surroundings around(rewriter, op.getLoc());
+  void convert(PackOp op, OpAdaptor adaptor, Surroundings &around, ConversionPatternRewriter &rewriter) const override {
     append(around, adaptor.getTarget(), adaptor.getSource());
     rewriter.eraseOp(op);
-    return success();
   }
 };
 
 struct ConvertAppend : CachePattern<AppendOp> {
   using CachePattern::CachePattern;
-  LogicalResult matchAndRewrite(AppendOp op, OpAdaptor adaptor, ConversionPatternRewriter &rewriter) const override {
-    if (failed(expectBuffers(op, rewriter)))
-      return failure();
-    Surroundings around(rewriter, op.getLoc());
+  void convert(AppendOp op, OpAdaptor adaptor, Surroundings &around, ConversionPatternRewriter &rewriter) const override {
     append(around, adaptor.getCache(), adaptor.getTokens());
     rewriter.replaceOp(op, adaptor.getCache());
-    return success();
   }
 };
 
 struct ConvertUnpack : CachePattern<UnpackOp> {
   using CachePattern::CachePattern;
-  LogicalResult matchAndRewrite(UnpackOp op, OpAdaptor adaptor, ConversionPatternRewriter &rewriter) const override {
-    if (failed(expectBuffers(op, rewriter)))
-      return failure();
-    Surroundings around(rewriter, op.getLoc());
+  void convert(UnpackOp op, OpAdaptor adaptor, Surroundings &around, ConversionPatternRewriter &rewriter) const override {
     around.call("aligned_cache_unpack", around.b.getI32Type(), {adaptor.getSource(), around.code(op.getBits()), around.address(adaptor.getTarget())});
     rewriter.eraseOp(op);
-    return success();
   }
 };
 
 struct ConvertHasDenseCopy : CachePattern<HasDenseCopyOp> {
   using CachePattern::CachePattern;
-  LogicalResult matchAndRewrite(HasDenseCopyOp op, OpAdaptor adaptor, ConversionPatternRewriter &rewriter) const override {
-    if (failed(expectBuffers(op, rewriter)))
-      return failure();
-    Surroundings around(rewriter, op.getLoc());
+  void convert(HasDenseCopyOp op, OpAdaptor adaptor, Surroundings &around, ConversionPatternRewriter &rewriter) const override {
     auto has = [&](Value cache) -> Value {
       return arith::CmpIOp::create(around.b, arith::CmpIPredicate::ne, around.field(cache, offsetof(aligned_cache, dense)), around.number(0));
     };
     rewriter.replaceOpWithNewOp<arith::AndIOp>(op, has(adaptor.getKey()), has(adaptor.getValue()));
-    return success();
   }
 };
 

@@ -91,15 +91,7 @@ template <typename Op> struct ConvertStage : OpConversionPattern<Op> {
 private:
   /// The kernel of this shape, emitted where it is asked for first.
   func::FuncOp kernelOf(Op op, TypeRange arguments, OpBuilder &builder) const {
-    std::string key;
-    llvm::raw_string_ostream os(key);
-    os << op.getOperation()->getName();
-    for (Value operand : op->getOperands()) // outs and masks too: which there are
-      os << " " << operand.getType();
-    for (NamedAttribute attr : op->getAttrs())
-      if (attr.getName() != "attention_id")
-        os << " " << attr.getName() << attr.getValue();
-    func::FuncOp &kernel = kernels[key];
+    func::FuncOp &kernel = kernels[kernelKey(op, "attention_id")]; // which is an argument
     if (kernel)
       return kernel;
     OpBuilder::InsertionGuard guard(builder);

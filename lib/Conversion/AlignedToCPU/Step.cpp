@@ -217,11 +217,3 @@ void Step::lap(int32_t part) {
   if (shape.profile)
     func::CallOp::create(e.b, "aligned_rt_lap", TypeRange(), e.constant(e.i32(), part).value);
 }
-
-double Step::leastTolerance() const {
-  double least = 1;
-  for (PolicyAttr policy : shape.policies)
-    for (CacheRole side : {CacheRole::Key, CacheRole::Value})
-      least = std::min(least, policy.getTolerance(side));
-  return least;
-}

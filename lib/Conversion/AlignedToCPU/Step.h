@@ -156,9 +156,8 @@ protected:
 
   HeadPolicies policies() { return HeadPolicies(shape, row % index(shape.policies.size())); }
   bool isLimited(CacheRole side) const { return HeadPolicies::areLimited(shape.policies, side); }
-  double leastTolerance() const;
   /// Degree of the polynomial for 2^x.
-  int64_t degree() const { return exact || shape.certified ? 5 : leastTolerance() < 0x1p-10 ? 4 : 3; }
+  int64_t degree() const { return exact || shape.certified ? 5 : leastTolerance(shape.policies) < 0x1p-10 ? 4 : 3; }
   /// 2^x for x <= 127, 0 where x is far below.
   Val power(Val x);
 

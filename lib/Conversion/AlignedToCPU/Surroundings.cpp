@@ -41,6 +41,20 @@ void aligned::declareRuntime(ModuleOp module) {
   declare("aligned_cache_unpack", {pointer, i32, pointer}, {i32});
 }
 
+std::string aligned::kernelKey(Operation *op, StringRef without) {
+  std::string key;
+  llvm::raw_string_ostream os(key);
+  os << op->getName();
+  for (Type type : op->getOperandTypes()) { // outs and masks too: which there are
+    auto memory = dyn_cast<MemRefType>(type);
+    os << " " << (memory ? Type(MemRefType::get(memory.getShape(), memory.getElementType(), MemRefLayoutAttrInterface(), memory.getMemorySpace())) : type);
+  }
+  for (NamedAttribute attribute : op->getAttrs())
+    if (attribute.getName() != without)
+      os << " " << attribute.getName() << attribute.getValue();
+  return key;
+}
+
 Value Surroundings::number(int64_t n) { return arith::ConstantOp::create(b, b.getI64IntegerAttr(n)); }
 Value Surroundings::code(int32_t n) { return arith::ConstantOp::create(b, b.getI32IntegerAttr(n)); }
 Value Surroundings::asI64(Value index) { return arith::IndexCastOp::create(b, b.getI64Type(), index); }

@@ -11,6 +11,10 @@ namespace aligned {
 /// Declares the runtime's functions that a module lacks; unused ones go away with the next symbol-dce.
 void declareRuntime(mlir::ModuleOp module);
 
+/// What tells the kernel of an op from others: op, operands and attributes, but for the attribute `without`. Kernels take memory without gaps, from any offset on: its layout tells
+/// nothing.
+std::string kernelKey(mlir::Operation *op, llvm::StringRef without = "");
+
 /// Values around a conversion: buffers as addresses, extents as i64.
 struct Surroundings {
   Surroundings(mlir::OpBuilder &builder, mlir::Location loc) : b(loc, builder) {}

@@ -28,15 +28,6 @@ Caches keeping(const Kernel &kernel, int64_t tokens) {
   return caches;
 }
 
-void expectSame(const Outcome &got, const Outcome &want) {
-  ASSERT_FALSE(got.failed || want.failed);
-  EXPECT_EQ(got.out, want.out);
-  EXPECT_EQ(got.bound, want.bound);
-  EXPECT_EQ(got.estimate, want.estimate);
-  EXPECT_EQ(got.tally.key_bits, want.tally.key_bits);
-  EXPECT_EQ(got.tally.value_bits, want.tally.value_bits);
-}
-
 TEST_P(DenseCopy, IsReadWhereItIsShort) {
   Spec unpacked = spec(" format=dense policy=exact");
   unpacked.keys = unpacked.values = "";
@@ -48,12 +39,7 @@ TEST_P(DenseCopy, IsReadWhereItIsShort) {
     if (tokens < GetParam().queries) // queries that see nothing give NaN
       continue;
     SCOPED_TRACE(std::to_string(tokens) + " tokens");
-    std::vector<HeadInputs> heads = all;
-    for (HeadInputs &head : heads) {
-      head.tokens = tokens;
-      head.k.resize(tokens * head.keyDim);
-      head.v.resize(tokens * head.valueDim);
-    }
+    std::vector<HeadInputs> heads = firstOf(all, tokens);
     kernel.append(caches, all, caches.key->tokens, tokens - caches.key->tokens);
     EXPECT_EQ(bool(caches.key->dense), tokens <= kDenseUpTo + 20);
     Outcome got = kernel.run(caches, heads, false);

@@ -379,6 +379,36 @@ inline void expectBounded(const HeadInputs &in, const std::vector<double> &out, 
   }
 }
 
+inline bool same(double a, double b) { return a == b || (std::isnan(a) && std::isnan(b)); }
+
+/// The same numbers, bit for bit, and the same bits read.
+inline void expectSame(const Outcome &got, const Outcome &want) {
+  ASSERT_FALSE(got.failed || want.failed);
+  for (size_t head = 0; head < want.out.size(); ++head) {
+    for (size_t i = 0; i < want.out[head].size(); ++i)
+      ASSERT_TRUE(same(got.out[head][i], want.out[head][i]))
+          << "head " << head << ", number " << i << ": " << got.out[head][i] << ", not " << want.out[head][i];
+    EXPECT_EQ(got.plans[head].key, want.plans[head].key) << "head " << head;
+    EXPECT_EQ(got.plans[head].value, want.plans[head].value) << "head " << head;
+    for (size_t i = 0; i < (want.bound.empty() ? 0 : want.bound[head].size()); ++i) {
+      EXPECT_TRUE(same(got.bound[head][i], want.bound[head][i])) << "head " << head << ", row " << i << ": " << got.bound[head][i] << ", not " << want.bound[head][i];
+      EXPECT_TRUE(same(got.estimate[head][i], want.estimate[head][i])) << "head " << head << ", row " << i << ": " << got.estimate[head][i] << ", not " << want.estimate[head][i];
+    }
+  }
+  EXPECT_EQ(got.tally.key_bits, want.tally.key_bits);
+  EXPECT_EQ(got.tally.value_bits, want.tally.value_bits);
+}
+
+/// The first tokens of heads.
+inline std::vector<HeadInputs> firstOf(std::vector<HeadInputs> heads, int64_t tokens) {
+  for (HeadInputs &in : heads) {
+    in.tokens = tokens;
+    in.k.resize(tokens * in.keyDim);
+    in.v.resize(tokens * in.valueDim);
+  }
+  return heads;
+}
+
 inline std::string identifier(std::string text) {
   for (char &c : text)
     c = std::isalnum(static_cast<unsigned char>(c)) ? c : '_';

@@ -331,6 +331,14 @@ double PolicyAttr::getTolerance(CacheRole side) const {
   return getTolerance() ? getTolerance().getValueAsDouble() : 0.0;
 }
 
+double aligned::leastTolerance(ArrayRef<PolicyAttr> policies) {
+  double least = 1;
+  for (PolicyAttr policy : policies)
+    for (CacheRole side : {CacheRole::Key, CacheRole::Value})
+      least = std::min(least, policy.getTolerance(side));
+  return least;
+}
+
 PolicyAttr aligned::parsePolicy(StringRef name, double tolerance, MLIRContext *context,
                                 function_ref<InFlightDiagnostic()> emitError) {
   double preset = llvm::StringSwitch<double>(name)

@@ -72,6 +72,8 @@ constexpr int64_t kQueryDigits = 2, kExactQueryDigits = 3, kStepFacts = 8, kTopL
 
 /// The plane encoding of a cache, which a tensor has as its encoding and a buffer as its memory space; null for what is dense.
 PlanesAttr getPlanes(mlir::Type type);
+/// Of all kv heads and sides the one that reads the most; 0 where some have none.
+double leastTolerance(llvm::ArrayRef<PolicyAttr> policies);
 
 /// Whether dense tensors are of static shapes and take less than so many bytes together.
 bool takeLess(mlir::TypeRange tensors, uint64_t bytes);
