@@ -155,7 +155,7 @@ TEST(Float, Classes) {
 
 TEST(Float, Functions) {
   std::vector<float> values = oddValues<float>();
-  auto check = [&](const std::string &name, double (*f)(double), double error) {
+  auto check = [&](const std::string &name, auto f, double error) {
     auto got = evaluate<float>(name + ".f32 %d, %a;", values, std::vector<uint32_t>{0}, std::vector<uint32_t>{0});
     for (size_t i = 0; i < values.size(); ++i) {
       double want = f(double(values[i]));
@@ -183,8 +183,12 @@ TEST(Float, Functions) {
       "cos.approx", [](double a) { return std::cos(a); }, 0x1p-20);
   check(
       "tanh.approx", [](double a) { return std::tanh(a); }, 0x1p-11);
-  check(
-      "ex2.approx.ftz", [](double a) { return double(flushed(float(std::exp2(std::fabs(a) < 0x1p-126 ? 0 : a)))); }, 0x1p-22);
+  auto tiny = [](double a) { return std::fabs(a) < 0x1p-126 ? std::copysign(0.0, a) : a; };
+  check("ex2.approx.ftz", [=](double a) { return tiny(std::exp2(tiny(a))); }, 0x1p-22);
+  check("lg2.approx.ftz", [=](double a) { return tiny(std::log2(tiny(a))); }, 0x1p-22);
+  check("sqrt.approx.ftz", [=](double a) { return tiny(std::sqrt(tiny(a))); }, 0x1p-22);
+  check("rsqrt.approx.ftz", [=](double a) { return tiny(1 / std::sqrt(tiny(a))); }, 0x1p-22);
+  check("rcp.approx.ftz", [=](double a) { return tiny(1 / tiny(a)); }, 0x1p-22);
 }
 
 //===----------------------------------------------------------------------===//
@@ -305,10 +309,12 @@ TEST(Float, SixteenBits) {
       return a != a ? a : b != b ? b : signedLess(a, b) ? b : a;
     });
   }
-  checkNarrow(f16, "add.sat", 2, [](Exact a, Exact b, Exact) {
-    Exact x = a + b;
-    return x > 0 ? (x < 1 ? x : Exact(1)) : Exact(0);
-  });
+  auto saturated = [](Exact x) { return x > 0 ? (x < 1 ? x : Exact(1)) : Exact(0); }; // NaN becomes 0
+  checkNarrow(f16, "add.sat", 2, [=](Exact a, Exact b, Exact) { return saturated(a + b); });
+  checkNarrow(f16, "sub.sat", 2, [=](Exact a, Exact b, Exact) { return saturated(a - b); });
+  checkNarrow(f16, "mul.sat", 2, [=](Exact a, Exact b, Exact) { return saturated(a * b); });
+  checkNarrow(f16, "fma.rn.sat", 3, [=](Exact a, Exact b, Exact c) { return saturated(fusedExactly(a, b, c)); });
+  checkNarrow(f16, "ex2.approx", 1, [](Exact a, Exact, Exact) { return Exact(std::exp2(double(a))); });
   checkNarrow(bf16, "fma.rn.relu", 3, [](Exact a, Exact b, Exact c) {
     Exact x = fusedExactly(a, b, c);
     return x > 0 || x != x ? x : Exact(0);
@@ -366,6 +372,16 @@ TEST(Float, SixteenBitComparisons) {
     for (size_t i = 0; i < got.size(); ++i) {
       double a = decode(format, values[i / values.size()]), b = decode(format, values[i % values.size()]);
       ASSERT_EQ(got[i], uint32_t(!(a <= b)) + 2 * uint32_t(!(b <= a)));
+    }
+    // A number for each half: 1, or all ones.
+    std::string bodies = "mov.b32 %r1, {%a, %b}; mov.b32 %r2, {%b, %a};\nset.lt.";
+    auto ones = evaluate<uint32_t>(bodies + format.name + "x2." + format.name + "x2 %d, %r1, %r2;", values, values, std::vector<uint32_t>{0});
+    auto masks = evaluate<uint32_t>(bodies + "u32." + format.name + "x2 %d, %r1, %r2;", values, values, std::vector<uint32_t>{0});
+    for (size_t i = 0; i < ones.size(); ++i) {
+      double a = decode(format, values[i / values.size()]), b = decode(format, values[i % values.size()]);
+      uint32_t one = encode(format, 1);
+      ASSERT_EQ(ones[i], (a < b ? one : 0) | (b < a ? one << 16 : 0));
+      ASSERT_EQ(masks[i], (a < b ? 0xffffu : 0) | (b < a ? 0xffff0000u : 0));
     }
   }
 }

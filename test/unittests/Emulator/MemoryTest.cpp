@@ -20,13 +20,15 @@ TEST(Memory, Widths) {
              "ld.global.v4.u8 {%r1, %r2, %r3, %r4}, [%p0];\nst.global.v4.u8 [%p1+20], {%r4, %r3, %r2, %r1};\n"
              "ld.global.v2.b64 {%w1, %w2}, [%p0];\nst.global.v2.b64 [%p1+32], {%w2, %w1};\nst.global.u8 [%p1+24], 300;\n"
              "add.u64 %w3, %p0, 16;\nld.global.nc.L1::no_allocate.L2::128B.b32 %r1, [%w3+-4];\nst.global.cs.b32 [%p1+28], %r1;\n"
-             "ld.global.v4.b64 {%w1, %w2, %w3, %w4}, [%p0];\nst.global.v4.b64 [%p1+64], {%w4, %w3, %w2, %w1};"));
-  std::vector<uint8_t> in(32), want(96, 0xee);
+             "ld.global.v4.b64 {%w1, %w2, %w3, %w4}, [%p0];\nst.global.v4.b64 [%p1+64], {%w4, %w3, %w2, %w1};\n"
+             "ld.global.nc.L1::no_allocate.L2::256B.v4.b32 {%r1, _, %r3, %r4}, [%p0+16];\nst.volatile.global.v4.b32 [%p1+96], {%r4, %r3, %r3, %r1};\n"
+             "ld.global.nc.L1::no_allocate.v2.b64 {%w1, %w2}, [%p0];\nst.global.v2.b64 [%p1+112], {%w2, %w1};"));
+  std::vector<uint8_t> in(32), want(128, 0xee);
   for (size_t i = 0; i < 32; ++i)
     in[i] = uint8_t(0xf0 - 9 * i);
   uint64_t out = upload(machine, want, "out");
   ASSERT_TRUE(machine.launch(*program, "k", {1}, {1}, Arguments().add(upload(machine, in, "in")).add(out))) << machine.error();
-  auto got = download<uint8_t>(machine, out, 96);
+  auto got = download<uint8_t>(machine, out, 128);
   auto put = [&](size_t at, auto value) { std::memcpy(&want[at], &value, sizeof value); };
   uint16_t half;
   std::memcpy(&half, &in[6], 2);
@@ -41,6 +43,11 @@ TEST(Memory, Widths) {
   std::copy_n(&in[0], 8, &want[40]);
   for (size_t i = 0; i < 4; ++i)
     std::copy_n(&in[24 - 8 * i], 8, &want[64 + 8 * i]);
+  size_t words[] = {28, 24, 24, 16};
+  for (size_t i = 0; i < 4; ++i)
+    std::copy_n(&in[words[i]], 4, &want[96 + 4 * i]);
+  std::copy_n(&in[8], 8, &want[112]);
+  std::copy_n(&in[0], 8, &want[120]);
   EXPECT_EQ(got, want);
 }
 

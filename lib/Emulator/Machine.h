@@ -1,7 +1,6 @@
-// Executes PTX on the CPU, for tests: a machine holds device memory and launches kernels of loaded programs. It runs warps of 32
-// threads that share a program counter where they agree, interleaved by a seeded schedule, and stops at the first access that is
-// out of bounds, misaligned or a race, and where threads wait for ones that never come. What a kernel did is counted per
-// instruction and per allocation.
+// Executes PTX on the CPU: a machine holds device memory and launches kernels of loaded programs. It runs warps of 32 threads that
+// share a program counter where they agree, interleaved by a seeded schedule, and stops at the first fault. What a kernel did is
+// counted per instruction and per allocation. Driver.cpp makes a stand-in for libcuda.so.1 of it.
 //
 //   Machine machine;
 //   std::string error;
@@ -11,6 +10,39 @@
 //   if (!machine.launch(*program, "kernel", {8}, {128}, Arguments().add(x).add(3.0f)))
 //     puts(machine.error().c_str());
 //   machine.report().allocations, .instructions, ...
+//
+// What it executes, of PTX with 64-bit addresses. Which chip has an instruction it does not look at:
+//
+//   integers      add sub mul mad (lo hi wide, .cc) mul24 mad24 div rem min max abs neg sad dp4a dp2a; s16 to u64, s16x2 and u16x2
+//   bits          and or xor not cnot lop3 shl shr shf popc clz bfind brev bfe bfi bmsk prmt; mov, selp, slct, set, setp
+//   floats        add sub mul fma mad div min max abs neg rcp sqrt rsqrt ex2 lg2 sin cos tanh copysign testp, with roundings, .ftz,
+//                 .sat, .relu, .NaN; f32 and f64, f16, bf16 and their x2, f32x2. Rounded correctly, .approx too
+//   conversions   cvt between all of these, tf32, e4m3 and e5m2 pairs; cvt.pack
+//   memory        ld st ldu, v2 v4 v8, weak, volatile, relaxed, acquire, release, caching hints; atom and red; fence and membar;
+//                 cp.async; ldmatrix and stmatrix (b16); cvta, isspacep; spaces global, const, shared (static and .extern), local,
+//                 param, generic
+//   warps         shfl vote match activemask elect redux bar.warp; mma of f16, bf16, tf32, f64, 8-bit and 4-bit integers with f32,
+//                 f16, f64 or s32 sums; movmatrix
+//   blocks        bar and barrier: sync, arrive, red; griddepcontrol; clusters of one block
+//   control       bra, brx, call of functions of the module, ret, exit, trap, predicates on all of them
+//
+// prefetch, discard, nanosleep, createpolicy, setmaxnreg and the like are read and do nothing. Sums of an mma are rounded once:
+// hardware adds floats in an order and a width of its own.
+//
+// What it checks (Fault), each with the kernel, the line of PTX, the instruction, the thread and what lies near:
+//
+//   bounds        global memory by allocation, shared memory by variable, local memory, parameters; alignment
+//   races         in shared and global memory: vector clocks for lanes, warps, barriers, fences and what atomics signal. By default
+//                 warp collectives order memory as bar.warp does (Options::collectivesOrder)
+//   deadlock      barriers and collectives whose threads never come; loops without end (Options::instructionLimit)
+//   undefined     .aligned in a warp that is not full, shfl from a lane that takes no part, masks without the lane itself, barriers
+//                 that wait for different numbers of threads
+//   if asked      reads of memory that nothing wrote; global memory before griddepcontrol.wait
+//
+// What it refuses. `load` fails for what it does not execute: "line 10: 'frobnicate.u32 %r1, %r2;': unknown opcode 'frobnicate'",
+// "unsupported form '.u8' of 'add'", external functions, recursion, indirect calls, textures, mbarrier, cp.async.bulk, wgmma,
+// tcgen05, sparse mma, clocks; and a .target or .version that the device is too old for. `launch` fails for shapes and arguments
+// that a device would not take. As a driver these are CUDA_ERROR_INVALID_PTX with the text in the log, or the error that CUDA has.
 
 #pragma once
 

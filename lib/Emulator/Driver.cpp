@@ -2,6 +2,10 @@
 // when something waits for it, copies from and to pinned memory included; a context has to be current; what CUDA forbids while a
 // stream is captured fails; a fault sticks. What the emulator finds goes to stderr.
 //
+// It has what cuda.h calls init, version, errors, devices, primary contexts, memory (device, pinned, copies and sets, queued or not),
+// modules and their variables, attributes of functions, occupancy, launches (with programmatic serialization), streams, events,
+// captures and graphs. There is one device; whatever else a program looks for, dlsym does not find.
+//
 //   ALIGNED_EMULATOR_CC=90            compute capability
 //   ALIGNED_EMULATOR_DRIVER=13000     what cuDriverGetVersion says; it bounds the PTX version
 //   ALIGNED_EMULATOR_SMS=4            multiprocessors
@@ -193,7 +197,6 @@ public:
     options.shuffleBlocks = setting("ALIGNED_EMULATOR_SHUFFLE", 0);
     options.races = setting("ALIGNED_EMULATOR_RACES", 1);
     options.acquireNeedsFence = setting("ALIGNED_EMULATOR_ACQUIRE", 0);
-    options.collectivesOrder = setting("ALIGNED_EMULATOR_COLLECTIVES", 1);
     options.collectivesOrder = setting("ALIGNED_EMULATOR_COLLECTIVES", 1);
     options.uninitialised = setting("ALIGNED_EMULATOR_UNINITIALISED", 0);
     version = int(setting("ALIGNED_EMULATOR_DRIVER", 13000));
