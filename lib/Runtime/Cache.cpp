@@ -16,6 +16,7 @@
 #include "aligned/Runtime/Error.h"
 #include "aligned/Runtime/Kernel.h"
 
+#include "HostCache.h"
 #include "Memory.h"
 #include "Numbers.h"
 #include "Pack.h"
@@ -1186,4 +1187,44 @@ int64_t aligned_cache_bytes(const aligned_cache *cache) {
   return std::accumulate(summaries.begin(), summaries.end(), tiles * tile) + owner.asideList.bytes(*cache) + owner.denseCopy.bytes(*cache) +
          owner.pageTable.bytes() +
          (cache->lengths ? cache->batch * int64_t(sizeof(int64_t)) : 0);
+}
+
+//===----------------------------------------------------------------------===//
+// Copies elsewhere
+//===----------------------------------------------------------------------===//
+
+void aligned_cache_get_state(const aligned_cache *cache, aligned_cache_state *state) {
+  const Cache &owner = *ownerOf(cache);
+  state->has_own_lengths = cache->lengths != nullptr;
+  state->offset_is_set = owner.offsetIsSet;
+  state->bias_is_settled = owner.biasIsSettled;
+  state->bias = cache->bias;
+  state->physical_pages = owner.pageTable.physicalPages();
+  state->asides = cache->asides;
+  state->aside = cache->aside;
+  state->aside_values = cache->aside_values;
+  state->aside_patterns = owner.asideList.patterns.as<void>();
+}
+
+int aligned_cache_set_state(aligned_cache *cache, const aligned_cache_state *state) {
+  Cache &owner = *ownerOf(cache);
+  if ((state->has_own_lengths && !ensureLengths(owner)) || !owner.asideList.reserve(*cache, state->asides))
+    return -1;
+  if (cache->pages) {
+    const PageTable::Need need = owner.pageTable.reserve([](int64_t) { return int64_t(0); }, [&](int64_t n) { return state->lengths[n]; });
+    if (!need.met())
+      return fail("expected %lld free pages, got %lld of %lld", (long long)need.pages, (long long)need.free, (long long)owner.pageTable.physicalPages());
+    owner.pageTable.commit();
+  }
+  for (int64_t i = 0; i < state->asides; ++i)
+    owner.asideList.push(*cache, state->aside[i], state->aside_values + i * cache->head_dim,
+                         static_cast<const char *>(state->aside_patterns) + i * Asides::patternBytes(*cache));
+  if (cache->lengths)
+    std::copy_n(state->lengths, cache->batch, cache->lengths);
+  cache->tokens = *std::max_element(state->lengths, state->lengths + cache->batch);
+  owner.offsetIsSet = state->offset_is_set;
+  cache->bias = state->bias;
+  owner.biasIsSettled = state->bias_is_settled;
+  owner.publish();
+  return 0;
 }

@@ -1,8 +1,8 @@
 // See the header.
 #include "Capture.h"
 
-#include "Json.h"
 #include "aligned/Reference/Attention.h"
+#include "aligned/Support/Json.h"
 
 #include <cmath>
 #include <cstdio>
@@ -37,20 +37,20 @@ std::optional<Capture> aligned::loadCapture(const std::string &folder) {
   auto meta = parseJson(text.str(), error);
   if (!meta)
     return refuse(metaPath + ": " + error);
-  if (meta->kind != Json::Object)
-    return refuse(metaPath + ": expected a JSON object");
-  const Json *group = meta->find("group"), *first = meta->find("first_position"), *scale = meta->find("scale"),
-             *dtype = meta->find("dtype");
-  if (!group || group->kind != Json::Integer || group->integer < 1)
+  if (!meta->is_object())
+    return refuse(metaPath + ": expected a JSON object, got " + describe(*meta));
+  const auto group = integerOf((*meta)["group"]), first = integerOf((*meta)["first_position"]); // what is missing is null
+  const Json scale = (*meta)["scale"];
+  if (!group || *group < 1)
     return refuse(metaPath + ": expected a positive integer 'group', the query heads per kv head");
-  if (!first || first->kind != Json::Integer || first->integer < 0)
+  if (!first || *first < 0)
     return refuse(metaPath + ": expected an integer 'first_position' that is not negative, the position of the first step");
-  if (!scale || !scale->isNumber() || !std::isfinite(scale->number))
+  if (!scale.is_number() || !std::isfinite(scale.get<double>()))
     return refuse(metaPath + ": expected a number 'scale', the factor of scores");
-  capture.scale = scale->number;
-  capture.firstPosition = first->integer;
+  capture.scale = scale.get<double>();
+  capture.firstPosition = *first;
 
-  bool bfloat16 = dtype && dtype->kind == Json::String && dtype->string == "bfloat16";
+  bool bfloat16 = (*meta)["dtype"] == "bfloat16";
   const NpyArray &q = capture.q, &k = capture.k, &v = capture.v;
   if (q.dtype == DType::F16)
     capture.element = ALIGNED_ELEMENT_F16;
@@ -72,8 +72,8 @@ std::optional<Capture> aligned::loadCapture(const std::string &folder) {
     return refuse(folder + ": expected q, k and v to agree in layers, kv_heads, tokens and head_dim, got " + shapeText(q.shape) +
                   ", " + shapeText(k.shape) + " and " + shapeText(v.shape));
   int64_t heads = 0;
-  if (capture.kvHeads < 1 || __builtin_mul_overflow(capture.kvHeads, group->integer, &heads) || capture.queryHeads != heads)
-    return refuse(folder + ": expected group * kv_heads = " + std::to_string(group->integer) + " * " +
+  if (capture.kvHeads < 1 || __builtin_mul_overflow(capture.kvHeads, *group, &heads) || capture.queryHeads != heads)
+    return refuse(folder + ": expected group * kv_heads = " + std::to_string(*group) + " * " +
                   std::to_string(capture.kvHeads) + " query heads in q.npy, got " + std::to_string(capture.queryHeads));
   if (capture.layers < 1 || capture.steps < 1)
     return refuse(folder + "/q.npy: expected at least one layer and one step, got shape " + shapeText(q.shape));

@@ -2,9 +2,9 @@
 #include "Launch.h"
 
 #include "Capture.h"
-#include "Json.h"
 #include "aligned/Reference/Attention.h"
 #include "aligned/Runtime/Cuda.h"
+#include "aligned/Support/Json.h"
 
 #include <algorithm>
 #include <cstdio>
@@ -15,7 +15,7 @@ using namespace aligned;
 
 namespace {
 
-constexpr int64_t kCertificate = 6;
+constexpr int64_t kCertificate = ALIGNED_CERTIFICATE_NUMBERS;
 constexpr double kTolerance = 0.03; ///< of programs without certificates, unless another is asked for
 
 struct Destroy {
@@ -119,7 +119,7 @@ public:
 
 private:
   bool fits(const aligned_program_site &s) const {
-    return s.kv_heads == c.kvHeads && s.heads == c.group() && s.key_dim == c.keyDim && s.value_dim == c.valueDim &&
+    return s.kv_heads == c.kvHeads && s.heads == c.group() && s.queries == 1 && !s.sink_logits && !s.attn_mask && s.key_dim == c.keyDim && s.value_dim == c.valueDim &&
            s.query == c.element && s.key.element == c.element && s.value.element == c.element;
   }
 
@@ -351,17 +351,20 @@ void printLine(const std::string &name, const LayerReport &layer, bool certified
   std::printf("  %10lld of %lld\n", static_cast<long long>(layer.violations), static_cast<long long>(layer.heads));
 }
 
-/// JSON has no NaN.
-std::string jsonNumber(double x) { return std::isfinite(x) ? number(x, "%.9g") : "null"; }
-
-std::string json(const LayerReport &layer, const std::string &head) {
-  return "{" + head + "\"steps\": " + std::to_string(layer.steps) + ", \"tokens\": " + std::to_string(layer.tokens) +
-         ", \"key_bits\": " + jsonNumber(perValue(layer.keyBits, layer.keyValues)) +
-         ", \"value_bits\": " + jsonNumber(perValue(layer.valueBits, layer.valueValues)) +
-         ", \"bytes_fraction\": " + jsonNumber(layer.bytesFraction) + ", \"error_mean\": " + jsonNumber(layer.errorMean) +
-         ", \"error_max\": " + jsonNumber(layer.errorMax) + ", \"step_us\": " + jsonNumber(layer.stepMicroseconds) +
-         ", \"graph_us\": " + jsonNumber(layer.graphMicroseconds) + ", \"bound_ratio_max\": " + jsonNumber(layer.boundRatioMax) +
-         ", \"heads\": " + std::to_string(layer.heads) + ", \"violations\": " + std::to_string(layer.violations) + "}";
+/// Numbers that are not finite become null.
+nlohmann::ordered_json json(const LayerReport &layer) {
+  return {{"steps", layer.steps},
+          {"tokens", layer.tokens},
+          {"key_bits", perValue(layer.keyBits, layer.keyValues)},
+          {"value_bits", perValue(layer.valueBits, layer.valueValues)},
+          {"bytes_fraction", layer.bytesFraction},
+          {"error_mean", layer.errorMean},
+          {"error_max", layer.errorMax},
+          {"step_us", layer.stepMicroseconds},
+          {"graph_us", layer.graphMicroseconds},
+          {"bound_ratio_max", layer.boundRatioMax},
+          {"heads", layer.heads},
+          {"violations", layer.violations}};
 }
 
 } // namespace
@@ -393,12 +396,19 @@ void aligned::printReport(const LaunchReport &report) {
 }
 
 void aligned::printJson(const LaunchReport &report) {
-  std::string layers;
-  for (const LayerReport &layer : report.layers)
-    layers += (layers.empty() ? "" : ", ") + json(layer, "\"layer\": " + std::to_string(layer.layer) + ", ");
-  std::printf("{\"ok\": %s, \"device\": %s, \"compute_capability\": %d, \"site\": %d, \"certified\": %s, \"uploaded\": %s, "
-              "\"tolerance\": %s, \"layers\": [%s], \"all\": %s}\n",
-              report.ok() ? "true" : "false", jsonQuoted(report.device).c_str(), report.capability, report.site,
-              report.certified ? "true" : "false", report.uploaded ? "true" : "false",
-              report.tolerance > 0 ? jsonNumber(report.tolerance).c_str() : "null", layers.c_str(), json(report.all, "").c_str());
+  auto layers = nlohmann::ordered_json::array();
+  for (const LayerReport &layer : report.layers) {
+    layers.push_back({{"layer", layer.layer}});
+    layers.back().update(json(layer));
+  }
+  nlohmann::ordered_json all = {{"ok", report.ok()},
+                                {"device", report.device},
+                                {"compute_capability", report.capability},
+                                {"site", report.site},
+                                {"certified", report.certified},
+                                {"uploaded", report.uploaded},
+                                {"tolerance", report.tolerance > 0 ? nlohmann::ordered_json(report.tolerance) : nullptr},
+                                {"layers", layers},
+                                {"all", json(report.all)}};
+  std::printf("%s\n", all.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace).c_str());
 }

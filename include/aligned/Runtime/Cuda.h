@@ -62,13 +62,14 @@ aligned_program *aligned_program_open(const char *folder);
 /* Caches and graphs of the program may be used on. */
 void aligned_program_destroy(aligned_program *program);
 
-/* What one decode attention takes. `heads` query rows (query heads of the group x queries) share a kv head. */
+/* What one decode attention takes. `heads` query rows, query heads of the group x queries, share a kv head; query row h is query h mod queries. */
 typedef struct {
   int32_t site;          /* its number, as compiled */
   int32_t query;         /* aligned_element of queries */
   int32_t certified;     /* whether it gives a certificate */
   int32_t records;       /* whether its kernels say which bits they read; others read all that are resident */
-  int64_t kv_heads, heads, key_dim, value_dim;
+  int32_t sink_logits, attn_mask; /* whether calls bring them */
+  int64_t kv_heads, heads, queries, key_dim, value_dim;
   aligned_format key, value; /* of kind ALIGNED_FORMAT_DENSE where a call brings arrays instead of caches */
 } aligned_program_site;
 
@@ -85,7 +86,7 @@ int aligned_program_appends(const aligned_program *program, const aligned_format
 aligned_cache *aligned_program_create_cache(aligned_program *program, const aligned_format *format, int64_t batch, int64_t kv_heads, int64_t head_dim,
                                             int64_t capacity);
 aligned_cache *aligned_program_create_paged_cache(aligned_program *program, const aligned_format *format, int64_t batch, int64_t kv_heads, int64_t head_dim,
-                                                  int64_t physical_blocks, int64_t max_tokens);
+                                                  int64_t physical_pages, int64_t max_tokens);
 
 /* As aligned_cache_append and aligned_cache_append_ragged, from device memory. counts: [batch], on the host, or null where all entries get `count` tokens. */
 int aligned_cuda_cache_append_device(aligned_cache *cache, const void *data, const int64_t *counts, int64_t count, const int64_t strides[4]);
@@ -106,8 +107,12 @@ typedef struct {
   int32_t location;            /* aligned_location of arrays. On the host: the call waits for its results */
   float *acc;                  /* [batch, kv_heads, heads, value_dim] */
   float *max, *sum;            /* [batch, kv_heads, heads] */
-  float *certificate;          /* [batch, kv_heads, heads, 6], of certified sites (docs/Numerics.md, P4) */
+  float *certificate;          /* [batch, kv_heads, heads, ALIGNED_CERTIFICATE_NUMBERS], of certified sites (docs/Numerics.md, P4) */
   int32_t splits;              /* blocks of threads that share a row's tokens; 0: chosen for the device */
+  /* Of sites that take them: logits without a value, [query heads], and a mask, [batch or 1, query heads or 1, queries or 1, tokens] as compiled, with as many
+   * tokens as the longest entry of the caches. */
+  const float *sink_logits;
+  const void *attn_mask;
   /* Of dense sites: [batch, kv_heads, capacity, key_dim or value_dim] of the site's element, and how many tokens of each batch entry are there, [batch]. */
   const void *dense_key, *dense_value;
   const int64_t *lengths;

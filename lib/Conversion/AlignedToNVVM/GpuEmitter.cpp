@@ -20,6 +20,29 @@ Val GpuEmitter::blocks(gpu::Dimension axis) { return convert(wrap(gpu::GridDimOp
 
 Val GpuEmitter::unused(Type type) { return wrap(LLVM::PoisonOp::create(b, type)); }
 
+Val Variable::operator()() const { return pointer.e->wrap(LLVM::LoadOp::create(pointer.e->b, type, pointer.value)); }
+void Variable::set(Val value) const { LLVM::StoreOp::create(pointer.e->b, value.value, pointer.value); }
+
+Variable GpuEmitter::variable(Type type) {
+  OpBuilder::InsertionGuard guard(b);
+  Val one = number(1);
+  b.setInsertionPointAfterValue(one.value);
+  return {wrap(LLVM::AllocaOp::create(b, LLVM::LLVMPointerType::get(b.getContext()), type, one.value)), type};
+}
+
+Variable GpuEmitter::variable(Val initial) {
+  Variable made = variable(initial.type());
+  made.set(initial);
+  return made;
+}
+
+void GpuEmitter::loopWhile(function_ref<Val()> condition, function_ref<void()> body) {
+  repeat({}, [&](Vals) { return condition(); }, [&](Vals) -> Vals {
+    body();
+    return {};
+  });
+}
+
 //===----------------------------------------------------------------------===//
 // Memory
 //===----------------------------------------------------------------------===//
@@ -160,10 +183,14 @@ static Vals multiplyTiles(GpuEmitter &e, StringRef intrinsic, Type result, Array
   return results;
 }
 
+static Val assembly(GpuEmitter &e, StringRef text, StringRef constraints, Type result, ArrayRef<Value> operands) {
+  return e.wrap(LLVM::InlineAsmOp::create(e.b, result, operands, text, constraints, /*has_side_effects=*/false, /*is_align_stack=*/false, LLVM::tailcallkind::TailCallKind::None,
+                                          LLVM::AsmDialectAttr(), ArrayAttr())
+                    .getResult(0));
+}
+
 Val GpuEmitter::selectBits(int64_t mask, Val set, Val clear) {
-  return wrap(LLVM::InlineAsmOp::create(b, i32(), ValueRange{number(static_cast<int32_t>(mask)).value, set.value, clear.value}, "lop3.b32 $0, $1, $2, $3, 0xca;", "=r,r,r,r",
-                                        /*has_side_effects=*/false, /*is_align_stack=*/false, LLVM::tailcallkind::TailCallKind::None, LLVM::AsmDialectAttr(), ArrayAttr())
-                  .getResult(0));
+  return assembly(*this, "lop3.b32 $0, $1, $2, $3, 0xca;", "=r,r,r,r", i32(), {number(static_cast<int32_t>(mask)).value, set.value, clear.value});
 }
 
 Vals GpuEmitter::multiply(ArrayRef<Val> a, ArrayRef<Val> b, ArrayRef<Val> c) { return multiplyTiles(*this, "llvm.nvvm.mma.m16n8k32.row.col.u8.s8", i32(), a, b, c); }
@@ -184,6 +211,19 @@ Val GpuEmitter::pack(Type element, Val low, Val high) {
   Val pair = intrinsic(element.isBF16() ? "llvm.nvvm.ff2bf16x2.rn" : "llvm.nvvm.ff2f16x2.rn", VectorType::get(2, element), {high, low});
   return wrap(LLVM::BitcastOp::create(b, i32(), pair.value));
 }
+
+Vals GpuEmitter::multiplyUnsigned(ArrayRef<Val> a, ArrayRef<Val> b, ArrayRef<Val> c) { return multiplyTiles(*this, "llvm.nvvm.mma.m16n8k32.row.col.u8", i32(), a, b, c); }
+
+Val GpuEmitter::multiplyHigh(Val a, Val b, Val c) { return assembly(*this, "mad.hi.s32 $0, $1, $2, $3;", "=r,r,r,r", i32(), {a.value, b.value, c.value}); }
+
+Val GpuEmitter::halves(Val word) { return wrap(LLVM::BitcastOp::create(b, VectorType::get(2, types.getF16Type()), word.value)); }
+Val GpuEmitter::word(Val halves) { return wrap(LLVM::BitcastOp::create(b, i32(), halves.value)); }
+Val GpuEmitter::saturatingFma(Val x, Val y, Val z) { return intrinsic("llvm.nvvm.fma.rn.sat.f16x2", x.type(), {x, y, z}); }
+
+Val GpuEmitter::byteAsFloat(Val word, int at) { return bitcast(permuteBytes(word, number(0x4b000000), {at, 4, 4, 7}), f32()); }
+Val GpuEmitter::reciprocal(Val x) { return intrinsic("llvm.nvvm.rcp.approx.ftz.f", f32(), {x}); }
+Val GpuEmitter::squareRoot(Val x) { return intrinsic("llvm.nvvm.sqrt.approx.ftz.f", f32(), {x}); }
+void GpuEmitter::fence() { LLVM::CallIntrinsicOp::create(b, b.getStringAttr("llvm.nvvm.membar.gl"), ValueRange()); }
 
 Val GpuEmitter::dot4(Val a, Val b, Val c) { return intrinsic("llvm.nvvm.idp4a.u.u", i32(), {a, b, c}); }
 
@@ -211,5 +251,7 @@ std::pair<Val, Val> GpuEmitter::nearest(Val x) {
 Val GpuEmitter::exp2(Val x) { return intrinsic("llvm.nvvm.ex2.approx.ftz.f", f32(), {x}); }
 Val GpuEmitter::log2(Val x) { return intrinsic("llvm.nvvm.lg2.approx.ftz.f", f32(), {x}); }
 
-Val GpuEmitter::largest(Val a, Val b) { return intrinsic("llvm.maxnum", f32(), {a, b}); }
-Val GpuEmitter::smallest(Val a, Val b) { return intrinsic("llvm.minnum", f32(), {a, b}); }
+Val GpuEmitter::largest(Val a, Val b) { return intrinsic("llvm.maxnum", a.type(), {a, b}); }
+Val GpuEmitter::smallest(Val a, Val b) { return intrinsic("llvm.minnum", a.type(), {a, b}); }
+Val GpuEmitter::addUnfused(Val a, Val b) { return intrinsic("llvm.nvvm.add.rn.f", f32(), {a, b}); }
+Val GpuEmitter::multiplyUnfused(Val a, Val b) { return intrinsic("llvm.nvvm.mul.rn.f", f32(), {a, b}); }

@@ -18,6 +18,19 @@ struct Shared {
   mlir::Type element;
 };
 
+/// A number that changes as the kernel runs, for state machines that loops over values would hide. LLVM keeps it in a register.
+class Variable {
+public:
+  Variable() = default;
+  Variable(Val pointer, mlir::Type type) : pointer(pointer), type(type) {}
+  Val operator()() const;
+  void set(Val value) const;
+
+private:
+  Val pointer;
+  mlir::Type type;
+};
+
 class GpuEmitter : public Emitter {
 public:
   GpuEmitter(mlir::OpBuilder &builder, mlir::Location loc) : Emitter(builder, loc) { machine = Machine::GPU; }
@@ -28,6 +41,10 @@ public:
   Val number(int64_t n) { return constant(i32(), static_cast<double>(n)); }
   Val real(double x) { return constant(f32(), x); }
   Val unused(mlir::Type type); ///< what nobody will look at, so that no instruction makes it
+  Variable variable(Val initial);
+  Variable variable(mlir::Type type); ///< what it holds is whatever
+  /// Repeats `body`, whose state lies in variables, while `condition` holds.
+  void loopWhile(llvm::function_ref<Val()> condition, llvm::function_ref<void()> body);
 
   // Who this thread is; i32.
   Val thread();
@@ -94,6 +111,24 @@ public:
   void atomicMax(Val value, Val pointer, Val offset);
   Val roundEvenDouble(Val x);                        ///< of f64
 
+  /// The upper half of the 64-bit product, and an addend: one instruction.
+  Val multiplyHigh(Val a, Val b, Val c);
+  /// As multiply, with unsigned bytes b.
+  Vals multiplyUnsigned(llvm::ArrayRef<Val> a, llvm::ArrayRef<Val> b, llvm::ArrayRef<Val> c);
+
+  // Two f16 in a register, vector<2xf16>.
+  Val halves(Val word);
+  Val word(Val halves);
+  Val bothHalves(double number) { return constant(mlir::VectorType::get(2, types.getF16Type()), number); }
+  Val saturatingFma(Val a, Val b, Val c); ///< of two f16, to [0, 1]
+
+  /// 2^23 + byte `at` of a word, as f32.
+  Val byteAsFloat(Val word, int at);
+  Val reciprocal(Val x);  ///< 1 ulp, flushes denormals
+  Val squareRoot(Val x);  ///< approximate
+  /// Orders what this thread wrote before what it writes next, for all of the device.
+  void fence();
+
   /// The nearest integer of a float up to 2^22 in magnitude, as i32 and as f32.
   std::pair<Val, Val> nearest(Val x);
   Val exp2(Val x); ///< 2 ulp, flushes denormals
@@ -101,6 +136,9 @@ public:
   /// The larger of two floats, the other where one is NaN: one instruction.
   Val largest(Val a, Val b);
   Val smallest(Val a, Val b);
+  /// f32, as the host does it: rounded by itself, never part of a fused product and sum.
+  Val addUnfused(Val a, Val b);
+  Val multiplyUnfused(Val a, Val b);
 };
 
 } // namespace aligned

@@ -4,21 +4,15 @@
 
 #include "aligned/Runtime/Cuda.h"
 #include "aligned/Runtime/Kernel.h"
+#include "aligned/Storage/Layout.h"
 
 #include <algorithm>
-#include <cstddef>
+#include <numeric>
 
+using namespace aligned;
 using namespace aligned::cuda;
 
 namespace {
-
-constexpr int64_t block = ALIGNED_BLOCK;
-
-/// The fewest blocks of threads for each row: none with more blocks of tokens than kernels have room for.
-int64_t leastSplits(int64_t capacity) {
-  constexpr int64_t mostBlocks = 2048;
-  return std::max<int64_t>(1, (capacity / block + mostBlocks - 1) / mostBlocks);
-}
 
 /// Blocks of threads for each row: as few as leave multiprocessors idle about as little as any number would, where all take equal
 /// times and run in waves of as many as fit, and few with less tokens than are worth one.
@@ -26,12 +20,12 @@ int64_t splitsOf(const Program &program, int64_t rows, int64_t capacity) {
   constexpr double worth = 0.95;
   const Tuning &tuning = program.sidecar.tuning;
   int64_t slots = std::max<int64_t>(1, program.context.multiprocessors * tuning.blocksPerMultiprocessor),
-          limit = std::min((capacity / block + tuning.blocksPerSplit - 1) / tuning.blocksPerSplit, tuning.mostSplits), best = 1;
+          limit = std::min((capacity / ALIGNED_TILE + tuning.tilesPerSplit - 1) / tuning.tilesPerSplit, tuning.mostSplits), best = 1;
   auto time = [&](int64_t splits) { return double((rows * splits + slots - 1) / slots) / splits; };
   for (int64_t splits = 2; splits <= limit; ++splits)
     if (time(splits) < worth * time(best))
       best = splits;
-  return std::max(best, leastSplits(capacity));
+  return best;
 }
 
 class Decode {
@@ -50,10 +44,15 @@ public:
       return fail("expected location 0 (host) or 1 (device), got " + std::to_string(call.location)), false;
     if (call.certificate && !site.certified)
       return fail("expected no certificate to be asked for, got a site that was compiled without"), false;
-    if (int64_t least = leastSplits(symbols.capacity); call.splits && (call.splits < least || call.splits > mostSplits))
-      return fail("expected from " + std::to_string(least) + " to " + std::to_string(mostSplits) + " splits, or 0, got " +
-                  std::to_string(call.splits)),
-             false;
+    for (auto [name, array] : {std::pair(Name::SinkLogits, static_cast<const void *>(call.sink_logits)), std::pair(Name::AttnMask, call.attn_mask)}) {
+      const Argument *argument = site.find(name);
+      if (array && !argument)
+        return fail(std::string("expected no ") + nameOf(name) + " at site " + std::to_string(site.number) + ", got some"), false;
+      if (!array && argument && argument->bytes(symbols))
+        return fail(std::string("expected ") + nameOf(name) + " at site " + std::to_string(site.number) + ", got null"), false;
+    }
+    if (call.splits < 0 || call.splits > mostSplits)
+      return fail("expected from 1 to " + std::to_string(mostSplits) + " splits, or 0, got " + std::to_string(call.splits)), false;
     symbols.splits = call.splits ? call.splits : splitsOf(program, symbols.batch * symbols.kvHeads, symbols.capacity);
     return program.checkGrids(site.launches, symbols);
   }
@@ -79,7 +78,7 @@ public:
         return fail(expected + "to have the call's batch of " + std::to_string(call.batch) + ", got " +
                     std::to_string(cache->batch)),
                false;
-      if (!cache->checkEscapes())
+      if (!cache->checkAsides())
         return false;
     }
     for (int64_t n = 0; n < call.batch; ++n)
@@ -88,6 +87,7 @@ public:
                     std::to_string(value->length(n)) + " values in batch entry " + std::to_string(n)),
                false;
     symbols = {key->batch, key->kv_heads, key->capacity};
+    symbols.tokens = key->tokens;
     return true;
   }
 
@@ -116,6 +116,7 @@ public:
                     std::to_string(call.lengths[n]) + " in batch entry " + std::to_string(n)),
                false;
     symbols = {call.batch, site.kvHeads, call.capacity};
+    symbols.tokens = call.capacity;
     return true;
   }
 
@@ -124,9 +125,9 @@ public:
     int64_t bytes = 0;
     for (size_t i = 0; i < site.arguments.size(); ++i) {
       const Argument &argument = site.arguments[i];
-      bool ours = argument.kind == Argument::Scratch || (argument.kind == Argument::Record && recording) ||
-                  (argument.kind == Argument::Input && onHost()) ||
-                  (argument.kind == Argument::Output && (onHost() || !output(argument)));
+      bool ours = argument.kind == Kind::Scratch || (argument.kind == Kind::Record && recording) ||
+                  (argument.kind == Kind::Input && onHost()) ||
+                  (argument.kind == Kind::Output && (onHost() || !output(argument)));
       int64_t size = ours ? argument.bytes(symbols) : 0;
       if (size < 0 || size > (int64_t(1) << 48) - bytes)
         return -1;
@@ -143,26 +144,26 @@ public:
       const Argument &argument = site.arguments[i];
       Address own = offsets[i] < 0 ? 0 : workspace.address() + offsets[i];
       switch (argument.kind) {
-      case Argument::Input:
+      case Kind::Input:
         if (own && !copyToDevice(own, input(argument), argument.bytes(symbols), stream))
           return false;
         parameters.set(i, own ? own : reinterpret_cast<Address>(input(argument)));
         break;
-      case Argument::Cache:
-        parameters.set(i, (argument.meaning == Argument::Key ? key : value)->structure());
+      case Kind::Cache:
+        parameters.set(i, (argument.meaning == Name::Key ? key : value)->structure());
         break;
-      case Argument::Scratch:
-      case Argument::Record:
+      case Kind::Scratch:
+      case Kind::Record:
         parameters.set(i, own);
         break;
-      case Argument::Output:
+      case Kind::Output:
         parameters.set(i, own ? own : reinterpret_cast<Address>(output(argument)));
         break;
-      case Argument::Scalar:
-        if (argument.meaning == Argument::Scale)
+      case Kind::Scalar:
+        if (argument.meaning == Name::Scale)
           parameters.set(i, call.scale);
         else
-          parameters.setSize(i, argument, argument.size.at(symbols));
+          parameters.setSize(i, argument, symbols);
         break;
       }
     }
@@ -174,14 +175,14 @@ public:
     for (size_t i = 0; i < site.arguments.size(); ++i) {
       const Argument &argument = site.arguments[i];
       void *to = nullptr;
-      if (argument.kind == Argument::Output && onHost())
+      if (argument.kind == Kind::Output && onHost())
         to = output(argument);
       if (argument.records() && recording) {
-        auto &layers = argument.meaning == Argument::KeyLayers ? keyLayers : valueLayers;
-        layers.resize(argument.bytes(symbols));
-        to = layers.data();
+        auto &bits = argument.meaning == Name::KeyBits ? keyBits : valueBits;
+        bits.resize(argument.bytes(symbols));
+        to = bits.data();
       }
-      if (argument.meaning == Argument::Lengths && recording) {
+      if (argument.meaning == Name::Lengths && recording) {
         lengths.resize(call.batch);
         if (!copyToHost(lengths.data(),
                         offsets[i] < 0 ? reinterpret_cast<Address>(call.lengths) : workspace.address() + offsets[i],
@@ -214,54 +215,67 @@ private:
   }
 
   void reportCaches() const {
-    int64_t units = site.keyDim / site.unitChannels, keyElement = 8 * key->elementBytes(),
-            valueElement = 8 * value->elementBytes();
-    int64_t capacity = symbols.capacity;
+    const auto number = static_cast<int32_t>(site.number);
+    const Argument *perChannel = site.find(Name::KeyBits);
+    const int64_t channels = perChannel && perChannel->shape.size() == 3 ? site.keyDim : 1;
+    const int64_t capacity = symbols.capacity, keyRow = channels == 1 ? capacity : capacity / ALIGNED_TILE * channels;
     // Kernels that have nothing to tell read all that is resident.
-    std::vector<uint8_t> allKeys(keyLayers.empty() ? capacity / block * units : 0, static_cast<uint8_t>(key->layers));
-    std::vector<uint8_t> allValues(valueLayers.empty() ? capacity : 0, static_cast<uint8_t>(value->layers));
+    auto resident = [](const DeviceCache &cache) { return static_cast<uint8_t>(storage::bitsBefore(cache.format, static_cast<int32_t>(cache.planes))); };
+    const std::vector<uint8_t> allKeys(keyBits.empty() ? keyRow : 0, resident(*key)), allValues(valueBits.empty() ? capacity : 0, resident(*value));
     for (int64_t row = 0; row < key->rows; ++row) {
-      int64_t tokens = key->length(row / key->kv_heads), blocks = tokens / block, full = blocks * block, opened = tokens - full;
-      const uint8_t *keys = keyLayers.empty() ? allKeys.data() : keyLayers.data() + row * (capacity / block) * units;
-      const uint8_t *values = valueLayers.empty() ? allValues.data() : valueLayers.data() + row * capacity;
-      auto sum = [](const uint8_t *layers, int64_t count) {
-        int64_t sum = 0;
-        for (int64_t i = 0; i < count; ++i)
-          sum += layers[i];
-        return sum;
-      };
-      int64_t keyBits = sum(keys, blocks * units) * (4 * block * site.unitChannels) + opened * site.keyDim * keyElement;
-      int64_t valueBits = sum(values, full) * (4 * site.valueDim) + opened * site.valueDim * valueElement;
-      if (site.key.kind == ALIGNED_FORMAT_FIXED) // a byte for each exponent
-        keyBits += blocks * site.keyDim * 8;
+      const int64_t tokens = key->length(row / key->kv_heads);
+      const uint8_t *keys = keyBits.empty() ? allKeys.data() : keyBits.data() + row * keyRow;
+      const uint8_t *values = valueBits.empty() ? allValues.data() : valueBits.data() + row * capacity;
+      int64_t scanned = 0, ofKeys = 0, ofValues = 0; // tokens of which any bit of K is read, bits
+      for (int64_t first = 0; first < tokens; first += ALIGNED_TILE) {
+        const int64_t here = std::min<int64_t>(ALIGNED_TILE, tokens - first);
+        if (channels == 1) {
+          for (int64_t t = first; t < first + here; ++t) {
+            scanned += keys[t] != 0;
+            ofKeys += keys[t] * site.keyDim;
+          }
+        } else {
+          const uint8_t *tile = keys + first / ALIGNED_TILE * channels;
+          const int64_t bits = std::accumulate(tile, tile + channels, int64_t(0));
+          scanned += bits ? here : 0;
+          ofKeys += bits * here;
+        }
+        ofValues += std::accumulate(values + first, values + first + here, int64_t(0)) * site.valueDim;
+      }
+      constexpr int64_t codeBits = 8;
+      if (site.key.kind == ALIGNED_FORMAT_FIXED)
+        ofKeys += scanned * codeBits;
       if (site.value.kind == ALIGNED_FORMAT_FIXED)
-        valueBits += full * 8;
-      auto number = static_cast<int32_t>(site.number);
-      aligned_rt_tally(number, keyBits, tokens * site.keyDim, valueBits, tokens * site.valueDim);
-      aligned_rt_plan(number, row, blocks, units, keys, values);
+        ofValues += scanned * codeBits;
+      aligned_rt_tally(number, ofKeys, tokens * site.keyDim, ofValues, tokens * site.valueDim);
+      aligned_rt_bits(number, row, 0, tokens, channels, keys, values);
     }
   }
 
   bool onHost() const { return call.location == ALIGNED_LOCATION_HOST; }
   const void *input(const Argument &argument) const {
-    switch (argument.meaning) {
-    case Argument::Key:
+    switch (*argument.meaning) {
+    case Name::Key:
       return call.dense_key;
-    case Argument::Value:
+    case Name::Value:
       return call.dense_value;
-    case Argument::Lengths:
+    case Name::Lengths:
       return call.lengths;
+    case Name::SinkLogits:
+      return call.sink_logits;
+    case Name::AttnMask:
+      return call.attn_mask;
     default:
       return call.query;
     }
   }
   float *output(const Argument &argument) const {
-    switch (argument.meaning) {
-    case Argument::Acc:
+    switch (*argument.meaning) {
+    case Name::Acc:
       return call.acc;
-    case Argument::Max:
+    case Name::Max:
       return call.max;
-    case Argument::Sum:
+    case Name::Sum:
       return call.sum;
     default:
       return call.certificate;
@@ -275,7 +289,7 @@ private:
   Symbols symbols;
   Parameters parameters;
   std::vector<int64_t> offsets; ///< in the workspace, by argument; negative for what the caller brings
-  std::vector<uint8_t> keyLayers, valueLayers;
+  std::vector<uint8_t> keyBits, valueBits; ///< what kernels recorded
   std::vector<int64_t> lengths; ///< of a dense site, where somebody records
 };
 
@@ -305,9 +319,9 @@ bool decode(Program &program, int32_t number, const aligned_decode_call &call) {
     if (!done || (step.waits() && !wait(stream)))
       return false;
   }
-  // What has been waited for tells of escapes for certain.
+  // What has been waited for tells of tokens kept aside for certain.
   for (DeviceCache *cache : step.caches())
-    if (step.waits() && !cache->checkEscapes())
+    if (step.waits() && !cache->checkAsides())
       return false;
   if (aligned_rt_recording())
     step.report();
@@ -323,8 +337,7 @@ struct Appended {
   size_t step; ///< before which it is
   DeviceCache *cache;
   const void *data;
-  Memory counts;  ///< 1 for each batch entry: launches don't share the cache's own
-  Memory scratch; ///< nor the program's
+  Memory counts; ///< 1 for each batch entry: launches don't share the cache's own
 };
 
 } // namespace
@@ -397,9 +410,8 @@ bool aligned_graph::prepare(const aligned_step *list, int32_t count) {
       if (!cache->planStep(growth) || !cache->checkGrids(1))
         return false;
       std::vector<int32_t> ones(cache->batch, 1);
-      Appended append{steps.size(), cache, data, {}, {}};
-      if (!append.counts.allocate(program->context, cache->batch * int64_t(sizeof(int32_t))) ||
-          !append.scratch.allocate(program->context, cache->scratchBytes(1)))
+      Appended append{steps.size(), cache, data, {}};
+      if (!append.counts.allocate(program->context, cache->batch * int64_t(sizeof(int32_t))))
         return false;
       Stream stream;
       if (!ownStream(program->context, stream) ||
@@ -420,8 +432,7 @@ bool aligned_graph::record(Stream stream) {
         continue;
       DeviceCache &cache = *append.cache;
       int64_t strides[4] = {cache.kv_heads * cache.head_dim, cache.head_dim, cache.head_dim, 1};
-      if (!cache.launchAppend(reinterpret_cast<Address>(append.data), append.counts.address(), 1, strides,
-                              append.scratch.address(), stream))
+      if (!cache.launchAppend(reinterpret_cast<Address>(append.data), append.counts.address(), 1, strides, stream))
         return false;
     }
     if (!steps[i]->launch(workspaces[i], stream))
@@ -464,7 +475,7 @@ bool aligned_graph::launch() {
     if (!appended[i].cache->planStep(growths[i]))
       return false;
   for (DeviceCache *cache : caches)
-    if (!cache->checkEscapes())
+    if (!cache->checkAsides())
       return false;
   Scope scope(program->context);
   Stream stream;
@@ -474,13 +485,14 @@ bool aligned_graph::launch() {
     if (!cache->order.enter(program->context, stream))
       return false;
   bool done = true;
-  for (size_t i = 0; i < appended.size() && done; ++i)
-    done = appended[i].cache->preparePages(growths[i], stream);
+  size_t prepared = 0;
+  while (prepared < appended.size() && (done = appended[prepared].cache->preparePages(growths[prepared], stream)))
+    ++prepared;
   if (done)
     if (Result result = driver().graphLaunch(exec, stream))
       done = (fail("the captured step to start", result), false);
-  for (size_t i = 0; i < appended.size() && done; ++i)
-    appended[i].cache->account(growths[i]);
+  for (size_t i = 0; i < prepared; ++i)
+    done ? appended[i].cache->account(growths[i]) : appended[i].cache->cancel(growths[i], stream);
   for (DeviceCache *cache : caches)
     done &= cache->order.leave(stream);
   return order.leave(stream) && done;

@@ -25,6 +25,7 @@ constexpr int kJitErrorLog = 5, kJitErrorLogBytes = 6;                       // 
 constexpr unsigned kStreamNonBlocking = 1, kEventDefault = 0, kEventDisableTiming = 2;
 constexpr int kCaptureThreadLocal = 1;
 constexpr int kProgrammaticStreamSerialization = 6; // attribute of a launch
+constexpr int kMaxDynamicSharedBytes = 8;           // of a function
 
 struct LaunchAttribute {
   int id;
@@ -65,6 +66,7 @@ static_assert(sizeof(LaunchAttribute) == 72 && sizeof(LaunchConfig) == 56);
     (ModuleHandle * module, const void *image, unsigned options, int *option, void **value))                                     \
   X(moduleUnload, cuModuleUnload, (ModuleHandle module))                                                                         \
   X(moduleGetFunction, cuModuleGetFunction, (Function * function, ModuleHandle module, const char *name))                        \
+  X(funcSetAttribute, cuFuncSetAttribute, (Function function, int attribute, int value))                                         \
   X(launchKernel, cuLaunchKernel,                                                                                                \
     (Function function, unsigned gridX, unsigned gridY, unsigned gridZ, unsigned blockX, unsigned blockY, unsigned blockZ,       \
      unsigned sharedBytes, Stream stream, void **arguments, void **extra))                                                       \

@@ -10,6 +10,7 @@
 #include <sstream>
 
 using namespace aligned::cuda;
+using aligned::program::kMostGridDimensions;
 
 //===----------------------------------------------------------------------===//
 // Modules
@@ -154,6 +155,11 @@ std::shared_ptr<Program> Program::load(const std::string &ptx, const std::string
     Function function = nullptr;
     if (Result result = driver().moduleGetFunction(&function, program->module->handle, kernel.name.c_str()))
       return fail("expected a kernel " + kernel.name + " in the PTX, got: " + driver().textOf(result)), nullptr;
+    if (constexpr int64_t always = 48 << 10; kernel.shared > always)
+      if (Result result = driver().funcSetAttribute(function, kMaxDynamicSharedBytes, static_cast<int>(kernel.shared)))
+        return fail("expected " + std::to_string(kernel.shared) + " bytes of shared memory for " + kernel.name + " on " + context->name +
+                    ", got: " + driver().textOf(result)),
+               nullptr;
     program->functions.push_back(function);
   }
   return program;
@@ -175,11 +181,12 @@ const Append *Program::appendTo(const aligned_format &format, int64_t headDim) c
 }
 
 bool Program::checkGrids(const std::vector<Launch> &launches, const Symbols &symbols) const {
-  constexpr int64_t most[2] = {INT32_MAX, 65535};
+  constexpr int64_t most[kMostGridDimensions] = {INT32_MAX, 65535, 65535};
+  constexpr const char *dimensions[kMostGridDimensions] = {" columns", " rows", " layers"};
   for (const Launch &launch : launches)
-    for (int i = 0; i < 2; ++i)
+    for (int i = 0; i < kMostGridDimensions; ++i)
       if (int64_t extent = launch.grid[i].at(symbols); extent > most[i])
-        return fail("expected a grid of at most " + std::to_string(most[i]) + (i ? " rows" : " columns") + " for " +
+        return fail("expected a grid of at most " + std::to_string(most[i]) + dimensions[i] + " for " +
                     sidecar.kernels[launch.kernel].name + ", got " + std::to_string(extent)),
                false;
   return true;
@@ -191,14 +198,16 @@ bool Program::launch(const std::vector<Launch> &launches, const Symbols &symbols
   // the compiler tells apart what is written meanwhile.
   bool chained = false;
   for (const Launch &launch : launches) {
-    auto x = static_cast<unsigned>(launch.grid[0].at(symbols)), y = static_cast<unsigned>(launch.grid[1].at(symbols));
-    if (!x || !y)
+    unsigned grid[kMostGridDimensions];
+    for (int i = 0; i < kMostGridDimensions; ++i)
+      grid[i] = static_cast<unsigned>(launch.grid[i].at(symbols));
+    if (!grid[0] || !grid[1] || !grid[2])
       continue;
     const KernelEntry &kernel = sidecar.kernels[launch.kernel];
-    auto threads = static_cast<unsigned>(kernel.threads);
-    LaunchConfig config = {x, y, 1, threads, 1, 1, 0, stream, &early, 1};
+    auto threads = static_cast<unsigned>(kernel.threads), shared = static_cast<unsigned>(kernel.shared);
+    LaunchConfig config = {grid[0], grid[1], grid[2], threads, 1, 1, shared, stream, &early, 1};
     if (Result result = chained ? driver().launchKernelEx(&config, functions[launch.kernel], parameters.data(), nullptr)
-                                : driver().launchKernel(functions[launch.kernel], x, y, 1, threads, 1, 1, 0, stream,
+                                : driver().launchKernel(functions[launch.kernel], grid[0], grid[1], grid[2], threads, 1, 1, shared, stream,
                                                         parameters.data(), nullptr))
       return fail("expected " + kernel.name + " to start, got: " + driver().textOf(result)), false;
     chained = sidecar.tuning.chained && driver().launchKernelEx;
@@ -241,15 +250,15 @@ int aligned_program_site_info(const aligned_program *program, int32_t index, ali
       return fail("expected a site from 0 to " + std::to_string(static_cast<int64_t>(sites.size()) - 1) + ", got " +
                   std::to_string(index));
     const Site &site = sites[index];
-    bool records = false;
-    for (const Argument &argument : site.arguments)
-      records |= argument.records();
     *info = {static_cast<int32_t>(site.number),
              site.query,
              site.certified,
-             records,
+             site.find(Name::KeyBits) || site.find(Name::ValueBits),
+             site.find(Name::SinkLogits) != nullptr,
+             site.find(Name::AttnMask) != nullptr,
              site.kvHeads,
              site.heads,
+             site.queries,
              site.keyDim,
              site.valueDim,
              site.key,

@@ -50,7 +50,8 @@ public:
     __builtin_memcpy(&values[at], &value, sizeof value);
   }
   /// A size of an argument's type.
-  void setSize(size_t at, const Argument &argument, int64_t value) {
+  void setSize(size_t at, const Argument &argument, const Symbols &symbols) {
+    int64_t value = argument.size.at(symbols);
     argument.elementBytes == 4 ? set(at, static_cast<int32_t>(value)) : set(at, value);
   }
   void **data() { return pointers.data(); }

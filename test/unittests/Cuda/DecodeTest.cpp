@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <map>
+#include <numeric>
 #include <thread>
 
 using namespace aligned::test;
@@ -13,8 +14,7 @@ using namespace aligned::test;
 namespace {
 
 constexpr int32_t kSite = 4;
-const aligned_format formats[2] = {formatOf(ALIGNED_FORMAT_FIXED, ALIGNED_ROLE_KEY, ALIGNED_ELEMENT_F16),
-                                   formatOf(ALIGNED_FORMAT_FIXED, ALIGNED_ROLE_VALUE, ALIGNED_ELEMENT_F16)};
+const aligned_format formats[2] = {formatOf(ALIGNED_ROLE_KEY), formatOf(ALIGNED_ROLE_VALUE)};
 
 std::vector<double> widened(const void *halves, int64_t count) {
   std::vector<double> wide(count);
@@ -42,7 +42,7 @@ protected:
                        : aligned_program_create_paged_cache(program.get(), &formats[side], batch, kHeads, kDim, physical, most));
       ASSERT_TRUE(caches[side]) << aligned_last_error();
     }
-    query = randomTokens(formats[0], batch * kHeads, kGroup, 99);
+    query = randomTokens(batch * kHeads, kGroup, 99);
   }
 
   void append(const std::vector<int64_t> &counts) {
@@ -50,7 +50,7 @@ protected:
     bool equal = std::all_of(counts.begin(), counts.end(), [&](int64_t count) { return count == counts[0]; });
     int64_t strides[4] = {kHeads * most * kDim, most * kDim, kDim, 1};
     for (int side = 0; side < 2; ++side) {
-      std::vector<char> data = randomTokens(formats[side], batch * kHeads, most, ++seed);
+      std::vector<char> data = randomTokens(batch * kHeads, most, ++seed);
       ASSERT_EQ(equal ? aligned_cache_append(caches[side].get(), data.data(), most, strides)
                       : aligned_cache_append_ragged(caches[side].get(), data.data(), counts.data(), strides),
                 0)
@@ -76,7 +76,7 @@ protected:
     std::vector<char> joined[2];
     for (int side = 0; side < 2; ++side) {
       joined[side].resize(rows * tokens * kDim * 2 + 1);
-      ASSERT_EQ(aligned_cache_join(caches[side].get(), 16, joined[side].data()), 0);
+      ASSERT_EQ(aligned_cache_unpack(caches[side].get(), 16, joined[side].data()), 0);
     }
     for (int64_t row = 0; row < rows; ++row) {
       int64_t length = aligned_cache_length(caches[0].get(), row / kHeads);
@@ -130,7 +130,7 @@ TEST_F(Decode, DeviceMemory) {
 
 TEST_F(Decode, OwnLengthsAndPages) {
   for (bool pages : {false, true}) {
-    pages ? create(3, 6, 256) : create(3);
+    pages ? create(3, 8, 256) : create(3);
     append({130, 0, 64});
     append({3, 20, 70});
     Outputs outputs(3 * kHeads);
@@ -147,54 +147,37 @@ TEST_F(Decode, OwnLengthsAndPages) {
 
 /// What a listener heard of one row.
 struct Heard {
-  int64_t blocks, units;
+  int64_t first, tokens, channels;
   std::vector<uint8_t> keys, values;
 };
 
-TEST_F(Decode, Records) {
-  create(2);
-  append({130, 70});
-  std::map<int64_t, Heard> heard;
-  auto listen = [](void *context, int32_t site, int64_t row, int64_t blocks, int64_t units, const uint8_t *keys,
+struct Recorded {
+  std::map<int64_t, Heard> heard; ///< by row
+  aligned_tally tally = {};
+};
+
+/// Decodes with somebody listening.
+Recorded record(aligned_program *program, const aligned_decode_call &call) {
+  auto listen = [](void *context, int32_t site, int64_t row, int64_t first, int64_t tokens, int64_t channels, const uint8_t *keys,
                    const uint8_t *values) {
     EXPECT_EQ(site, kSite);
-    (*static_cast<std::map<int64_t, Heard> *>(context))[row] = {
-        blocks, units, {keys, keys + blocks * units}, {values, values + 64 * blocks}};
+    int64_t count = channels == 1 ? tokens : (tokens + 63) / 64 * channels;
+    static_cast<Recorded *>(context)->heard[row] = {first, tokens, channels, {keys, keys + count}, {values, values + tokens}};
   };
+  Recorded recorded;
   std::vector<aligned_tally> tallies(kSite + 1);
-  Outputs outputs(2 * kHeads);
-  aligned_decode_call c = call(outputs);
   EXPECT_EQ(aligned_rt_recording(), 0);
   aligned_rt_record(tallies.data(), kSite + 1);
-  aligned_rt_record_plan(listen, &heard);
-  EXPECT_EQ(aligned_rt_recording(), ALIGNED_RECORD_TALLY | ALIGNED_RECORD_PLAN);
-  int failed = aligned_program_decode(program.get(), kSite, &c);
+  aligned_rt_record_bits(listen, &recorded);
+  EXPECT_EQ(aligned_rt_recording(), ALIGNED_RECORD_TALLY | ALIGNED_RECORD_BITS);
+  EXPECT_EQ(aligned_program_decode(program, kSite, &call), 0) << aligned_last_error();
   aligned_rt_record(nullptr, 0);
-  aligned_rt_record_plan(nullptr, nullptr);
-  ASSERT_EQ(failed, 0) << aligned_last_error();
-  expectAttention(outputs);
-  ASSERT_EQ(heard.size(), 2u * kHeads);
-  aligned_tally want = {};
-  for (int64_t row = 0; row < 2 * kHeads; ++row) {
-    int64_t tokens = row < kHeads ? 130 : 70, blocks = tokens / 64;
-    EXPECT_EQ(heard[row].blocks, blocks);
-    EXPECT_EQ(heard[row].units, kDim / 4);
-    for (int64_t b = 0; b < blocks; ++b)
-      for (int64_t u = 0; u < kDim / 4; ++u) {
-        ASSERT_EQ(heard[row].keys[b * (kDim / 4) + u], (row + b + u) % 5);
-        want.key_bits += (row + b + u) % 5 * 4 * 64 * 4;
-      }
-    for (int64_t t = 0; t < 64 * blocks; ++t) {
-      ASSERT_EQ(heard[row].values[t], (row + t) % 5);
-      want.value_bits += (row + t) % 5 * 4 * kDim;
-    }
-    want.key_bits += blocks * kDim * 8 + (tokens - 64 * blocks) * kDim * 16;
-    want.value_bits += blocks * 64 * 8 + (tokens - 64 * blocks) * kDim * 16;
-    want.key_values += tokens * kDim;
-    want.value_values += tokens * kDim;
-    ++want.rows;
-  }
-  const aligned_tally &got = tallies[kSite];
+  aligned_rt_record_bits(nullptr, nullptr);
+  recorded.tally = tallies[kSite];
+  return recorded;
+}
+
+void expectTally(const aligned_tally &got, const aligned_tally &want) {
   EXPECT_EQ(got.key_bits, want.key_bits);
   EXPECT_EQ(got.value_bits, want.value_bits);
   EXPECT_EQ(got.key_values, want.key_values);
@@ -202,50 +185,112 @@ TEST_F(Decode, Records) {
   EXPECT_EQ(got.rows, want.rows);
 }
 
-/// Kernels that tell nothing read what is resident.
-TEST_F(Decode, RecordsOfAll) {
-  std::string text = sidecar();
-  for (const char *name : {"key_layers", "value_layers"}) {
-    text = replaced(text, std::string("\"name\": \"") + name + "\"", std::string("\"name\": \"some_") + name + "\"");
-    if (name[0] == 'k')
-      text = replaced(text, "\"kind\": \"record\"", "\"kind\": \"scratch\"");
+TEST_F(Decode, Records) {
+  create(2);
+  append({130, 70});
+  Outputs outputs(2 * kHeads);
+  Recorded got = record(program.get(), call(outputs));
+  expectAttention(outputs);
+  ASSERT_EQ(got.heard.size(), 2u * kHeads);
+  aligned_tally want = {};
+  for (auto &[row, heard] : got.heard) {
+    int64_t tokens = row < kHeads ? 130 : 70;
+    EXPECT_EQ(heard.first, 0);
+    EXPECT_EQ(heard.tokens, tokens);
+    EXPECT_EQ(heard.channels, 1);
+    for (int64_t t = 0; t < tokens; ++t) {
+      int64_t keys = (row + t) % 5 * 4, values = (row + t) % 3 * 8, codes = keys ? 8 : 0; // a byte on each side where K is scanned
+      ASSERT_EQ(heard.keys[t], keys);
+      ASSERT_EQ(heard.values[t], values);
+      want.key_bits += keys * kDim + codes;
+      want.value_bits += values * kDim + codes;
+    }
+    want.key_values += tokens * kDim;
+    want.value_values += tokens * kDim;
+    ++want.rows;
   }
+  expectTally(got.tally, want);
+}
+
+/// Kernels may tell of each channel of a tile, as those of float planes do.
+TEST_F(Decode, RecordsOfChannels) {
+  std::string text = replaced(sidecar(), R"("type": "u8", "shape": ["rows", "capacity"])", R"("type": "u8", "shape": ["rows", "tiles", 16])");
+  for (int i = 0; i < 2; ++i)
+    text = replaced(text, "\"decode_scores\"", "\"decode_channels\"");
   program.reset(aligned_program_load(ptx().c_str(), text.c_str()));
   ASSERT_TRUE(program) << aligned_last_error();
   create(1);
   append({130});
-  std::vector<aligned_tally> tallies(kSite + 1);
   Outputs outputs(kHeads);
-  aligned_decode_call c = call(outputs);
-  aligned_rt_record(tallies.data(), kSite + 1);
-  int failed = aligned_program_decode(program.get(), kSite, &c);
-  aligned_rt_record(nullptr, 0);
-  ASSERT_EQ(failed, 0) << aligned_last_error();
-  EXPECT_EQ(tallies[kSite].key_bits, kHeads * (130 * kDim * 16 + 2 * kDim * 8));
-  EXPECT_EQ(tallies[kSite].value_bits, kHeads * (130 * kDim * 16 + 2 * 64 * 8));
+  Recorded got = record(program.get(), call(outputs));
+  ASSERT_EQ(got.heard.size(), size_t(kHeads));
+  aligned_tally want = {};
+  for (auto &[row, heard] : got.heard) {
+    EXPECT_EQ(heard.channels, kDim);
+    for (int64_t tile = 0; tile < 3; ++tile) {
+      int64_t tokens = tile < 2 ? 64 : 2;
+      want.key_bits += tile ? tokens * 8 : 0;
+      want.value_bits += tile ? tokens * 8 : 0;
+      for (int64_t c = 0; c < kDim; ++c) {
+        ASSERT_EQ(heard.keys[tile * kDim + c], tile ? row + c + 1 : 0);
+        want.key_bits += (tile ? row + c + 1 : 0) * tokens;
+      }
+    }
+    for (int64_t t = 0; t < 130; ++t)
+      want.value_bits += (row + t) % 3 * 8 * kDim;
+    want.key_values += 130 * kDim;
+    want.value_values += 130 * kDim;
+    ++want.rows;
+  }
+  expectTally(got.tally, want);
 }
 
-TEST_F(Decode, CertificateAndSizes) {
+/// Kernels that tell nothing read what is resident.
+TEST_F(Decode, RecordsOfAll) {
+  std::string text = replaced(sidecar(), "\"name\": \"key_bits\", \"kind\": \"record\"", "\"name\": \"k\", \"kind\": \"scratch\"");
+  text = replaced(text, "\"name\": \"value_bits\"", "\"name\": \"v\"");
+  program.reset(aligned_program_load(ptx().c_str(), text.c_str()));
+  ASSERT_TRUE(program) << aligned_last_error();
+  create(1);
+  append({130});
+  ASSERT_EQ(aligned_cache_drop_planes(caches[1].get(), 2), 0) << aligned_last_error();
+  Outputs outputs(kHeads);
+  Recorded got = record(program.get(), call(outputs));
+  int64_t values = kHeads * 130 * kDim;
+  expectTally(got.tally, {values * 16 + kHeads * 130 * 8, values * 8 + kHeads * 130 * 8, values, values, kHeads});
+  EXPECT_EQ(got.heard[1].keys, std::vector<uint8_t>(130, 16));
+  EXPECT_EQ(got.heard[1].values, std::vector<uint8_t>(130, 8));
+}
+
+TEST_F(Decode, WhatCallsBring) {
   create(2, -1, 200);
-  append({70, 70});
+  append({70, 64});
+  const float sinks[kHeads] = {2.5f, -1};
+  std::vector<uint8_t> mask(2 * kGroup * 70); // [batch, 1, queries, tokens of the longest entry]
+  for (size_t i = 0; i < mask.size(); ++i)
+    mask[i] = i * i % 7 < 3;
   for (bool asked : {true, false}) {
     Outputs outputs(2 * kHeads);
-    std::vector<float> certificate(2 * kHeads * kGroup * 6, NAN);
+    std::vector<float> certificate(2 * kHeads * kGroup * ALIGNED_CERTIFICATE_NUMBERS, NAN);
     aligned_decode_call c = call(outputs);
     c.certificate = asked ? certificate.data() : nullptr;
+    c.sink_logits = sinks;
+    c.attn_mask = mask.data();
     if (!asked)
       c.acc = nullptr;
     ASSERT_EQ(aligned_program_decode(program.get(), 5, &c), 0) << aligned_last_error();
     std::vector<double> q = widened(query.data(), 2 * kHeads * kGroup * kDim);
     for (int64_t at = 0; at < 2 * kHeads * kGroup; ++at) {
-      EXPECT_EQ(outputs.max[at], at % kGroup);
-      EXPECT_EQ(outputs.sum[at], at / kGroup);
-      std::vector<float> want{0.25f, 2 * kHeads, 256, 70, 4, static_cast<float>(at)},
-          got(&certificate[at * 6], &certificate[at * 6] + 6);
-      if (asked) {
-        EXPECT_EQ(got, want);
-        EXPECT_EQ(outputs.acc[at * kDim + 3], static_cast<float>(q[at * kDim + 3]));
-      }
+      int64_t row = at / kGroup, entry = row / kHeads, h = at % kGroup;
+      EXPECT_EQ(outputs.max[at], h);
+      EXPECT_EQ(outputs.sum[at], row);
+      if (!asked)
+        continue;
+      auto seen = std::accumulate(&mask[(entry * kGroup + h) * 70], &mask[(entry * kGroup + h) * 70] + 70, 0);
+      std::vector<float> want{0.25f, 2 * kHeads, 256, 70, 3, float(at), sinks[row % kHeads], float(seen)},
+          got(&certificate[at * 8], &certificate[at * 8] + 8);
+      EXPECT_EQ(got, want);
+      EXPECT_EQ(outputs.acc[at * kDim + 3], static_cast<float>(q[at * kDim + 3]));
     }
   }
 }
@@ -264,15 +309,17 @@ TEST_F(Decode, Refuses) {
   CachePtr shorter(aligned_program_create_cache(program.get(), &formats[1], 1, kHeads, kDim, 64));
   CachePtr heads(aligned_program_create_cache(program.get(), &formats[0], 1, kHeads + 1, kDim, 64));
   CachePtr batches(aligned_program_create_cache(program.get(), &formats[0], 2, kHeads, kDim, 64));
-  aligned_format f32 = formatOf(ALIGNED_FORMAT_FIXED, ALIGNED_ROLE_KEY, ALIGNED_ELEMENT_F32);
-  CachePtr other(aligned_program_create_cache(program.get(), &f32, 1, kHeads, kDim, 64));
+  aligned_format f32 = formats[0];
+  f32.element = ALIGNED_ELEMENT_F32;
+  CachePtr wide(aligned_cache_create(&f32, 1, kHeads, kDim, 64)), other(aligned_cuda_cache_upload(program.get(), wide.get()));
+  ASSERT_TRUE(other) << aligned_last_error();
   refused([](auto &) {}, "expected a site of the program, got number 0", 0);
   refused([](auto &c) { c.key = nullptr; }, "expected keys on the device, got null");
   refused([&](auto &c) { c.key = host.get(); }, "expected keys on the device, got a cache on the host");
   refused([](auto &c) { c.value = c.key; },
-          "expected values of site 4 to be a value fixed<4,4,4,4> of f16, got a key fixed<4,4,4,4> of f16");
+          "expected values of site 4 to be a value fixed<4,4,8> of f16, got a key fixed<4,4,8> of f16");
   refused([&](auto &c) { c.key = other.get(); },
-          "expected keys of site 4 to be a key fixed<4,4,4,4> of f16, got a key fixed<4,4,4,4> of f32");
+          "expected keys of site 4 to be a key fixed<4,4,8> of f16, got a key fixed<4,4,8> of f32");
   refused([&](auto &c) { c.key = heads.get(); }, "expected keys of site 4 to have 2 kv heads, got 3");
   refused([&](auto &c) { c.key = batches.get(); }, "expected keys of site 4 to have the call's batch of 1, got 2");
   refused([&](auto &c) { c.value = shorter.get(); },
@@ -280,9 +327,68 @@ TEST_F(Decode, Refuses) {
   refused([](auto &c) { c.batch = 2; }, "expected keys of site 4 to have the call's batch of 2, got 1");
   refused([](auto &c) { c.query = nullptr; }, "expected a query, got null");
   refused([](auto &c) { c.location = 7; }, "expected location 0 (host) or 1 (device), got 7");
-  float certificate[6 * kGroup * kHeads];
+  refused([](auto &c) { c.splits = 65536; }, "expected from 1 to 65535 splits, or 0, got 65536");
+  refused([](auto &c) { c.splits = -1; }, "expected from 1 to 65535 splits, or 0, got -1");
+  float sinks[kHeads] = {};
+  refused([&](auto &c) { c.sink_logits = sinks; }, "expected no sink_logits at site 4, got some");
+  refused([&](auto &c) { c.attn_mask = sinks; }, "expected no attn_mask at site 4, got some");
+  refused([](auto &) {}, "expected sink_logits at site 5, got null", 5);
+  refused([&](auto &c) { c.sink_logits = sinks; }, "expected attn_mask at site 5, got null", 5);
+  float certificate[ALIGNED_CERTIFICATE_NUMBERS * kGroup * kHeads];
   refused([&](auto &c) { c.certificate = certificate; },
           "expected no certificate to be asked for, got a site that was compiled without");
+}
+
+TEST_F(Decode, DenseArrays) {
+  constexpr int64_t batch = 2, capacity = 70, rows = batch * kHeads;
+  program.reset(aligned_program_load(ptx().c_str(), replaced(sidecar(), decodeJson(), denseJson()).c_str()));
+  ASSERT_TRUE(program) << aligned_last_error();
+  aligned_program_site info;
+  ASSERT_EQ(aligned_program_site_info(program.get(), 0, &info), 0);
+  EXPECT_EQ(info.key.kind, ALIGNED_FORMAT_DENSE);
+  std::vector<char> keys = randomTokens(rows, capacity, 1);
+  std::vector<double> k = widened(keys.data(), rows * capacity * kDim), v(k.size()), wide(rows * kGroup * kDim);
+  std::vector<uint16_t> values(v.size()); // bfloat16
+  std::vector<float> q(wide.size());
+  for (size_t i = 0; i < v.size(); ++i) {
+    v[i] = double(i % 23) - 11;
+    float single = static_cast<float>(v[i]);
+    uint32_t bits;
+    std::memcpy(&bits, &single, 4);
+    values[i] = static_cast<uint16_t>(bits >> 16);
+  }
+  for (size_t i = 0; i < q.size(); ++i)
+    wide[i] = q[i] = static_cast<float>(i % 7) / 16;
+  int64_t lengths[batch] = {70, 13};
+  Outputs outputs(rows);
+  aligned_decode_call c = {};
+  c.batch = batch, c.query = q.data(), c.scale = 0.25f;
+  c.acc = outputs.acc.data(), c.max = outputs.max.data(), c.sum = outputs.sum.data();
+  c.dense_key = keys.data(), c.dense_value = values.data(), c.lengths = lengths, c.capacity = capacity;
+  std::vector<aligned_tally> tallies(7);
+  aligned_rt_record(tallies.data(), 7);
+  int failed = aligned_program_decode(program.get(), 6, &c);
+  aligned_rt_record(nullptr, 0);
+  ASSERT_EQ(failed, 0) << aligned_last_error();
+  int64_t held = kHeads * (70 + 13) * kDim;
+  expectTally(tallies[6], {held * 16, held * 16, held, held, rows});
+  for (int64_t row = 0; row < rows; ++row) {
+    std::vector<double> want(kGroup * kDim);
+    aligned::exactAttention(&wide[row * kGroup * kDim], kGroup, &k[row * capacity * kDim], &v[row * capacity * kDim], lengths[row / kHeads], kDim, kDim, 0.25, false,
+                            want.data());
+    for (int64_t i = 0; i < kGroup * kDim; ++i)
+      ASSERT_NEAR(outputs.acc[row * kGroup * kDim + i] / outputs.sum[row * kGroup + i / kDim], want[i], 1e-4) << "row " << row;
+  }
+  auto refused = [&](auto change, const std::string &message) {
+    aligned_decode_call bad = c;
+    change(bad);
+    EXPECT_LT(aligned_program_decode(program.get(), 6, &bad), 0);
+    EXPECT_EQ(std::string(aligned_last_error()), message);
+  };
+  refused([](auto &b) { b.dense_key = nullptr; }, "expected keys of dense site 6, got null");
+  refused([](auto &b) { b.lengths = nullptr; }, "expected lengths of dense site 6, got null");
+  refused([](auto &b) { b.capacity = -1; }, "expected a capacity from 0 to 1073741824 tokens, got -1");
+  refused([](auto &b) { b.capacity = 64; }, "expected a length from 0 to the capacity of 64, got 70 in batch entry 0");
 }
 
 /// Threads share a program and its scratch memory, each on a stream of its own; caches are their own.
@@ -292,7 +398,7 @@ TEST_F(Decode, Threads) {
   std::vector<Outputs> outputs(3, Outputs(kHeads));
   std::vector<std::vector<char>> data;
   for (int side = 0; side < 2; ++side)
-    data.push_back(randomTokens(formats[side], kHeads, 90, ++seed));
+    data.push_back(randomTokens(kHeads, 90, ++seed));
   create(1);
   int64_t strides[4] = {kHeads * 90 * kDim, 90 * kDim, kDim, 1};
   for (int side = 0; side < 2; ++side)
@@ -350,7 +456,7 @@ protected:
 
   int launch() {
     for (int side = 0; side < 2; ++side) {
-      std::vector<char> token = randomTokens(formats[side], batch * kHeads, 1, ++seed);
+      std::vector<char> token = randomTokens(batch * kHeads, 1, ++seed);
       EXPECT_EQ(aligned_cuda_copy_to_device(tokens[side]->memory, token.data(), batch * kHeads * kDim * 2), 0);
       given[side].push_back(token);
     }
@@ -372,34 +478,34 @@ protected:
 TEST_F(Captured, TokensAdvance) {
   create(2, -1, 192);
   append({124, 124});
-  CachePtr expected[2];
-  for (int side = 0; side < 2; ++side)
-    expected[side].reset(aligned_cuda_cache_download(caches[side].get()));
   capture();
   EXPECT_EQ(caches[0]->tokens, 124);     // capturing runs nothing
-  for (int step = 0; step < 6; ++step) { // a block becomes full on the way
+  for (int step = 0; step < 6; ++step) { // a new tile begins on the way
     ASSERT_EQ(launch(), 0) << aligned_last_error();
     EXPECT_EQ(caches[0]->tokens, 125 + step);
-    if (step % 2 == 0) {
+    if (step % 2 == 0)
       expectAttention(outputs());
-    }
   }
   expectAttention(outputs());
   for (int side = 0; side < 2; ++side) {
-    int64_t strides[4] = {kHeads * kDim, kDim, kDim, 1};
-    for (const std::vector<char> &token : given[side])
-      ASSERT_EQ(aligned_cache_append(expected[side].get(), token.data(), 1, strides), 0);
-    expectDevice(caches[side].get(), *expected[side]);
+    std::vector<char> stored(2 * kHeads * 130 * kDim * 2);
+    ASSERT_EQ(aligned_cache_unpack(caches[side].get(), 16, stored.data()), 0) << aligned_last_error();
+    std::vector<double> all = widened(stored.data(), 2 * kHeads * 130 * kDim);
+    for (int64_t step = 0; step < 6; ++step) {
+      std::vector<double> want = widened(given[side][step].data(), 2 * kHeads * kDim);
+      for (int64_t i = 0; i < 2 * kHeads * kDim; ++i)
+        ASSERT_NEAR(all[(i / kDim * 130 + 124 + step) * kDim + i % kDim], want[i], 2e-2) << "step " << step << ", value " << i;
+    }
   }
 }
 
 TEST_F(Captured, Pages) {
-  create(2, 3, 192);
+  create(2, 5, 192);
   append({126, 62});
   capture();
   for (int step = 0; step < 3; ++step)
     ASSERT_EQ(launch(), 0) << aligned_last_error();
-  EXPECT_EQ(aligned_cache_free_blocks(caches[0].get()), 0);
+  EXPECT_EQ(aligned_cache_free_pages(caches[0].get()), 0);
   expectAttention(outputs());
 }
 

@@ -1,5 +1,4 @@
-// What tests of the CUDA runtime share: the stand-in driver, a program of simple kernels (kernels.c), and caches that are
-// compared with the host's.
+// What tests of the CUDA runtime share: the stand-in driver, and a program of simple kernels (kernels.c).
 #ifndef ALIGNED_TEST_UNITTESTS_CUDA_FIXTURE_H
 #define ALIGNED_TEST_UNITTESTS_CUDA_FIXTURE_H
 
@@ -38,88 +37,77 @@ inline std::string readFile(const std::string &path) {
 }
 inline std::string ptx() { return readFile(ALIGNED_TEST_PTX); }
 
-inline aligned_format formatOf(int kind, int role, int element) {
-  if (kind == ALIGNED_FORMAT_FIXED)
-    return {kind, role, element, 4, {4, 4, 4, 4}};
-  return {kind, role, element, 2, {12, 4, 0, 0}};
+/// What kernels.c can store.
+inline aligned_format formatOf(int role) { return {ALIGNED_FORMAT_FIXED, role, ALIGNED_ELEMENT_F16, 3, {4, 4, 8, 0}}; }
+
+inline std::string json(int role) {
+  return std::string(R"({"kind": "fixed", "role": ")") + (role == ALIGNED_ROLE_KEY ? "key" : "value") + R"(", "element": "f16", "widths": [4, 4, 8]})";
 }
 
-inline std::string json(const aligned_format &format) {
-  const char *kinds[] = {"fixed", "float"}, *roles[] = {"key", "value"}, *elements[] = {"f16", "bf16", "f32"};
-  std::string widths;
-  for (int p = 0; p < format.planes; ++p)
-    widths += (p ? ", " : "") + std::to_string(format.width[p]);
-  return std::string("{\"kind\": \"") + kinds[format.kind] + "\", \"role\": \"" + roles[format.role] + "\", \"element\": \"" +
-         elements[format.element] + "\", \"widths\": [" + widths + "]}";
-}
-
-inline std::string appendJson(const aligned_format &format) {
-  const char *elements[] = {"f16", "bf16", "f32"};
-  return "{\"format\": " + json(format) + ", \"head_dim\": " + std::to_string(kDim) + R"(,
-    "arguments": [{"name": "cache", "kind": "cache"}, {"name": "data", "kind": "input", "type": ")" +
-         elements[format.element] + R"(", "shape": []}, {"name": "counts", "kind": "input", "type": "i32", "shape": ["batch"]},
+inline std::string appendJson(int role) {
+  return R"({"format": )" + json(role) + R"(, "head_dim": 16,
+    "arguments": [{"name": "cache", "kind": "cache"}, {"name": "data", "kind": "input", "type": "f16", "shape": []},
+      {"name": "counts", "kind": "input", "type": "i32", "shape": ["batch"]},
       {"name": "stride0", "kind": "scalar", "type": "i64"}, {"name": "stride1", "kind": "scalar", "type": "i64"},
-      {"name": "stride2", "kind": "scalar", "type": "i64"}, {"name": "stride3", "kind": "scalar", "type": "i64"},
-      {"name": "is_full", "kind": "scratch", "type": "u32", "shape": ["rows", "touched"]}, {"name": "touched", "kind": "scalar", "type": "i32"}],
-    "launch": [{"kernel": "append_split", "grid": ["touched", "rows"]}, {"kernel": "append_commit", "grid": [1, 1]}]})";
+      {"name": "stride2", "kind": "scalar", "type": "i64"}, {"name": "stride3", "kind": "scalar", "type": "i64"}],
+    "launch": [{"kernel": "append_pack", "grid": [1, "rows"]}, {"kernel": "append_advance", "grid": [1, 1]}],
+    "drop": [{"kernel": "append_advance", "grid": [1, 1]}]})";
 }
 
 inline std::string decodeJson() {
-  return R"({"site": 4, "kv_heads": 2, "heads": 3, "key_dim": 16, "value_dim": 16, "query": "f16", "certified": 0,
+  return R"({"site": 4, "kv_heads": 2, "heads": 3, "queries": 1, "key_dim": 16, "value_dim": 16, "query": "f16", "certified": 0,
     "key": )" +
-         json(formatOf(ALIGNED_FORMAT_FIXED, ALIGNED_ROLE_KEY, ALIGNED_ELEMENT_F16)) + R"(,
+         json(ALIGNED_ROLE_KEY) + R"(,
     "value": )" +
-         json(formatOf(ALIGNED_FORMAT_FIXED, ALIGNED_ROLE_VALUE, ALIGNED_ELEMENT_F16)) + R"(,
+         json(ALIGNED_ROLE_VALUE) + R"(,
     "arguments": [
       {"name": "query", "kind": "input", "type": "f16", "shape": ["rows", 3, 16]}, {"name": "key", "kind": "cache"}, {"name": "value", "kind": "cache"},
       {"name": "scores", "kind": "scratch", "type": "f32", "shape": ["rows", 3, "capacity"]},
-      {"name": "key_layers", "kind": "record", "type": "i8", "shape": ["rows", "blocks", 4]},
-      {"name": "value_layers", "kind": "scratch", "type": "i8", "shape": ["rows", "capacity"]},
+      {"name": "key_bits", "kind": "record", "type": "u8", "shape": ["rows", "capacity"]},
+      {"name": "value_bits", "kind": "scratch", "type": "u8", "shape": ["rows", "capacity"]},
       {"name": "acc", "kind": "output", "type": "f32", "shape": ["rows", 3, 16]}, {"name": "max", "kind": "output", "type": "f32", "shape": ["rows", 3]},
       {"name": "sum", "kind": "output", "type": "f32", "shape": ["rows", 3]},
       {"name": "scale", "kind": "scalar", "type": "f32"}, {"name": "splits", "kind": "scalar", "type": "i32"}],
     "launch": [{"kernel": "decode_scores", "grid": ["splits", "rows"]}, {"kernel": "decode_values", "grid": [1, "rows"]}]})";
 }
 
-/// A certified site, with sizes among its arguments.
+/// A certified site of three queries, with all that a call may bring, sizes among its arguments, and grids of three dimensions.
 inline std::string echoJson() {
-  return R"({"site": 5, "kv_heads": 2, "heads": 3, "key_dim": 16, "value_dim": 16, "query": "f16", "certified": 1,
+  return R"({"site": 5, "kv_heads": 2, "heads": 3, "queries": 3, "key_dim": 16, "value_dim": 16, "query": "f16", "certified": 1,
     "key": )" +
-         json(formatOf(ALIGNED_FORMAT_FIXED, ALIGNED_ROLE_KEY, ALIGNED_ELEMENT_F16)) + R"(,
+         json(ALIGNED_ROLE_KEY) + R"(,
     "value": )" +
-         json(formatOf(ALIGNED_FORMAT_FIXED, ALIGNED_ROLE_VALUE, ALIGNED_ELEMENT_F16)) + R"(,
+         json(ALIGNED_ROLE_VALUE) + R"(,
     "arguments": [
       {"name": "query", "kind": "input", "type": "f16", "shape": ["rows", 3, 16]}, {"name": "key", "kind": "cache"}, {"name": "value", "kind": "cache"},
+      {"name": "sink_logits", "kind": "input", "type": "f32", "shape": [2]},
+      {"name": "attn_mask", "kind": "input", "type": "i1", "shape": ["batch", 1, 3, "tokens"]},
       {"name": "acc", "kind": "output", "type": "f32", "shape": ["rows", 3, 16]}, {"name": "max", "kind": "output", "type": "f32", "shape": ["rows", 3]},
-      {"name": "sum", "kind": "output", "type": "f32", "shape": ["rows", 3]}, {"name": "certificate", "kind": "output", "type": "f32", "shape": ["rows", 3, 6]},
+      {"name": "sum", "kind": "output", "type": "f32", "shape": ["rows", 3]}, {"name": "certificate", "kind": "output", "type": "f32", "shape": ["rows", 3, 8]},
       {"name": "scale", "kind": "scalar", "type": "f32"}, {"name": "rows", "kind": "scalar", "type": "i32"}, {"name": "capacity", "kind": "scalar", "type": "i64"}],
-    "launch": [{"kernel": "echo", "grid": [1, "rows"]}]})";
+    "launch": [{"kernel": "echo", "grid": [1, "kv_heads", "batch"]}]})";
 }
 
-/// A site that takes arrays; kernels.c has none that would read them.
+/// A site that takes arrays.
 inline std::string denseJson() {
-  return R"({"site": 6, "kv_heads": 2, "heads": 3, "key_dim": 16, "value_dim": 16, "query": "f32", "certified": 0,
+  return R"({"site": 6, "kv_heads": 2, "heads": 3, "queries": 1, "key_dim": 16, "value_dim": 16, "query": "f32", "certified": 0,
     "key": {"kind": "dense", "role": "key", "element": "f16"}, "value": {"kind": "dense", "role": "value", "element": "bf16"},
     "arguments": [
       {"name": "query", "kind": "input", "type": "f32", "shape": ["rows", 3, 16]}, {"name": "key", "kind": "input", "type": "f16", "shape": ["rows", "capacity", 16]},
       {"name": "value", "kind": "input", "type": "bf16", "shape": ["rows", "capacity", 16]}, {"name": "lengths", "kind": "input", "type": "i64", "shape": ["batch"]},
       {"name": "acc", "kind": "output", "type": "f32", "shape": ["rows", 3, 16]}, {"name": "max", "kind": "output", "type": "f32", "shape": ["rows", 3]},
-      {"name": "sum", "kind": "output", "type": "f32", "shape": ["rows", 3]}, {"name": "scale", "kind": "scalar", "type": "f32"}],
-    "launch": [{"kernel": "decode_values", "grid": [1, "rows"]}]})";
+      {"name": "sum", "kind": "output", "type": "f32", "shape": ["rows", 3]}, {"name": "scale", "kind": "scalar", "type": "f32"},
+      {"name": "kv_heads", "kind": "scalar", "type": "i32"}, {"name": "capacity", "kind": "scalar", "type": "i32"}],
+    "launch": [{"kernel": "dense", "grid": [1, "rows"]}]})";
 }
 
-/// The sidecar of kernels.c: its append kernels serve every format.
+/// The sidecar of kernels.c.
 inline std::string sidecar() {
-  std::string appends;
-  for (int kind : {ALIGNED_FORMAT_FIXED, ALIGNED_FORMAT_FLOAT})
-    for (int role : {ALIGNED_ROLE_KEY, ALIGNED_ROLE_VALUE})
-      for (int element : {ALIGNED_ELEMENT_F16, ALIGNED_ELEMENT_BF16, ALIGNED_ELEMENT_F32})
-        appends += (appends.empty() ? "" : ",\n  ") + appendJson(formatOf(kind, role, element));
-  return R"({"version": 1, "chip": "sm_70", "ptx": 70,
- "kernels": [{"name": "append_split", "threads": 32}, {"name": "append_commit", "threads": 32}, {"name": "decode_scores", "threads": 32},
-             {"name": "decode_values", "threads": 32}, {"name": "echo", "threads": 32}],
+  return R"({"version": 2, "chip": "sm_70", "ptx": 70,
+ "kernels": [{"name": "append_pack", "threads": 32}, {"name": "append_advance", "threads": 32}, {"name": "decode_scores", "threads": 32},
+             {"name": "decode_values", "threads": 32}, {"name": "dense", "threads": 32}, {"name": "echo", "threads": 32, "shared": 65536}],
  "decode": [)" +
-         decodeJson() + ",\n  " + echoJson() + "],\n \"append\": [" + appends + "]}";
+         decodeJson() + ",\n  " + echoJson() + "],\n \"append\": [" + appendJson(ALIGNED_ROLE_KEY) + ",\n  " + appendJson(ALIGNED_ROLE_VALUE) + "]}";
 }
 
 inline std::string replaced(std::string text, const std::string &what, const std::string &by) {
@@ -128,100 +116,17 @@ inline std::string replaced(std::string text, const std::string &what, const std
   return at == std::string::npos ? text : text.replace(at, what.size(), by);
 }
 
-inline int64_t elementBytes(const aligned_format &format) { return format.element == ALIGNED_ELEMENT_F32 ? 4 : 2; }
-
-/// [rows][tokens][kDim] of the format's element; `special`: some that are not finite.
-inline std::vector<char> randomTokens(const aligned_format &format, int64_t rows, int64_t tokens, unsigned seed,
-                                      bool special = false) {
+/// Halves, [rows][tokens][kDim].
+inline std::vector<char> randomTokens(int64_t rows, int64_t tokens, unsigned seed) {
   std::mt19937 random(seed);
   std::normal_distribution<float> normal;
-  int64_t bytes = elementBytes(format), count = rows * tokens * kDim;
-  std::vector<char> data(count * bytes + 1);
+  int64_t count = rows * tokens * kDim;
+  std::vector<char> data(count * 2 + 1); // so that no tokens have an address, too
   for (int64_t i = 0; i < count; ++i) {
-    float x = normal(random) * (i % 5 == 0 ? 8 : 1);
-    if (special && random() % 211 == 0)
-      x = random() % 2 ? -INFINITY : NAN;
-    uint32_t bits;
-    std::memcpy(&bits, &x, 4);
-    if (format.element == ALIGNED_ELEMENT_BF16)
-      bits >>= 16;
-    if (format.element == ALIGNED_ELEMENT_F16) {
-      _Float16 half = static_cast<_Float16>(x);
-      std::memcpy(&bits, &half, 2);
-    }
-    std::memcpy(&data[i * bytes], &bits, bytes); // little endian
+    auto half = static_cast<_Float16>(normal(random) * (i % 5 == 0 ? 8 : 1));
+    std::memcpy(&data[i * 2], &half, 2);
   }
   return data;
-}
-
-inline void expectBytes(const void *actual, const void *expected, int64_t bytes, const std::string &what) {
-  if (bytes) {
-    ASSERT_EQ(std::memcmp(actual, expected, bytes), 0) << what;
-  }
-}
-
-/// Whatever a reader of the host's cache sees is in the other, downloaded. Pages may have other numbers.
-inline void expectSame(const aligned_cache &actual, const aligned_cache &expected) {
-  ASSERT_EQ(actual.tokens, expected.tokens);
-  ASSERT_EQ(actual.layers, expected.layers);
-  ASSERT_EQ(actual.lengths != nullptr, expected.lengths != nullptr);
-  ASSERT_EQ(actual.pages != nullptr, expected.pages != nullptr);
-  const aligned_format &f = expected.format;
-  int64_t d = expected.head_dim, exponentBytes = f.kind == ALIGNED_FORMAT_FLOAT ? 0 : f.role == ALIGNED_ROLE_KEY ? d : 64;
-  auto place = [](const aligned_cache &cache, int64_t row, int64_t b) {
-    int64_t blocks = cache.capacity / 64;
-    return cache.pages ? cache.pages[row / cache.kv_heads * blocks + b] * cache.kv_heads + row % cache.kv_heads
-                       : row * blocks + b;
-  };
-  for (int64_t row = 0; row < expected.rows; ++row) {
-    int64_t length = aligned_cache_length(&expected, row / expected.kv_heads);
-    ASSERT_EQ(aligned_cache_length(&actual, row / expected.kv_heads), length);
-    std::string where = " of row " + std::to_string(row);
-    for (int64_t b = 0; b < length / 64; ++b) {
-      auto same = [&](const void *a, const void *e, int64_t bytes, const std::string &what) {
-        expectBytes(static_cast<const char *>(a) + place(actual, row, b) * bytes,
-                    static_cast<const char *>(e) + place(expected, row, b) * bytes, bytes,
-                    what + where + ", block " + std::to_string(b));
-      };
-      for (int p = 0; p < ALIGNED_MAX_PLANES; ++p) {
-        ASSERT_EQ(actual.plane[p] != nullptr, expected.plane[p] != nullptr);
-        if (expected.plane[p])
-          same(actual.plane[p], expected.plane[p], 8 * d * f.width[p], "plane " + std::to_string(p));
-      }
-      same(actual.exponent, expected.exponent, exponentBytes, "exponents");
-    }
-    auto ofRow = [&](const void *a, const void *e, int64_t rowBytes, int64_t bytes, const char *what) {
-      expectBytes(static_cast<const char *>(a) + row * rowBytes, static_cast<const char *>(e) + row * rowBytes, bytes,
-                  what + where);
-    };
-    ofRow(actual.channel_max, expected.channel_max, d * 4, d * 4, "maxima");
-    ofRow(actual.open, expected.open, 64 * d * elementBytes(f), length % 64 * d * elementBytes(f), "open tokens");
-    for (int64_t c = 0; c < d && expected.channel_mean; ++c)
-      ASSERT_NEAR(actual.channel_mean[row * d + c], expected.channel_mean[row * d + c], 1e-5) << "mean" << where;
-    if (testing::Test::HasFatalFailure())
-      return;
-  }
-  auto escapes = [](const aligned_cache &cache) {
-    std::vector<std::vector<int64_t>> list;
-    for (int64_t i = 0; i < cache.escapes; ++i) {
-      const aligned_escape &e = cache.escape[i];
-      list.push_back({e.row, e.token, e.channel, e.bits,
-                      std::isnan(e.value)     ? 0
-                      : std::signbit(e.value) ? -1
-                                              : 1}); // a device has NaNs of its own
-    }
-    std::sort(list.begin(), list.end());
-    return list;
-  };
-  EXPECT_TRUE(escapes(actual) == escapes(expected));
-}
-
-inline void expectDevice(const aligned_cache *device, const aligned_cache &expected) {
-  ASSERT_EQ(device->location, ALIGNED_LOCATION_CUDA);
-  ASSERT_EQ(device->tokens, expected.tokens);
-  CachePtr host(aligned_cuda_cache_download(device));
-  ASSERT_TRUE(host) << aligned_last_error();
-  expectSame(*host, expected);
 }
 
 /// Memory on the device, filled.

@@ -41,15 +41,21 @@ TEST_F(Cuda, Device) {
   EXPECT_EQ(info.site, 4);
   EXPECT_EQ(info.kv_heads, 2);
   EXPECT_EQ(info.heads, 3);
+  EXPECT_EQ(info.queries, 1);
   EXPECT_EQ(info.key_dim, kDim);
   EXPECT_EQ(info.certified, 0);
   EXPECT_EQ(info.records, 1);
+  EXPECT_EQ(info.sink_logits, 0);
+  EXPECT_EQ(info.attn_mask, 0);
   EXPECT_EQ(info.value.role, ALIGNED_ROLE_VALUE);
   aligned_program_site second;
   ASSERT_EQ(aligned_program_site_info(program.get(), 1, &second), 0);
   EXPECT_EQ(second.site, 5);
+  EXPECT_EQ(second.queries, 3);
   EXPECT_EQ(second.certified, 1);
   EXPECT_EQ(second.records, 0);
+  EXPECT_EQ(second.sink_logits, 1);
+  EXPECT_EQ(second.attn_mask, 1);
   EXPECT_LT(aligned_program_site_info(program.get(), 2, &second), 0);
   EXPECT_STREQ(aligned_last_error(), "expected a site from 0 to 1, got 2");
   EXPECT_EQ(aligned_program_appends(program.get(), &info.key, kDim), 1);
@@ -103,11 +109,11 @@ TEST_F(Cuda, ProgramsAreShared) {
   ProgramPtr second(aligned_program_load(ptx().c_str(), sidecar().c_str()));
   ASSERT_TRUE(second);
   program.reset();
-  aligned_format f = formatOf(ALIGNED_FORMAT_FIXED, ALIGNED_ROLE_KEY, ALIGNED_ELEMENT_F16);
+  aligned_format f = formatOf(ALIGNED_ROLE_KEY);
   CachePtr cache(aligned_program_create_cache(second.get(), &f, 1, kHeads, kDim, 0));
   ASSERT_TRUE(cache) << aligned_last_error();
   second.reset(); // the cache still has its kernels
-  std::vector<char> tokens = randomTokens(f, kHeads, 70, 1);
+  std::vector<char> tokens = randomTokens(kHeads, 70, 1);
   int64_t strides[4] = {kHeads * 70 * kDim, 70 * kDim, kDim, 1};
   EXPECT_EQ(aligned_cache_append(cache.get(), tokens.data(), 70, strides), 0) << aligned_last_error();
   EXPECT_EQ(cache->tokens, 70);

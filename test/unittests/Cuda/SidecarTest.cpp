@@ -18,46 +18,51 @@ void expectRefused(const std::string &what, const std::string &by, const std::st
 
 TEST(Sidecar, NoJson) {
   expectRefused(std::string(""), "kernels.json: expected JSON, got parse error at line 1, column 1");
-  expectRefused(std::string("{\"version\": 1,}"), "kernels.json: expected JSON, got parse error at line 1");
+  expectRefused(std::string("{\"version\": 2,}"), "kernels.json: expected JSON, got parse error at line 1");
   expectRefused(std::string("[1]"), "kernels.json: expected an object, got an array of 1");
-  expectRefused(std::string("{\"version\": 1, \"version\": 1}"), "kernels.json: expected each name once, got \"version\" twice");
-  expectRefused(std::string(100, '['), "kernels.json: expected at most 64 levels, got more");
+  expectRefused(std::string(100000, '['), "kernels.json: expected JSON, got parse error at line 1");
   ProgramPtr none(aligned_program_load(nullptr, "{}"));
   EXPECT_STREQ(aligned_last_error(), "expected PTX and a sidecar, got null");
 }
 
 TEST(Sidecar, Head) {
-  expectRefused("\"version\": 1", "\"version\": 2", "kernels.json: expected an integer from 1 to 1 at version, got 2");
-  expectRefused("\"version\": 1, ", "", "kernels.json: expected a member at version, got none");
+  expectRefused("\"version\": 2", "\"version\": 1", "kernels.json: expected an integer from 2 to 2 at version, got 1");
+  expectRefused("\"version\": 2", "\"version\": 18446744073709551615",
+                "kernels.json: expected an integer from 2 to 2 at version, got 18446744073709551615");
+  expectRefused("\"version\": 2, ", "", "kernels.json: expected a member at version, got none");
   expectRefused("\"chip\": \"sm_70\"", "\"chip\": 70", "kernels.json: expected a string at chip, got 70");
   expectRefused("\"ptx\": 70", "\"ptx\": 7.5", "kernels.json: expected an integer from 10 to 999 at ptx, got 7.5");
   expectRefused("\"threads\": 32", "\"threads\": 2048",
                 "kernels.json: expected an integer from 1 to 1024 at kernels[0].threads, got 2048");
-  expectRefused("append_commit", "append_split",
-                "kernels.json: expected a name that no other kernel has at kernels[1].name, got \"append_split\"");
+  expectRefused("\"shared\": 65536", "\"shared\": 262144",
+                "kernels.json: expected an integer from 0 to 232448 at kernels[5].shared, got 262144");
+  expectRefused("append_advance", "append_pack",
+                "kernels.json: expected a name that no other kernel has at kernels[1].name, got \"append_pack\"");
 }
 
 TEST(Sidecar, Tuning) {
   auto expectTuningRefused = [](const std::string &tuning, const std::string &message) {
     expectRefused("\"ptx\": 70", "\"ptx\": 70, \"tuning\": " + tuning, message);
   };
-  std::string good = R"({"blocks_per_multiprocessor": 1, "blocks_per_split": 8, "most_splits": 64, "chained": 0})";
+  std::string good = R"({"blocks_per_multiprocessor": 1, "tiles_per_split": 8, "most_splits": 64, "chained": 0})";
   auto with = [&](const std::string &what, const std::string &by) { return replaced(good, what, by); };
   expectTuningRefused("2", "kernels.json: expected an object at tuning, got 2");
   expectTuningRefused("{}", "kernels.json: expected a member at tuning.blocks_per_multiprocessor, got none");
   expectTuningRefused(with("\"blocks_per_multiprocessor\": 1", "\"blocks_per_multiprocessor\": 0"),
                       "kernels.json: expected an integer from 1 to 32 at tuning.blocks_per_multiprocessor, got 0");
-  expectTuningRefused(with("8", "\"8\""), "kernels.json: expected an integer from 1 to 1048576 at tuning.blocks_per_split, got \"8\"");
+  expectTuningRefused(with("8", "\"8\""), "kernels.json: expected an integer from 1 to 1048576 at tuning.tiles_per_split, got \"8\"");
   expectTuningRefused(with("64", "65536"), "kernels.json: expected an integer from 1 to 65535 at tuning.most_splits, got 65536");
   expectTuningRefused(with("\"chained\": 0", "\"chained\": 2"),
                       "kernels.json: expected an integer from 0 to 1 at tuning.chained, got 2");
   expectTuningRefused(with("\"chained\": 0", "\"chained\": 1"),
-                      "kernels.json: expected 0 at tuning.chained for PTX of sm_70 in which 0 of 5 kernels wait for those ahead of "
+                      "kernels.json: expected 0 at tuning.chained for PTX of sm_70 in which 0 of 6 kernels wait for those ahead of "
                       "them, got 1");
 }
 
 TEST(Sidecar, Site) {
   expectRefused("\"heads\": 3", "\"heads\": 0", "kernels.json: expected an integer from 1 to 65535 at decode[0].heads, got 0");
+  expectRefused("\"queries\": 1", "\"queries\": 2",
+                "kernels.json: expected a divisor of the 3 query rows at decode[0].queries, got 2");
   expectRefused("\"key_dim\": 16", "\"key_dim\": \"16\"",
                 "kernels.json: expected an integer from 16 to 256 at decode[0].key_dim, got \"16\"");
   expectRefused("\"query\": \"f16\"", "\"query\": \"f8\"",
@@ -68,24 +73,46 @@ TEST(Sidecar, Site) {
                 "kernels.json: expected an argument certificate at decode[0].arguments, got none");
   expectRefused("\"role\": \"key\"", "\"role\": \"value\"",
                 "kernels.json: expected \"key\" at decode[0].key.role, got \"value\"");
-  expectRefused("\"widths\": [4, 4, 4, 4]", "\"widths\": [4, 4, 4]",
-                "kernels.json: expected up to 4 multiples of 4 that sum to 16 at decode[0].key.widths, got an array of 3");
-  expectRefused("\"widths\": [4, 4, 4, 4]", "\"widths\": [4, 5, 7]",
-                "kernels.json: expected up to 4 multiples of 4 that sum to 16 at decode[0].key.widths, got an array of 3");
-  expectRefused("\"widths\": [4, 4, 4, 4]", "\"widths\": []",
+  for (const char *widths : {"[4, 4, 4]", "[4, 5, 7]", "[4, 4, 4, 4, 4]"})
+    expectRefused("\"widths\": [4, 4, 8]", std::string("\"widths\": ") + widths,
+                  "kernels.json: expected up to 4 multiples of 4 that sum to 16 at decode[0].key.widths, got an array of ");
+  expectRefused("\"widths\": [4, 4, 8]", "\"widths\": []",
                 "kernels.json: expected an array of at least 1 at decode[0].key.widths, got an array of 0");
+  expectRefused("\"widths\": [4, 4, 8]", "\"widths\": [12, 4]",
+                "kernels.json: expected an integer from 4 to 8 at decode[0].key.widths[0], got 12");
 }
 
 TEST(Sidecar, Arguments) {
   expectRefused("[\"rows\", 3, \"capacity\"]", "3", "kernels.json: expected an array at decode[0].arguments[3].shape, got 3");
-  expectRefused("[\"rows\", 3, \"capacity\"]", "[\"rows\", \"tokens\"]",
-                "kernels.json: expected a number or one of rows, batch, kv_heads, capacity, blocks, splits, touched at "
-                "decode[0].arguments[3].shape[1], got \"tokens\"");
+  expectRefused("[\"rows\", 3, \"capacity\"]", "[\"rows\", \"blocks\"]",
+                "kernels.json: expected a number or one of rows, batch, kv_heads, capacity, tiles, splits, touched at "
+                "decode[0].arguments[3].shape[1], got \"blocks\"");
+  // What is made before caches grow can't have their length.
+  expectRefused("[\"rows\", 3, \"capacity\"]", "[\"rows\", 3, \"tokens\"]",
+                "kernels.json: expected a number or one of rows, batch, kv_heads, capacity, tiles, splits, touched at "
+                "decode[0].arguments[3].shape[2], got \"tokens\"");
   expectRefused("[\"rows\", 3, \"capacity\"]", "[-1]", "kernels.json: expected a number or one of rows");
   expectRefused("[\"rows\", 3, 16]", "[\"rows\", 3, 17]",
                 "kernels.json: expected as many elements as query has at decode[0].arguments[0].shape, got an array of 3");
-  expectRefused("[\"rows\", \"blocks\", 4]", "[\"rows\", \"capacity\"]",
-                "kernels.json: expected as many elements as key_layers has at decode[0].arguments[4].shape");
+  for (const char *shape : {"[\"rows\", \"tiles\"]", "[\"rows\", \"tiles\", 17]"})
+    expectRefused("\"type\": \"u8\", \"shape\": [\"rows\", \"capacity\"]", std::string("\"type\": \"u8\", \"shape\": ") + shape,
+                  "kernels.json: expected as many elements as key_bits has at decode[0].arguments[4].shape");
+  expectRefused("\"name\": \"key_bits\", \"kind\": \"record\", \"type\": \"u8\"",
+                "\"name\": \"key_bits\", \"kind\": \"record\", \"type\": \"f32\"",
+                "kernels.json: expected \"u8\" for key_bits at decode[0].arguments[4].type, got \"f32\"");
+  expectRefused("\"name\": \"key_bits\"", "\"name\": \"key_layers\"",
+                "kernels.json: expected one of key_bits, value_bits for record at decode[0].arguments[4].name, got \"key_layers\"");
+  expectRefused("\"name\": \"attn_mask\", \"kind\": \"input\", \"type\": \"i1\"",
+                "\"name\": \"attn_mask\", \"kind\": \"input\", \"type\": \"i8\"",
+                "kernels.json: expected \"f32\", \"f16\", \"bf16\" or \"i1\" for attn_mask at decode[1].arguments[4].type, got \"i8\"");
+  for (const char *shape : {"[\"batch\", 1, 2, \"tokens\"]", "[\"batch\", 3, 1, \"tokens\"]", "[1, 1, 1, 1]"})
+    expectRefused("[\"batch\", 1, 3, \"tokens\"]", shape,
+                  "kernels.json: expected as many elements as attn_mask has at decode[1].arguments[4].shape");
+  expectRefused("\"name\": \"sink_logits\", \"kind\": \"input\", \"type\": \"f32\", \"shape\": [2]",
+                "\"name\": \"sink_logits\", \"kind\": \"input\", \"type\": \"f32\", \"shape\": [6]",
+                "kernels.json: expected as many elements as sink_logits has at decode[1].arguments[3].shape");
+  expectRefused("\"shape\": [\"rows\", 3, 8]", "\"shape\": [\"rows\", 3, 6]",
+                "kernels.json: expected as many elements as certificate has at decode[1].arguments[8].shape");
   expectRefused("\"kind\": \"scratch\"", "\"kind\": \"memory\"",
                 "kernels.json: expected \"input\", \"cache\", \"scratch\", \"record\", \"output\" or \"scalar\" at "
                 "decode[0].arguments[3].kind, got \"memory\"");
@@ -106,6 +133,8 @@ TEST(Sidecar, Arguments) {
   expectRefused("\"name\": \"splits\", \"kind\": \"scalar\", \"type\": \"i32\"",
                 "\"name\": \"splits\", \"kind\": \"scalar\", \"type\": \"f32\"",
                 "kernels.json: expected one of scale for scalar at decode[0].arguments[10].name, got \"splits\"");
+  expectRefused("\"name\": \"splits\", \"kind\": \"scalar\"", "\"name\": \"tokens\", \"kind\": \"scalar\"",
+                "kernels.json: expected one of scale for scalar at decode[0].arguments[10].name, got \"tokens\"");
   expectRefused("{\"name\": \"stride3\", \"kind\": \"scalar\", \"type\": \"i64\"}",
                 "{\"name\": \"rows\", \"kind\": \"scalar\", \"type\": \"i64\"}",
                 "kernels.json: expected an argument stride3 at append[0].arguments, got none");
@@ -118,12 +147,16 @@ TEST(Sidecar, Launches) {
   expectRefused("{\"kernel\": \"decode_scores\"", "{\"kernel\": \"decode_score\"",
                 "kernels.json: expected the name of one of the kernels at decode[0].launch[0].kernel, got \"decode_score\"");
   expectRefused("\"grid\": [\"splits\", \"rows\"]", "\"grid\": [\"splits\"]",
-                "kernels.json: expected an array of 2 at decode[0].launch[0].grid, got an array of 1");
+                "kernels.json: expected an array of 2 to 3 at decode[0].launch[0].grid, got an array of 1");
+  expectRefused("\"grid\": [\"splits\", \"rows\"]", "\"grid\": [\"splits\", \"rows\", 1, 1]",
+                "kernels.json: expected an array of 2 to 3 at decode[0].launch[0].grid, got an array of 4");
   expectRefused("\"grid\": [\"splits\", \"rows\"]", "\"grid\": [\"splits\", 1.5]",
                 "kernels.json: expected a number or one of rows");
   expectRefused("[{\"kernel\": \"decode_scores\", \"grid\": [\"splits\", \"rows\"]}, {\"kernel\": \"decode_values\", \"grid\": "
                 "[1, \"rows\"]}]",
                 "[]", "kernels.json: expected an array of at least 1 at decode[0].launch, got an array of 0");
+  expectRefused(",\n    \"drop\": [{\"kernel\": \"append_advance\", \"grid\": [1, 1]}]", "",
+                "kernels.json: expected a member at append[0].drop, got none");
 }
 
 TEST(Sidecar, Sites) {
@@ -136,10 +169,10 @@ TEST(Sidecar, DenseSites) {
     expectRefused(replaced(sidecar(), decodeJson(), replaced(denseJson(), what, by)), message);
   };
   refused("\"kind\": \"dense\", \"role\": \"value\", \"element\": \"bf16\"",
-          "\"kind\": \"fixed\", \"role\": \"value\", \"element\": \"bf16\", \"widths\": [4, 4, 4, 4]",
+          "\"kind\": \"fixed\", \"role\": \"value\", \"element\": \"bf16\", \"widths\": [4, 4, 8]",
           "kernels.json: expected \"dense\" as for the key at decode[0].value.kind, got \"fixed\"");
   refused("\"kind\": \"dense\", \"role\": \"key\", \"element\": \"f16\"",
-          "\"kind\": \"fixed\", \"role\": \"key\", \"element\": \"f16\", \"widths\": [4, 4, 4, 4]",
+          "\"kind\": \"fixed\", \"role\": \"key\", \"element\": \"f16\", \"widths\": [4, 4, 8]",
           "kernels.json: expected planes as for the key at decode[0].value.kind, got \"dense\"");
   refused("{\"name\": \"lengths\", \"kind\": \"input\", \"type\": \"i64\", \"shape\": [\"batch\"]},", "",
           "kernels.json: expected an argument lengths at decode[0].arguments, got none");

@@ -1,270 +1,237 @@
-// Kernels for tests of the runtime, compiled to PTX by clang: what the compiler's kernels do, by definition and not fast. One
-// warp a block.
+// Kernels for tests of the runtime, compiled to PTX by clang: by definition and not fast, one warp a block, for caches of fixed<4,4,8> of f16 with 16 channels.
 #include "aligned/Runtime/Cache.h"
 
 #define KERNEL __attribute__((nvptx_kernel)) void
 #define BLOCK_X __nvvm_read_ptx_sreg_ctaid_x()
 #define BLOCK_Y __nvvm_read_ptx_sreg_ctaid_y()
+#define BLOCK_Z __nvvm_read_ptx_sreg_ctaid_z()
 #define LANE __nvvm_read_ptx_sreg_tid_x()
 #define LANES 32
-#define BARRIER() __asm__ volatile("bar.sync 0;" ::: "memory")
 
-enum { kHeads = 3, kUnit = 4 };
+enum { kHeads = 3, kDim = 16, kNumbers = 8 };
 
-static float bitsToFloat(uint32_t bits) { return __builtin_bit_cast(float, bits); }
-static uint32_t floatToBits(float value) { return __builtin_bit_cast(uint32_t, value); }
-static float pow2(int exponent) { return bitsToFloat((uint32_t)(exponent + 127) << 23); }
-
-static float widen(uint16_t bits, int element) {
-  if (element == ALIGNED_ELEMENT_BF16)
-    return bitsToFloat((uint32_t)bits << 16);
-  return (float)__builtin_bit_cast(_Float16, bits);
-}
-
-typedef struct {
-  const aligned_cache *cache;
-  const char *data; // of the row
-  int64_t had, total, tokenStride, channelStride, row;
-} Row;
-
-static Row rowOf(const aligned_cache *cache, const void *data, const int32_t *counts, const int64_t strides[4], int64_t row) {
-  int64_t entry = row / cache->kv_heads, bytes = cache->format.element == ALIGNED_ELEMENT_F32 ? 4 : 2;
-  int64_t had = cache->lengths ? cache->lengths[entry] : cache->tokens;
-  Row r = {cache,      (const char *)data + (entry * strides[0] + row % cache->kv_heads * strides[1]) * bytes,
-           had,        had + counts[entry],
-           strides[2], strides[3],
-           row};
-  return r;
-}
-
-static uint32_t patternAt(Row r, int64_t token, int64_t channel) {
-  const void *from = r.data;
-  int64_t at = (token - r.had) * r.tokenStride + channel * r.channelStride;
-  if (token < r.had) {
-    from = r.cache->open;
-    at = (r.row * ALIGNED_BLOCK + token % ALIGNED_BLOCK) * r.cache->head_dim + channel;
-  }
-  return r.cache->format.element == ALIGNED_ELEMENT_F32 ? ((const uint32_t *)from)[at] : ((const uint16_t *)from)[at];
-}
-
-static float valueOf(const aligned_cache *cache, uint32_t pattern) {
-  return cache->format.element == ALIGNED_ELEMENT_F32 ? bitsToFloat(pattern) : widen((uint16_t)pattern, cache->format.element);
-}
-
+static float widen(uint16_t bits) { return (float)__builtin_bit_cast(_Float16, bits); }
 static float magnitude(float x) { return x < 0 ? -x : x; }
-static int isFinite(float x) { return (floatToBits(x) & 0x7f800000) != 0x7f800000; }
-// float formats round f32 to half, in which this much overflows
-static int isKept(const aligned_cache *cache, float x) {
-  return isFinite(x) &&
-         (cache->format.kind == ALIGNED_FORMAT_FIXED || cache->format.element != ALIGNED_ELEMENT_F32 || magnitude(x) < 65520.0f);
-}
+static float scaleOf(int code, int64_t bias) { return __nvvm_ex2_approx_f((float)(code - bias) / 8); }
 
-static uint8_t exponentOf(float largest) {
-  uint32_t least = floatToBits(pow2(-100)), bits = floatToBits(largest);
-  return (uint8_t)(((bits < least ? least : bits) >> 23) - 14);
-}
-
-static void store(const aligned_cache *cache, int64_t place, int64_t t, int64_t c, uint16_t bits) {
-  int64_t d = cache->head_dim, resident = cache->layers;
-  int key = cache->format.role == ALIGNED_ROLE_KEY, fixed = cache->format.kind == ALIGNED_FORMAT_FIXED;
-  int high = key ? t >= 32 : c >= d / 2;
-  for (int p = 0, shift = 12; p < cache->format.planes && resident > 0; ++p) {
-    int64_t layers = cache->format.width[p] / 4;
-    resident -= layers;
-    uint8_t *plane = (uint8_t *)cache->plane[p] + place * 8 * d * cache->format.width[p];
-    for (int64_t layer = 0; layer < layers; ++layer, shift -= 4) {
-      int64_t at = !key    ? (t * layers + layer) * (d / 2) + c % (d / 2)
-                   : fixed ? ((c / 4 * layers + layer) * 32 + t % 32) * 4 + c % 4
-                           : (c * layers + layer) * 32 + t % 32;
-      uint8_t nibble = bits >> shift & 15;
-      plane[at] = high ? plane[at] | nibble << 4 : nibble; // the low one comes first
-    }
-  }
-}
-
-static int64_t placeOf(const aligned_cache *cache, int64_t row, int64_t index) {
-  int64_t blocks = cache->capacity / ALIGNED_BLOCK;
+static int64_t lengthOf(const aligned_cache *cache, int64_t row) { return cache->lengths ? cache->lengths[row / cache->kv_heads] : cache->tokens; }
+static int64_t placeOf(const aligned_cache *cache, int64_t row, int64_t tile) {
+  int64_t tiles = cache->capacity / ALIGNED_TILE;
   if (!cache->pages)
-    return row * blocks + index;
-  return (int64_t)cache->pages[row / cache->kv_heads * blocks + index] * cache->kv_heads + row % cache->kv_heads;
+    return row * tiles + tile;
+  return (int64_t)cache->pages[row / cache->kv_heads * tiles + tile] * cache->kv_heads + row % cache->kv_heads;
 }
 
-// Block BLOCK_X of those that the append touches, of row BLOCK_Y, and whether it is full then. Lanes share what shares exponents,
-// and no byte: channels of keys, tokens of values.
-KERNEL append_split(const aligned_cache *cache, const void *data, const int32_t *counts, int64_t s0, int64_t s1, int64_t s2,
-                    int64_t s3, uint32_t *isFull, int32_t touched) {
-  int64_t strides[4] = {s0, s1, s2, s3};
-  Row r = rowOf(cache, data, counts, strides, BLOCK_Y);
-  int64_t index = r.had / ALIGNED_BLOCK + BLOCK_X, first = index * ALIGNED_BLOCK, d = cache->head_dim, place;
-  int key = cache->format.role == ALIGNED_ROLE_KEY, fixed = cache->format.kind == ALIGNED_FORMAT_FIXED;
-  int64_t groups = key ? d : ALIGNED_BLOCK, members = key ? ALIGNED_BLOCK : d;
-  if (LANE == 0)
-    isFull[BLOCK_Y * touched + BLOCK_X] = first + ALIGNED_BLOCK <= r.total;
-  if (first + ALIGNED_BLOCK > r.total)
-    return;
-  place = placeOf(cache, r.row, index);
-  for (int64_t group = LANE; group < groups; group += LANES) {
-    float largest = 0;
-    uint8_t exponent = 0;
-    for (int64_t member = 0; fixed && member < members; ++member) {
-      float x = magnitude(valueOf(cache, patternAt(r, first + (key ? member : group), key ? group : member)));
-      if (isFinite(x) && x > largest)
-        largest = x;
-    }
-    if (fixed)
-      cache->exponent[place * groups + group] = exponent = exponentOf(largest);
-    for (int64_t member = 0; member < members; ++member) {
-      int64_t t = key ? member : group, c = key ? group : member;
-      uint32_t pattern = patternAt(r, first + t, c);
-      float x = valueOf(cache, pattern);
-      if (!isKept(cache, x)) {
-        int64_t number = __atomic_fetch_add((int64_t *)&cache->escapes, 1, __ATOMIC_RELAXED);
-        if (number < cache->escape_capacity) {
-          aligned_escape *to = cache->escape + number;
-          to->row = r.row;
-          to->token = first + t;
-          to->channel = (int32_t)c;
-          to->bits = pattern;
-          to->value = x;
-          to->reserved = 0;
-        }
-        pattern = 0;
-        x = 0;
+static int ditherOf(const aligned_cache *cache, int64_t t) { return (int)(t * (cache->format.role == ALIGNED_ROLE_KEY ? 3091 : 2333) % 4096) - 2048; }
+
+static float signOf(int c) {
+  uint32_t x = (uint32_t)(c + 1) * 0x9E3779B9u;
+  x = (x ^ x >> 15) * 0x85EBCA6Bu;
+  return x >> 31 ? -1 : 1;
+}
+static void butterflies(float *x) {
+  for (int half = 1; half < kDim; half *= 2)
+    for (int c = 0; c < kDim; ++c)
+      if (!(c & half)) {
+        float a = x[c], b = x[c + half];
+        x[c] = a + b;
+        x[c + half] = a - b;
       }
-      uint16_t bits = (uint16_t)pattern;
-      if (fixed) {
-        // Exact in float64 for all elements; adding the number leaves the nearest integer in the low bits.
-        double scaled = (double)x * (15 * (double)bitsToFloat((uint32_t)(250 - exponent) << 23)) + 0x1.8p52;
-        int rounded = (int16_t) __builtin_bit_cast(uint64_t, scaled);
-        int dither = (int)(((first + t) % 4096 * 2531 + (key ? c % 4 * 1092 : 0)) % 4096) - 2048;
-        bits = (uint16_t)(rounded + dither + 0x8000);
-      } else if (cache->format.element == ALIGNED_ELEMENT_F32) {
-        bits = __builtin_bit_cast(uint16_t, (_Float16)x);
-      }
-      store(cache, place, t, c, bits);
-    }
-  }
+  for (int c = 0; c < kDim; ++c)
+    x[c] /= 4;
 }
 
-// One block: it alone says how many tokens there are, when all has been read.
-KERNEL append_commit(aligned_cache *cache, const void *data, const int32_t *counts, int64_t s0, int64_t s1, int64_t s2,
-                     int64_t s3, const uint32_t *isFull, int32_t touched) {
-  int64_t strides[4] = {s0, s1, s2, s3}, d = cache->head_dim, longest = 0;
-  for (int64_t row = 0; row < cache->rows; ++row) {
-    Row r = rowOf(cache, data, counts, strides, row);
-    int64_t kept = r.total / ALIGNED_BLOCK * ALIGNED_BLOCK;
-    for (int64_t c = LANE; c < d; c += LANES) {
-      for (int64_t t = r.had; t < r.total; ++t) {
-        float x = magnitude(valueOf(cache, patternAt(r, t, c)));
-        if (isFinite(x) && x > cache->channel_max[row * d + c])
-          cache->channel_max[row * d + c] = x;
-      }
-      for (int64_t index = r.had / ALIGNED_BLOCK; isFull[row * touched + index - r.had / ALIGNED_BLOCK] && cache->channel_mean;
-           ++index) {
-        float share = 1.0f / (float)(index + 1), mean = 0;
-        for (int64_t t = 0; t < ALIGNED_BLOCK; ++t) {
-          float x = valueOf(cache, patternAt(r, index * ALIGNED_BLOCK + t, c));
-          if (isFinite(x))
-            mean += x * (1.0f / ALIGNED_BLOCK);
-        }
-        cache->channel_mean[row * d + c] = cache->channel_mean[row * d + c] * (1 - share) + mean * share;
-      }
-      for (int64_t t = r.had > kept ? r.had : kept; t < r.total; ++t) {
-        int64_t at = (row * ALIGNED_BLOCK + t % ALIGNED_BLOCK) * d + c;
-        uint32_t pattern = patternAt(r, t, c);
-        if (cache->format.element == ALIGNED_ELEMENT_F32)
-          ((uint32_t *)cache->open)[at] = pattern;
-        else
-          ((uint16_t *)cache->open)[at] = (uint16_t)pattern;
-      }
-    }
-    longest = r.total > longest ? r.total : longest;
-  }
-  BARRIER();
+// Byte of channel c of token t, within a tile of plane p, and how far up in it.
+static int byteOf(int role, int p, int t, int c, int *shift) {
+  *shift = 0;
+  if (p == 2)
+    return t * kDim + c;
+  *shift = role == ALIGNED_ROLE_KEY && p == 0 ? (c % 8 < 4 ? 0 : 4) : c % 2 * 4;
+  return role == ALIGNED_ROLE_KEY && p == 0 ? (c / 8 * ALIGNED_TILE + t) * 4 + c % 4 : t * (kDim / 2) + c / 2;
+}
+static uint8_t *tileOf(const aligned_cache *cache, int p, int64_t place) { return (uint8_t *)cache->plane[p] + place * ALIGNED_TILE * kDim * cache->format.width[p] / 8; }
+
+//===-- Append ------------------------------------------------------------===//
+
+// What decode reads of tokens: planes and codes. Row BLOCK_Y, lane 0: tokens share bytes with nobody, channels do.
+KERNEL append_pack(aligned_cache *cache, const uint16_t *data, const int32_t *counts, int64_t s0, int64_t s1, int64_t s2, int64_t s3) {
+  int64_t row = BLOCK_Y, entry = row / cache->kv_heads, had = lengthOf(cache, row);
+  int isKey = cache->format.role == ALIGNED_ROLE_KEY;
   if (LANE)
     return;
-  for (int64_t entry = 0; entry < cache->batch && cache->lengths; ++entry)
-    cache->lengths[entry] += counts[entry];
+  for (int64_t i = 0; i < counts[entry]; ++i) {
+    int64_t token = had + i, place = placeOf(cache, row, token / ALIGNED_TILE);
+    int t = (int)(token % ALIGNED_TILE), code = 1;
+    float x[kDim], largest = 0;
+    for (int c = 0; c < kDim; ++c) {
+      x[c] = widen(data[entry * s0 + row % cache->kv_heads * s1 + i * s2 + c * s3]);
+      if (isKey)
+        x[c] = (x[c] - cache->offset[row * kDim + c]) * signOf(c);
+    }
+    if (isKey)
+      butterflies(x);
+    for (int c = 0; c < kDim; ++c)
+      largest = magnitude(x[c]) > largest ? magnitude(x[c]) : largest;
+    while (scaleOf(code, cache->bias) < largest * 16 / 15)
+      ++code;
+    cache->code[place * ALIGNED_TILE + t] = (uint8_t)code;
+    for (int c = 0; c < kDim; ++c) {
+      float scaled = x[c] / scaleOf(code, cache->bias) * 32768;
+      int n = (int)(scaled + (scaled < 0 ? -0.5f : 0.5f)) + ditherOf(cache, token), cut = isKey ? n + 0x8000 : n & 0xffff, shift;
+      for (int p = 0, above = 0; p < cache->planes; ++p) {
+        int width = cache->format.width[p], mask = (1 << width) - 1;
+        above += width;
+        uint8_t *byte = tileOf(cache, p, place) + byteOf(cache->format.role, p, t, c, &shift);
+        *byte = (uint8_t)((*byte & ~(mask << shift)) | (cut >> (16 - above) & mask) << shift);
+      }
+    }
+  }
+}
+
+// It alone says how many tokens there are, when all has been read. Counts are negative where tokens are taken back.
+KERNEL append_advance(aligned_cache *cache, const uint16_t *data, const int32_t *counts, int64_t s0, int64_t s1, int64_t s2, int64_t s3) {
+  int64_t longest = 0;
+  if (LANE)
+    return;
+  for (int64_t entry = 0; entry < cache->batch; ++entry) {
+    int64_t now = lengthOf(cache, entry * cache->kv_heads) + counts[entry];
+    if (cache->lengths)
+      cache->lengths[entry] = now;
+    longest = now > longest ? now : longest;
+  }
   cache->tokens = longest;
 }
 
-//===-- Decode: fixed<4,4,4,4> of f16, every bit --------------------------===//
+//===-- Decode, every bit -------------------------------------------------===//
 
-static float stored(const aligned_cache *cache, int64_t row, int64_t length, int64_t t, int64_t c) {
-  int64_t d = cache->head_dim, index = t / ALIGNED_BLOCK, i = t % ALIGNED_BLOCK, place;
-  int key = cache->format.role == ALIGNED_ROLE_KEY, bits = 0;
-  if (index == length / ALIGNED_BLOCK)
-    return widen(((const uint16_t *)cache->open)[(row * ALIGNED_BLOCK + i) * d + c], cache->format.element);
-  place = placeOf(cache, row, index);
-  for (int p = 0; p < 4; ++p) {
-    const uint8_t *plane = (const uint8_t *)cache->plane[p] + place * 32 * d;
-    uint8_t both = plane[key ? (c / 4 * 32 + i % 32) * 4 + c % 4 : i * (d / 2) + c % (d / 2)];
-    bits = bits << 4 | ((key ? i >= 32 : c >= d / 2) ? both >> 4 : both & 15);
+static void load(const aligned_cache *cache, int64_t row, int64_t token, float *x) {
+  int64_t place = placeOf(cache, row, token / ALIGNED_TILE);
+  int t = (int)(token % ALIGNED_TILE), code = cache->code[place * ALIGNED_TILE + t], isKey = cache->format.role == ALIGNED_ROLE_KEY;
+  if (code) {
+    for (int c = 0; c < kDim; ++c) {
+      int cut = 0, missing = 16, shift;
+      for (int p = 0; p < cache->planes; ++p) {
+        int width = cache->format.width[p], byte = tileOf(cache, p, place)[byteOf(cache->format.role, p, t, c, &shift)];
+        missing -= width;
+        cut |= (byte >> shift & ((1 << width) - 1)) << missing;
+      }
+      cut |= missing ? 1 << (missing - 1) : 0;
+      x[c] = (float)((isKey ? cut - 0x8000 : (int16_t)cut) - ditherOf(cache, token)) * scaleOf(code, cache->bias) / 32768;
+    }
+    if (isKey)
+      butterflies(x);
+    for (int c = 0; c < kDim && isKey; ++c)
+      x[c] *= signOf(c);
+  } else {
+    for (int64_t i = 0; i < cache->asides; ++i)
+      for (int c = 0; c < kDim && cache->aside[i].row == row && cache->aside[i].token == token; ++c)
+        x[c] = cache->aside_values[i * kDim + c];
   }
-  int dither = (int)((t % 4096 * 2531 + (key ? c % 4 * 1092 : 0)) % 4096) - 2048;
-  uint8_t exponent = cache->exponent[place * (key ? d : ALIGNED_BLOCK) + (key ? c : i)];
-  return (float)(bits - 0x8000 - dither) * (pow2(exponent - 112 - 15) * (16.0f / 15));
+  for (int c = 0; c < kDim && isKey; ++c)
+    x[c] += cache->offset[row * kDim + c];
 }
 
-// Scores of a split's tokens, and what is recorded of K.
-KERNEL decode_scores(const uint16_t *query, const aligned_cache *key, const aligned_cache *value, float *scores,
-                     uint8_t *keyLayers, uint8_t *valueLayers, float *acc, float *max, float *sum, float scale, int32_t splits) {
-  int64_t row = BLOCK_Y, d = key->head_dim, blocks = key->capacity / ALIGNED_BLOCK;
-  int64_t length = key->lengths ? key->lengths[row / key->kv_heads] : key->tokens;
-  for (int64_t t = BLOCK_X * LANES + LANE; t < length; t += splits * LANES)
+// Scores of a split's tokens, and what is recorded of K: not what was read, but what a test can tell.
+KERNEL decode_scores(const uint16_t *query, const aligned_cache *key, const aligned_cache *value, float *scores, uint8_t *keyBits, uint8_t *valueBits, float *acc,
+                     float *max, float *sum, float scale, int32_t splits) {
+  int64_t row = BLOCK_Y, length = lengthOf(key, row);
+  for (int64_t t = BLOCK_X * LANES + LANE; t < length; t += splits * LANES) {
+    float k[kDim];
+    load(key, row, t, k);
     for (int h = 0; h < kHeads; ++h) {
       float s = 0;
-      for (int64_t c = 0; c < d; ++c)
-        s += widen(query[(row * kHeads + h) * d + c], ALIGNED_ELEMENT_F16) * stored(key, row, length, t, c);
+      for (int c = 0; c < kDim; ++c)
+        s += widen(query[(row * kHeads + h) * kDim + c]) * k[c];
       scores[(row * kHeads + h) * key->capacity + t] = s * scale;
     }
-  for (int64_t b = BLOCK_X; b < length / ALIGNED_BLOCK && keyLayers; b += splits)
-    for (int64_t u = LANE; u < d / kUnit; u += LANES)
-      keyLayers[(row * blocks + b) * (d / kUnit) + u] = (uint8_t)((row + b + u) % 5);
-}
-
-KERNEL decode_values(const uint16_t *query, const aligned_cache *key, const aligned_cache *value, const float *scores,
-                     uint8_t *keyLayers, uint8_t *valueLayers, float *acc, float *max, float *sum, float scale, int32_t splits) {
-  int64_t row = BLOCK_Y, d = value->head_dim, capacity = key->capacity;
-  int64_t length = key->lengths ? key->lengths[row / key->kv_heads] : key->tokens;
-  for (int h = 0; h < kHeads; ++h) {
-    const float *s = scores + (row * kHeads + h) * capacity;
-    float largest = bitsToFloat(0xff800000);
-    for (int64_t t = 0; t < length; ++t)
-      largest = s[t] > largest ? s[t] : largest;
-    for (int64_t c = LANE; c < d; c += LANES) {
-      float out = 0, total = 0;
-      for (int64_t t = 0; t < length; ++t) {
-        float p = __nvvm_ex2_approx_f((s[t] - largest) * 1.44269504f);
-        total += p;
-        out += p * stored(value, row, length, t, c);
-      }
-      acc[(row * kHeads + h) * d + c] = out;
-      if (c == 0) {
-        max[row * kHeads + h] = largest;
-        sum[row * kHeads + h] = total;
-      }
-    }
+    if (keyBits)
+      keyBits[row * key->capacity + t] = (uint8_t)((row + t) % 5 * 4);
   }
-  for (int64_t t = LANE; t < length / ALIGNED_BLOCK * ALIGNED_BLOCK && valueLayers; t += LANES)
-    valueLayers[row * capacity + t] = (uint8_t)((row + t) % 5);
 }
 
-// A site whose kernel says what it was given.
-KERNEL echo(const uint16_t *query, const aligned_cache *key, const aligned_cache *value, float *acc, float *max, float *sum,
+// What float planes tell: bits of each channel of a tile, and here nothing of the first.
+KERNEL decode_channels(const uint16_t *query, const aligned_cache *key, const aligned_cache *value, float *scores, uint8_t *keyBits, uint8_t *valueBits, float *acc,
+                       float *max, float *sum, float scale, int32_t splits) {
+  int64_t row = BLOCK_Y, tiles = key->capacity / ALIGNED_TILE;
+  for (int64_t i = BLOCK_X * LANES + LANE; i < tiles * kDim && keyBits; i += splits * LANES)
+    keyBits[row * tiles * kDim + i] = i < kDim ? 0 : (uint8_t)(row + i % kDim + 1);
+  for (int64_t i = BLOCK_X * LANES + LANE; i < kHeads * key->capacity; i += splits * LANES)
+    scores[row * kHeads * key->capacity + i] = 0;
+}
+
+KERNEL decode_values(const uint16_t *query, const aligned_cache *key, const aligned_cache *value, const float *scores, uint8_t *keyBits, uint8_t *valueBits, float *acc,
+                     float *max, float *sum, float scale, int32_t splits) {
+  int64_t row = BLOCK_Y, length = lengthOf(key, row);
+  int h = (int)LANE;
+  for (int64_t t = LANE; t < length && valueBits; t += LANES)
+    valueBits[row * key->capacity + t] = (uint8_t)((row + t) % 3 * 8);
+  if (h >= kHeads)
+    return;
+  const float *s = scores + (row * kHeads + h) * key->capacity;
+  float largest = -__builtin_inff(), total = 0, out[kDim] = {0};
+  for (int64_t t = 0; t < length; ++t)
+    largest = s[t] > largest ? s[t] : largest;
+  for (int64_t t = 0; t < length; ++t) {
+    float p = __nvvm_ex2_approx_f((s[t] - largest) * 1.44269504f), v[kDim];
+    load(value, row, t, v);
+    total += p;
+    for (int c = 0; c < kDim; ++c)
+      out[c] += p * v[c];
+  }
+  for (int c = 0; c < kDim; ++c)
+    acc[(row * kHeads + h) * kDim + c] = out[c];
+  max[row * kHeads + h] = largest;
+  sum[row * kHeads + h] = total;
+}
+
+//===-- Dense arrays -------------------------------------------------------===//
+
+KERNEL dense(const float *query, const uint16_t *key, const uint16_t *value, const int64_t *lengths, float *acc, float *max, float *sum, float scale, int32_t kvHeads,
+             int32_t capacity) {
+  int64_t row = BLOCK_Y, length = lengths[row / kvHeads];
+  int h = (int)LANE;
+  if (h >= kHeads)
+    return;
+  float total = 0, out[kDim] = {0};
+  for (int64_t t = 0; t < length; ++t) {
+    float s = 0;
+    for (int c = 0; c < kDim; ++c)
+      s += query[(row * kHeads + h) * kDim + c] * widen(key[(row * capacity + t) * kDim + c]);
+    float p = __nvvm_ex2_approx_f(s * scale * 1.44269504f);
+    total += p;
+    for (int c = 0; c < kDim; ++c)
+      out[c] += p * __builtin_bit_cast(float, (uint32_t)value[(row * capacity + t) * kDim + c] << 16);
+  }
+  for (int c = 0; c < kDim; ++c)
+    acc[(row * kHeads + h) * kDim + c] = out[c];
+  max[row * kHeads + h] = 0;
+  sum[row * kHeads + h] = total;
+}
+
+//===-- A site whose kernel says what it was given --------------------------===//
+
+extern __attribute__((address_space(3))) float dynamic[]; // as much as the sidecar says
+
+KERNEL echo(const uint16_t *query, const aligned_cache *key, const aligned_cache *value, const float *sinks, const uint8_t *mask, float *acc, float *max, float *sum,
             float *certificate, float scale, int32_t rows, int64_t capacity) {
-  int64_t row = BLOCK_Y, d = value->head_dim;
+  int64_t entry = BLOCK_Z, row = entry * key->kv_heads + BLOCK_Y, last = 16383 - (int64_t)LANE; // of 64 KiB
   for (int h = LANE; h < kHeads; h += LANES) {
-    int64_t at = row * kHeads + h;
-    for (int64_t c = 0; c < d; ++c)
-      acc[at * d + c] = widen(query[at * d + c], ALIGNED_ELEMENT_F16);
+    int64_t at = row * kHeads + h, seen = 0;
+    for (int64_t c = 0; c < kDim; ++c)
+      acc[at * kDim + c] = widen(query[at * kDim + c]);
+    for (int64_t t = 0; t < key->tokens; ++t) // [batch, 1, queries, tokens]
+      seen += mask[(entry * kHeads + h) * key->tokens + t];
+    dynamic[last] = scale;
     max[at] = (float)h;
     sum[at] = (float)row;
-    certificate[at * 6] = scale;
-    certificate[at * 6 + 1] = (float)rows;
-    certificate[at * 6 + 2] = (float)capacity;
-    certificate[at * 6 + 3] = (float)key->tokens;
-    certificate[at * 6 + 4] = (float)value->layers;
-    certificate[at * 6 + 5] = (float)at;
+    float *numbers = certificate + at * kNumbers;
+    numbers[0] = dynamic[last];
+    numbers[1] = (float)rows;
+    numbers[2] = (float)capacity;
+    numbers[3] = (float)key->tokens;
+    numbers[4] = (float)value->planes;
+    numbers[5] = (float)at;
+    numbers[6] = sinks[BLOCK_Y];
+    numbers[7] = (float)seen;
   }
 }

@@ -11,7 +11,7 @@ namespace aligned {
 struct Tuning {
   // Of launches.
   int64_t blocksPerMultiprocessor = 2; ///< blocks of threads that grids reckon with
-  int64_t blocksPerSplit = 4;          ///< blocks of 64 tokens: no more splits than have as many
+  int64_t tilesPerSplit = 4;           ///< no more splits than have as many
   int64_t mostSplits = 128;            ///< of a row
   bool chained = false;                ///< whether kernels are brought to the multiprocessors while the ones before them end
   // Of code.
