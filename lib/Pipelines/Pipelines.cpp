@@ -4,6 +4,7 @@
 #include "aligned/Analysis/Passes.h"
 #include "aligned/Conversion/AlignedToCPU/Isa.h"
 #include "aligned/Conversion/AlignedToCPU/Passes.h"
+#include "aligned/Conversion/AlignedToNVVM/Passes.h"
 #include "aligned/Dialect/Aligned/IR/Aligned.h"
 #include "aligned/Pipelines/Passes.h"
 #include "aligned/Raise/Passes.h"
@@ -13,14 +14,18 @@
 #include "mlir/Dialect/Arith/Transforms/Passes.h"
 #include "mlir/Dialect/Bufferization/Transforms/Passes.h"
 #include "mlir/Dialect/Func/IR/FuncOps.h"
+#include "mlir/Dialect/GPU/IR/GPUDialect.h"
 #include "mlir/Dialect/Linalg/Passes.h"
 #include "mlir/Dialect/Math/Transforms/Passes.h"
 #include "mlir/Dialect/MemRef/Transforms/Passes.h"
 #include "mlir/InitAllDialects.h"
 #include "mlir/InitAllExtensions.h"
 #include "mlir/Pass/PassRegistry.h"
+#include "mlir/Target/LLVM/NVVM/Target.h"
 #include "mlir/Target/LLVMIR/Dialect/Builtin/BuiltinToLLVMIRTranslation.h"
+#include "mlir/Target/LLVMIR/Dialect/GPU/GPUToLLVMIRTranslation.h"
 #include "mlir/Target/LLVMIR/Dialect/LLVMIR/LLVMToLLVMIRTranslation.h"
+#include "mlir/Target/LLVMIR/Dialect/NVVM/NVVMToLLVMIRTranslation.h"
 #include "mlir/Transforms/Passes.h"
 #include "llvm/ADT/StringSwitch.h"
 
@@ -31,6 +36,9 @@ void aligned::registerDialects(DialectRegistry &registry) {
   registerAllExtensions(registry);
   registerBuiltinDialectTranslation(registry);
   registerLLVMDialectTranslation(registry);
+  registerGPUDialectTranslation(registry);
+  registerNVVMDialectTranslation(registry);
+  NVVM::registerNVVMTargetInterfaceExternalModels(registry);
   registry.insert<AlignedDialect>();
   registerRuntimeVerification(registry);
   registerBufferization(registry);
@@ -43,6 +51,7 @@ void aligned::registerPasses() {
   registerAlignedAnalysisPasses();
   registerAlignedTransformsPasses();
   registerAlignedToCPUPasses();
+  registerAlignedToNVVMPasses();
   registerAlignedPipelinesPasses();
 }
 
@@ -153,7 +162,32 @@ void toLLVM(OpPassManager &pm) {
   pm.addPass(createReconcileUnrealizedCastsPass()); // LLVM's own passes clean up
 }
 
+void attachTarget(OpPassManager &pm, StringRef chip, int64_t ptx) {
+  AlignedAttachTargetOptions target;
+  target.chip = chip.str();
+  target.ptx = ptx;
+  pm.addPass(createAlignedAttachTarget(target));
+}
+
+void toPTX(OpPassManager &pm) {
+  OpPassManager &kernels = pm.nest<gpu::GPUModuleOp>();
+  kernels.addPass(createSCFToControlFlowPass());
+  kernels.addPass(createConvertVectorToLLVMPass()); // first: the next leaves slices
+  ConvertGpuOpsToNVVMOpsOptions gpu;
+  gpu.hasRedux = true;
+  kernels.addPass(createConvertGpuOpsToNVVMOps(gpu));
+  kernels.addPass(createConvertNVVMToLLVMPass());
+  cleanUp(kernels);
+  kernels.addPass(createReconcileUnrealizedCastsPass());
+  pm.addPass(createAlignedCompileKernels());
+}
+
 } // namespace
+
+void aligned::buildKernelPipeline(OpPassManager &pm, StringRef chip, int64_t ptx) {
+  attachTarget(pm, chip, ptx);
+  toPTX(pm);
+}
 
 /// The order: raising comes first, because it reads what front ends wrote, before anything is simplified away; only tosa is brought to linalg for it. Caches are packed while
 /// attention is still declared, since then a change of type is all it takes. Fusing needs to know the storage, because a policy fits only some;
@@ -210,6 +244,16 @@ void aligned::buildPipeline(OpPassManager &pm, const PipelineOptions &options, b
     cleanUp(pm);
     if (!isReference)
       verify(pm, "stage");
+  }
+  if (options.target == "nvptx") {
+    if (last >= Phase::Lower) {
+      pm.addPass(createConvertAlignedToNVVM()); // kernels in the place of the functions that decode
+      attachTarget(pm, options.chip, options.ptx);
+      verify(pm, "lower");
+    }
+    if (last >= Phase::LLVM)
+      toPTX(pm);
+    return;
   }
   if (last >= Phase::Lower) {
     lower(pm, options);

@@ -22,7 +22,9 @@ enum class Phase {
 };
 
 struct PipelineOptions : mlir::PassPipelineOptions<PipelineOptions> {
-  Option<std::string> target{*this, "target", llvm::cl::desc("cpu, or reference: unfused attention in float64"), llvm::cl::init("cpu")};
+  Option<std::string> target{*this, "target", llvm::cl::desc("cpu; nvptx: kernels alone, as PTX; or reference: unfused attention in float64"), llvm::cl::init("cpu")};
+  Option<std::string> chip{*this, "chip", llvm::cl::desc("with target=nvptx: architecture, such as sm_80, sm_90 or sm_100"), llvm::cl::init("sm_90")};
+  Option<int64_t> ptx{*this, "ptx", llvm::cl::desc("with target=nvptx: version of PTX, such as 80; 0: the first that knows the chip"), llvm::cl::init(0)};
   Option<std::string> policy{*this, "policy", llvm::cl::desc("exact, alignedkv, tight, balanced, fast, draft, or budget with a tolerance"), llvm::cl::init("balanced")};
   Option<double> tolerance{*this, "tolerance", llvm::cl::desc("L2 error of an output row to aim at, relative to a usual row of V, with policy=budget"), llvm::cl::init(0.0)};
   Option<std::string> budget{*this, "budget", llvm::cl::desc("file that says how much error is acceptable where; over the policy"), llvm::cl::init("")};
@@ -40,6 +42,9 @@ struct PipelineOptions : mlir::PassPipelineOptions<PipelineOptions> {
 
 /// Appends the phases up to `options.to`. Unknown option values add a pass that reports them. `isBehindStore`: only those behind `store`, for a module that got so far.
 void buildPipeline(mlir::OpPassManager &pm, const PipelineOptions &options, bool isBehindStore = false);
+
+/// Compiles the kernels of a module, its gpu.modules, to PTX for a chip such as sm_90. `ptx`: a version, such as 80 for 8.0; 0: the first that knows the chip.
+void buildKernelPipeline(mlir::OpPassManager &pm, llvm::StringRef chip, int64_t ptx = 0);
 
 /// The function that a module is run by: the one of this name, or the one public function, that has a body. Says what there is instead.
 mlir::FailureOr<mlir::func::FuncOp> findFunction(mlir::ModuleOp module, const char *name = nullptr);

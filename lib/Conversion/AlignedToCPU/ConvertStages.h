@@ -11,11 +11,6 @@
 
 namespace aligned {
 
-/// What the types and attributes of a stage ask of who runs it.
-DecodeShape shapeOf(PrepareOp op);
-DecodeShape shapeOf(ScanOp op);
-DecodeShape shapeOf(AttendOp op);
-
 /// Diagnostics for the stages of a module that no kernel can serve.
 mlir::LogicalResult checkStages(mlir::ModuleOp module);
 

@@ -21,7 +21,7 @@ namespace {
 
 /// The optimisations that kernels gain from: those of the first standard level take three times as long, and find two instructions in a hundred more.
 constexpr StringLiteral kOptimisations =
-    "function(early-cse<memssa>,instcombine<no-verify-fixpoint>,simplifycfg,loop-mssa(licm),early-cse<memssa>,loop-mssa(loop-rotate),loop-unroll<O1>)";
+    "function(sroa,early-cse<memssa>,instcombine<no-verify-fixpoint>,simplifycfg,loop-mssa(licm),early-cse<memssa>,loop-mssa(loop-rotate),loop-unroll<O1>)";
 
 class Compiler : public LLVM::ModuleToObject {
 public:

@@ -1,9 +1,9 @@
-// convert-aligned-to-nvvm: kernels out of decode attention.
+// convert-aligned-to-nvvm: kernels out of the stages of decode attention.
 #include "aligned/Conversion/AlignedToNVVM/Passes.h"
 
 #include "AppendKernel.h"
-#include "DecodeKernels.h"
 #include "Sidecar.h"
+#include "StepKernel.h"
 
 #include "mlir/Dialect/LLVMIR/NVVMDialect.h"
 #include "mlir/Dialect/SCF/IR/SCF.h"
@@ -19,41 +19,55 @@ using namespace aligned;
 
 namespace {
 
-constexpr int64_t kMostRounds = 16;
+/// The arguments in the order of StepArgument.
+ArrayAttr describeArguments(Builder &b, const DecodeShape &shape) {
+  Sidecar s(b);
+  const int64_t h = shape.heads, padded = paddedRows(shape), parts = padded / (quadsTogether(shape) * kQuad);
+  Type f32 = b.getF32Type(), i32 = b.getI32Type();
+  auto scratch = [&](StringRef name, Type element, ArrayRef<Sidecar::Extent> extents) { return s.array(name, "scratch", element, extents); };
+  SmallVector<Attribute> arguments{s.array("query", "input", shape.query, {"rows", h, shape.keyDim}), s.cache("key"), s.cache("value"), s.scalar("scale", "f32"),
+                                   scratch("scores", shape.exact() ? f32 : b.getF16Type(), {"rows", "tiles", kTile, padded}), scratch("tops", f32, {"rows", "tiles", padded, 2}),
+                                   scratch("stats", f32, {"rows", "splits", padded, 4}), scratch("prepared", i32, {"rows", PreparedRow(shape).size}),
+                                   scratch("parts", f32, {"rows", "splits", padded, shape.valueDim + kMasses}), scratch("counters", i32, {"rows", parts}),
+                                   s.array("key_bits", "record", b.getI8Type(), {"rows", "capacity"}), s.array("value_bits", "record", b.getI8Type(), {"rows", "capacity"}),
+                                   s.array("acc", "output", f32, {"rows", h, shape.valueDim}), s.array("max", "output", f32, {"rows", h}),
+                                   s.array("sum", "output", f32, {"rows", h})};
+  if (shape.sinkLogits)
+    arguments.push_back(s.array("sink_logits", "input", f32, {shape.kvHeads * h / shape.queries}));
+  return b.getArrayAttr(arguments);
+}
 
-/// What the kernels can't do, said of the op.
-FailureOr<DecodeShape> check(DecodeAttentionOp op) {
-  FailureOr<DecodeShape> shape = decodeShape(op);
-  if (failed(shape))
-    return failure();
-  if (shape->keyPlanes)
-    return shape;
-  for (auto [name, element, type] : {std::tuple("key", shape->key, op.getKey().getType()), std::tuple("value", shape->value, op.getValue().getType())})
-    if (!element.isF16() && !element.isBF16())
-      return op.emitOpError("expected a dense ") << name << " of f16 or bf16 on this target, got " << type;
-  if (shape->certified)
-    return op.emitOpError("expected no certificate over dense caches on this target, got one asked for");
-  return shape;
+DictionaryAttr emitDecode(ModuleOp program, const DecodeShape &shape) {
+  Builder b(program.getContext());
+  Sidecar s(b);
+  SmallVector<Attribute> launches;
+  auto launch = [&](StringRef stage, void (*emit)(ModuleOp, StringRef, const DecodeShape &), int64_t blocks) {
+    std::string name = ("decode" + Twine(shape.attention) + "_" + stage).str();
+    emit(program, name, shape);
+    launches.push_back(s.launch(name, {"splits", "rows", blocks}));
+  };
+  launch("scan", emitScanKernel, 1);
+  launch("attend", emitAttendKernel, paddedRows(shape) / (quadsTogether(shape) * kQuad));
+  return b.getDictionaryAttr({s.field("site", shape.attention), s.field("kv_heads", shape.kvHeads), s.field("heads", shape.heads), s.field("queries", shape.queries),
+                              s.field("key_dim", shape.keyDim), s.field("value_dim", shape.valueDim), s.field("query", Sidecar::nameOf(shape.query)),
+                              s.field("certified", int64_t(shape.certified)), s.field("key", s.format(shape.keyPlanes, CacheRole::Key, shape.key)),
+                              s.field("value", s.format(shape.valuePlanes, CacheRole::Value, shape.value)), s.field("arguments", describeArguments(b, shape)),
+                              s.field("launch", b.getArrayAttr(launches))});
 }
 
 struct ConvertAlignedToNVVMPass : aligned::impl::ConvertAlignedToNVVMBase<ConvertAlignedToNVVMPass> {
-  using ConvertAlignedToNVVMBase::ConvertAlignedToNVVMBase;
-
   void runOnOperation() override {
     ModuleOp top = getOperation();
     SmallVector<DecodeShape> shapes;
     bool ok = true;
-    if (rounds < 0 || rounds > kMostRounds) {
-      top.emitError("expected from 0 to ") << kMostRounds << " rounds, got " << rounds.getValue();
-      return signalPassFailure();
-    }
-    top.walk([&](DecodeAttentionOp op) {
-      FailureOr<DecodeShape> shape = check(op);
-      ok &= succeeded(shape);
-      if (failed(shape))
-        return;
-      shape->rounds = rounds;
-      shapes.push_back(*shape);
+    top.walk([&](Operation *op) {
+      if (auto attend = dyn_cast<AttendOp>(op)) {
+        shapes.push_back(shapeOf(attend));
+        ok &= succeeded(checkStep(op, shapes.back()));
+      } else if (isa<DecodeAttentionOp>(op)) {
+        op->emitOpError("expected caches in fixed planes on this target, got ") << op->getOperand(1).getType();
+        ok = false;
+      }
     });
     if (!ok)
       return signalPassFailure();
@@ -64,8 +78,6 @@ struct ConvertAlignedToNVVMPass : aligned::impl::ConvertAlignedToNVVMBase<Conver
     SmallVector<AppendShape> caches; // each kind once, whatever is resident
     for (const DecodeShape &shape : shapes) {
       sites.push_back(emitDecode(top, shape));
-      if (!shape.keyPlanes)
-        continue;
       for (AppendShape cache : {AppendShape{shape.keyPlanes, shape.key, shape.keyDim}, AppendShape{shape.valuePlanes, shape.value, shape.valueDim}}) {
         cache.split = PlanesAttr::get(&getContext(), cache.split.getKind(), cache.split.getWidths(), cache.split.getRole());
         if (llvm::none_of(caches, [&](const AppendShape &known) { return known.split == cache.split && known.element == cache.element && known.headDim == cache.headDim; }))
@@ -79,7 +91,7 @@ struct ConvertAlignedToNVVMPass : aligned::impl::ConvertAlignedToNVVMBase<Conver
       list.push_back(b.getDictionaryAttr({s.field("name", kernel.getName()), s.field("threads", kernel.getKnownBlockSizeAttr().asArrayRef()[0])}));
     });
     top->setAttr(gpu::GPUDialect::getContainerModuleAttrName(), b.getUnitAttr());
-    top->setAttr(kProgramName, b.getDictionaryAttr({s.field("version", 1), s.field("kernels", b.getArrayAttr(list)), s.field("decode", b.getArrayAttr(sites)),
+    top->setAttr(kProgramName, b.getDictionaryAttr({s.version(), s.field("kernels", b.getArrayAttr(list)), s.field("decode", b.getArrayAttr(sites)),
                                                     s.field("append", b.getArrayAttr(appends))}));
   }
 };

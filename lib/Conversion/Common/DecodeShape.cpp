@@ -36,6 +36,47 @@ FailureOr<DecodeShape> aligned::decodeShape(DecodeAttentionOp op, bool takesLate
   return shape;
 }
 
+namespace {
+
+ShapedType typeOf(Value value) { return cast<ShapedType>(value.getType()); }
+
+template <typename Op> DecodeShape shapeOfStage(Op op) {
+  ShapedType query = typeOf(op.getQuery()), key = typeOf(op.getKey()), value = typeOf(op.getValue());
+  DecodeShape shape{};
+  shape.kvHeads = key.getDimSize(1);
+  shape.queries = query.getDimSize(2);
+  shape.heads = query.getDimSize(1) / shape.kvHeads * shape.queries;
+  shape.keyDim = key.getDimSize(3);
+  shape.valueDim = value.getDimSize(3);
+  shape.query = query.getElementType();
+  shape.key = key.getElementType();
+  shape.value = value.getElementType();
+  shape.keyPlanes = getPlanes(key);
+  shape.valuePlanes = getPlanes(value);
+  auto policies = op.getPolicies().template getAsRange<PolicyAttr>();
+  shape.policies.assign(policies.begin(), policies.end());
+  shape.policies.resize(shape.kvHeads, shape.policies.front());
+  shape.mask = op.getMaskAttr();
+  shape.later = bool(op.getLater());
+  if constexpr (!std::is_same_v<Op, PrepareOp>) {
+    shape.softcap = op.getSoftcap() ? op.getSoftcap()->convertToDouble() : 0.0;
+    if (Value mask = op.getAttnMask())
+      shape.attnMask = MemRefType::get(typeOf(mask).getShape(), typeOf(mask).getElementType());
+  }
+  if constexpr (std::is_same_v<Op, AttendOp>) {
+    shape.maskedZero = op.getMaskedZero();
+    shape.sinkLogits = bool(op.getSinkLogits());
+    shape.certified = op.getOuts().size() == 4;
+  }
+  return shape;
+}
+
+} // namespace
+
+DecodeShape aligned::shapeOf(PrepareOp op) { return shapeOfStage(op); }
+DecodeShape aligned::shapeOf(ScanOp op) { return shapeOfStage(op); }
+DecodeShape aligned::shapeOf(AttendOp op) { return shapeOfStage(op); }
+
 LayerPlace aligned::placeOf(PlanesAttr split, int64_t layer) {
   int64_t plane = 0;
   while (split.getFirstLayer(plane + 1) <= layer)

@@ -29,6 +29,11 @@ struct DecodeShape {
 /// What a decode op asks of a kernel; a diagnostic where no kernel can do it, or none that takes no `later` tokens.
 mlir::FailureOr<DecodeShape> decodeShape(DecodeAttentionOp op, bool takesLater = false);
 
+/// What the types and attributes of a stage ask of who runs it.
+DecodeShape shapeOf(PrepareOp op);
+DecodeShape shapeOf(ScanOp op);
+DecodeShape shapeOf(AttendOp op);
+
 /// Nibble layers of a cache's resident planes.
 inline int64_t residentLayers(PlanesAttr split) { return split.getFirstLayer(split.getResident()); }
 

@@ -11,6 +11,14 @@ double aligned::misled(double sigma) {
   return std::sqrt(std::expm1(std::min(2 * square, 300.0)) - 2 * std::expm1(std::min(square / 2, 75.0)));
 }
 
+Val aligned::log2Misled(Val sigma, llvm::function_ref<Val(Val)> exp2, llvm::function_ref<Val(Val)> log2) {
+  Emitter &e = *sigma.e;
+  auto number = [&](double x) { return e.constant(sigma.type(), x); };
+  Val half = exp2(min(sigma * sigma * (kLog2e / 2), 20)), whole = half * half; // e^(s^2 / 2), e^(s^2)
+  Val square = max(fma(whole, whole, fma(half, number(-2), number(1))), 0);
+  return log2(max(square, sigma * sigma)) * 0.5; // where sigma is small they are the same, and the difference is lost
+}
+
 Buffer aligned::misledTable(Emitter &e) {
   llvm::SmallVector<float> numbers;
   for (int64_t i = 0; i < kMisledCount; ++i) {

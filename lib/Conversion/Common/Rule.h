@@ -27,6 +27,9 @@ constexpr double kLargestShrink = 20; ///< P5: sigma^2 / 2 at most
 double misled(double sigma);
 
 /// log2 misled(2^(i / 8)), i = kMisledFirst .. kMisledFirst + kMisledCount - 1.
+/// log2 of misled(sigma), never less, in floats, with a machine's own exp2 and log2; of a sigma beyond 5 as of one of 5.
+Val log2Misled(Val sigma, llvm::function_ref<Val(Val)> exp2, llvm::function_ref<Val(Val)> log2);
+
 constexpr int64_t kMisledFirst = -480, kMisledCount = 640;
 Buffer misledTable(Emitter &e);
 

@@ -7,12 +7,12 @@ include "mlir/Pass/PassBase.td"
 def ConvertAlignedToNVVM : Pass<"convert-aligned-to-nvvm", "::mlir::ModuleOp"> {
   let summary = "write the kernels of decode attention for NVIDIA GPUs";
   let description = [{
-    Puts kernels in the place of the module's functions, each in a `gpu.module` of its own: those of every `aligned.decode_attention`, named after its `site`, and those that append to
-    the kinds of caches that they read, in gpu, nvvm, scf, arith, vector and llvm. The module's attribute `aligned.program` says how they are launched (docs/GPU.md).
+    Puts kernels in the place of the module's functions, each in a `gpu.module` of its own, in gpu, nvvm, scf, arith, vector and llvm: two for the stages of every decode attention
+    (`aligned.prepare` and `scan`; `aligned.attend` and `merge`), named after its `attention_id`, and those that append to the kinds of caches that they read. The module's
+    attribute `aligned.program` says how they are launched (docs/GPU.md).
 
-    Caches are in planes, or dense and of f16 or bf16, without a certificate then. `later` is not served.
+    Caches are `fixed<4, 4, 8>`.
   }];
-  let options = [Option<"rounds", "rounds", "int64_t", "3", "plans for K, at most: a budget's program launches as many refinements">];
   let dependentDialects = ["::mlir::gpu::GPUDialect", "::mlir::NVVM::NVVMDialect", "::mlir::LLVM::LLVMDialect", "::mlir::scf::SCFDialect",
                            "::mlir::arith::ArithDialect", "::mlir::vector::VectorDialect"];
 }

@@ -1,0 +1,933 @@
+// What a step attends to: tokens whose addend reaches above the thresholds, 32 at a time.
+//
+//   look    a tile's scores against thresholds, two tokens a lane in f16; those that any query row wants go into a ring of the warp
+//   fetch   32 of a ring: plane 0 of their rows of V, plane 1 of V and of K where they are wanted; not waited for
+//   add     finer scores, weights, and rows times weights, while the next 32 are under way
+//   loud    tokens that want all planes have a ring of their own, so that others don't wait for them; what is left of it at the end all warps share
+//
+// Rows of V are transposed on their way to the tensor cores: 4 x 4 bytes, so that a word has a byte of four tokens. Weights are whole numbers of 16 bits, two digits again, in steps that make
+// the least that is read 16 of them, and the loudest fit. Nothing depends on when a block of threads runs: partial sums are joined in their order by whoever is the last.
+#include "StepKernel.h"
+
+#include "mlir/Dialect/LLVMIR/LLVMDialect.h"
+
+#include <cmath>
+#include <cstddef>
+
+using namespace mlir;
+using namespace aligned;
+
+namespace {
+
+constexpr int64_t kRing = 128, kBatch = 32;
+constexpr double kNothing = -1e30;
+constexpr double kRounding = 0.03;      // octaves that sums of scores and thresholds in f16 are off by, at most
+constexpr double kLargestWeight = 65280; // whose upper digit is at most 255
+constexpr double kMagic = 8388608;      // 2^23: added to it, a number is rounded to a whole one
+constexpr int64_t kMostBatches = 256;   // that sums of 32 bits hold for certain
+
+class AttendKernel : public StepKernel {
+public:
+  using StepKernel::StepKernel;
+  void emit();
+
+private:
+  /// Words of a row that a lane has: chunk j, word i is (j * lanes + lane) * vector + i.
+  struct Words {
+    int64_t count, lanes, vector, chunks;
+    Words(int64_t count, int64_t lanes) : count(count), lanes(lanes) {
+      vector = 4;
+      while (count % (lanes * vector) && vector > 1)
+        vector /= 2;
+      chunks = llvm::divideCeil(count, lanes * vector);
+    }
+    int64_t each() const { return vector * chunks; }
+    bool isWhole() const { return count % (lanes * vector) == 0; }
+  };
+  // A block of threads takes some of the query rows, those from firstRow on; what follows is of these.
+  const int64_t quads = quadsTogether(shape), padded = quads * kQuad;
+  const Val firstRow = e.block(gpu::Dimension::z) * padded;
+  const Words keyRow{keyWords, 4}, keyBytes{2 * keyWords, 4}, valueRow{valueWords, 8};
+  const int64_t keyPlanes = shape.keyPlanes.getResident(), valuePlanes = shape.valuePlanes.getResident();
+  // Where sums of products take many registers, fewer rows are under way: plane 1 of V, then of K, is asked for where it is needed.
+  const bool secondIsAhead = quads * valueRow.each() < 3, finerIsAhead = quads * valueRow.each() < 4;
+  const int64_t scoreWords = exact ? 2 * padded : padded; ///< of two tokens
+
+  // Rings: of each warp, and of its loud tokens.
+  static constexpr int64_t kEntries = 2 * kStepWarps * kRing;
+  Shared keyPlaces = shared("key_places", e.i32(), kEntries), valuePlaces = shared("value_places", e.i32(), kEntries); ///< rows of planes
+  Shared codes = shared("codes", e.i32(), kEntries); ///< code of K, of V, levels of V (2 bits) and K (2 bits), token mod 4096 (12 bits)
+  Shared scores = shared("scores", scoreType(), kEntries * padded); ///< relative to the largest of the row
+  Shared weights = shared("weights", e.i16(), kStepWarps * padded * kBatch);
+  Shared out = shared("out", e.f32(), kStepWarps * padded * shape.valueDim);
+  Shared masses = shared("masses", e.f32(), kStepWarps * padded * kMasses);
+  Shared cuts = shared("cuts", e.i32(), 2 * padded); ///< minus the thresholds of V and K, twice in f16
+  Shared tops = shared("tops", e.f32(), padded), sums = shared("sums", e.f32(), padded), lowSums = shared("low_sums", e.f32(), padded);
+  Shared skips = shared("skips", e.f32(), padded), references = shared("references", e.f32(), padded);
+  Shared keyTable = shared("key_table", e.i16(), 256), valueTable = shared("value_table", e.i16(), 256);
+  Shared left = shared("left", e.i32(), kStepWarps), last = shared("last", e.i32(), 1);
+
+  Val prepared, someLow, floor;
+  Val records; ///< whether somebody asks which bits are read
+
+  // Of the lane's query row in each quad.
+  struct OfQuad {
+    Val unit, sum, begin;
+    Variable reference;                ///< of weights: log2 of what the largest one stands for
+    Variable offset;                   ///< sum of weights times what middles and dithers take off rows
+    Variable masses[kMasses];
+    SmallVector<Variable> raw, low;    ///< sums of products, [words of a row of V][2][4]
+  };
+  std::vector<OfQuad> all = std::vector<OfQuad>(quads);
+  Variable batches;
+
+  // Tiles.
+  Variable base, todo, page, keyPlace, valuePlace, pairCodesKey, pairCodesValue;
+  SmallVector<Variable> origins; ///< of a tile's references, by quad: of the block and query row of this lane
+  Variable where;
+  SmallVector<Variable> pair;    ///< scores of two tokens, [scoreWords]
+  // Rings.
+  Variable head, tail, loudHead, loudTail;
+  // Rows under way, of the list at `entry`; -1: none are.
+  SmallVector<Variable> first, second, finer; ///< planes 0 and 1 of V, [8 tokens][words]; plane 1 of K, [4 tokens][words]
+  Variable entry, wantKey, wantValue, wantSecond;
+
+  Val headFact(Val h, HeadFact which) { return e.loadGlobal(prepared, e.f32(), (firstRow + h) * int64_t(HeadFact::Count) + (at.heads + int64_t(which)), false); }
+  /// The logit without a value of a query row, in the terms of scores.
+  Val sinkOf(Val h) {
+    Val head = min(firstRow + h, number(rows - 1)) / shape.queries;
+    return e.loadGlobal(argument(StepArgument::SinkLogits), e.f32(), kvHead * (rows / shape.queries) + head) * kLog2e - headFact(h, HeadFact::Shift);
+  }
+  Val rowFact(RowFact which) { return e.loadGlobal(prepared, e.f32(), number(at.row + int64_t(which)), false); }
+  Val i1(bool value) { return e.constant(e.types.getI1Type(), value); }
+  Val isSet(Val bits, int64_t bit) { return (shrLogical(bits, number(bit)) & 1) != 0; }
+
+  void joinStatistics();
+  void nextGroup();
+  void ask();
+  void look();
+  void padTo32(Val entry, Val count);
+  Vals loadRow(const Words &words, Val plane, Val place, Val lane);
+  Val weightWord(int64_t from, const Words &words, int64_t quad, int64_t word);
+  /// Words w and w + 1 of two rows, [2][each], as an operand.
+  Vals operandOf(ArrayRef<Val> rows, int64_t each, int64_t w) {
+    Val zero = number(0);
+    return {rows[w], rows[each + w], w + 1 < each ? rows[w + 1] : zero, w + 1 < each ? rows[each + w + 1] : zero};
+  }
+  Vals weightsOf(int64_t from, const Words &words, int64_t quad, int64_t w) {
+    return {weightWord(from, words, quad, w), w + 1 < words.each() ? weightWord(from, words, quad, w + 1) : number(0)};
+  }
+  std::array<Val, 2> keyProducts(ArrayRef<Val> rows, int64_t quad);
+  std::array<Val, 2> keyByteProducts(ArrayRef<Val> rows, int64_t quad);
+  Vals weigh(Val entry, int64_t quad, Val mk, Val mv, Val m1, Val mk2, Val m2, ArrayRef<Val> finerProducts, ArrayRef<Val> finestProducts);
+  void flush(int64_t quad, Val next);
+  std::pair<Val, Val> digits(Val w0, Val w1, Val w2, Val w3) {
+    Val order = aligned::select((g & 1) != 0, number(0x6420), number(0x7531)); // column 2 h: the upper digit
+    return {e.permuteBytes(w0, w1, order), e.permuteBytes(w2, w3, order)};
+  }
+  /// The digits of a 16th of each quad's weights, up and down by turns: errors of all tokens alike would add up.
+  SmallVector<std::pair<Val, Val>> sixteenths(SmallVector<Vals> weights) {
+    SmallVector<std::pair<Val, Val>> result;
+    for (Vals &w : weights) {
+      for (Val &word : w)
+        word = shrLogical(word + 0x00080007, number(4)) & 0x0fff0fff;
+      result.push_back(digits(w[0], w[1], w[2], w[3]));
+    }
+    return result;
+  }
+  void multiply(ArrayRef<Val> rows, bool isSigned, ArrayRef<std::pair<Val, Val>> b);
+  std::array<Val, 4> transpose(Val a, Val b, Val c, Val d) {
+    Val x = e.permuteBytes(a, b, {0, 4, 1, 5}), y = e.permuteBytes(c, d, {0, 4, 1, 5}), z = e.permuteBytes(a, b, {2, 6, 3, 7}), w = e.permuteBytes(c, d, {2, 6, 3, 7});
+    return {e.permuteBytes(x, y, {0, 1, 4, 5}), e.permuteBytes(x, y, {2, 3, 6, 7}), e.permuteBytes(z, w, {0, 1, 4, 5}), e.permuteBytes(z, w, {2, 3, 6, 7})};
+  }
+  /// Where the rows of V lie of tokens 8 q .. of a list.
+  Vals valuePlacesAt(Val entry) {
+    Vals places;
+    for (int64_t i = 0; i < 8; i += 4) {
+      Val four = e.load(valuePlaces, entry + q * 8 + i, 4);
+      for (int64_t j = 0; j < 4; ++j)
+        places.push_back(aligned::lane(four, j));
+    }
+    return places;
+  }
+  /// Words that are loaded where they are wanted, else zeros.
+  Vals predicated(Val wanted, int64_t words, function_ref<Vals()> load) {
+    return e.choose(wanted, load, [&] { return Vals(words, number(0)); });
+  }
+  /// Plane 1 of the rows of V of those of a list that want it, a bit each.
+  Vals loadSecond(ArrayRef<Val> places, Val wanted) {
+    Val mine = shrLogical(wanted, q * 8);
+    Vals rows;
+    for (int64_t i = 0; i < 8; ++i)
+      rows.append(predicated(isSet(mine, i), valueRow.each(), [&] { return loadRow(valueRow, value.planes[1], places[i], g); }));
+    return rows;
+  }
+  /// Plane 2, whose address is not worth registers all along.
+  Val lastPlane(StepArgument cache) { return addressOf(argument(cache), offsetof(aligned_cache, plane) + 2 * sizeof(void *)); }
+  /// Which of a list's 32 tokens want planes of K beyond the first, and of V, a bit each.
+  struct Wants {
+    Val key[2], value[3];
+  };
+  Wants wantsOf(Val entry) {
+    Val levels = shrLogical(e.load(codes, entry + lane), number(16)) & 15, levelV = levels & 3, levelK = shrLogical(levels, number(2));
+    return {{e.ballot(levelK >= 1), e.ballot(levelK >= 2)}, {e.ballot(levelV >= 1), e.ballot(levelV >= 2), e.ballot(levelV >= 3)}};
+  }
+  void note(const Wants &wants) {
+    wantKey.set(wants.key[0]);
+    wantValue.set(wants.value[0]);
+    wantSecond.set(wants.value[1]);
+  }
+  void addBatch();
+  void takeLoud(Val entry, Val count);
+  void fetch();
+  void finishSplit();
+  void finishRow();
+};
+
+//===----------------------------------------------------------------------===//
+// Thresholds
+//===----------------------------------------------------------------------===//
+
+/// What all splits of a row make of it; a warp for each query row.
+void AttendKernel::joinStatistics() {
+  HeadPolicies policies(shape, kvHead);
+  Val table = prepared;
+  for (auto [to, from] : {std::pair(keyTable, at.keyTable), std::pair(valueTable, at.valueTable)})
+    e.store(e.loadGlobal(table, e.i32(), thread + from, false), Shared{to.base, e.i32()}, thread);
+  e.barrier();
+  forHeadsOfWarp(padded, [&](Val h) {
+    Val mine = ofRow(StepArgument::Stats, e.f32(), splits * (allRows * 4));
+    Val start = real(kNothing), own = real(0);
+    if (shape.sinkLogits) {
+      Val isMine = (lane == 0) & (firstRow + h < rows);
+      start = select(isMine, sinkOf(h), start);
+      own = select(isMine, real(1), own);
+    }
+    Vals joined = e.loop(lane, splits, GpuEmitter::kWarp, {start, own, real(0)}, [&](Val i, Vals state) -> Vals {
+      Val part = e.loadGlobal(mine, vectorOf(e.f32(), 4), (i * allRows + (firstRow + h)) * 4, false);
+      Val reference = aligned::lane(part, 0), next = e.largest(state[0], reference), before = e.exp2(state[0] - next), factor = e.exp2(reference - next);
+      return {next, fma(state[1], before, aligned::lane(part, 1) * factor), fma(state[2], before, aligned::lane(part, 2) * factor)};
+    });
+    Val top = warpMax(joined[0]), factor = e.exp2(joined[0] - top);
+    Val sum = warpAdd(joined[1] * factor), lowSum = warpAdd(joined[2] * factor);
+    e.when(lane == 0, [&] {
+      e.store(top, tops, h);
+      e.store(sum, sums, h);
+      e.store(lowSum, lowSums, h);
+      Val logUsual = rowFact(RowFact::LogUsual), largestValue = fma(rowFact(RowFact::LargestValue), real(0.125), real(-16));
+      Val isReal = firstRow + h < rows;
+      if (exact) {
+        e.store(largestValue + 17.0, references, h);
+        return;
+      }
+      Val logSum = e.log2(e.largest(sum, real(1e-30))) + headFact(h, HeadFact::Shrink) - headFact(h, HeadFact::LogSeen) * 0.5 - kRounding;
+      Val unit = e.log2(policies.tolerance(CacheRole::Value)) + logSum, unitKey = e.log2(policies.tolerance(CacheRole::Key)) + logSum;
+      Val cutValue = real(16) - unit - logUsual, cutKey = headFact(h, HeadFact::Relative) - unitKey - std::log2(kPrice);
+      // Padding rows want nothing.
+      cutValue = select(isReal, cutValue, real(-30000));
+      cutKey = select(isReal, cutKey, real(-30000));
+      Type f16 = e.types.getF16Type();
+      e.store(e.pack(f16, cutValue, cutValue), cuts, h);
+      e.store(e.pack(f16, cutKey, cutKey), cuts, h + padded);
+      auto entryOf = [&](Shared table, RowFact code) { return convert(bitcast(e.load(table, convert(rowFact(code), e.i32())), f16), e.f32()); };
+      Val most = e.largest(cutValue + e.largest(largestValue, logUsual - 16.0), cutKey + entryOf(keyTable, RowFact::LargestKey) + entryOf(valueTable, RowFact::LargestValue));
+      e.store(top - most - 0.01, skips, h);
+      e.store(e.smallest(largestValue + 17.0, unit + logUsual + 12.0), references, h);
+    });
+  });
+  e.barrier();
+}
+
+//===----------------------------------------------------------------------===//
+// Tiles
+//===----------------------------------------------------------------------===//
+
+/// The next eight of the warp's tiles, in which there may be something: lane 4 g + q looks at tile g for row q of each quad.
+void AttendKernel::nextGroup() {
+  Val rowTops = ofRow(StepArgument::Tops, e.f32(), stride * (allRows * 2)), step = splits * kStepWarps;
+  e.loopWhile([&] { return (todo() == 0) & (base() < seenTiles); }, [&] {
+    Val index = base() + g * step, inside = index < seenTiles, tile = tileAt(min(index, seenTiles - 1));
+    Val some = i1(false);
+    for (int64_t n = 0; n < quads; ++n) {
+      Val h = q + 4 * n, own = e.loadGlobal(rowTops, vectorOf(e.f32(), 2), (tile * allRows + (firstRow + h)) * 2, false);
+      if (exact)
+        some = some | (aligned::lane(own, 1) > kNothing);
+      else
+        some = some | (aligned::lane(own, 1) > e.load(skips, h));
+      origins[n].set(aligned::lane(own, 0) - e.load(tops, h));
+    }
+    Val lanes = e.ballot(some & inside);
+    lanes = lanes | shrLogical(lanes, number(1));
+    todo.set((lanes | shrLogical(lanes, number(2))) & 0x11111111);
+    base.set(base() + step * 8);
+  });
+}
+
+/// Asks for the scores and codes of the next tile; there is none where page is 0.
+void AttendKernel::ask() {
+  e.when(todo() == 0, [&] { nextGroup(); });
+  page.set(number(0));
+  e.when(todo() != 0, [&] {
+    Val bits = todo(), others = bits & (bits - 1), bit = e.countBits((bits ^ others) - 1), step = splits * kStepWarps;
+    todo.set(others);
+    where.set(bit);
+    Val index = base() - step * 8 + shrLogical(bit, number(2)) * step, tile = tileAt(index);
+    page.set(tile + 1);
+    Val rowScores = ofRow(StepArgument::Scores, scoreType(), stride * (kTile * allRows));
+    Val from = ((tile * 32 + lane) * allRows + firstRow) * 2;
+    for (int64_t i = 0; i < scoreWords; i += 4) {
+      Val four = e.loadGlobal(e.at(rowScores, scoreType(), from), vectorOf(e.i32(), 4), number(i), false);
+      for (int64_t j = 0; j < 4; ++j)
+        pair[i + j].set(aligned::lane(four, j));
+    }
+    for (auto [cache, place, two] : {std::tuple(&key, &keyPlace, &pairCodesKey), std::tuple(&value, &valuePlace, &pairCodesValue)}) {
+      Val own = placeOf(*cache, tile);
+      place->set(own);
+      two->set(zext(e.loadGlobal(tileOf(cache->codes, own, kTile), e.i16(), lane), e.i32()));
+    }
+  });
+}
+
+void AttendKernel::look() {
+  Type f16 = e.types.getF16Type();
+  Val keyCodes = pairCodesKey(), valueCodes = pairCodesValue(), tile = page() - 1, token = tile * kTile + lane * 2;
+  Val one, two, levels; // levels: of V in bits 0 and 1, of K in bits 2 and 3, of two tokens
+  Vals relative;        // scores beside the row's largest: two f16, or two f32 after another
+  if (exact) {
+    one = two = i1(false);
+    for (int64_t h = 0; h < padded; ++h) {
+      Val origin = e.shuffleFrom(origins[h / 4](), where() + h % 4);
+      Val a = bitcast(pair[2 * h](), e.f32()), b = bitcast(pair[2 * h + 1](), e.f32());
+      one = one | (a > kNothing);
+      two = two | (b > kNothing);
+      relative.push_back(a + origin);
+      relative.push_back(b + origin);
+    }
+    int64_t level = valuePlanes | (keyPlanes - 1) << 2;
+    levels = number(level << 16 | level);
+  } else {
+    Val reachV, reachK;
+    for (int64_t h = 0; h < padded; ++h) {
+      Val origin = e.shuffleFrom(e.pack(f16, origins[h / 4](), origins[h / 4]()), where() + h % 4);
+      Val x = e.halves(pair[h]()) + e.halves(origin);
+      relative.push_back(e.word(x));
+      Val v = x + e.halves(e.load(cuts, number(h))), k = x + e.halves(e.load(cuts, number(h + padded)));
+      reachV = h ? e.largest(reachV, v) : v;
+      reachK = h ? e.largest(reachK, k) : k;
+    }
+    // 1024 + code is an f16 whose pattern has the code in its lower byte. A row of V below the floor (M3) is taken for a usual one: it is read where that would be, so that the mean
+    // does not stand for much of it.
+    Val octaves = fma(e.halves(e.permuteBytes(valueCodes, number(0x64), {0, 4, 1, 4})), e.bothHalves(0.125), e.bothHalves(-144));
+    Val low = e.choose(someLow, [&]() -> Vals {
+      Val usual = rowFact(RowFact::LogUsual) - 16.0, pairs = e.pack(f16, usual, usual);
+      Val floors = fma(floor, real(0.125), real(-16));
+      Val isLow0 = convert(aligned::lane(octaves, 0), e.f32()) < floors, isLow1 = convert(aligned::lane(octaves, 1), e.f32()) < floors;
+      Val mask = select(isLow0, number(0xffff), number(0)) | select(isLow1, number(int32_t(0xffff0000)), number(0));
+      return {(e.word(octaves) & (mask ^ number(-1))) | (pairs & mask)};
+    }, [&]() -> Vals { return {e.word(octaves)}; })[0];
+    Val y = reachV + e.halves(low);
+    auto entries = [&](Shared table, Val codes, int64_t below) {
+      auto entry = [&](Val code) { return zext(e.load(table, below ? max(code - below, 0) : code), e.i32()); };
+      return e.halves(e.permuteBytes(entry(codes & 255), entry(shrLogical(codes, number(8))), {0, 1, 4, 5}));
+    };
+    Val k = reachK + entries(valueTable, valueCodes, 0);
+    Val finer = k + entries(keyTable, keyCodes, 0), finest = k + entries(keyTable, keyCodes, 32); // 4 bits further sigma is a 16th: 32 codes
+    Val most = e.word(keyPlanes > 1 ? e.largest(y, finer) : y);
+    one = ((most << number(16)) > 0);
+    two = most >= 0x10000;
+    // Level 1 above 0, 2 above 4 octaves, 3 above 8, as 1024 + level in f16; of K each above 0.
+    Val levelV = fma(e.saturatingFma(y, e.bothHalves(1.0 / 12), e.bothHalves(0.1666)), e.bothHalves(3), e.bothHalves(1024));
+    auto isAbove = [&](Val k) { return e.saturatingFma(k, e.bothHalves(4096), e.bothHalves(0)); };
+    Val levelK = e.bothHalves(1024);
+    if (keyPlanes > 1)
+      levelK = levelK + isAbove(finer);
+    if (keyPlanes > 2)
+      levelK = levelK + isAbove(finest);
+    levels = (e.word(levelV) & 0x00030003) | ((e.word(levelK) & 0x00030003) << number(2));
+  }
+  Val m0 = e.ballot(one), m1 = e.ballot(two);
+  e.when((m0 | m1) != 0, [&] {
+    Val keyRowPlace = keyPlace() * kTile + lane * 2, valueRowPlace = valuePlace() * kTile + lane * 2;
+    // K's code, V's, levels, token mod 4096.
+    Val both = e.permuteBytes(keyCodes, valueCodes, {0, 4, 1, 5});
+    auto codeOf = [&](int64_t j) {
+      Val low = j ? shrLogical(both, number(16)) : both & 0xffff;
+      Val level = j ? shrLogical(levels, number(16)) : levels & 0xffff;
+      return low | (level << number(16)) | ((token + j) << number(20));
+    };
+    Val less = (number(1) << lane) - 1, loud = levels & (0x00030003), third = loud & shrLogical(loud, number(1)) & 0x00010001; // V wants all
+    Val isLoud = third | (shrLogical(levels, number(3)) & 0x00010001);                                                         // or K does
+    Val loud0 = one & ((isLoud & 1) != 0), loud1 = two & (shrLogical(isLoud, number(16)) != 0);
+    Val l0 = e.ballot(loud0), l1 = e.ballot(loud1), n0 = m0 & (l0 ^ number(-1)), n1 = m1 & (l1 ^ number(-1));
+    Val c0 = e.countBits(n0), ring = warp * (2 * kRing);
+    auto within = [&](Val from, Val count) { return (from + count) & (kRing - 1); };
+    Val at0 = select(loud0, within(loudTail(), e.countBits(l0 & less)) + kRing, within(tail(), e.countBits(n0 & less))) + ring;
+    Val lc0 = e.countBits(l0);
+    Val at1 = select(loud1, within(loudTail(), lc0 + e.countBits(l1 & less)) + kRing, within(tail(), c0 + e.countBits(n1 & less))) + ring;
+    tail.set(tail() + c0 + e.countBits(n1));
+    loudTail.set(loudTail() + lc0 + e.countBits(l1));
+    for (int64_t j = 0; j < 2; ++j) {
+      Val place = j ? at1 : at0;
+      e.when(j ? two : one, [&] {
+        e.store(keyRowPlace + j, keyPlaces, place);
+        e.store(valueRowPlace + j, valuePlaces, place);
+        e.store(codeOf(j), codes, place);
+        for (int64_t h = 0; h < padded; h += exact ? 1 : 2) {
+          if (exact)
+            e.store(relative[2 * h + j], scores, place * padded + h);
+          else
+            e.store(e.permuteBytes(relative[h], relative[h + 1], j ? std::array{2, 3, 6, 7} : std::array{0, 1, 4, 5}), Shared{scores.base, e.i32()}, place * (padded / 2) + h / 2);
+        }
+      });
+    }
+    e.when(records, [&] {
+      Val keyBits = ofRow(StepArgument::KeyBits, e.i8(), stride * kTile), valueBits = ofRow(StepArgument::ValueBits, e.i8(), stride * kTile);
+      for (int64_t j = 0; j < 2; ++j)
+        e.when(j ? two : one, [&] {
+          Val level = j ? shrLogical(levels, number(16)) : levels & 0xffff, levelV = level & 3, levelK = shrLogical(level, number(2)) & 3;
+          auto bits = [&](Val level, int64_t base, int64_t planes) { // of levels above `base` planes; plane 0 of V is read of every listed token
+            Val bits = number(4), all = number(planes == 3 ? 16 : planes == 2 ? 8 : 4);
+            for (int64_t l = 1; l <= 3; ++l)
+              bits = select(level >= l, number(std::array{4, 8, 16, 16}[l - 1 + base]), bits);
+            return convert(min(bits, all), e.i8());
+          };
+          e.storeGlobal(bits(levelK, 1, keyPlanes), keyBits, token + j);
+          e.storeGlobal(bits(levelV, 0, valuePlanes), valueBits, token + j);
+        });
+    });
+  });
+}
+
+/// Fills up a list of `count` < 32 tokens from `entry` on with some that weigh nothing.
+void AttendKernel::padTo32(Val entry, Val count) {
+  e.when(lane >= count, [&] {
+    Val place = entry + lane;
+    e.store(e.load(keyPlaces, entry), keyPlaces, place);
+    e.store(e.load(valuePlaces, entry), valuePlaces, place);
+    e.store(number(0), codes, place);
+    Val none = e.constant(scoreType(), -INFINITY);
+    for (int64_t h = 0; h < padded; ++h)
+      e.store(none, scores, place * padded + h);
+  });
+  e.warpBarrier();
+}
+
+//===----------------------------------------------------------------------===//
+// Products
+//===----------------------------------------------------------------------===//
+
+/// A lane's words of a row of a plane, a load for each chunk.
+Vals AttendKernel::loadRow(const Words &words, Val plane, Val place, Val lane) {
+  Vals row;
+  Val start = e.at(plane, e.i8(), wide(place) * (words.count * 4));
+  for (int64_t j = 0; j < words.chunks; ++j) {
+    Val word = lane * words.vector + j * words.lanes * words.vector;
+    if (!words.isWhole() && j + 1 == words.chunks)
+      word = min(word, number(words.count - words.vector));
+    Val loaded = e.loadGlobal(e.at(start, e.i32(), word), words.vector > 1 ? Type(vectorOf(e.i32(), words.vector)) : e.i32(), number(0));
+    for (int64_t i = 0; i < words.vector; ++i)
+      row.push_back(words.vector > 1 ? aligned::lane(loaded, i) : loaded);
+  }
+  return row;
+}
+
+/// The weights of a word of this lane's, column g of a quad. Behind the row there are none.
+Val AttendKernel::weightWord(int64_t from, const Words &words, int64_t quad, int64_t number_) {
+  int64_t j = number_ / words.vector, i = number_ % words.vector;
+  Val word = q * words.vector + (j * words.lanes * words.vector + i), column = firstRow * 2 + g + 8 * quad;
+  bool inside = words.isWhole() || j + 1 < words.chunks;
+  Val loaded = e.loadGlobal(prepared, e.i32(), column * words.count + (inside ? word : min(word, number(words.count - 1))) + from, false);
+  return inside ? loaded : select(word < words.count, loaded, number(0));
+}
+
+/// Plane 1 of two rows of K, 16 (n - 7.5) W, of this lane's query row. `rows`: [2][words].
+std::array<Val, 2> AttendKernel::keyProducts(ArrayRef<Val> rows, int64_t quad) {
+  const int64_t each = keyRow.each(), mask = 0x0f0f0f0f;
+  Vals c(4, number(0));
+  auto multiply = [&](int64_t from, bool masked) {
+    for (int64_t w = 0; w < each; w += 2) {
+      Vals a = operandOf(rows, each, w);
+      if (masked)
+        for (Val &word : a)
+          word = word & mask;
+      c = e.multiply(a, weightsOf(from, keyRow, quad, w), c);
+    }
+  };
+  multiply(at.low, true);
+  for (Val &number : c)
+    number = number << this->number(4);
+  for (int64_t j = 0; j < 2; ++j)
+    c[2 * j + 1] = c[2 * j + 1] + all[quad].begin;
+  multiply(at.raw, false);
+  return {(c[0] << number(8)) + c[1], (c[2] << number(8)) + c[3]};
+}
+
+/// The same of plane 2: n W.
+std::array<Val, 2> AttendKernel::keyByteProducts(ArrayRef<Val> rows, int64_t quad) {
+  Vals c(4, number(0));
+  for (int64_t w = 0; w < keyBytes.each(); w += 2)
+    c = e.multiply(operandOf(rows, keyBytes.each(), w), weightsOf(at.full, keyBytes, quad, w), c);
+  return {(c[0] << number(8)) + c[1], (c[2] << number(8)) + c[3]};
+}
+
+/// Weights of 32 listed tokens for a quad, of which this lane has g + 8 r, row q. What comes back: words of the weights of tokens 8 q .., row g / 2. Bit 8 r of the masks: whether
+/// token g + 8 r wants more of K, V, plane 1 of V, plane 2 of K, of V.
+Vals AttendKernel::weigh(Val entry, int64_t n, Val mk, Val mv, Val m1, Val mk2, Val m2, ArrayRef<Val> finer, ArrayRef<Val> finest) {
+  OfQuad &quad = all[n];
+  Val h = q + 4 * n;
+  Val x[4], off[4], most = real(kNothing);
+  for (int64_t r = 0; r < 4; ++r) {
+    Val place = entry + g + 8 * r, z = convert(e.load(scores, place * padded + h), e.f32()), code = e.load(codes, place);
+    Val unit = quad.unit * scaleOf(code, 0), now = z;
+    now = select(isSet(mk, 8 * r), fma(convert(finer[r], e.f32()), unit, z), now);
+    if (!finest.empty()) {
+      Val more = fma(quad.sum, real(-8), convert(finest[r], e.f32())) * (unit * (1.0 / 16));
+      now = select(isSet(mk2, 8 * r), now + more, now);
+    }
+    Val p = e.exp2(now), before = e.exp2(z), isRead = isSet(mv, 8 * r);
+    quad.masses[kMoved].set(quad.masses[kMoved]() + (p - before));
+    Val read = select(isRead, p, real(0));
+    quad.masses[kRead].set(quad.masses[kRead]() + read);
+    Val level = fma(e.byteAsFloat(code, 1), real(0.125), real(-1048576)) + now;
+    x[r] = select(isRead, level, real(kNothing));
+    most = e.largest(most, x[r]);
+    e.when(someLow, [&] {
+      Val valueCode = shrLogical(code, number(8)) & 255, isLow = (convert(valueCode, e.f32()) < floor) & (valueCode != storage::kAside);
+      quad.masses[kLowMoved].set(quad.masses[kLowMoved]() + select(isLow, p - before, real(0)));
+      quad.masses[kLowRead].set(quad.masses[kLowRead]() + select(isLow, read, real(0)));
+    });
+    // A middle, less the 8 that makes a signed plane unsigned, less the dither.
+    Val middle = select(isSet(m1, 8 * r), real(1.0 / 32 - 8), real(0.5 - 8));
+    if (m2.e)
+      middle = select(isSet(m2, 8 * r), real(-8), middle);
+    Val dither = convert(ditherOf(code & int32_t(0xfff00000), storage::kValueDither), e.f32());
+    off[r] = fma(dither, real(-0x1p-32), middle);
+  }
+  e.when(e.any(most > quad.reference()), [&] { flush(n, e.largest(quad.reference(), e.warpMax(most, {4, 8, 16}) + 1.0)); });
+  e.warpBarrier();
+  Val row = (warp * padded + h) * kBatch;
+  for (int64_t r = 0; r < 4; ++r) {
+    Val shifted = fma(e.exp2(x[r] - quad.reference()), real(kLargestWeight), real(kMagic));
+    quad.offset.set(fma(shifted - kMagic, off[r], quad.offset()));
+    e.store(convert(bitcast(shifted, e.i32()), e.i16()), weights, row + g + 8 * r);
+  }
+  e.warpBarrier();
+  Val words = e.load(Shared{weights.base, e.i32()}, ((warp * padded + 4 * n + shrLogical(g, number(1))) * kBatch + q * 8) / 2, 4);
+  Vals result;
+  for (int64_t i = 0; i < 4; ++i)
+    result.push_back(aligned::lane(words, i));
+  return result;
+}
+
+/// Adds what sums of products hold to the split's output, and takes another reference of weights.
+void AttendKernel::flush(int64_t n, Val next) {
+  OfQuad &quad = all[n];
+  Val reference = quad.reference(), factor = select(reference > -1e29, e.exp2(reference - 16.0) * (1 / kLargestWeight / 8), real(0));
+  Val offset = e.warpAdd(quad.offset(), {4, 8, 16});
+  Val row = (warp * padded + (q + 4 * n)) * shape.valueDim;
+  for (int64_t w = 0; w < valueRow.each(); ++w) {
+    int64_t j = w / valueRow.vector, i = w % valueRow.vector;
+    Val word = g * valueRow.vector + (j * 8 * valueRow.vector + i);
+    auto add = [&] {
+      for (int64_t half = 0; half < 2; ++half) {
+        auto sum = [&](SmallVector<Variable> &from, int64_t k) { return from[(w * 2 + half) * 4 + k](); };
+        Val place = row + word * 8 + 4 * half, before = e.load(out, place, 4);
+        Vals values;
+        for (int64_t byte = 0; byte < 2; ++byte) {
+          Val l0 = sum(quad.low, 2 * byte), l1 = sum(quad.low, 2 * byte + 1);
+          auto high = [&](int64_t k, Val low) { return convert((sum(quad.raw, k) - low) >> number(4), e.f32()); };
+          values.push_back(fma(convert(l0, e.f32()), real(256), convert(l1, e.f32())));
+          values.push_back(fma(high(2 * byte, l0), real(256), high(2 * byte + 1, l1)));
+        }
+        for (int64_t k = 0; k < 4; ++k)
+          values[k] = fma(values[k] + offset, factor, aligned::lane(before, k));
+        e.store(e.vectorOf(values), out, place);
+      }
+    };
+    valueRow.isWhole() || j + 1 < valueRow.chunks ? add() : e.when(word < valueWords, add);
+    for (int64_t k = 0; k < 8; ++k) {
+      quad.raw[w * 8 + k].set(number(0));
+      quad.low[w * 8 + k].set(number(0));
+    }
+  }
+  quad.offset.set(real(0));
+  quad.reference.set(next);
+}
+
+/// Adds eight rows of a plane of 4 bits, [8][words], times weights of each quad. A signed plane is brought to unsigned nibbles on the way.
+void AttendKernel::multiply(ArrayRef<Val> rows, bool isSigned, ArrayRef<std::pair<Val, Val>> b) {
+  const int64_t each = valueRow.each();
+  for (int64_t w = 0; w < each; ++w) {
+    auto word = [&](int64_t token) { return rows[token * each + w]; };
+    std::array<Val, 4> left = transpose(word(0), word(1), word(2), word(3)), right = transpose(word(4), word(5), word(6), word(7));
+    for (int64_t half = 0; half < 2; ++half) {
+      Vals bytes{left[2 * half], left[2 * half + 1], right[2 * half], right[2 * half + 1]}, raw, low;
+      for (Val byte : bytes) {
+        raw.push_back(isSigned ? byte ^ number(int32_t(0x88888888)) : byte);
+        low.push_back(isSigned ? (byte ^ number(0x08080808)) & 0x0f0f0f0f : byte & 0x0f0f0f0f);
+      }
+      for (int64_t n = 0; n < quads; ++n)
+        for (auto [sums, operand] : {std::pair(&all[n].raw, &raw), std::pair(&all[n].low, &low)}) {
+          Vals c;
+          for (int64_t k = 0; k < 4; ++k)
+            c.push_back((*sums)[(w * 2 + half) * 4 + k]());
+          c = e.multiplyUnsigned(*operand, {b[n].first, b[n].second}, c);
+          for (int64_t k = 0; k < 4; ++k)
+            (*sums)[(w * 2 + half) * 4 + k].set(c[k]);
+        }
+    }
+  }
+}
+
+//===----------------------------------------------------------------------===//
+// 32 tokens
+//===----------------------------------------------------------------------===//
+
+/// Those under way.
+void AttendKernel::addBatch() {
+  const int64_t keyEach = keyRow.each();
+  if (!finerIsAhead) // cheaper to know again than to keep
+    note(wantsOf(entry()));
+  SmallVector<Variable> products;
+  Val mk = shrLogical(wantKey(), g);
+  for (int64_t i = 0; i < quads * 4; ++i)
+    products.push_back(e.variable(number(0)));
+  if (keyPlanes > 1)
+    e.when(wantKey() != 0, [&] {
+      for (int64_t r = 0; r < 4; r += 2) {
+        Vals rows;
+        for (int64_t j = r; j < r + 2; ++j)
+          if (finerIsAhead)
+            for (int64_t i = 0; i < keyEach; ++i)
+              rows.push_back(finer[j * keyEach + i]());
+          else
+            rows.append(predicated(isSet(mk, 8 * j), keyEach, [&] { return loadRow(keyRow, key.planes[1], e.load(keyPlaces, entry() + g + 8 * j), q); }));
+        for (int64_t n = 0; n < quads; ++n) {
+          auto two = keyProducts(rows, n);
+          products[n * 4 + r].set(two[0]);
+          products[n * 4 + r + 1].set(two[1]);
+        }
+      }
+    });
+  SmallVector<Vals> words;
+  SmallVector<std::pair<Val, Val>> b;
+  Val mv = shrLogical(wantValue(), g), m1 = shrLogical(wantSecond(), g);
+  for (int64_t n = 0; n < quads; ++n) {
+    Vals own;
+    for (int64_t r = 0; r < 4; ++r)
+      own.push_back(products[n * 4 + r]());
+    words.push_back(weigh(entry(), n, mk, mv, m1, {}, {}, own, {}));
+    b.push_back(digits(words[n][0], words[n][1], words[n][2], words[n][3]));
+  }
+  auto rowsOf = [&](SmallVector<Variable> &from) {
+    Vals rows;
+    for (Variable &word : from)
+      rows.push_back(word());
+    return rows;
+  };
+  multiply(rowsOf(first), true, b);
+  if (valuePlanes > 1)
+    e.when(wantSecond() != 0, [&] {
+      multiply(secondIsAhead ? rowsOf(second) : loadSecond(valuePlacesAt(entry()), wantSecond()), false, sixteenths(words));
+    });
+  Val count = batches() + 1;
+  batches.set(count);
+  e.when((count & (kMostBatches - 1)) == 0, [&] {
+    for (int64_t n = 0; n < quads; ++n)
+      flush(n, all[n].reference());
+  });
+}
+
+/// Loud tokens, to all planes that they want, with nothing under way.
+void AttendKernel::takeLoud(Val at_, Val count) {
+  e.when(count < kBatch, [&] { padTo32(at_, count); });
+  const int64_t keyEach = keyRow.each(), byteEach = keyBytes.each(), valueEach = valueRow.each();
+  Wants wants = wantsOf(at_);
+  Val wantV = wants.value[0], wantV1 = wants.value[1], wantV2 = wants.value[2];
+  Val zero = number(0), mk = shrLogical(wants.key[0], g), mk2 = shrLogical(wants.key[1], g);
+  SmallVector<Vals> finerProducts(quads, Vals(4, zero)), finestProducts(quads, Vals(keyPlanes > 2 ? 4 : 0, zero));
+  for (int64_t r = 0; r < 4; r += 2) { // two rows at a time: registers are short
+    Vals rows1, rows2;
+    for (int64_t j = 0; j < 2; ++j) {
+      Val place = e.load(keyPlaces, at_ + g + 8 * (r + j));
+      if (keyPlanes > 1)
+        rows1.append(predicated(isSet(mk, 8 * (r + j)), keyEach, [&] { return loadRow(keyRow, key.planes[1], place, q); }));
+      if (keyPlanes > 2)
+        rows2.append(predicated(isSet(mk2, 8 * (r + j)), byteEach, [&] { return loadRow(keyBytes, lastPlane(StepArgument::Key), place, q); }));
+    }
+    for (int64_t n = 0; n < quads; ++n) {
+      auto keep = [&](Vals &to, std::array<Val, 2> two) {
+        to[r] = two[0];
+        to[r + 1] = two[1];
+      };
+      if (keyPlanes > 1)
+        keep(finerProducts[n], keyProducts(rows1, n));
+      if (keyPlanes > 2)
+        keep(finestProducts[n], keyByteProducts(rows2, n));
+    }
+  }
+  SmallVector<Vals> words;
+  SmallVector<std::pair<Val, Val>> b;
+  Val mv = shrLogical(wantV, g), m1 = shrLogical(wantV1, g), m2 = shrLogical(wantV2, g);
+  for (int64_t n = 0; n < quads; ++n) {
+    words.push_back(weigh(at_, n, mk, mv, m1, mk2, valuePlanes > 2 ? m2 : Val(), finerProducts[n], finestProducts[n]));
+    b.push_back(digits(words[n][0], words[n][1], words[n][2], words[n][3]));
+  }
+  Vals places = valuePlacesAt(at_);
+  Val l2 = shrLogical(wantV2, q * 8);
+  Vals rows;
+  for (int64_t i = 0; i < 8; ++i)
+    rows.append(loadRow(valueRow, value.planes[0], places[i], g));
+  multiply(rows, true, b);
+  if (valuePlanes > 1)
+    e.when(wantV1 != 0, [&] { multiply(loadSecond(places, wantV1), false, sixteenths(words)); });
+  if (valuePlanes > 2)
+    e.when(wantV2 != 0, [&] {
+      // A word of plane 0 has the channels of two words here.
+      for (int64_t w = 0; w < valueEach; ++w) {
+        int64_t j = w / valueRow.vector, i = w % valueRow.vector;
+        Val word = g * valueRow.vector + (j * 8 * valueRow.vector + i), inside = word < valueWords;
+        bool whole = valueRow.isWhole() || j + 1 < valueRow.chunks;
+        if (!whole)
+          word = min(word, number(valueWords - 1));
+        Vals rows;
+        for (int64_t t = 0; t < 8; ++t)
+          rows.append(predicated(isSet(l2, t), 2, [&]() -> Vals {
+            Val start = e.at(lastPlane(StepArgument::Value), e.i8(), wide(places[t]) * shape.valueDim);
+            Val two = e.loadGlobal(e.at(start, e.i32(), word * 2), vectorOf(e.i32(), 2), number(0));
+            return {aligned::lane(two, 0), aligned::lane(two, 1)};
+          }));
+        for (int64_t k = 0; k < 2; ++k) {
+          auto byte = [&](int64_t t) { return rows[2 * t + k]; };
+          std::array<Val, 4> left = transpose(byte(0), byte(1), byte(2), byte(3)), right = transpose(byte(4), byte(5), byte(6), byte(7));
+          for (int64_t n = 0; n < quads; ++n) {
+            Vals sums;
+            for (int64_t half = 0; half < 2; ++half) {
+              Vals c = e.multiplyUnsigned({left[2 * half], left[2 * half + 1], right[2 * half], right[2 * half + 1]}, {b[n].first, b[n].second}, Vals(4, zero));
+              sums.push_back((c[0] << number(8)) + c[1]);
+              sums.push_back((c[2] << number(8)) + c[3]);
+            }
+            Val reference = all[n].reference(), factor = select(reference > -1e29, e.exp2(reference - 16.0) * (1 / kLargestWeight / 8 / 4096), real(0));
+            Val place = (warp * padded + (q + 4 * n)) * shape.valueDim + word * 8 + 4 * k;
+            auto add = [&] {
+              Val before = e.load(out, place, 4);
+              Vals values;
+              for (int64_t c = 0; c < 4; ++c)
+                values.push_back(fma(convert(sums[c], e.f32()), factor, aligned::lane(before, c)));
+              e.store(e.vectorOf(values), out, place);
+            };
+            whole ? add() : e.when(inside, add);
+          }
+        }
+      }
+    });
+  Val done = batches() + 1;
+  batches.set(done);
+  e.when((done & (kMostBatches - 1)) == 0, [&] {
+    for (int64_t n = 0; n < quads; ++n)
+      flush(n, all[n].reference());
+  });
+}
+
+/// Asks for the rows of the next 32.
+void AttendKernel::fetch() {
+  const int64_t keyEach = keyRow.each(), valueEach = valueRow.each();
+  Val start = (head() & (kRing - 1)) + warp * (2 * kRing), count = min(tail() - head(), number(kBatch));
+  entry.set(start);
+  head.set(head() + kBatch); // a list that is filled up is the last
+  e.when(count < kBatch, [&] {
+    padTo32(start, count);
+    tail.set(head());
+  });
+  Wants wants = wantsOf(start);
+  note(wants);
+  Val wantK = wants.key[0], wantV1 = wants.value[1];
+  Vals places = valuePlacesAt(start);
+  auto keep = [](SmallVector<Variable> &to, int64_t from, const Vals &words) {
+    for (auto [i, word] : llvm::enumerate(words))
+      to[from + i].set(word);
+  };
+  for (int64_t i = 0; i < 8; ++i)
+    keep(first, i * valueEach, loadRow(valueRow, value.planes[0], places[i], g));
+  if (valuePlanes > 1 && secondIsAhead)
+    e.when(wantV1 != 0, [&] { keep(second, 0, loadSecond(places, wantV1)); });
+  if (keyPlanes > 1 && finerIsAhead)
+    e.when(wantK != 0, [&] {
+      Val mine = shrLogical(wantK, g);
+      for (int64_t r = 0; r < 4; ++r) {
+        Val place = e.load(keyPlaces, start + g + 8 * r);
+        e.when(isSet(mine, 8 * r), [&] { keep(finer, r * keyEach, loadRow(keyRow, key.planes[1], place, q)); });
+      }
+    });
+}
+
+//===----------------------------------------------------------------------===//
+// The end
+//===----------------------------------------------------------------------===//
+
+void AttendKernel::finishSplit() {
+  const int64_t dim = shape.valueDim, width = dim + kMasses;
+  for (int64_t n = 0; n < quads; ++n) {
+    flush(n, real(0));
+    for (int64_t i = 0; i < kMasses; ++i) {
+      Val sum = e.warpAdd(all[n].masses[i](), {4, 8, 16});
+      e.when(g == 0, [&] { e.store(sum, masses, (warp * padded + (q + 4 * n)) * kMasses + i); });
+    }
+  }
+  e.barrier();
+  Val parts = ofRow(StepArgument::Parts, e.f32(), splits * (allRows * width));
+  forHeadsOfWarp(padded, [&](Val h) {
+    Val mine = (split * allRows + (firstRow + h)) * width;
+    e.loop(lane * 4, number(dim), GpuEmitter::kWarp * 4, [&](Val c) {
+      Val sum = e.load(out, h * dim + c, 4);
+      for (int64_t w = 1; w < kStepWarps; ++w)
+        sum = sum + e.load(out, (h + w * padded) * dim + c, 4);
+      e.storeGlobal(sum, parts, mine + c);
+    });
+    e.when(lane < kMasses, [&] {
+      Val sum = e.load(masses, h * kMasses + lane);
+      for (int64_t w = 1; w < kStepWarps; ++w)
+        sum = sum + e.load(masses, (h + w * padded) * kMasses + lane);
+      e.storeGlobal(sum, parts, mine + lane + dim);
+    });
+  });
+  e.fence();
+  e.barrier();
+  e.when(thread == 0, [&] {
+    Val before = e.atomicAdd(number(1), argument(StepArgument::Counters), row * (allRows / padded) + e.block(gpu::Dimension::z));
+    e.fence();
+    e.store(before, last, number(0));
+  });
+  e.barrier();
+  e.when(e.load(last, number(0)) == splits - 1, [&] { finishRow(); });
+}
+
+/// By the last block of threads of a row: all splits' shares, in their order.
+void AttendKernel::finishRow() {
+  const int64_t dim = shape.valueDim, width = dim + kMasses;
+  Val parts = ofRow(StepArgument::Parts, e.f32(), splits * (allRows * width));
+  Val valueUnit = rowFact(RowFact::ValueUnit);
+  e.loop(warp, min(number(padded), number(rows) - firstRow), kStepWarps, [&](Val h) {
+    auto at_ = [&](Val s) { return (s * allRows + (firstRow + h)) * width; };
+    Vals mass = e.loop(lane, splits, GpuEmitter::kWarp, Vals(kMasses, real(0)), [&](Val s, Vals sum) {
+      Val own = e.loadGlobal(parts, vectorOf(e.f32(), kMasses), at_(s) + dim, false);
+      for (int64_t i = 0; i < kMasses; ++i)
+        sum[i] = sum[i] + aligned::lane(own, i);
+      return sum;
+    });
+    for (Val &sum : mass)
+      sum = warpAdd(sum);
+    Val coarse = e.load(sums, h), sum = coarse + mass[kMoved] + headFact(h, HeadFact::NotFinite);
+    Val sink = real(0);
+    if (shape.sinkLogits) // takes part in the sum, and has no value
+      sink = e.exp2(sinkOf(h) - e.load(tops, h));
+    Val unread = (sum - sink - mass[kRead]) - (e.load(lowSums, h) + mass[kLowMoved] - mass[kLowRead]);
+    Val nothing = coarse == 0;
+    Val outHead = wide(row) * rows + wide(firstRow + h);
+    Val acc = e.at(argument(StepArgument::Acc), e.f32(), outHead * dim);
+    e.loop(lane * kVector, number(dim), GpuEmitter::kWarp * kVector, [&](Val c) {
+      Val none = e.constant(vectorOf(e.f32(), kVector), 0);
+      Val total = overSplits(number(0), splits, 1, none, [&](Val s) -> Vals { return {e.loadGlobal(parts, vectorOf(e.f32(), kVector), at_(s) + c, false)}; },
+                             [](Val sum, Vals loaded) { return sum + loaded[0]; });
+      Val mean = e.loadGlobal(prepared, vectorOf(e.f32(), kVector), c + at.mean, false);
+      total = fma(e.splat(unread, kVector), mean, total) * e.splat(valueUnit, kVector);
+      total = select(nothing, none, total + e.splat(headFact(h, HeadFact::NotFinite), kVector));
+      e.storeGlobal(total, acc, c);
+    });
+    e.when(lane == 0, [&] {
+      Val top = (e.load(tops, h) + headFact(h, HeadFact::Shift)) * (1 / kLog2e);
+      e.storeGlobal(select(nothing, real(-INFINITY), top), e.at(argument(StepArgument::Max), e.f32(), outHead), number(0));
+      Val total = sum;
+      if (!shape.maskedZero) // softmax of nothing but -inf is 0 / 0
+        total = select(nothing & (tokens > 0), real(NAN), total);
+      e.storeGlobal(total, e.at(argument(StepArgument::Sum), e.f32(), outHead), number(0));
+    });
+  });
+}
+
+void AttendKernel::emit() {
+  prepared = ofRow(StepArgument::Prepared, e.i32(), at.size);
+  Type i32 = e.i32(), f32 = e.f32();
+  Val zero = number(0);
+  e.loop(thread * 4, number(kStepWarps * padded * shape.valueDim), threads * 4, [&](Val i) { e.store(e.constant(vectorOf(f32, 4), 0), out, i); });
+  joinStatistics();
+  someLow = rowFact(RowFact::SomeLow) != 0;
+  floor = rowFact(RowFact::Floor);
+  records = isAsked(StepArgument::KeyBits);
+  for (int64_t n = 0; n < quads; ++n) {
+    OfQuad &quad = all[n];
+    Val h = q + 4 * n;
+    quad.unit = headFact(h, HeadFact::Unit) * (1.0 / 16); // of plane 1
+    Val sum = e.loadGlobal(prepared, i32, (firstRow + h) * int64_t(HeadFact::Count) + (at.heads + int64_t(HeadFact::Sum)), false);
+    quad.sum = convert(sum, f32);
+    quad.begin = convert(roundEven(quad.sum * -7.5), i32);
+    quad.reference = e.variable(e.load(references, h));
+    quad.offset = e.variable(real(0));
+    for (Variable &mass : quad.masses)
+      mass = e.variable(real(0));
+    for (int64_t i = 0; i < valueRow.each() * 8; ++i) {
+      quad.raw.push_back(e.variable(zero));
+      quad.low.push_back(e.variable(zero));
+    }
+    origins.push_back(e.variable(real(0)));
+  }
+  for (Variable *variable : {&todo, &page, &keyPlace, &valuePlace, &pairCodesKey, &pairCodesValue, &where, &head, &tail, &loudHead, &loudTail, &entry, &wantKey, &wantValue,
+                             &wantSecond, &batches})
+    *variable = e.variable(zero);
+  entry.set(number(-1));
+  base = e.variable(split * kStepWarps + warp);
+  for (auto [list, count] : {std::pair(&pair, scoreWords), std::pair(&first, 8 * valueRow.each()), std::pair(&second, secondIsAhead ? 8 * valueRow.each() : 0), std::pair(&finer, finerIsAhead ? 4 * keyRow.each() : 0)})
+    for (int64_t i = 0; i < count; ++i)
+      list->push_back(e.variable(zero));
+  ask();
+  Variable running = e.variable(i1(true));
+  e.loopWhile([&] { return running(); }, [&] {
+    Val looks = (tail() - head() < kBatch) & (loudTail() - loudHead() < kBatch) & (page() != 0);
+    e.choose(looks, [&]() -> Vals {
+      look();
+      ask();
+      return {};
+    }, [&]() -> Vals {
+      e.warpBarrier(); // the rings are written
+      e.when(entry() >= 0, [&] {
+        addBatch();
+        entry.set(number(-1));
+      });
+      Val waiting = loudTail() - loudHead(), several = waiting >= kBatch;
+      Val done = (waiting < kBatch) & (tail() == head()) & (page() == 0);
+      Variable from = e.variable((loudHead() & (kRing - 1)) + warp * (2 * kRing) + kRing), count = e.variable(select(several, number(kBatch), zero));
+      e.when(several, [&] { loudHead.set(loudHead() + kBatch); });
+      e.when(done, [&] {
+        // What all warps have left goes to where the first one had its ring.
+        e.when(lane == 0, [&] { e.store(waiting, left, warp); });
+        e.barrier();
+        Val before = zero, all = zero;
+        for (int64_t w = 0; w < kStepWarps; ++w) {
+          Val own = e.load(left, number(w));
+          before = before + select(number(w) < warp, own, zero);
+          all = all + own;
+        }
+        e.when(lane < waiting, [&] {
+          Val source = ((loudHead() + lane) & (kRing - 1)) + warp * (2 * kRing) + kRing, to = before + lane;
+          for (Shared list : {keyPlaces, valuePlaces, codes})
+            e.store(e.load(list, source), list, to);
+          for (int64_t h = 0; h < padded; ++h)
+            e.store(e.load(scores, source * padded + h), scores, to * padded + h);
+        });
+        e.barrier();
+        from.set(warp * kBatch);
+        count.set(min(all - warp * kBatch, number(kBatch)));
+        running.set(i1(false));
+      });
+      e.when(count() > 0, [&] { takeLoud(from(), count()); });
+      e.when((done == i1(false)) & (tail() != head()) & ((tail() - head() >= kBatch) | (page() == 0)), [&] { fetch(); });
+      return {};
+    });
+  });
+  finishSplit();
+  finish();
+}
+
+} // namespace
+
+void aligned::emitAttendKernel(ModuleOp program, StringRef name, const DecodeShape &shape) { AttendKernel(program, name, shape).emit(); }

@@ -1,0 +1,532 @@
+// The scan: plane 0 of K of every token that some query sees, against all query rows at once.
+//
+// In plane 0 a word holds 8 channels of a token, and words of neighbouring tokens lie side by side (Layout.h): 8 bytes are the same word of two tokens, which are rows g and
+// g + 8 of an operand, and two such pairs of registers are a whole one. Nothing is moved. Dithers and middles are where sums begin.
+//
+// The block of threads that is a row's first writes down what attend needs to know of the row.
+#include "StepKernel.h"
+
+#include "aligned/Storage/Rotation.h"
+
+#include <cmath>
+#include <cstddef>
+
+using namespace mlir;
+using namespace aligned;
+
+namespace {
+
+constexpr double kLeastScale = 1e-30, kNothing = -1e30;
+constexpr double kFullscale = 32600.0 * 16 / 17; ///< a weight, so that with a 16th of another it still has two signed digits
+
+class ScanKernel : public StepKernel {
+public:
+  using StepKernel::StepKernel;
+  void emit();
+
+private:
+  const int64_t padded = allRows, quads = padded / kQuad;
+  const int64_t steps = llvm::divideCeil(keyWords, 8); ///< products that a row of plane 0 is deep
+  const int64_t scanWords = steps * 8;                 ///< with zeros behind
+  static constexpr int64_t kPairs = kTile / 16;        ///< pairs of tokens of a lane: tokens 16 T + 2 g, + 1
+
+  Shared x = shared("x", e.f32(), kStepWarps * shape.keyDim);                       ///< a warp's query row, rotated
+  Shared raw = shared("raw", e.i32(), at.columns * scanWords), low = shared("low", e.i32(), at.columns * scanWords);
+  Shared units = shared("units", e.f32(), padded), sums = shared("sums", e.i32(), padded), norms = shared("norms", e.f32(), padded);
+  Shared usual = shared("usual", e.f32(), kStepWarps);
+  Shared stats = shared("stats", e.f32(), kStepWarps * padded * 3);
+  Val prepared, isFirst, someLow, floor;
+
+  void prepareQuery(Val h);
+  void storeWeights(Val h, Val inverse, Val isRow, Val word, llvm::function_ref<void(int64_t digit, Val raw, Val low)> store);
+  std::pair<Val, Val> digitsOf(std::array<Val, 4> wholes);
+  void prepareRow();
+  void lookForLow();
+  Val biasScale(const StepCache &cache) { return e.exp2(fma(cache.bias, real(-0.125), real(16))); }
+  void setHeadFact(Val h, HeadFact which, Val value) { e.storeGlobal(value, prepared, h * int64_t(HeadFact::Count) + (at.heads + int64_t(which))); }
+  void setRowFact(RowFact which, Val value) { e.storeGlobal(value, prepared, number(at.row + int64_t(which))); }
+  Val scalesField(const StepCache &cache, size_t offset) { return e.loadGlobal(e.at(cache.scales, e.i8(), number(offset)), e.i32(), number(0)); }
+  Val countsOf(const StepCache &cache) { return e.at(cache.scales, e.i8(), number(offsetof(aligned_scales, count))); }
+
+  Vals loadTile(Val tile); ///< two words each, [steps][2][kPairs] as far as there are some, and [kPairs] of two codes
+};
+
+//===----------------------------------------------------------------------===//
+// What is known of the row
+//===----------------------------------------------------------------------===//
+
+/// Bytes of four weights: their upper digits, and the lower ones.
+std::pair<Val, Val> ScanKernel::digitsOf(std::array<Val, 4> v) {
+  auto pack = [&](std::array<Val, 4> w, int byte) {
+    return e.permuteBytes(e.permuteBytes(w[0], w[1], {byte, byte + 4, 0, 0}), e.permuteBytes(w[2], w[3], {byte, byte + 4, 0, 0}), {0, 1, 4, 5});
+  };
+  std::array<Val, 4> rounded;
+  for (int i = 0; i < 4; ++i)
+    rounded[i] = v[i] + 128;
+  return {pack(rounded, 1), pack(v, 0)};
+}
+
+/// The weights of a word of 4-bit values of a query row, and how much they are together. Plane 0 of K has channels c and c + 4 in a byte, rows have 2 b and 2 b + 1.
+void ScanKernel::storeWeights(Val h, Val inverse, Val isRow, Val word, function_ref<void(int64_t, Val, Val)> store) {
+  Val base = warp * shape.keyDim + word * 8, step = select(isRow, number(2), number(1)), apart = select(isRow, number(1), number(4));
+  std::array<Val, 4> odd, even;
+  for (int64_t j = 0; j < 4; ++j) {
+    Val lowAt = base + step * j;
+    auto [whole, real_] = e.nearest(e.load(x, lowAt + apart) * inverse);
+    odd[j] = whole;
+    even[j] = e.nearest(fma(real_, real(-1.0 / 16), e.load(x, lowAt) * inverse)).first;
+  }
+  auto [rawHigh, rawLow] = digitsOf(odd);
+  auto [lowHigh, lowLow] = digitsOf(even);
+  store(0, rawHigh, lowHigh);
+  store(1, rawLow, lowLow);
+}
+
+void ScanKernel::prepareQuery(Val h) {
+  const int64_t dim = shape.keyDim;
+  e.warpBarrier(); // nobody reads the row before it any more
+  Val query = e.at(argument(StepArgument::Query), shape.query, (wide(row) * rows + wide(h)) * dim), scale = argument(StepArgument::Scale);
+  Val offset = e.at(addressOf(argument(StepArgument::Key), offsetof(aligned_cache, offset)), e.f32(), wide(row) * dim);
+  Val notFinite = real(0), shift = real(0), most = real(0), square = real(0);
+  struct Part {
+    int64_t first, size, each;
+    Vals x;
+  };
+  SmallVector<Part> parts;
+  for (int64_t first = 0; first < dim;) {
+    int64_t size = storage::blockAt(first, dim), each = std::max<int64_t>(size / GpuEmitter::kWarp, 1);
+    Part part{first, size, each, {}};
+    for (int64_t i = 0; i < each; ++i) {
+      Val within = size < GpuEmitter::kWarp ? lane & (size - 1) : lane * each + i, channel = within + first;
+      Val v = convert(e.loadGlobal(query, shape.query, channel), e.f32()) * scale;
+      Val off = e.loadGlobal(offset, e.f32(), channel);
+      if (size < GpuEmitter::kWarp) { // lanes behind the block repeat it
+        Val mine = lane < size;
+        off = select(mine, off, real(0));
+      }
+      notFinite = fma(v, real(0), notFinite);
+      shift = fma(v, off, shift);
+      // signOf(channel): the top bit of a hash.
+      Val hash = (channel + 1) * int32_t(0x9E3779B9u);
+      hash = (hash ^ shrLogical(hash, number(15))) * int32_t(0x85EBCA6Bu);
+      Val signedValue = bitcast(bitcast(v, e.i32()) ^ (hash & INT32_MIN), e.f32());
+      part.x.push_back(signedValue * (1 / std::sqrt(double(size))));
+    }
+    parts.push_back(part);
+    first += size;
+  }
+  notFinite = warpAdd(notFinite);
+  Val isFinite = notFinite == 0;
+  for (Part &part : parts) {
+    for (Val &v : part.x)
+      v = select(isFinite, v, real(0));
+    for (int64_t half = 1; half < part.each; half *= 2)
+      for (int64_t i = 0; i < part.each; ++i)
+        if (!(i & half)) {
+          Val a = part.x[i], b = part.x[i + half];
+          part.x[i] = a + b;
+          part.x[i + half] = a - b;
+        }
+    for (int64_t distance = 1; distance * part.each < part.size; distance *= 2) {
+      Val sign = bitcast(((lane & distance) << number(31 - llvm::Log2_64(distance))), e.i32());
+      for (Val &v : part.x) {
+        Val other = e.shuffleXor(v, distance);
+        v = other + bitcast(bitcast(v, e.i32()) ^ sign, e.f32());
+      }
+    }
+    Val mine = lane < part.size;
+    for (size_t i = 0; i < part.x.size(); ++i) {
+      Val v = part.x[i];
+      most = e.largest(most, abs(v));
+      square = part.size < GpuEmitter::kWarp ? select(mine, fma(v, v, square), square) : fma(v, v, square);
+      Val within = part.size < GpuEmitter::kWarp ? lane & (part.size - 1) : lane * part.each + int64_t(i);
+      auto keep = [&] { e.store(v, x, warp * dim + (within + part.first)); };
+      part.size < GpuEmitter::kWarp ? e.when(mine, keep) : keep();
+    }
+  }
+  most = warpMax(most);
+  square = warpAdd(square);
+  e.warpBarrier();
+  Val step = e.largest(most, real(kLeastScale)) * (1 / kFullscale), inverse = e.reciprocal(step);
+  // Weights of plane 0's words, zeros behind them.
+  Val one = number(0x01010101), zero = number(0);
+  Val sum = e.loop(lane, number(scanWords), GpuEmitter::kWarp, {zero}, [&](Val word, Vals total) -> Vals {
+    Val inside = word < keyWords;
+    Variable own = e.variable(zero);
+    storeWeights(h, inverse, e.constant(e.types.getI1Type(), 0), min(word, number(keyWords - 1)), [&](int64_t digit, Val rawWord, Val lowWord) {
+      Val place = (h * 2 + digit) * scanWords + word;
+      rawWord = select(inside, rawWord, zero);
+      lowWord = select(inside, lowWord, zero);
+      e.store(rawWord, raw, place);
+      e.store(lowWord, low, place);
+      auto bytes = [&](Val w) { return e.intrinsic("llvm.nvvm.idp4a.s.u", e.i32(), {w, one, zero}); };
+      own.set(own() + (bytes(rawWord) * 17 + bytes(lowWord) * 16) * (digit ? 1 : 256));
+    });
+    return {total[0] + own()};
+  })[0];
+  sum = e.warpAdd(sum, {16, 8, 4, 2, 1});
+  Val unit = step * biasScale(key) * (kLog2e / 128), norm = e.squareRoot(square);
+  e.when(lane == 0, [&] {
+    e.store(unit, units, h);
+    e.store(sum, sums, h);
+    e.store(norm, norms, h);
+  });
+  e.when(isFirst, [&] {
+    e.loop(lane, number(keyWords), GpuEmitter::kWarp, [&](Val word) {
+      storeWeights(h, inverse, e.constant(e.types.getI1Type(), 1), word, [&](int64_t digit, Val rawWord, Val lowWord) {
+        Val place = (h * 2 + digit) * keyWords + word;
+        e.storeGlobal(rawWord, prepared, place + at.raw);
+        e.storeGlobal(lowWord, prepared, place + at.low);
+      });
+    });
+    e.loop(lane, number(2 * keyWords), GpuEmitter::kWarp, [&](Val word) {
+      std::array<Val, 4> v;
+      for (int64_t j = 0; j < 4; ++j)
+        v[j] = e.nearest(e.load(x, warp * dim + word * 4 + j) * inverse).first;
+      auto [high, lowDigits] = digitsOf(v);
+      e.storeGlobal(high, prepared, (h * 2) * (2 * keyWords) + word + at.full);
+      e.storeGlobal(lowDigits, prepared, (h * 2 + 1) * (2 * keyWords) + word + at.full);
+    });
+    shift = warpAdd(shift) * kLog2e;
+    e.when(lane == 0, [&] {
+      setHeadFact(h, HeadFact::Unit, unit);
+      setHeadFact(h, HeadFact::Sum, sum);
+      // P5: half of sigma^2, of the median token.
+      Val median = convert(scalesField(key, offsetof(aligned_scales, median)), e.f32());
+      Val sigma = e.exp2(fma(median, real(0.125), real(-16))) * biasScale(key) * norm * (1.0 / 16 / std::sqrt(3.0));
+      Val shrink = e.smallest(sigma * sigma * 0.5, real(kLargestShrink)) * -kLog2e;
+      setHeadFact(h, HeadFact::Shrink, shrink);
+      Val seen = visibleTokens(h % shape.queries, newest, tokens, shape);
+      setHeadFact(h, HeadFact::LogSeen, e.log2(convert(max(seen, number(1)), e.f32())));
+      setHeadFact(h, HeadFact::NotFinite, notFinite);
+      setHeadFact(h, HeadFact::Shift, shift);
+    });
+  });
+}
+
+/// Whether any row of V is below the floor (M3).
+void ScanKernel::lookForLow() {
+  Val counts = countsOf(value), some = number(0);
+  for (int64_t i = 0; i < 8; ++i) {
+    Val code = lane + i * GpuEmitter::kWarp;
+    some = some | select(code < floor, e.loadGlobal(counts, e.i32(), code), number(0));
+  }
+  someLow = e.any(some != 0);
+}
+
+/// What all query rows share; a thread for each two codes.
+void ScanKernel::prepareRow() {
+  Val counts = countsOf(value), sum = real(0);
+  for (int64_t i = 0; i < 2; ++i) { // A = tokens / sum(1 / scale), a scale below the floor counting as the floor
+    Val code = thread + i * 128;
+    sum = fma(convert(e.loadGlobal(counts, e.i32(), code), e.f32()), e.exp2(fma(convert(max(code, floor), e.f32()), real(-0.125), real(16))), sum);
+  }
+  sum = warpAdd(sum);
+  e.when(lane == 0, [&] { e.store(sum, usual, warp); });
+  e.barrier();
+  Val all = real(1e-30);
+  for (int64_t i = 0; i < kStepWarps; ++i)
+    all = all + e.load(usual, number(i));
+  Val inverse = real(1) / all;
+  Val counted = convert(e.loadGlobal(e.at(value.scales, e.i8(), number(offsetof(aligned_scales, tokens))), e.i64(), number(0)), e.f32());
+  Val logUsual = e.log2(e.largest(counted * inverse, real(0x1p-20))) + 16.0;
+  Val longest = e.load(norms, number(0));
+  for (int64_t h = 1; h < rows; ++h)
+    longest = e.largest(longest, e.load(norms, number(h)));
+  longest = e.largest(longest, real(1e-30));
+  e.when(thread < rows, [&] { setHeadFact(thread, HeadFact::Relative, e.log2(e.largest(e.load(norms, thread), real(1e-30))) - e.log2(longest)); });
+  e.when(thread == 0, [&] {
+    setRowFact(RowFact::LogUsual, logUsual);
+    setRowFact(RowFact::ValueUnit, biasScale(value));
+    setRowFact(RowFact::LargestKey, convert(scalesField(key, offsetof(aligned_scales, largest)), e.f32()));
+    setRowFact(RowFact::LargestValue, convert(scalesField(value, offsetof(aligned_scales, largest)), e.f32()));
+    setRowFact(RowFact::Floor, convert(floor, e.f32()));
+    setRowFact(RowFact::SomeLow, select(someLow, real(1), real(0)));
+    const int64_t counters = allRows / (quadsTogether(shape) * kQuad);
+    for (int64_t i = 0; i < counters; ++i)
+      e.storeGlobal(number(0), ofRow(StepArgument::Counters, e.i32(), counters), number(i));
+  });
+  // Tables by scale code, two codes a thread.
+  Val sigma = longest * biasScale(key) * (1.0 / 16 / std::sqrt(3.0));
+  Vals ofKey, ofValue;
+  for (int64_t i = 0; i < 2; ++i) {
+    Val octave = fma(convert(thread * 2 + i, e.f32()), real(0.125), real(-16));
+    ofKey.push_back(log2Misled(sigma * e.exp2(octave), [&](Val y) { return e.exp2(y); }, [&](Val y) { return e.log2(y); }));
+    ofValue.push_back(e.log2(e.exp2(octave + 16.0 - logUsual) + 1.0));
+  }
+  Type f16 = e.types.getF16Type();
+  e.storeGlobal(e.pack(f16, ofKey[0], ofKey[1]), prepared, thread + at.keyTable);
+  e.storeGlobal(e.pack(f16, ofValue[0], ofValue[1]), prepared, thread + at.valueTable);
+  // M1, in units of codes: sum (n - dither) / 2^15 over sum 1 / scale. Sums hold the bits of the planes that the cache has.
+  Val planes = convert(field(argument(StepArgument::Value), offsetof(aligned_cache, planes)), e.i32()), middle = real(0);
+  aligned_format format{ALIGNED_FORMAT_FIXED, ALIGNED_ROLE_VALUE, 0, 3, {4, 4, 8}};
+  for (int32_t p = 1; p < format.planes; ++p)
+    middle = select(planes == p, real(std::exp2(15 - storage::bitsBefore(format, p))), middle);
+  Val channelSums = e.at(addressOf(argument(StepArgument::Value), offsetof(aligned_cache, sum)), e.i64(), wide(row) * shape.valueDim);
+  forThreads(shape.valueDim, [&](Val c) {
+    Val total = fma(counted, middle, convert(e.loadGlobal(channelSums, e.i64(), c), e.f32()));
+    e.storeGlobal(total * inverse * 0x1p-15, prepared, c + at.mean);
+  });
+}
+
+//===----------------------------------------------------------------------===//
+// Tiles
+//===----------------------------------------------------------------------===//
+
+Vals ScanKernel::loadTile(Val tile) {
+  Val place = placeOf(key, tile);
+  Val plane = tileOf(key.planes[0], place, storage::bytesPerTile(4, shape.keyDim)), codes = tileOf(key.codes, place, kTile);
+  Val mine = e.at(plane, e.i8(), q * (kTile * 4) + g * 8);
+  Vals loaded;
+  for (int64_t s = 0; s < steps; ++s)
+    for (int64_t half = 0; half < 2; ++half) {
+      int64_t word = 8 * s + 4 * half; // of lane q = 0
+      if (word >= keyWords)
+        continue;
+      // Behind the last word weights are zero: what is loaded there does not count, but has to be there.
+      Val from = word + 4 <= keyWords ? e.at(mine, e.i8(), number(word * kTile * 4))
+                                      : e.at(plane, e.i8(), min(q + word, number(keyWords - 1)) * (kTile * 4) + g * 8);
+      for (int64_t T = 0; T < kPairs; ++T)
+        loaded.push_back(e.loadGlobal(from, vectorOf(e.i32(), 2), number(T * 16)));
+    }
+  for (int64_t T = 0; T < kPairs; ++T)
+    loaded.push_back(zext(e.loadGlobal(e.at(codes, e.i8(), g * 2), e.i16(), number(T * 8)), e.i32()));
+  return loaded;
+}
+
+void ScanKernel::emit() {
+  const int64_t halves = llvm::divideCeil(keyWords, 4); // of products, that a row has words in
+  Val index = split * kStepWarps + warp, step = splits * kStepWarps;
+  prepared = ofRow(StepArgument::Prepared, e.i32(), at.size);
+  isFirst = split == 0;
+  floor = max(scalesField(value, offsetof(aligned_scales, median)) - storage::kFloorBelowMedian, number(storage::kLeastCode));
+  SmallVector<Variable> ahead;
+  for (int64_t i = 0; i < halves * kPairs; ++i)
+    ahead.push_back(e.variable(vectorOf(e.i32(), 2)));
+  for (int64_t T = 0; T < kPairs; ++T)
+    ahead.push_back(e.variable(e.i32()));
+  auto ask = [&](Val index) {
+    e.when(index < seenTiles, [&] {
+      for (auto [variable, word] : llvm::zip(ahead, loadTile(tileAt(index))))
+        variable.set(word);
+    });
+  };
+  ask(index);
+  // Padding rows have no weights.
+  if (rows < padded)
+    e.when(warp == 0, [&] {
+      e.loop(lane, number((padded - rows) * 2 * scanWords), GpuEmitter::kWarp, [&](Val i) {
+        e.store(number(0), raw, i + rows * 2 * scanWords);
+        e.store(number(0), low, i + rows * 2 * scanWords);
+      });
+      e.when(lane < padded - rows, [&] {
+        e.store(real(0), units, lane + rows);
+        e.store(number(0), sums, lane + rows);
+      });
+    });
+  if (rows < padded)
+    e.when(isFirst, [&] {
+      Val padding = number((padded - rows) * 2 * keyWords);
+      e.loop(thread, padding, threads, [&](Val i) {
+        e.storeGlobal(number(0), prepared, i + (at.raw + rows * 2 * keyWords));
+        e.storeGlobal(number(0), prepared, i + (at.low + rows * 2 * keyWords));
+        for (int64_t half = 0; half < 2; ++half)
+          e.storeGlobal(number(0), prepared, i + (at.full + (rows * 2 * 2 + half * (padded - rows) * 2) * keyWords));
+      });
+      e.loop(thread, number((padded - rows) * int64_t(HeadFact::Count)), threads, [&](Val i) { e.storeGlobal(real(0), prepared, i + (at.heads + rows * int64_t(HeadFact::Count))); });
+    });
+  lookForLow();
+  forHeadsOfWarp(rows, [&](Val h) { prepareQuery(h); });
+  e.barrier();
+  e.when(isFirst, [&] { prepareRow(); });
+
+  // Of this lane's query row in each quad.
+  struct OfQuad {
+    SmallVector<Val> raw, low; ///< [steps][2]
+    Val unit, negative, begin;
+    Variable reference, sum, lowSum;
+  };
+  std::vector<OfQuad> all(quads);
+  auto weightsOf = [&](int64_t n, OfQuad &quad) {
+    for (int64_t half = 0; half < halves; ++half)
+      for (auto [to, from] : {std::pair(&quad.raw, raw), std::pair(&quad.low, low)})
+        to->push_back(e.load(from, (g + 8 * n) * scanWords + q + 4 * half));
+  };
+  const bool keep = quads * halves <= 8; // in registers
+  for (auto [n, quad] : llvm::enumerate(all)) {
+    if (keep)
+      weightsOf(n, quad);
+    Val h = q + 4 * int64_t(n), sum = e.load(sums, h);
+    quad.unit = e.load(units, h);
+    quad.negative = number(0) - sum;
+    quad.begin = convert(roundEven(convert(sum, e.f32()) * -7.5), e.i32());
+    quad.reference = e.variable(real(kNothing));
+    quad.sum = e.variable(real(0));
+    quad.lowSum = e.variable(real(0));
+  }
+  Val scores = ofRow(StepArgument::Scores, scoreType(), stride * (kTile * padded)), tops = ofRow(StepArgument::Tops, e.f32(), stride * (padded * 2));
+  Val recordsKeys = isAsked(StepArgument::KeyBits);
+  Val keyBits = ofRow(StepArgument::KeyBits, e.i8(), stride * kTile), valueBits = ofRow(StepArgument::ValueBits, e.i8(), stride * kTile);
+  const int64_t mask = 0x0f0f0f0f;
+
+  Variable next = e.variable(index);
+  e.loopWhile([&] { return next() < seenTiles; }, [&] {
+    Val i = next();
+    next.set(i + step);
+    Val tile = tileAt(i), firstToken = tile * kTile + g * 2;
+    Vals words, codes;
+    for (int64_t j = 0; j < halves * kPairs; ++j)
+      words.push_back(ahead[j]());
+    for (int64_t T = 0; T < kPairs; ++T)
+      codes.push_back(ahead[halves * kPairs + T]());
+    SmallVector<std::array<Val, 2 * kPairs>> scored(quads);
+    Val zero = number(0), shifted = firstToken << number(20);
+    SmallVector<Val, 8> dithers;
+    for (int64_t T = 0; T < kPairs; ++T)
+      for (int64_t j = 0; j < 2; ++j) // factor * (token << 20), around the middle
+        dithers.push_back(shifted * storage::kKeyDither + number(int32_t(uint32_t(storage::kKeyDither) * uint32_t(16 * T + j) << 20) ^ INT32_MIN));
+    for (int64_t n = 0; n < quads; ++n) {
+      OfQuad &quad = all[n];
+      if (!keep) {
+        quad.raw.clear();
+        quad.low.clear();
+        weightsOf(n, quad);
+      }
+      for (int64_t T = 0; T < kPairs; ++T) {
+        auto operand = [&](int64_t s, bool masked) {
+          Vals a;
+          for (int64_t half = 0; half < 2; ++half)
+            for (int64_t j = 0; j < 2; ++j) {
+              if (2 * s + half >= halves) {
+                a.push_back(zero);
+                continue;
+              }
+              Val word = aligned::lane(words[(2 * s + half) * kPairs + T], j);
+              a.push_back(masked ? word & mask : word);
+            }
+          return a;
+        };
+        auto weights = [&](ArrayRef<Val> all, int64_t s) { return Vals{all[2 * s], 2 * s + 1 < halves ? all[2 * s + 1] : zero}; };
+        Vals c{zero, zero, zero, zero};
+        for (int64_t s = 0; s < steps; ++s)
+          c = e.multiply(operand(s, true), weights(quad.low, s), c);
+        for (Val &number : c)
+          number = number << this->number(4);
+        for (int64_t j = 0; j < 2; ++j)
+          c[2 * j + 1] = c[2 * j + 1] + e.multiplyHigh(quad.negative, dithers[2 * T + j], quad.begin);
+        for (int64_t s = 0; s < steps; ++s)
+          c = e.multiply(operand(s, false), weights(quad.raw, s), c);
+        for (int64_t j = 0; j < 2; ++j)
+          scored[n][2 * T + j] = convert((c[2 * j] << this->number(8)) + c[2 * j + 1], e.f32());
+      }
+    }
+    for (int64_t T = 0; T < kPairs; ++T)
+      for (int j = 0; j < 2; ++j) {
+        Val scale = scaleOf(codes[T], j);
+        for (auto &row : scored)
+          row[2 * T + j] = row[2 * T + j] * scale;
+      }
+    ask(i + step);
+    // What a query does not see, and what is behind the last token.
+    auto cover = [&] {
+      Vals covered;
+      for (int64_t n = 0; n < quads; ++n)
+        for (int64_t T = 0; T < kPairs; ++T)
+          for (int64_t j = 0; j < 2; ++j) {
+            Val token = firstToken + (16 * T + j), seen = token < tokens;
+            if (shape.mask)
+              seen = seen & isVisible(token, (q + 4 * n) % shape.queries, newest, shape);
+            covered.push_back(select(seen, scored[n][2 * T + j], real(-INFINITY)));
+          }
+      return covered;
+    };
+    auto plain = [&] {
+      Vals all;
+      for (auto &row : scored)
+        all.append(row.begin(), row.end());
+      return all;
+    };
+    Vals now = shape.mask ? cover() : e.choose(tile * kTile + kTile > tokens, cover, plain);
+    Val own = (tile * 32 + g) * padded + q;
+    SmallVector<std::array<Val, 8>> weights(quads);
+    for (int64_t n = 0; n < quads; ++n) {
+      OfQuad &quad = all[n];
+      ArrayRef<Val> t = ArrayRef<Val>(now).slice(n * 8, 8);
+      Val top = t[0];
+      for (int64_t j = 1; j < 8; ++j)
+        top = e.largest(top, t[j]);
+      top = e.warpMax(top, {4, 8, 16}) * quad.unit;
+      // References are multiples of 1/8, so that f16 holds their differences.
+      constexpr double kEighths = 1.5 * 1048576;
+      Val before = quad.reference(), reference = e.largest(before, (top + 1.0 / 16 + kEighths) - kEighths);
+      quad.reference.set(reference);
+      Val sum = real(0);
+      Vals z;
+      for (int64_t j = 0; j < 8; ++j)
+        z.push_back(fma(t[j], quad.unit, -reference));
+      for (int64_t T = 0; T < kPairs; ++T) {
+        Val at = own + (8 * T * padded + 4 * n);
+        if (exact)
+          e.storeGlobal(e.vectorOf({z[2 * T], z[2 * T + 1]}), scores, at * 2);
+        else
+          e.storeGlobal(e.pack(scoreType(), z[2 * T], z[2 * T + 1]), scores, at);
+      }
+      for (int64_t j = 0; j < 8; ++j) {
+        weights[n][j] = e.exp2(z[j]);
+        sum = j ? sum + weights[n][j] : weights[n][j];
+      }
+      Val factor = e.exp2(before - reference);
+      quad.sum.set(fma(quad.sum(), factor, sum));
+      quad.lowSum.set(quad.lowSum() * factor);
+      e.when(g == 0, [&] { e.storeGlobal(e.vectorOf({reference, top}), tops, (tile * padded + (q + 4 * n)) * 2); });
+    }
+    e.when(someLow, [&] {
+      Val codes = tileOf(value.codes, placeOf(value, tile), kTile);
+      for (int64_t T = 0; T < kPairs; ++T)
+        for (int64_t j = 0; j < 2; ++j) {
+          Val code = zext(e.loadGlobal(codes, e.i8(), g * 2 + (16 * T + j)), e.i32()), isLow = (code < floor) & (code != storage::kAside);
+          for (int64_t n = 0; n < quads; ++n)
+            all[n].lowSum.set(all[n].lowSum() + select(isLow, weights[n][2 * T + j], real(0)));
+        }
+    });
+    e.when(recordsKeys, [&] { // attend has the last word on those it reads more of
+      Val own = tile * kTile + lane * 2;
+      for (int64_t j = 0; j < 2; ++j)
+        e.when(own + j < tokens, [&] {
+          e.storeGlobal(e.constant(e.i8(), 4), keyBits, own + j);
+          e.storeGlobal(e.constant(e.i8(), 0), valueBits, own + j);
+        });
+    });
+  });
+
+  for (int64_t n = 0; n < quads; ++n) {
+    Val sum = e.warpAdd(all[n].sum(), {4, 8, 16}), lowSum = e.warpAdd(all[n].lowSum(), {4, 8, 16});
+    e.when(g == 0, [&] {
+      Val place = (warp * padded + (q + 4 * n)) * 3;
+      Val numbers[] = {all[n].reference(), sum, lowSum};
+      for (int64_t i = 0; i < 3; ++i)
+        e.store(numbers[i], stats, place + i);
+    });
+  }
+  e.barrier();
+  e.when(thread < padded, [&] { // the warps' of a query row
+    Vals references;
+    Val top = real(kNothing), sum = real(0), lowSum = real(0);
+    for (int64_t w = 0; w < kStepWarps; ++w) {
+      references.push_back(e.load(stats, (thread + w * padded) * 3));
+      top = e.largest(top, references[w]);
+    }
+    for (int64_t w = 0; w < kStepWarps; ++w) {
+      Val factor = e.exp2(references[w] - top);
+      sum = fma(e.load(stats, (thread + w * padded) * 3 + 1), factor, sum);
+      lowSum = fma(e.load(stats, (thread + w * padded) * 3 + 2), factor, lowSum);
+    }
+    Val ofSplit = ofRow(StepArgument::Stats, e.f32(), splits * (padded * 4));
+    e.storeGlobal(e.vectorOf({top, sum, lowSum, real(0)}), ofSplit, (split * padded + thread) * 4);
+  });
+  finish();
+}
+
+} // namespace
+
+void aligned::emitScanKernel(ModuleOp program, StringRef name, const DecodeShape &shape) { ScanKernel(program, name, shape).emit(); }

@@ -1,0 +1,96 @@
+// See the header for the idea.
+#include "StepKernel.h"
+
+#include "mlir/Dialect/LLVMIR/LLVMDialect.h"
+
+#include <cstddef>
+
+using namespace mlir;
+using namespace aligned;
+
+PreparedRow::PreparedRow(const DecodeShape &shape) {
+  int64_t next = 0;
+  auto take = [&](int64_t words) { return std::exchange(next, next + llvm::alignTo(words, 4)); }; // vectors of four
+  const int64_t padded = paddedRows(shape);
+  columns = 2 * padded;
+  raw = take(columns * shape.keyDim / 8);
+  low = take(columns * shape.keyDim / 8);
+  full = take(columns * shape.keyDim / 4);
+  heads = take(padded * int64_t(HeadFact::Count));
+  row = take(int64_t(RowFact::Count));
+  mean = take(shape.valueDim);
+  keyTable = take(128);
+  valueTable = take(128);
+  size = next;
+}
+
+static SmallVector<Type> argumentTypes(MLIRContext *context, const DecodeShape &shape) {
+  SmallVector<Type> types(size_t(shape.sinkLogits ? StepArgument::SinkLogits : StepArgument::Sum) + 1, LLVM::LLVMPointerType::get(context, 1));
+  types[size_t(StepArgument::Scale)] = Float32Type::get(context);
+  return types;
+}
+
+StepKernel::StepKernel(ModuleOp program, StringRef name, const DecodeShape &shape)
+    : GpuKernel(program, name, kStepWarps, argumentTypes(program.getContext(), shape)), shape(shape) {
+  split = e.block(gpu::Dimension::x);
+  splits = e.blocks(gpu::Dimension::x);
+  row = e.block(gpu::Dimension::y);
+  batch = row / shape.kvHeads;
+  kvHead = row % shape.kvHeads;
+  g = shrLogical(lane, number(2));
+  q = lane & 3;
+  tokens = tokensOf(argument(StepArgument::Key), batch);
+  newest = tokens;
+  tiles = shrLogical(tokens + (kTile - 1), number(6));
+  stride = shrLogical(convert(field(argument(StepArgument::Key), offsetof(aligned_cache, capacity)), e.i32()), number(6));
+  key = view(StepArgument::Key, shape.keyPlanes);
+  value = view(StepArgument::Value, shape.valuePlanes);
+  seenTiles = tiles;
+  if (shape.mask) {
+    visible = visibleTiles(tiles, newest, shape);
+    seenTiles = visible.sinks + visible.end - visible.begin;
+  }
+}
+
+StepCache StepKernel::view(StepArgument which, PlanesAttr planes) {
+  Val cache = argument(which);
+  StepCache view;
+  for (int64_t plane = 0; plane < planes.getResident(); ++plane)
+    view.planes[plane] = addressOf(cache, offsetof(aligned_cache, plane) + plane * sizeof(void *));
+  view.codes = addressOf(cache, offsetof(aligned_cache, code));
+  view.scales = e.at(addressOf(cache, offsetof(aligned_cache, scales)), e.i8(), wide(row) * int64_t(sizeof(aligned_scales)));
+  view.bias = convert(convert(field(cache, offsetof(aligned_cache, bias)), e.i32()), e.f32());
+  Val capacity = shrLogical(convert(field(cache, offsetof(aligned_cache, capacity)), e.i32()), number(6));
+  view.first = row * capacity;
+  Val pages = field(cache, offsetof(aligned_cache, pages)), none = e.constant(e.i64(), 0);
+  view.pages = select(pages == none, none, pages + wide(batch * capacity) * 4);
+  return view;
+}
+
+Val StepKernel::placeOf(const StepCache &cache, Val tile) {
+  return e.choose(
+      cache.pages != e.constant(e.i64(), 0), [&]() -> Vals { return {e.loadGlobal(address(cache.pages), e.i32(), tile) * shape.kvHeads + kvHead}; },
+      [&]() -> Vals { return {cache.first + tile}; })[0];
+}
+
+Val StepKernel::isAsked(StepArgument record) {
+  return e.wrap(LLVM::PtrToIntOp::create(e.b, e.i64(), argument(record).value)) != e.constant(e.i64(), 0);
+}
+
+LogicalResult aligned::checkStep(Operation *op, const DecodeShape &shape) {
+  for (auto [name, planes] : {std::pair("key", shape.keyPlanes), std::pair("value", shape.valuePlanes)})
+    if (planes.getWidths() != ArrayRef<int64_t>{4, 4, 8})
+      return op->emitOpError("expected the ") << name << "'s planes to be fixed<4, 4, 8> on this target, got " << planes;
+  constexpr int64_t kMostRows = 16;
+  if (shape.heads > kMostRows)
+    return op->emitOpError("expected at most ") << kMostRows << " query rows per kv head on this target, got " << shape.heads;
+  if (shape.softcap)
+    return op->emitOpError("expected no softcap on this target, got ") << shape.softcap;
+  if (shape.attnMask)
+    return op->emitOpError("expected no attn_mask on this target, got ") << shape.attnMask;
+  if (shape.certified)
+    return op->emitOpError("expected no certificate on this target, got one asked for");
+  if (shape.later)
+    return op->emitOpError("expected no `later` tokens on this target, got them");
+  return success();
+}
