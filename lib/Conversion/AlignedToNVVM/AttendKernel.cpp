@@ -23,7 +23,7 @@ constexpr int64_t kRing = 128, kBatch = 32;
 constexpr double kNothing = -1e30;
 constexpr double kRounding = 0.03;      // octaves that sums of scores and thresholds in f16 are off by, at most
 constexpr double kLargestWeight = 65280; // whose upper digit is at most 255
-constexpr double kMagic = 8388608;      // 2^23: added to it, a number is rounded to a whole one
+constexpr double kMagic = 12582912;     // 1.5 * 2^23: added to it, a number is rounded to a whole one, and the pattern ends with that
 constexpr int64_t kMostBatches = 256;   // that sums of 32 bits hold for certain
 
 class AttendKernel : public StepKernel {
@@ -53,8 +53,11 @@ private:
   const bool secondIsAhead = quads * valueRow.each() < 3, finerIsAhead = quads * valueRow.each() < 4;
   const int64_t scoreWords = exact ? 2 * padded : padded; ///< of two tokens
 
-  // Rings: of each warp, and of its loud tokens.
-  static constexpr int64_t kEntries = 2 * kStepWarps * kRing;
+  // Rings of each warp: of tokens, and of its loud ones, which under `exact` all are. What is left of these at the end goes where the rings of tokens were, or behind.
+  const int64_t ringsOfWarp = exact ? 1 : 2, kEntries = (exact ? kStepWarps + 1 : 2 * kStepWarps) * kRing;
+  Val ringOfTokens() { return warp * (ringsOfWarp * kRing); }
+  Val ringOfLoud() { return warp * (ringsOfWarp * kRing) + (ringsOfWarp - 1) * kRing; }
+  const int64_t remains = exact ? kStepWarps * kRing : 0;
   Shared keyPlaces = shared("key_places", e.i32(), kEntries), valuePlaces = shared("value_places", e.i32(), kEntries); ///< rows of planes
   Shared codes = shared("codes", e.i32(), kEntries); ///< code of K, of V, levels of V (2 bits) and K (2 bits), token mod 4096 (12 bits)
   Shared scores = shared("scores", scoreType(), kEntries * padded); ///< relative to the largest of the row
@@ -119,7 +122,7 @@ private:
   }
   std::array<Val, 2> keyProducts(ArrayRef<Val> rows, int64_t quad);
   std::array<Val, 2> keyByteProducts(ArrayRef<Val> rows, int64_t quad);
-  Vals weigh(Val entry, int64_t quad, Val mk, Val mv, Val m1, Val mk2, Val m2, ArrayRef<Val> finerProducts, ArrayRef<Val> finestProducts);
+  Vals weigh(Val entry, int64_t quad, Val mk, Val mv, Val m1, Val mk2, Val m2, ArrayRef<Val> finerProducts, ArrayRef<Val> finestProducts, Vals *rest = nullptr);
   void flush(int64_t quad, Val next);
   std::pair<Val, Val> digits(Val w0, Val w1, Val w2, Val w3) {
     Val order = aligned::select((g & 1) != 0, number(0x6420), number(0x7531)); // column 2 h: the upper digit
@@ -135,6 +138,16 @@ private:
     }
     return result;
   }
+  /// Adds sums of four channels from one on to the split's output of this lane's query row, `unit` of plane 0's steps each.
+  void addToOutput(int64_t quad, Val channel, ArrayRef<Val> sums, double unit) {
+    Val reference = all[quad].reference(), factor = select(reference > -1e29, e.exp2(reference - 16.0) * (unit / kLargestWeight / 8), real(0));
+    Val place = (warp * padded + (q + 4 * quad)) * shape.valueDim + channel, before = e.load(out, place, 4);
+    Vals values;
+    for (int64_t c = 0; c < 4; ++c)
+      values.push_back(fma(convert(sums[c], e.f32()), factor, aligned::lane(before, c)));
+    e.store(e.vectorOf(values), out, place);
+  }
+  void addAtOnce(ArrayRef<Val> rows, bool isSigned, ArrayRef<std::pair<Val, Val>> b, double unit);
   void multiply(ArrayRef<Val> rows, bool isSigned, ArrayRef<std::pair<Val, Val>> b);
   std::array<Val, 4> transpose(Val a, Val b, Val c, Val d) {
     Val x = e.permuteBytes(a, b, {0, 4, 1, 5}), y = e.permuteBytes(c, d, {0, 4, 1, 5}), z = e.permuteBytes(a, b, {2, 6, 3, 7}), w = e.permuteBytes(c, d, {2, 6, 3, 7});
@@ -357,15 +370,17 @@ void AttendKernel::look() {
     };
     Val less = (number(1) << lane) - 1, loud = levels & (0x00030003), third = loud & shrLogical(loud, number(1)) & 0x00010001; // V wants all
     Val isLoud = third | (shrLogical(levels, number(3)) & 0x00010001);                                                         // or K does
-    Val loud0 = one & ((isLoud & 1) != 0), loud1 = two & (shrLogical(isLoud, number(16)) != 0);
+    Val loud0 = exact ? one : one & ((isLoud & 1) != 0), loud1 = exact ? two : two & (shrLogical(isLoud, number(16)) != 0);
     Val l0 = e.ballot(loud0), l1 = e.ballot(loud1), n0 = m0 & (l0 ^ number(-1)), n1 = m1 & (l1 ^ number(-1));
-    Val c0 = e.countBits(n0), ring = warp * (2 * kRing);
     auto within = [&](Val from, Val count) { return (from + count) & (kRing - 1); };
-    Val at0 = select(loud0, within(loudTail(), e.countBits(l0 & less)) + kRing, within(tail(), e.countBits(n0 & less))) + ring;
-    Val lc0 = e.countBits(l0);
-    Val at1 = select(loud1, within(loudTail(), lc0 + e.countBits(l1 & less)) + kRing, within(tail(), c0 + e.countBits(n1 & less))) + ring;
-    tail.set(tail() + c0 + e.countBits(n1));
+    Val lc0 = e.countBits(l0), at0 = within(loudTail(), e.countBits(l0 & less)) + ringOfLoud(), at1 = within(loudTail(), lc0 + e.countBits(l1 & less)) + ringOfLoud();
     loudTail.set(loudTail() + lc0 + e.countBits(l1));
+    if (!exact) {
+      Val c0 = e.countBits(n0);
+      at0 = select(loud0, at0, within(tail(), e.countBits(n0 & less)) + ringOfTokens());
+      at1 = select(loud1, at1, within(tail(), c0 + e.countBits(n1 & less)) + ringOfTokens());
+      tail.set(tail() + c0 + e.countBits(n1));
+    }
     for (int64_t j = 0; j < 2; ++j) {
       Val place = j ? at1 : at0;
       e.when(j ? two : one, [&] {
@@ -471,8 +486,8 @@ std::array<Val, 2> AttendKernel::keyByteProducts(ArrayRef<Val> rows, int64_t qua
 }
 
 /// Weights of 32 listed tokens for a quad, of which this lane has g + 8 r, row q. What comes back: words of the weights of tokens 8 q .., row g / 2. Bit 8 r of the masks: whether
-/// token g + 8 r wants more of K, V, plane 1 of V, plane 2 of K, of V.
-Vals AttendKernel::weigh(Val entry, int64_t n, Val mk, Val mv, Val m1, Val mk2, Val m2, ArrayRef<Val> finer, ArrayRef<Val> finest) {
+/// token g + 8 r wants more of K, V, plane 1 of V, plane 2 of K, of V. `rest`: what is left of weights below a step, in 2^-16 of one.
+Vals AttendKernel::weigh(Val entry, int64_t n, Val mk, Val mv, Val m1, Val mk2, Val m2, ArrayRef<Val> finer, ArrayRef<Val> finest, Vals *rest) {
   OfQuad &quad = all[n];
   Val h = q + 4 * n;
   Val x[4], off[4], most = real(kNothing);
@@ -504,18 +519,35 @@ Vals AttendKernel::weigh(Val entry, int64_t n, Val mk, Val mv, Val m1, Val mk2, 
     off[r] = fma(dither, real(-0x1p-32), middle);
   }
   e.when(e.any(most > quad.reference()), [&] { flush(n, e.largest(quad.reference(), e.warpMax(most, {4, 8, 16}) + 1.0)); });
-  e.warpBarrier();
   Val row = (warp * padded + h) * kBatch;
+  auto exchange = [&](ArrayRef<Val> wholes) {
+    e.warpBarrier();
+    for (int64_t r = 0; r < 4; ++r)
+      e.store(convert(bitcast(wholes[r], e.i32()), e.i16()), weights, row + g + 8 * r);
+    e.warpBarrier();
+    Val words = e.load(Shared{weights.base, e.i32()}, ((warp * padded + 4 * n + shrLogical(g, number(1))) * kBatch + q * 8) / 2, 4);
+    Vals result;
+    for (int64_t i = 0; i < 4; ++i)
+      result.push_back(aligned::lane(words, i));
+    return result;
+  };
+  Vals wholes, parts;
   for (int64_t r = 0; r < 4; ++r) {
-    Val shifted = fma(e.exp2(x[r] - quad.reference()), real(kLargestWeight), real(kMagic));
-    quad.offset.set(fma(shifted - kMagic, off[r], quad.offset()));
-    e.store(convert(bitcast(shifted, e.i32()), e.i16()), weights, row + g + 8 * r);
+    Val weight = e.exp2(x[r] - quad.reference());
+    wholes.push_back(rest ? fma(weight, real(kLargestWeight), real(-0.5)) + kMagic : fma(weight, real(kLargestWeight), real(kMagic)));
+    Val whole = wholes[r] - kMagic;
+    quad.offset.set(fma(whole, off[r], quad.offset()));
+    if (!rest)
+      continue;
+    Val part = e.smallest(e.largest(fma(weight, real(kLargestWeight), -whole), real(0)), real(65535.0 / 65536)) * 65536;
+    parts.push_back(part + kMagic);
+    // They go with the first plane alone.
+    Val dither = off[r] - select(isSet(m2.e ? m2 : m1, 8 * r), real(m2.e ? -8 : 1.0 / 32 - 8), select(isSet(m1, 8 * r), real(1.0 / 32 - 8), real(0.5 - 8)));
+    quad.offset.set(fma((parts[r] - kMagic) * 0x1p-16, dither + (0.5 - 8), quad.offset()));
   }
-  e.warpBarrier();
-  Val words = e.load(Shared{weights.base, e.i32()}, ((warp * padded + 4 * n + shrLogical(g, number(1))) * kBatch + q * 8) / 2, 4);
-  Vals result;
-  for (int64_t i = 0; i < 4; ++i)
-    result.push_back(aligned::lane(words, i));
+  Vals result = exchange(wholes);
+  if (rest)
+    *rest = exchange(parts);
   return result;
 }
 
@@ -575,6 +607,32 @@ void AttendKernel::multiply(ArrayRef<Val> rows, bool isSigned, ArrayRef<std::pai
           for (int64_t k = 0; k < 4; ++k)
             (*sums)[(w * 2 + half) * 4 + k].set(c[k]);
         }
+    }
+  }
+}
+
+/// As multiply, but what a row gains is added to the output at once, in another unit.
+void AttendKernel::addAtOnce(ArrayRef<Val> rows, bool isSigned, ArrayRef<std::pair<Val, Val>> b, double unit) {
+  const int64_t each = valueRow.each();
+  Vals zero(4, number(0));
+  for (int64_t w = 0; w < each; ++w) {
+    auto word = [&](int64_t token) { return rows[token * each + w]; };
+    std::array<Val, 4> left = transpose(word(0), word(1), word(2), word(3)), right = transpose(word(4), word(5), word(6), word(7));
+    int64_t j = w / valueRow.vector, i = w % valueRow.vector;
+    Val at = g * valueRow.vector + (j * 8 * valueRow.vector + i);
+    for (int64_t half = 0; half < 2; ++half) {
+      Vals low, high;
+      for (Val byte : {left[2 * half], left[2 * half + 1], right[2 * half], right[2 * half + 1]}) {
+        Val nibbles = isSigned ? byte ^ number(int32_t(0x88888888)) : byte;
+        low.push_back(nibbles & 0x0f0f0f0f);
+        high.push_back(shrLogical(nibbles, number(4)) & 0x0f0f0f0f);
+      }
+      for (int64_t n = 0; n < quads; ++n) {
+        Vals l = e.multiplyUnsigned(low, {b[n].first, b[n].second}, zero), h = e.multiplyUnsigned(high, {b[n].first, b[n].second}, zero);
+        auto sum = [&](Vals &c, int64_t k) { return (c[2 * k] << number(8)) + c[2 * k + 1]; };
+        auto add = [&] { addToOutput(n, at * 8 + 4 * half, {sum(l, 0), sum(h, 0), sum(l, 1), sum(h, 1)}, unit); };
+        valueRow.isWhole() || j + 1 < valueRow.chunks ? add() : e.when(at < valueWords, add);
+      }
     }
   }
 }
@@ -667,11 +725,14 @@ void AttendKernel::takeLoud(Val at_, Val count) {
     }
   }
   SmallVector<Vals> words;
-  SmallVector<std::pair<Val, Val>> b;
+  SmallVector<std::pair<Val, Val>> b, rests;
   Val mv = shrLogical(wantV, g), m1 = shrLogical(wantV1, g), m2 = shrLogical(wantV2, g);
   for (int64_t n = 0; n < quads; ++n) {
-    words.push_back(weigh(at_, n, mk, mv, m1, mk2, valuePlanes > 2 ? m2 : Val(), finerProducts[n], finestProducts[n]));
+    Vals rest;
+    words.push_back(weigh(at_, n, mk, mv, m1, mk2, valuePlanes > 2 ? m2 : Val(), finerProducts[n], finestProducts[n], exact ? &rest : nullptr));
     b.push_back(digits(words[n][0], words[n][1], words[n][2], words[n][3]));
+    if (exact)
+      rests.push_back(digits(rest[0], rest[1], rest[2], rest[3]));
   }
   Vals places = valuePlacesAt(at_);
   Val l2 = shrLogical(wantV2, q * 8);
@@ -679,8 +740,15 @@ void AttendKernel::takeLoud(Val at_, Val count) {
   for (int64_t i = 0; i < 8; ++i)
     rows.append(loadRow(valueRow, value.planes[0], places[i], g));
   multiply(rows, true, b);
+  if (exact)
+    addAtOnce(rows, true, rests, 0x1p-16);
   if (valuePlanes > 1)
-    e.when(wantV1 != 0, [&] { multiply(loadSecond(places, wantV1), false, sixteenths(words)); });
+    e.when(wantV1 != 0, [&] {
+      if (exact) // whose weights may be as small as a step
+        addAtOnce(loadSecond(places, wantV1), false, b, 0x1p-4);
+      else
+        multiply(loadSecond(places, wantV1), false, sixteenths(words));
+    });
   if (valuePlanes > 2)
     e.when(wantV2 != 0, [&] {
       // A word of plane 0 has the channels of two words here.
@@ -707,15 +775,7 @@ void AttendKernel::takeLoud(Val at_, Val count) {
               sums.push_back((c[0] << number(8)) + c[1]);
               sums.push_back((c[2] << number(8)) + c[3]);
             }
-            Val reference = all[n].reference(), factor = select(reference > -1e29, e.exp2(reference - 16.0) * (1 / kLargestWeight / 8 / 4096), real(0));
-            Val place = (warp * padded + (q + 4 * n)) * shape.valueDim + word * 8 + 4 * k;
-            auto add = [&] {
-              Val before = e.load(out, place, 4);
-              Vals values;
-              for (int64_t c = 0; c < 4; ++c)
-                values.push_back(fma(convert(sums[c], e.f32()), factor, aligned::lane(before, c)));
-              e.store(e.vectorOf(values), out, place);
-            };
+            auto add = [&] { addToOutput(n, word * 8 + 4 * k, sums, 0x1p-12); };
             whole ? add() : e.when(inside, add);
           }
         }
@@ -732,7 +792,7 @@ void AttendKernel::takeLoud(Val at_, Val count) {
 /// Asks for the rows of the next 32.
 void AttendKernel::fetch() {
   const int64_t keyEach = keyRow.each(), valueEach = valueRow.each();
-  Val start = (head() & (kRing - 1)) + warp * (2 * kRing), count = min(tail() - head(), number(kBatch));
+  Val start = (head() & (kRing - 1)) + ringOfTokens(), count = min(tail() - head(), number(kBatch));
   entry.set(start);
   head.set(head() + kBatch); // a list that is filled up is the last
   e.when(count < kBatch, [&] {
@@ -876,7 +936,7 @@ void AttendKernel::emit() {
     *variable = e.variable(zero);
   entry.set(number(-1));
   base = e.variable(split * kStepWarps + warp);
-  for (auto [list, count] : {std::pair(&pair, scoreWords), std::pair(&first, 8 * valueRow.each()), std::pair(&second, secondIsAhead ? 8 * valueRow.each() : 0), std::pair(&finer, finerIsAhead ? 4 * keyRow.each() : 0)})
+  for (auto [list, count] : {std::pair(&pair, scoreWords), std::pair(&first, exact ? 0 : 8 * valueRow.each()), std::pair(&second, secondIsAhead && !exact ? 8 * valueRow.each() : 0), std::pair(&finer, finerIsAhead && !exact ? 4 * keyRow.each() : 0)})
     for (int64_t i = 0; i < count; ++i)
       list->push_back(e.variable(zero));
   ask();
@@ -889,13 +949,14 @@ void AttendKernel::emit() {
       return {};
     }, [&]() -> Vals {
       e.warpBarrier(); // the rings are written
-      e.when(entry() >= 0, [&] {
-        addBatch();
-        entry.set(number(-1));
-      });
+      if (!exact)
+        e.when(entry() >= 0, [&] {
+          addBatch();
+          entry.set(number(-1));
+        });
       Val waiting = loudTail() - loudHead(), several = waiting >= kBatch;
       Val done = (waiting < kBatch) & (tail() == head()) & (page() == 0);
-      Variable from = e.variable((loudHead() & (kRing - 1)) + warp * (2 * kRing) + kRing), count = e.variable(select(several, number(kBatch), zero));
+      Variable from = e.variable((loudHead() & (kRing - 1)) + ringOfLoud()), count = e.variable(select(several, number(kBatch), zero));
       e.when(several, [&] { loudHead.set(loudHead() + kBatch); });
       e.when(done, [&] {
         // What all warps have left goes to where the first one had its ring.
@@ -908,19 +969,20 @@ void AttendKernel::emit() {
           all = all + own;
         }
         e.when(lane < waiting, [&] {
-          Val source = ((loudHead() + lane) & (kRing - 1)) + warp * (2 * kRing) + kRing, to = before + lane;
+          Val source = ((loudHead() + lane) & (kRing - 1)) + ringOfLoud(), to = before + (lane + remains);
           for (Shared list : {keyPlaces, valuePlaces, codes})
             e.store(e.load(list, source), list, to);
           for (int64_t h = 0; h < padded; ++h)
             e.store(e.load(scores, source * padded + h), scores, to * padded + h);
         });
         e.barrier();
-        from.set(warp * kBatch);
+        from.set(warp * kBatch + remains);
         count.set(min(all - warp * kBatch, number(kBatch)));
         running.set(i1(false));
       });
       e.when(count() > 0, [&] { takeLoud(from(), count()); });
-      e.when((done == i1(false)) & (tail() != head()) & ((tail() - head() >= kBatch) | (page() == 0)), [&] { fetch(); });
+      if (!exact)
+        e.when((done == i1(false)) & (tail() != head()) & ((tail() - head() >= kBatch) | (page() == 0)), [&] { fetch(); });
       return {};
     });
   });
