@@ -70,6 +70,21 @@ private:
   Shared keyTable = shared("key_table", e.i16(), 256), valueTable = shared("value_table", e.i16(), 256);
   Shared left = shared("left", e.i32(), kStepWarps), last = shared("last", e.i32(), 1);
 
+  /// What limits (P7) make of a token's levels.
+  Val limit(Val levels, Val token) {
+    HeadPolicies policies(shape, kvHead);
+    auto side = [&](CacheRole role, Val planes, Val resident) { // in layers of 4 bits: planes of 4, 4 and 8 bits
+      auto layersOf = [&](Val planes) { return planes + select(planes > 2, number(1), number(0)); };
+      Val layers = policies.limit(layersOf(planes), role, layersOf(resident), tokens, token, token);
+      return layers - select(layers > 3, number(1), number(0));
+    };
+    Val ofValue = side(CacheRole::Value, levels & 3, valueResident), ofKey = side(CacheRole::Key, (shrLogical(levels, number(2)) & 3) + 1, keyResident);
+    return ofValue | ((max(ofKey, number(1)) - 1) << number(2));
+  }
+  const bool isLimited = HeadPolicies::areLimited(shape.policies, CacheRole::Key) || HeadPolicies::areLimited(shape.policies, CacheRole::Value);
+  Val keyResident, valueResident;               ///< planes that are there: caches may hold fewer than their types say (S9)
+  Val asides;                                   ///< rows of V that are kept aside, of all rows
+
   Val prepared, someLow, floor;
   Val records; ///< whether somebody asks which bits are read
 
@@ -99,7 +114,8 @@ private:
   /// The logit without a value of a query row, in the terms of scores.
   Val sinkOf(Val h) {
     Val head = min(firstRow + h, number(rows - 1)) / shape.queries;
-    return e.loadGlobal(argument(StepArgument::SinkLogits), e.f32(), kvHead * (rows / shape.queries) + head) * kLog2e - headFact(h, HeadFact::Shift);
+    Val logit = e.loadGlobal(sinkLogits(), e.f32(), kvHead * (rows / shape.queries) + head) * kLog2e;
+    return shape.softcap ? logit : logit - headFact(h, HeadFact::Shift);
   }
   Val rowFact(RowFact which) { return e.loadGlobal(prepared, e.f32(), number(at.row + int64_t(which)), false); }
   Val i1(bool value) { return e.constant(e.types.getI1Type(), value); }
@@ -193,6 +209,8 @@ private:
   void addBatch();
   void takeLoud(Val entry, Val count);
   void fetch();
+  Val fullScore(Val h, Val place, Val within, Val token, Val code);
+  void addAsides(Val h, MutableArrayRef<Variable> mass);
   void finishSplit();
   void finishRow();
 };
@@ -244,7 +262,7 @@ void AttendKernel::joinStatistics() {
       e.store(e.pack(f16, cutKey, cutKey), cuts, h + padded);
       auto entryOf = [&](Shared table, RowFact code) { return convert(bitcast(e.load(table, convert(rowFact(code), e.i32())), f16), e.f32()); };
       Val most = e.largest(cutValue + e.largest(largestValue, logUsual - 16.0), cutKey + entryOf(keyTable, RowFact::LargestKey) + entryOf(valueTable, RowFact::LargestValue));
-      e.store(top - most - 0.01, skips, h);
+      e.store(isLimited ? real(kNothing) : top - most - 0.01, skips, h);
       e.store(e.smallest(largestValue + 17.0, unit + logUsual + 12.0), references, h);
     });
   });
@@ -301,11 +319,13 @@ void AttendKernel::ask() {
   });
 }
 
+/// A tile's tokens, two in each lane: which are wanted, how far, and where they go.
 void AttendKernel::look() {
   Type f16 = e.types.getF16Type();
   Val keyCodes = pairCodesKey(), valueCodes = pairCodesValue(), tile = page() - 1, token = tile * kTile + lane * 2;
   Val one, two, levels; // levels: of V in bits 0 and 1, of K in bits 2 and 3, of two tokens
   Vals relative;        // scores beside the row's largest: two f16, or two f32 after another
+  auto both = [&](Val level) { return level | (level << number(16)); };
   if (exact) {
     one = two = i1(false);
     for (int64_t h = 0; h < padded; ++h) {
@@ -316,8 +336,7 @@ void AttendKernel::look() {
       relative.push_back(a + origin);
       relative.push_back(b + origin);
     }
-    int64_t level = valuePlanes | (keyPlanes - 1) << 2;
-    levels = number(level << 16 | level);
+    levels = both(valueResident | ((keyResident - 1) << number(2)));
   } else {
     Val reachV, reachK;
     for (int64_t h = 0; h < padded; ++h) {
@@ -331,14 +350,14 @@ void AttendKernel::look() {
     // 1024 + code is an f16 whose pattern has the code in its lower byte. A row of V below the floor (M3) is taken for a usual one: it is read where that would be, so that the mean
     // does not stand for much of it.
     Val octaves = fma(e.halves(e.permuteBytes(valueCodes, number(0x64), {0, 4, 1, 4})), e.bothHalves(0.125), e.bothHalves(-144));
-    Val low = e.choose(someLow, [&]() -> Vals {
+    octaves = e.halves(e.choose(someLow, [&]() -> Vals {
       Val usual = rowFact(RowFact::LogUsual) - 16.0, pairs = e.pack(f16, usual, usual);
       Val floors = fma(floor, real(0.125), real(-16));
       Val isLow0 = convert(aligned::lane(octaves, 0), e.f32()) < floors, isLow1 = convert(aligned::lane(octaves, 1), e.f32()) < floors;
       Val mask = select(isLow0, number(0xffff), number(0)) | select(isLow1, number(int32_t(0xffff0000)), number(0));
       return {(e.word(octaves) & (mask ^ number(-1))) | (pairs & mask)};
-    }, [&]() -> Vals { return {e.word(octaves)}; })[0];
-    Val y = reachV + e.halves(low);
+    }, [&]() -> Vals { return {e.word(octaves)}; })[0]);
+    Val y = reachV + octaves;
     auto entries = [&](Shared table, Val codes, int64_t below) {
       auto entry = [&](Val code) { return zext(e.load(table, below ? max(code - below, 0) : code), e.i32()); };
       return e.halves(e.permuteBytes(entry(codes & 255), entry(shrLogical(codes, number(8))), {0, 1, 4, 5}));
@@ -346,9 +365,9 @@ void AttendKernel::look() {
     Val k = reachK + entries(valueTable, valueCodes, 0);
     Val finer = k + entries(keyTable, keyCodes, 0), finest = k + entries(keyTable, keyCodes, 32); // 4 bits further sigma is a 16th: 32 codes
     Val most = e.word(keyPlanes > 1 ? e.largest(y, finer) : y);
-    one = ((most << number(16)) > 0);
+    one = (most << number(16)) > 0;
     two = most >= 0x10000;
-    // Level 1 above 0, 2 above 4 octaves, 3 above 8, as 1024 + level in f16; of K each above 0.
+    // Level 1 above 0, 2 above 4 octaves, 3 above 8, as 1024 + level in f16; of K each above 0. Planes that are not there can't be read.
     Val levelV = fma(e.saturatingFma(y, e.bothHalves(1.0 / 12), e.bothHalves(0.1666)), e.bothHalves(3), e.bothHalves(1024));
     auto isAbove = [&](Val k) { return e.saturatingFma(k, e.bothHalves(4096), e.bothHalves(0)); };
     Val levelK = e.bothHalves(1024);
@@ -356,15 +375,31 @@ void AttendKernel::look() {
       levelK = levelK + isAbove(finer);
     if (keyPlanes > 2)
       levelK = levelK + isAbove(finest);
+    levelV = e.smallest(levelV, e.halves(both(valueResident + 0x6400)));
+    levelK = e.smallest(levelK, e.halves(both(keyResident + 0x63ff)));
     levels = (e.word(levelV) & 0x00030003) | ((e.word(levelK) & 0x00030003) << number(2));
+    if (isLimited) {
+      // What nobody sees is not read, whatever limits say: padding rows are at most -30000.
+      auto isSeen = [&](int64_t j) { return convert(aligned::lane(reachV, j), e.f32()) > -20000; };
+      Val limited[2];
+      for (int64_t j = 0; j < 2; ++j)
+        limited[j] = limit(j ? shrLogical(levels, number(16)) : levels & 0xffff, token + j);
+      levels = limited[0] | (limited[1] << number(16));
+      one = isSeen(0) & (limited[0] != 0);
+      two = isSeen(1) & (limited[1] != 0);
+    }
   }
+  // Rows of V that are kept aside are added at the end.
+  Vals listed = e.choose(asides != 0, [&]() -> Vals { return {one & ((valueCodes & 255) != 0), two & (valueCodes >= 256)}; }, [&]() -> Vals { return {one, two}; });
+  one = listed[0];
+  two = listed[1];
   Val m0 = e.ballot(one), m1 = e.ballot(two);
   e.when((m0 | m1) != 0, [&] {
     Val keyRowPlace = keyPlace() * kTile + lane * 2, valueRowPlace = valuePlace() * kTile + lane * 2;
     // K's code, V's, levels, token mod 4096.
-    Val both = e.permuteBytes(keyCodes, valueCodes, {0, 4, 1, 5});
+    Val pairs = e.permuteBytes(keyCodes, valueCodes, {0, 4, 1, 5});
     auto codeOf = [&](int64_t j) {
-      Val low = j ? shrLogical(both, number(16)) : both & 0xffff;
+      Val low = j ? shrLogical(pairs, number(16)) : pairs & 0xffff;
       Val level = j ? shrLogical(levels, number(16)) : levels & 0xffff;
       return low | (level << number(16)) | ((token + j) << number(20));
     };
@@ -400,14 +435,9 @@ void AttendKernel::look() {
       for (int64_t j = 0; j < 2; ++j)
         e.when(j ? two : one, [&] {
           Val level = j ? shrLogical(levels, number(16)) : levels & 0xffff, levelV = level & 3, levelK = shrLogical(level, number(2)) & 3;
-          auto bits = [&](Val level, int64_t base, int64_t planes) { // of levels above `base` planes; plane 0 of V is read of every listed token
-            Val bits = number(4), all = number(planes == 3 ? 16 : planes == 2 ? 8 : 4);
-            for (int64_t l = 1; l <= 3; ++l)
-              bits = select(level >= l, number(std::array{4, 8, 16, 16}[l - 1 + base]), bits);
-            return convert(min(bits, all), e.i8());
-          };
-          e.storeGlobal(bits(levelK, 1, keyPlanes), keyBits, token + j);
-          e.storeGlobal(bits(levelV, 0, valuePlanes), valueBits, token + j);
+          auto bits = [&](Val planes) { return convert(select(planes > 2, number(16), select(planes > 1, number(8), number(4))), e.i8()); };
+          e.storeGlobal(bits(levelK + 1), keyBits, token + j);
+          e.storeGlobal(bits(levelV), valueBits, token + j); // the first plane is read of every listed token
         });
     });
   });
@@ -494,10 +524,19 @@ Vals AttendKernel::weigh(Val entry, int64_t n, Val mk, Val mv, Val m1, Val mk2, 
   for (int64_t r = 0; r < 4; ++r) {
     Val place = entry + g + 8 * r, z = convert(e.load(scores, place * padded + h), e.f32()), code = e.load(codes, place);
     Val unit = quad.unit * scaleOf(code, 0), now = z;
-    now = select(isSet(mk, 8 * r), fma(convert(finer[r], e.f32()), unit, z), now);
-    if (!finest.empty()) {
-      Val more = fma(quad.sum, real(-8), convert(finest[r], e.f32())) * (unit * (1.0 / 16));
-      now = select(isSet(mk2, 8 * r), now + more, now);
+    if (shape.softcap) { // tanh(a + b), where tanh(a) is known and b is what finer bits add
+      Val more = select(isSet(mk, 8 * r), convert(finer[r], e.f32()) * unit, real(0));
+      if (!finest.empty())
+        more = select(isSet(mk2, 8 * r), fma(fma(quad.sum, real(-8), convert(finest[r], e.f32())), unit * (1.0 / 16), more), more);
+      const double cap = shape.softcap * kLog2e;
+      Val a = (z + e.load(tops, h)) * (1 / cap), power = e.exp2(e.smallest(more * (2 * kLog2e / cap), real(64))), b = (power - 1.0) / (power + 1.0);
+      now = select(z > kNothing, fma(fma(a, -a, real(1)) * b / fma(a, b, real(1)), real(cap), z), z);
+    } else {
+      now = select(isSet(mk, 8 * r), fma(convert(finer[r], e.f32()), unit, z), now);
+      if (!finest.empty()) {
+        Val more = fma(quad.sum, real(-8), convert(finest[r], e.f32())) * (unit * (1.0 / 16));
+        now = select(isSet(mk2, 8 * r), now + more, now);
+      }
     }
     Val p = e.exp2(now), before = e.exp2(z), isRead = isSet(mv, 8 * r);
     quad.masses[kMoved].set(quad.masses[kMoved]() + (p - before));
@@ -862,6 +901,61 @@ void AttendKernel::finishSplit() {
   e.when(e.load(last, number(0)) == splits - 1, [&] { finishRow(); });
 }
 
+/// The score of a token from all bits of K that are there, by a warp.
+Val AttendKernel::fullScore(Val h, Val place, Val within, Val token, Val code) {
+  const aligned_format format{ALIGNED_FORMAT_FIXED, ALIGNED_ROLE_KEY, 0, 3, {4, 4, 8}};
+  Val dither = ((token * storage::kKeyDither) & (storage::kDitherSteps - 1)) - storage::kDitherSteps / 2;
+  Val middle = select(keyResident > 2, number(0), select(keyResident > 1, number(1 << 7), number(1 << 11)));
+  Val weightBytes = e.at(prepared, e.i32(), (firstRow + h) * (4 * keyWords) + at.full);
+  auto weight = [&](int64_t digit, Val c) { return convert(e.loadGlobal(weightBytes, e.i8(), c + digit * 8 * keyWords, false), e.i32()); };
+  Val sum = e.loop(lane, number(shape.keyDim), GpuEmitter::kWarp, {real(0)}, [&](Val c, Vals sum) -> Vals {
+    Val bits = number(0);
+    for (int32_t p = 0; p < keyPlanes; ++p) { // as bitsOf() says
+      const int32_t width = format.width[p];
+      Val byte = p == 0 ? (shrLogical(c, number(3)) * kTile + within) * 4 + (c & 3) : within * (shape.keyDim * width / 8) + (width == 4 ? shrLogical(c, number(1)) : c);
+      Val high = p == 0 ? shrLogical(c, number(2)) & 1 : c & 1;
+      bits = bits | e.choose(keyResident > p, [&]() -> Vals {
+        Val loaded = zext(e.loadGlobal(tileOf(p < 2 ? key.planes[p] : lastPlane(StepArgument::Key), place, storage::bytesPerTile(width, shape.keyDim)), e.i8(), byte), e.i32());
+        return {(width == 4 ? shrLogical(loaded, high * 4) & 15 : loaded) << number(storage::bitsBelow(format, p))};
+      }, [&]() -> Vals { return {number(0)}; })[0];
+    }
+    return {fma(convert(weight(0, c) * 256 + weight(1, c), e.f32()), convert(bits - 0x8000 + middle - dither, e.f32()), sum[0])};
+  })[0];
+  return warpAdd(sum) * headFact(h, HeadFact::Unit) * (16.0 / 4096) * scaleOf(code, 0);
+}
+
+/// Rows of V that are kept aside (S7): weighed by a score as good as K's bits make it, and added to the output as they are.
+void AttendKernel::addAsides(Val h, MutableArrayRef<Variable> mass) {
+  const int64_t dim = shape.valueDim;
+  e.loop(lane * kVector, number(dim), GpuEmitter::kWarp * kVector, [&](Val c) { e.store(e.constant(vectorOf(e.f32(), kVector), 0), out, h * dim + c); });
+  forAsides(StepArgument::Value, dim, [&](Val token, Val values) {
+    Val tile = shrLogical(token, number(6)), within = token & (kTile - 1), place = placeOf(key, tile), own = firstRow + h;
+    Val seen = token < tokens;
+    if (shape.mask)
+      seen = seen & isVisible(token, own % shape.queries, newest, shape);
+    e.when(seen, [&] {
+      Val rowScores = ofRow(StepArgument::Scores, scoreType(), stride * (kTile * allRows)), rowTops = ofRow(StepArgument::Tops, e.f32(), stride * (allRows * 2));
+      Val origin = e.loadGlobal(rowTops, e.f32(), (tile * allRows + own) * 2, false) - e.load(tops, h);
+      Val known = e.loadGlobal(rowScores, scoreType(), ((tile * 32 + shrLogical(within, number(1))) * allRows + own) * 2 + (within & 1), false);
+      Val coarse = convert(known, e.f32()) + origin;
+      Val code = zext(e.loadGlobal(tileOf(key.codes, place, kTile), e.i8(), within), e.i32()), isKept = code == storage::kAside;
+      Val full = fullScore(h, place, within, token, code);
+      if (shape.softcap)
+        full = capped(full, headFact(h, HeadFact::Shift));
+      if (shape.attnMask)
+        full = masked(full, maskNumber(own, token));
+      Val score = select(isKept, coarse, full - e.load(tops, h));
+      e.when(isKept | (score != real(-INFINITY)), [&] { // else a mask hides it
+        Val p = e.exp2(score), before = e.exp2(coarse);
+        mass[kMoved].set(mass[kMoved]() + (p - before));
+        mass[kRead].set(mass[kRead]() + p);
+        e.loop(lane, number(dim), GpuEmitter::kWarp, [&](Val c) { e.store(fma(p, e.loadGlobal(values, e.f32(), c), e.load(out, h * dim + c)), out, h * dim + c); });
+      });
+    });
+  });
+  e.warpBarrier();
+}
+
 /// By the last block of threads of a row: all splits' shares, in their order.
 void AttendKernel::finishRow() {
   const int64_t dim = shape.valueDim, width = dim + kMasses;
@@ -869,34 +963,35 @@ void AttendKernel::finishRow() {
   Val valueUnit = rowFact(RowFact::ValueUnit);
   e.loop(warp, min(number(padded), number(rows) - firstRow), kStepWarps, [&](Val h) {
     auto at_ = [&](Val s) { return (s * allRows + (firstRow + h)) * width; };
-    Vals mass = e.loop(lane, splits, GpuEmitter::kWarp, Vals(kMasses, real(0)), [&](Val s, Vals sum) {
+    Vals sums_ = e.loop(lane, splits, GpuEmitter::kWarp, Vals(kMasses, real(0)), [&](Val s, Vals sum) {
       Val own = e.loadGlobal(parts, vectorOf(e.f32(), kMasses), at_(s) + dim, false);
       for (int64_t i = 0; i < kMasses; ++i)
         sum[i] = sum[i] + aligned::lane(own, i);
       return sum;
     });
-    for (Val &sum : mass)
-      sum = warpAdd(sum);
-    Val coarse = e.load(sums, h), sum = coarse + mass[kMoved] + headFact(h, HeadFact::NotFinite);
-    Val sink = real(0);
+    SmallVector<Variable> mass;
+    for (Val sum : sums_)
+      mass.push_back(e.variable(warpAdd(sum)));
+    e.when(asides != 0, [&] { addAsides(h, mass); });
+    Val coarse = e.load(sums, h), notFinite = headFact(h, HeadFact::NotFinite), sum = coarse + mass[kMoved]() + notFinite, sink = real(0);
     if (shape.sinkLogits) // takes part in the sum, and has no value
       sink = e.exp2(sinkOf(h) - e.load(tops, h));
-    Val unread = (sum - sink - mass[kRead]) - (e.load(lowSums, h) + mass[kLowMoved] - mass[kLowRead]);
-    Val nothing = coarse == 0;
-    Val outHead = wide(row) * rows + wide(firstRow + h);
-    Val acc = e.at(argument(StepArgument::Acc), e.f32(), outHead * dim);
+    Val unread = (sum - sink - mass[kRead]()) - (e.load(lowSums, h) + mass[kLowMoved]() - mass[kLowRead]());
+    Val nothing = coarse == 0, outHead = wide(row) * rows + wide(firstRow + h);
+    Val acc = e.at(argument(StepArgument::Acc), e.f32(), outHead * dim), none = e.constant(vectorOf(e.f32(), kVector), 0);
     e.loop(lane * kVector, number(dim), GpuEmitter::kWarp * kVector, [&](Val c) {
-      Val none = e.constant(vectorOf(e.f32(), kVector), 0);
       Val total = overSplits(number(0), splits, 1, none, [&](Val s) -> Vals { return {e.loadGlobal(parts, vectorOf(e.f32(), kVector), at_(s) + c, false)}; },
                              [](Val sum, Vals loaded) { return sum + loaded[0]; });
       Val mean = e.loadGlobal(prepared, vectorOf(e.f32(), kVector), c + at.mean, false);
       total = fma(e.splat(unread, kVector), mean, total) * e.splat(valueUnit, kVector);
-      total = select(nothing, none, total + e.splat(headFact(h, HeadFact::NotFinite), kVector));
-      e.storeGlobal(total, acc, c);
+      total = e.choose(asides != 0, [&]() -> Vals { return {total + e.load(out, h * dim + c, kVector)}; }, [&]() -> Vals { return {total}; })[0];
+      e.storeGlobal(select(nothing, none, total + e.splat(notFinite, kVector)), acc, c);
     });
     e.when(lane == 0, [&] {
-      Val top = (e.load(tops, h) + headFact(h, HeadFact::Shift)) * (1 / kLog2e);
-      e.storeGlobal(select(nothing, real(-INFINITY), top), e.at(argument(StepArgument::Max), e.f32(), outHead), number(0));
+      Val top = e.load(tops, h);
+      if (!shape.softcap) // which saw it
+        top = top + headFact(h, HeadFact::Shift);
+      e.storeGlobal(select(nothing, real(-INFINITY), top * (1 / kLog2e)), e.at(argument(StepArgument::Max), e.f32(), outHead), number(0));
       Val total = sum;
       if (!shape.maskedZero) // softmax of nothing but -inf is 0 / 0
         total = select(nothing & (tokens > 0), real(NAN), total);
@@ -914,6 +1009,9 @@ void AttendKernel::emit() {
   someLow = rowFact(RowFact::SomeLow) != 0;
   floor = rowFact(RowFact::Floor);
   records = isAsked(StepArgument::KeyBits);
+  keyResident = min(small(StepArgument::Key, offsetof(aligned_cache, planes)), number(keyPlanes));
+  valueResident = min(small(StepArgument::Value, offsetof(aligned_cache, planes)), number(valuePlanes));
+  asides = asidesOf(StepArgument::Value);
   for (int64_t n = 0; n < quads; ++n) {
     OfQuad &quad = all[n];
     Val h = q + 4 * n;

@@ -33,6 +33,7 @@ private:
   Shared x = shared("x", e.f32(), kStepWarps * shape.keyDim);                       ///< a warp's query row, rotated
   Shared raw = shared("raw", e.i32(), at.columns * scanWords), low = shared("low", e.i32(), at.columns * scanWords);
   Shared units = shared("units", e.f32(), padded), sums = shared("sums", e.i32(), padded), norms = shared("norms", e.f32(), padded);
+  Shared shifts = shared("shifts", e.f32(), padded);
   Shared usual = shared("usual", e.f32(), kStepWarps);
   Shared stats = shared("stats", e.f32(), kStepWarps * padded * 3);
   Val prepared, isFirst, someLow, floor;
@@ -48,6 +49,7 @@ private:
   Val scalesField(const StepCache &cache, size_t offset) { return e.loadGlobal(e.at(cache.scales, e.i8(), number(offset)), e.i32(), number(0)); }
   Val countsOf(const StepCache &cache) { return e.at(cache.scales, e.i8(), number(offsetof(aligned_scales, count))); }
 
+  Vals withAsides(const Vals &scores, Val tile);
   Vals loadTile(Val tile); ///< two words each, [steps][2][kPairs] as far as there are some, and [kPairs] of two codes
 };
 
@@ -166,7 +168,9 @@ void ScanKernel::prepareQuery(Val h) {
   })[0];
   sum = e.warpAdd(sum, {16, 8, 4, 2, 1});
   Val unit = step * biasScale(key) * (kLog2e / 128), norm = e.squareRoot(square);
+  shift = warpAdd(shift) * kLog2e;
   e.when(lane == 0, [&] {
+    e.store(shift, shifts, h);
     e.store(unit, units, h);
     e.store(sum, sums, h);
     e.store(norm, norms, h);
@@ -187,7 +191,6 @@ void ScanKernel::prepareQuery(Val h) {
       e.storeGlobal(high, prepared, (h * 2) * (2 * keyWords) + word + at.full);
       e.storeGlobal(lowDigits, prepared, (h * 2 + 1) * (2 * keyWords) + word + at.full);
     });
-    shift = warpAdd(shift) * kLog2e;
     e.when(lane == 0, [&] {
       setHeadFact(h, HeadFact::Unit, unit);
       setHeadFact(h, HeadFact::Sum, sum);
@@ -294,7 +297,35 @@ Vals ScanKernel::loadTile(Val tile) {
   return loaded;
 }
 
+/// Scores of a tile, where keys that are kept aside have theirs (S7).
+Vals ScanKernel::withAsides(const Vals &scores, Val tile) {
+  SmallVector<Variable> now;
+  for (Val score : scores)
+    now.push_back(e.variable(score));
+  forAsides(StepArgument::Key, shape.keyDim, [&](Val token, Val values) {
+    e.when(shrLogical(token, number(6)) == tile, [&] {
+      Val within = token & (kTile - 1);
+      e.loop(number(0), number(rows), 1, [&](Val h) {
+        Val query = e.at(argument(StepArgument::Query), shape.query, (wide(row) * rows + wide(h)) * shape.keyDim);
+        Val dot = e.loop(lane, number(shape.keyDim), GpuEmitter::kWarp, {real(0)}, [&](Val c, Vals sum) -> Vals {
+          return {fma(convert(e.loadGlobal(query, shape.query, c), e.f32()), e.loadGlobal(values, e.f32(), c), sum[0])};
+        })[0];
+        Val score = warpAdd(dot) * argument(StepArgument::Scale) * kLog2e / e.load(units, h); // in the terms of the others, which have their unit before them
+        for (int64_t i = 0; i < int64_t(now.size()); ++i) {
+          Val mine = (within == g * 2 + (16 * (i % 8 / 2) + i % 2)) & (h == q + 4 * (i / 8)), before = now[i]();
+          now[i].set(select(mine & (before != real(-INFINITY)), score, before)); // what is hidden stays so
+        }
+      });
+    });
+  });
+  Vals result;
+  for (Variable &score : now)
+    result.push_back(score());
+  return result;
+}
+
 void ScanKernel::emit() {
+  Val keyAsides = asidesOf(StepArgument::Key);
   const int64_t halves = llvm::divideCeil(keyWords, 4); // of products, that a row has words in
   Val index = split * kStepWarps + warp, step = splits * kStepWarps;
   prepared = ofRow(StepArgument::Prepared, e.i32(), at.size);
@@ -447,6 +478,16 @@ void ScanKernel::emit() {
       return all;
     };
     Vals now = shape.mask ? cover() : e.choose(tile * kTile + kTile > tokens, cover, plain);
+    now = e.choose(keyAsides != 0, [&] { return withAsides(now, tile); }, [&] { return now; });
+    // Scores as the softmax sees them, where there is more to it than a factor.
+    const bool isFinal = shape.softcap || shape.attnMask;
+    if (isFinal)
+      for (int64_t i = 0; i < quads * 8; ++i) {
+        Val h = min(q + 4 * (i / 8), number(rows - 1)), token = min(firstToken + (16 * (i % 8 / 2) + i % 2), tokens - 1), x = now[i] * all[i / 8].unit;
+        if (shape.softcap)
+          x = select(now[i] == real(-INFINITY), now[i], capped(x, e.load(shifts, h)));
+        now[i] = shape.attnMask ? masked(x, maskNumber(h, token)) : x;
+      }
     Val own = (tile * 32 + g) * padded + q;
     SmallVector<std::array<Val, 8>> weights(quads);
     for (int64_t n = 0; n < quads; ++n) {
@@ -455,7 +496,8 @@ void ScanKernel::emit() {
       Val top = t[0];
       for (int64_t j = 1; j < 8; ++j)
         top = e.largest(top, t[j]);
-      top = e.warpMax(top, {4, 8, 16}) * quad.unit;
+      Val unit = isFinal ? real(1) : quad.unit;
+      top = e.warpMax(top, {4, 8, 16}) * unit;
       // References are multiples of 1/8, so that f16 holds their differences.
       constexpr double kEighths = 1.5 * 1048576;
       Val before = quad.reference(), reference = e.largest(before, (top + 1.0 / 16 + kEighths) - kEighths);
@@ -463,7 +505,7 @@ void ScanKernel::emit() {
       Val sum = real(0);
       Vals z;
       for (int64_t j = 0; j < 8; ++j)
-        z.push_back(fma(t[j], quad.unit, -reference));
+        z.push_back(fma(t[j], unit, -reference));
       for (int64_t T = 0; T < kPairs; ++T) {
         Val at = own + (8 * T * padded + 4 * n);
         if (exact)

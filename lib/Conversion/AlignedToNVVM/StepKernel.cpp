@@ -25,7 +25,7 @@ PreparedRow::PreparedRow(const DecodeShape &shape) {
 }
 
 static SmallVector<Type> argumentTypes(MLIRContext *context, const DecodeShape &shape) {
-  SmallVector<Type> types(size_t(shape.sinkLogits ? StepArgument::SinkLogits : StepArgument::Sum) + 1, LLVM::LLVMPointerType::get(context, 1));
+  SmallVector<Type> types(size_t(StepArgument::Optional) + shape.sinkLogits + bool(shape.attnMask), LLVM::LLVMPointerType::get(context, 1));
   types[size_t(StepArgument::Scale)] = Float32Type::get(context);
   return types;
 }
@@ -77,6 +77,37 @@ Val StepKernel::isAsked(StepArgument record) {
   return e.wrap(LLVM::PtrToIntOp::create(e.b, e.i64(), argument(record).value)) != e.constant(e.i64(), 0);
 }
 
+Val StepKernel::maskNumber(Val h, Val token) {
+  MemRefType type = shape.attnMask;
+  const int64_t heads = rows / shape.queries;
+  Val mask = e.wrap(function.getArgument(unsigned(StepArgument::Optional) + shape.sinkLogits)), at = e.constant(e.i64(), 0);
+  auto along = [&](int64_t dim, Val coordinate, int64_t extent) { at = type.getDimSize(dim) == 1 ? at : at * extent + wide(coordinate); };
+  along(0, batch, 1);
+  along(1, kvHead * heads + h / shape.queries, heads * shape.kvHeads);
+  along(2, h % shape.queries, shape.queries);
+  at = at * field(argument(StepArgument::Key), offsetof(aligned_cache, tokens)) + wide(token); // rows are as long as the tensor, whatever an entry holds
+  Type element = type.getElementType().isInteger(1) ? Type(e.i8()) : type.getElementType();
+  Val number = e.loadGlobal(mask, element, at);
+  return number.isFloat() ? convert(number, e.f32()) : number;
+}
+
+Val StepKernel::masked(Val score, Val number) {
+  if (!number.isFloat())
+    return select(number != 0, score, real(-INFINITY));
+  Val sum = fma(number, real(kLog2e), score);
+  return select(score == real(-INFINITY), score, sum); // what is hidden stays so, whatever the number
+}
+
+void StepKernel::forAsides(StepArgument cache, int64_t headDim, function_ref<void(Val, Val)> body) {
+  Val list = addressOf(argument(cache), offsetof(aligned_cache, aside)), values = addressOf(argument(cache), offsetof(aligned_cache, aside_values));
+  e.loop(number(0), asidesOf(cache), 1, [&](Val i) {
+    Val entry = e.at(list, e.i64(), i * 2);
+    e.when(e.loadGlobal(entry, e.i64(), number(offsetof(aligned_aside, row) / 8)) == wide(row), [&] {
+      body(convert(e.loadGlobal(entry, e.i64(), number(offsetof(aligned_aside, token) / 8)), e.i32()), e.at(values, e.f32(), wide(i) * headDim));
+    });
+  });
+}
+
 LogicalResult aligned::checkStep(Operation *op, const DecodeShape &shape) {
   for (auto [name, planes] : {std::pair("key", shape.keyPlanes), std::pair("value", shape.valuePlanes)})
     if (planes.getWidths() != ArrayRef<int64_t>{4, 4, 8})
@@ -84,10 +115,8 @@ LogicalResult aligned::checkStep(Operation *op, const DecodeShape &shape) {
   constexpr int64_t kMostRows = 16;
   if (shape.heads > kMostRows)
     return op->emitOpError("expected at most ") << kMostRows << " query rows per kv head on this target, got " << shape.heads;
-  if (shape.softcap)
-    return op->emitOpError("expected no softcap on this target, got ") << shape.softcap;
-  if (shape.attnMask)
-    return op->emitOpError("expected no attn_mask on this target, got ") << shape.attnMask;
+  if (shape.softcap && shape.attnMask)
+    return op->emitOpError("expected no attn_mask beside a softcap on this target, got one of ") << shape.attnMask;
   if (shape.certified)
     return op->emitOpError("expected no certificate on this target, got one asked for");
   if (shape.later)

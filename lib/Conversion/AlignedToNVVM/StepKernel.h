@@ -19,6 +19,8 @@
 #include "../Common/Masks.h"
 #include "aligned/Storage/Layout.h"
 
+#include <cstddef>
+
 namespace aligned {
 
 /// Arguments, the same for both kernels. P: query rows, padded (paddedRows).
@@ -34,7 +36,7 @@ enum class StepArgument {
   Counters,           ///< i32 [rows][blocks of threads that share the query rows]: how many splits are done
   KeyBits, ValueBits, ///< i8 [rows][capacity]: bits that were read of each token, or null where nobody asks
   Acc, Max, Sum,      ///< f32 [rows][query rows][value_dim], [rows][query rows] twice: the softmax state
-  SinkLogits,         ///< f32 [q_heads], where the shape has them
+  Optional,           ///< sink_logits f32 [q_heads], and attn_mask, as far as the shape has them
 };
 constexpr int64_t kQuad = 4, kStepWarps = 4;
 
@@ -107,6 +109,19 @@ protected:
   StepCache key, value;
   VisibleTiles visible;
   Val seenTiles; ///< how many there are of those that some query sees
+
+  Val sinkLogits() { return argument(StepArgument::Optional); }
+  /// The number of the mask that is an operand (P8) for a query row and a token.
+  Val maskNumber(Val h, Val token);
+  /// A score under it.
+  Val masked(Val score, Val number);
+  /// cap tanh(score / cap) of a score in base 2, with what the offset took off (A12).
+  Val capped(Val score, Val shift) { return softcapped(score + shift, shape.softcap * kLog2e); }
+  Val small(StepArgument cache, int64_t offset) { return convert(field(argument(cache), offset), e.i32()); }
+  /// Tokens of a cache that are kept aside (S7), of all rows.
+  Val asidesOf(StepArgument cache) { return small(cache, offsetof(aligned_cache, asides)); }
+  /// Those of this row: their tokens, and addresses of their values.
+  void forAsides(StepArgument cache, int64_t headDim, llvm::function_ref<void(Val token, Val values)> body);
 
   Val argument(StepArgument which) { return e.wrap(function.getArgument(static_cast<unsigned>(which))); }
   /// The row's part of a buffer with so many elements for each.
