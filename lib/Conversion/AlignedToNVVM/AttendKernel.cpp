@@ -3,7 +3,8 @@
 //   look    a tile's scores against thresholds, two tokens a lane in f16; those that any query row wants go into a ring of the warp
 //   fetch   32 of a ring: plane 0 of their rows of V, plane 1 of V and of K where they are wanted; not waited for
 //   add     finer scores, weights, and rows times weights, while the next 32 are under way
-//   loud    tokens that want all planes have a ring of their own, so that others don't wait for them; what is left of it at the end all warps share
+//   loud    tokens that want all planes have a ring of their own, so that others don't wait for them
+//   join    what is left in rings at the end, all warps share
 //
 // Rows of V are transposed on their way to the tensor cores: 4 x 4 bytes, so that a word has a byte of four tokens. Weights are whole numbers of 16 bits, two digits again, in steps that make
 // the least that is read 16 of them, and the loudest fit. Nothing depends on when a block of threads runs: partial sums are joined in their order by whoever is the last.
@@ -53,16 +54,15 @@ private:
   const bool secondIsAhead = quads * valueRow.each() < 3, finerIsAhead = quads * valueRow.each() < 4;
   const int64_t scoreWords = exact ? 2 * padded : padded; ///< of two tokens
 
-  // Rings of each warp: of tokens, and of its loud ones, which under `exact` all are. What is left of these at the end goes where the rings of tokens were, or behind.
-  const int64_t ringsOfWarp = exact ? 1 : 2, kEntries = (exact ? kStepWarps + 1 : 2 * kStepWarps) * kRing;
-  Val ringOfTokens() { return warp * (ringsOfWarp * kRing); }
-  Val ringOfLoud() { return warp * (ringsOfWarp * kRing) + (ringsOfWarp - 1) * kRing; }
-  const int64_t remains = exact ? kStepWarps * kRing : 0;
+  // Rings of each warp: first those of tokens, then those of loud ones, which under `exact` all are. What is left at the end all warps put where the first ones were.
+  const int64_t loudRings = (exact ? 1 : kStepWarps) * kRing, kEntries = loudRings + kStepWarps * kRing;
+  Val ringOfTokens() { return warp * kRing; }
+  Val ringOfLoud() { return warp * kRing + loudRings; }
   Shared keyPlaces = shared("key_places", e.i32(), kEntries), valuePlaces = shared("value_places", e.i32(), kEntries); ///< rows of planes
   Shared codes = shared("codes", e.i32(), kEntries); ///< code of K, of V, levels of V (2 bits) and K (2 bits), token mod 4096 (12 bits)
   Shared scores = shared("scores", scoreType(), kEntries * padded); ///< relative to the largest of the row
   Shared weights = shared("weights", e.i16(), kStepWarps * padded * kBatch);
-  Shared out = shared("out", e.f32(), kStepWarps * padded * shape.valueDim);
+  Shared out = shared("out", e.f32(), llvm::alignTo(kStepWarps * padded * shape.valueDim, threads * 4));
   Shared masses = shared("masses", e.f32(), kStepWarps * padded * kMasses);
   Shared cuts = shared("cuts", e.i32(), 2 * padded); ///< minus the thresholds of V and K, twice in f16
   Shared tops = shared("tops", e.f32(), padded), sums = shared("sums", e.f32(), padded), lowSums = shared("low_sums", e.f32(), padded);
@@ -78,14 +78,16 @@ private:
       Val layers = policies.limit(layersOf(planes), role, layersOf(resident), tokens, token, token);
       return layers - select(layers > 3, number(1), number(0));
     };
-    Val ofValue = side(CacheRole::Value, levels & 3, valueResident), ofKey = side(CacheRole::Key, (shrLogical(levels, number(2)) & 3) + 1, keyResident);
+    Val ofValue = side(CacheRole::Value, levels & 3, resident(StepArgument::Value)), ofKey = side(CacheRole::Key, (shrLogical(levels, number(2)) & 3) + 1, resident(StepArgument::Key));
     return ofValue | ((max(ofKey, number(1)) - 1) << number(2));
   }
   const bool isLimited = HeadPolicies::areLimited(shape.policies, CacheRole::Key) || HeadPolicies::areLimited(shape.policies, CacheRole::Value);
-  Val keyResident, valueResident;               ///< planes that are there: caches may hold fewer than their types say (S9)
+  /// Planes that are there: caches may hold fewer than their types say (S9).
+  Val resident(StepArgument cache) { return min(small(cache, offsetof(aligned_cache, planes)), number(cache == StepArgument::Key ? keyPlanes : valuePlanes)); }
+  Shared mostLevels = shared("most_levels", e.i32(), 2); ///< of V and K that these allow, as 1024 + level in f16, twice
   Val asides;                                   ///< rows of V that are kept aside, of all rows
 
-  Val prepared, someLow, floor;
+  Val prepared, someLow;
   Val records; ///< whether somebody asks which bits are read
 
   // Of the lane's query row in each quad.
@@ -106,6 +108,7 @@ private:
   SmallVector<Variable> pair;    ///< scores of two tokens, [scoreWords]
   // Rings.
   Variable head, tail, loudHead, loudTail;
+  Variable joined, remains; ///< of what all warps have left, the next that this one takes, or -1 before that; and how many there are
   // Rows under way, of the list at `entry`; -1: none are.
   SmallVector<Variable> first, second, finer; ///< planes 0 and 1 of V, [8 tokens][words]; plane 1 of K, [4 tokens][words]
   Variable entry, wantKey, wantValue, wantSecond;
@@ -209,6 +212,7 @@ private:
   void addBatch();
   void takeLoud(Val entry, Val count);
   void fetch();
+  void join();
   Val fullScore(Val h, Val place, Val within, Val token, Val code);
   void addAsides(Val h, MutableArrayRef<Variable> mass);
   void finishSplit();
@@ -225,6 +229,10 @@ void AttendKernel::joinStatistics() {
   Val table = prepared;
   for (auto [to, from] : {std::pair(keyTable, at.keyTable), std::pair(valueTable, at.valueTable)})
     e.store(e.loadGlobal(table, e.i32(), thread + from, false), Shared{to.base, e.i32()}, thread);
+  e.when(thread == 0, [&] {
+    for (auto [i, level] : {std::pair(0, resident(StepArgument::Value)), std::pair(1, resident(StepArgument::Key) - 1)})
+      e.store((level + 0x6400) * 0x10001, mostLevels, number(i));
+  });
   e.barrier();
   forHeadsOfWarp(padded, [&](Val h) {
     Val mine = ofRow(StepArgument::Stats, e.f32(), splits * (allRows * 4));
@@ -325,7 +333,7 @@ void AttendKernel::look() {
   Val keyCodes = pairCodesKey(), valueCodes = pairCodesValue(), tile = page() - 1, token = tile * kTile + lane * 2;
   Val one, two, levels; // levels: of V in bits 0 and 1, of K in bits 2 and 3, of two tokens
   Vals relative;        // scores beside the row's largest: two f16, or two f32 after another
-  auto both = [&](Val level) { return level | (level << number(16)); };
+  auto both = [&](Val level) { return level * 0x10001; };
   if (exact) {
     one = two = i1(false);
     for (int64_t h = 0; h < padded; ++h) {
@@ -336,7 +344,7 @@ void AttendKernel::look() {
       relative.push_back(a + origin);
       relative.push_back(b + origin);
     }
-    levels = both(valueResident | ((keyResident - 1) << number(2)));
+    levels = both((e.load(mostLevels, number(0)) & 3) | ((e.load(mostLevels, number(1)) & 3) << number(2)));
   } else {
     Val reachV, reachK;
     for (int64_t h = 0; h < padded; ++h) {
@@ -352,7 +360,7 @@ void AttendKernel::look() {
     Val octaves = fma(e.halves(e.permuteBytes(valueCodes, number(0x64), {0, 4, 1, 4})), e.bothHalves(0.125), e.bothHalves(-144));
     octaves = e.halves(e.choose(someLow, [&]() -> Vals {
       Val usual = rowFact(RowFact::LogUsual) - 16.0, pairs = e.pack(f16, usual, usual);
-      Val floors = fma(floor, real(0.125), real(-16));
+      Val floors = fma(rowFact(RowFact::Floor), real(0.125), real(-16));
       Val isLow0 = convert(aligned::lane(octaves, 0), e.f32()) < floors, isLow1 = convert(aligned::lane(octaves, 1), e.f32()) < floors;
       Val mask = select(isLow0, number(0xffff), number(0)) | select(isLow1, number(int32_t(0xffff0000)), number(0));
       return {(e.word(octaves) & (mask ^ number(-1))) | (pairs & mask)};
@@ -375,8 +383,8 @@ void AttendKernel::look() {
       levelK = levelK + isAbove(finer);
     if (keyPlanes > 2)
       levelK = levelK + isAbove(finest);
-    levelV = e.smallest(levelV, e.halves(both(valueResident + 0x6400)));
-    levelK = e.smallest(levelK, e.halves(both(keyResident + 0x63ff)));
+    levelV = e.smallest(levelV, e.halves(e.load(mostLevels, number(0))));
+    levelK = e.smallest(levelK, e.halves(e.load(mostLevels, number(1))));
     levels = (e.word(levelV) & 0x00030003) | ((e.word(levelK) & 0x00030003) << number(2));
     if (isLimited) {
       // What nobody sees is not read, whatever limits say: padding rows are at most -30000.
@@ -546,7 +554,7 @@ Vals AttendKernel::weigh(Val entry, int64_t n, Val mk, Val mv, Val m1, Val mk2, 
     x[r] = select(isRead, level, real(kNothing));
     most = e.largest(most, x[r]);
     e.when(someLow, [&] {
-      Val valueCode = shrLogical(code, number(8)) & 255, isLow = (convert(valueCode, e.f32()) < floor) & (valueCode != storage::kAside);
+      Val valueCode = shrLogical(code, number(8)) & 255, isLow = (convert(valueCode, e.f32()) < rowFact(RowFact::Floor)) & (valueCode != storage::kAside);
       quad.masses[kLowMoved].set(quad.masses[kLowMoved]() + select(isLow, p - before, real(0)));
       quad.masses[kLowRead].set(quad.masses[kLowRead]() + select(isLow, read, real(0)));
     });
@@ -831,13 +839,9 @@ void AttendKernel::takeLoud(Val at_, Val count) {
 /// Asks for the rows of the next 32.
 void AttendKernel::fetch() {
   const int64_t keyEach = keyRow.each(), valueEach = valueRow.each();
-  Val start = (head() & (kRing - 1)) + ringOfTokens(), count = min(tail() - head(), number(kBatch));
+  Val start = (head() & (kRing - 1)) + ringOfTokens();
   entry.set(start);
-  head.set(head() + kBatch); // a list that is filled up is the last
-  e.when(count < kBatch, [&] {
-    padTo32(start, count);
-    tail.set(head());
-  });
+  head.set(head() + kBatch);
   Wants wants = wantsOf(start);
   note(wants);
   Val wantK = wants.key[0], wantV1 = wants.value[1];
@@ -860,6 +864,53 @@ void AttendKernel::fetch() {
     });
 }
 
+/// Puts what all warps have left one after another.
+void AttendKernel::join() {
+  struct Left {
+    Val count, from;
+    Vals entry;
+  };
+  SmallVector<Left> lists{{loudTail() - loudHead(), (loudHead() + lane) & (kRing - 1), {}}};
+  lists[0].from = lists[0].from + ringOfLoud();
+  if (!exact)
+    lists.push_back({tail() - head(), ((head() + lane) & (kRing - 1)) + ringOfTokens(), {}});
+  const Shared words{scores.base, e.i32()}, fields[] = {keyPlaces, valuePlaces, codes};
+  const int64_t each = exact ? padded : padded / 2;
+  Val mine = number(0);
+  for (Left &list : lists) {
+    mine = mine + list.count;
+    list.entry = e.choose(lane < list.count, [&] {
+      Vals entry;
+      for (Shared field : fields)
+        entry.push_back(e.load(field, list.from));
+      for (int64_t i = 0; i < each; ++i)
+        entry.push_back(e.load(words, list.from * each + i));
+      return entry;
+    }, [&] { return Vals(3 + each, number(0)); });
+  }
+  e.when(lane == 0, [&] { e.store(mine, left, warp); });
+  e.barrier();
+  Val before = number(0), all = number(0);
+  for (int64_t w = 0; w < kStepWarps; ++w) {
+    Val own = e.load(left, number(w));
+    before = before + select(number(w) < warp, own, number(0));
+    all = all + own;
+  }
+  for (Left &list : lists) {
+    e.when(lane < list.count, [&] {
+      Val to = before + lane;
+      for (int64_t i = 0; i < 3; ++i)
+        e.store(list.entry[i], fields[i], to);
+      for (int64_t i = 0; i < each; ++i)
+        e.store(list.entry[3 + i], words, to * each + i);
+    });
+    before = before + list.count;
+  }
+  e.barrier();
+  joined.set(warp * kBatch);
+  remains.set(all);
+}
+
 //===----------------------------------------------------------------------===//
 // The end
 //===----------------------------------------------------------------------===//
@@ -867,11 +918,17 @@ void AttendKernel::fetch() {
 void AttendKernel::finishSplit() {
   const int64_t dim = shape.valueDim, width = dim + kMasses;
   for (int64_t n = 0; n < quads; ++n) {
-    flush(n, real(0));
-    for (int64_t i = 0; i < kMasses; ++i) {
-      Val sum = e.warpAdd(all[n].masses[i](), {4, 8, 16});
-      e.when(g == 0, [&] { e.store(sum, masses, (warp * padded + (q + 4 * n)) * kMasses + i); });
-    }
+    e.when(batches() != 0, [&] { flush(n, real(0)); });
+    auto add = [&](int64_t first) {
+      for (int64_t i = first; i < first + 2; ++i)
+        all[n].masses[i].set(e.warpAdd(all[n].masses[i](), {4, 8, 16}));
+    };
+    add(kMoved);
+    e.when(someLow, [&] { add(kLowMoved); });
+    Vals own;
+    for (Variable &mass : all[n].masses)
+      own.push_back(mass());
+    e.when(g == 0, [&] { e.store(e.vectorOf(own), masses, (warp * padded + (q + 4 * n)) * kMasses); });
   }
   e.barrier();
   Val parts = ofRow(StepArgument::Parts, e.f32(), splits * (allRows * width));
@@ -905,6 +962,7 @@ void AttendKernel::finishSplit() {
 Val AttendKernel::fullScore(Val h, Val place, Val within, Val token, Val code) {
   const aligned_format format{ALIGNED_FORMAT_FIXED, ALIGNED_ROLE_KEY, 0, 3, {4, 4, 8}};
   Val dither = ((token * storage::kKeyDither) & (storage::kDitherSteps - 1)) - storage::kDitherSteps / 2;
+  Val keyResident = resident(StepArgument::Key);
   Val middle = select(keyResident > 2, number(0), select(keyResident > 1, number(1 << 7), number(1 << 11)));
   Val weightBytes = e.at(prepared, e.i32(), (firstRow + h) * (4 * keyWords) + at.full);
   auto weight = [&](int64_t digit, Val c) { return convert(e.loadGlobal(weightBytes, e.i8(), c + digit * 8 * keyWords, false), e.i32()); };
@@ -1004,13 +1062,11 @@ void AttendKernel::emit() {
   prepared = ofRow(StepArgument::Prepared, e.i32(), at.size);
   Type i32 = e.i32(), f32 = e.f32();
   Val zero = number(0);
-  e.loop(thread * 4, number(kStepWarps * padded * shape.valueDim), threads * 4, [&](Val i) { e.store(e.constant(vectorOf(f32, 4), 0), out, i); });
+  for (int64_t i = 0; i < kStepWarps * padded * shape.valueDim; i += threads * 4) // the array ends with what it takes for whole rounds
+    e.store(e.constant(vectorOf(f32, 4), 0), out, thread * 4 + i);
   joinStatistics();
   someLow = rowFact(RowFact::SomeLow) != 0;
-  floor = rowFact(RowFact::Floor);
   records = isAsked(StepArgument::KeyBits);
-  keyResident = min(small(StepArgument::Key, offsetof(aligned_cache, planes)), number(keyPlanes));
-  valueResident = min(small(StepArgument::Value, offsetof(aligned_cache, planes)), number(valuePlanes));
   asides = asidesOf(StepArgument::Value);
   for (int64_t n = 0; n < quads; ++n) {
     OfQuad &quad = all[n];
@@ -1029,10 +1085,11 @@ void AttendKernel::emit() {
     }
     origins.push_back(e.variable(real(0)));
   }
-  for (Variable *variable : {&todo, &page, &keyPlace, &valuePlace, &pairCodesKey, &pairCodesValue, &where, &head, &tail, &loudHead, &loudTail, &entry, &wantKey, &wantValue,
+  for (Variable *variable : {&todo, &page, &keyPlace, &valuePlace, &pairCodesKey, &pairCodesValue, &where, &head, &tail, &loudHead, &loudTail, &remains, &entry, &wantKey, &wantValue,
                              &wantSecond, &batches})
     *variable = e.variable(zero);
   entry.set(number(-1));
+  joined = e.variable(number(-1));
   base = e.variable(split * kStepWarps + warp);
   for (auto [list, count] : {std::pair(&pair, scoreWords), std::pair(&first, exact ? 0 : 8 * valueRow.each()), std::pair(&second, secondIsAhead && !exact ? 8 * valueRow.each() : 0), std::pair(&finer, finerIsAhead && !exact ? 4 * keyRow.each() : 0)})
     for (int64_t i = 0; i < count; ++i)
@@ -1052,35 +1109,19 @@ void AttendKernel::emit() {
           addBatch();
           entry.set(number(-1));
         });
-      Val waiting = loudTail() - loudHead(), several = waiting >= kBatch;
-      Val done = (waiting < kBatch) & (tail() == head()) & (page() == 0);
+      Val waiting = loudTail() - loudHead(), isJoined = joined() >= 0, several = (isJoined == i1(false)) & (waiting >= kBatch), hasFull = tail() - head() >= kBatch;
+      e.when((isJoined == i1(false)) & (waiting < kBatch) & (hasFull == i1(false)) & (page() == 0), [&] { join(); });
       Variable from = e.variable((loudHead() & (kRing - 1)) + ringOfLoud()), count = e.variable(select(several, number(kBatch), zero));
       e.when(several, [&] { loudHead.set(loudHead() + kBatch); });
-      e.when(done, [&] {
-        // What all warps have left goes to where the first one had its ring.
-        e.when(lane == 0, [&] { e.store(waiting, left, warp); });
-        e.barrier();
-        Val before = zero, all = zero;
-        for (int64_t w = 0; w < kStepWarps; ++w) {
-          Val own = e.load(left, number(w));
-          before = before + select(number(w) < warp, own, zero);
-          all = all + own;
-        }
-        e.when(lane < waiting, [&] {
-          Val source = ((loudHead() + lane) & (kRing - 1)) + ringOfLoud(), to = before + (lane + remains);
-          for (Shared list : {keyPlaces, valuePlaces, codes})
-            e.store(e.load(list, source), list, to);
-          for (int64_t h = 0; h < padded; ++h)
-            e.store(e.load(scores, source * padded + h), scores, to * padded + h);
-        });
-        e.barrier();
-        from.set(warp * kBatch + remains);
-        count.set(min(all - warp * kBatch, number(kBatch)));
-        running.set(i1(false));
+      e.when(joined() >= 0, [&] {
+        from.set(joined());
+        count.set(min(remains() - joined(), number(kBatch)));
+        joined.set(joined() + kStepWarps * kBatch);
+        running.set(joined() < remains());
       });
       e.when(count() > 0, [&] { takeLoud(from(), count()); });
       if (!exact)
-        e.when((done == i1(false)) & (tail() != head()) & ((tail() - head() >= kBatch) | (page() == 0)), [&] { fetch(); });
+        e.when(hasFull & (several == i1(false)), [&] { fetch(); });
       return {};
     });
   });

@@ -34,7 +34,7 @@ private:
   Shared raw = shared("raw", e.i32(), at.columns * scanWords), low = shared("low", e.i32(), at.columns * scanWords);
   Shared units = shared("units", e.f32(), padded), sums = shared("sums", e.i32(), padded), norms = shared("norms", e.f32(), padded);
   Shared shifts = shared("shifts", e.f32(), padded);
-  Shared usual = shared("usual", e.f32(), kStepWarps);
+  Shared usual = shared("usual", e.f32(), kStepWarps), lows = shared("lows", e.i32(), kStepWarps);
   Shared stats = shared("stats", e.f32(), kStepWarps * padded * 3);
   Val prepared, isFirst, someLow, floor;
 
@@ -89,25 +89,22 @@ void ScanKernel::prepareQuery(Val h) {
   e.warpBarrier(); // nobody reads the row before it any more
   Val query = e.at(argument(StepArgument::Query), shape.query, (wide(row) * rows + wide(h)) * dim), scale = argument(StepArgument::Scale);
   Val offset = e.at(addressOf(argument(StepArgument::Key), offsetof(aligned_cache, offset)), e.f32(), wide(row) * dim);
-  Val notFinite = real(0), shift = real(0), most = real(0), square = real(0);
+  Val notFinite = real(0), most = real(0), square = real(0);
   struct Part {
     int64_t first, size, each;
     Vals x;
   };
   SmallVector<Part> parts;
+  Vals plain, channels;
   for (int64_t first = 0; first < dim;) {
     int64_t size = storage::blockAt(first, dim), each = std::max<int64_t>(size / GpuEmitter::kWarp, 1);
     Part part{first, size, each, {}};
     for (int64_t i = 0; i < each; ++i) {
       Val within = size < GpuEmitter::kWarp ? lane & (size - 1) : lane * each + i, channel = within + first;
       Val v = convert(e.loadGlobal(query, shape.query, channel), e.f32()) * scale;
-      Val off = e.loadGlobal(offset, e.f32(), channel);
-      if (size < GpuEmitter::kWarp) { // lanes behind the block repeat it
-        Val mine = lane < size;
-        off = select(mine, off, real(0));
-      }
       notFinite = fma(v, real(0), notFinite);
-      shift = fma(v, off, shift);
+      plain.push_back(v);
+      channels.push_back(size < GpuEmitter::kWarp ? select(lane < size, channel, number(-1)) : channel); // lanes behind the block repeat it
       // signOf(channel): the top bit of a hash.
       Val hash = (channel + 1) * int32_t(0x9E3779B9u);
       hash = (hash ^ shrLogical(hash, number(15))) * int32_t(0x85EBCA6Bu);
@@ -117,8 +114,7 @@ void ScanKernel::prepareQuery(Val h) {
     parts.push_back(part);
     first += size;
   }
-  notFinite = warpAdd(notFinite);
-  Val isFinite = notFinite == 0;
+  Val isFinite = e.any((notFinite == 0) == e.constant(e.types.getI1Type(), 0)) == e.constant(e.types.getI1Type(), 0);
   for (Part &part : parts) {
     for (Val &v : part.x)
       v = select(isFinite, v, real(0));
@@ -168,14 +164,23 @@ void ScanKernel::prepareQuery(Val h) {
   })[0];
   sum = e.warpAdd(sum, {16, 8, 4, 2, 1});
   Val unit = step * biasScale(key) * (kLog2e / 128), norm = e.squareRoot(square);
-  shift = warpAdd(shift) * kLog2e;
+  auto shiftOf = [&] {
+    Val shift = real(0);
+    for (auto [v, channel] : llvm::zip(plain, channels))
+      shift = fma(v, select(channel >= 0, e.loadGlobal(offset, e.f32(), max(channel, 0)), real(0)), shift);
+    return warpAdd(shift) * kLog2e;
+  };
+  Val shift = shape.softcap ? shiftOf() : Val();
   e.when(lane == 0, [&] {
-    e.store(shift, shifts, h);
+    if (shape.softcap)
+      e.store(shift, shifts, h);
     e.store(unit, units, h);
     e.store(sum, sums, h);
     e.store(norm, norms, h);
   });
   e.when(isFirst, [&] {
+    if (!shape.softcap)
+      shift = shiftOf();
     e.loop(lane, number(keyWords), GpuEmitter::kWarp, [&](Val word) {
       storeWeights(h, inverse, e.constant(e.types.getI1Type(), 1), word, [&](int64_t digit, Val rawWord, Val lowWord) {
         Val place = (h * 2 + digit) * keyWords + word;
@@ -201,20 +206,22 @@ void ScanKernel::prepareQuery(Val h) {
       setHeadFact(h, HeadFact::Shrink, shrink);
       Val seen = visibleTokens(h % shape.queries, newest, tokens, shape);
       setHeadFact(h, HeadFact::LogSeen, e.log2(convert(max(seen, number(1)), e.f32())));
-      setHeadFact(h, HeadFact::NotFinite, notFinite);
+      setHeadFact(h, HeadFact::NotFinite, select(isFinite, real(0), real(NAN)));
       setHeadFact(h, HeadFact::Shift, shift);
     });
   });
 }
 
-/// Whether any row of V is below the floor (M3).
+/// Whether any row of V is below the floor (M3): each warp asks of some codes.
 void ScanKernel::lookForLow() {
-  Val counts = countsOf(value), some = number(0);
-  for (int64_t i = 0; i < 8; ++i) {
-    Val code = lane + i * GpuEmitter::kWarp;
-    some = some | select(code < floor, e.loadGlobal(counts, e.i32(), code), number(0));
+  constexpr int64_t kCodes = 256 / kStepWarps;
+  Val some = number(0);
+  for (int64_t i = 0; i < kCodes; i += GpuEmitter::kWarp) {
+    Val code = thread + i * kStepWarps;
+    some = some | select(code < floor, e.loadGlobal(countsOf(value), e.i32(), code), number(0));
   }
-  someLow = e.any(some != 0);
+  Val any = e.any(some != 0);
+  e.when(lane == 0, [&] { e.store(select(any, number(1), number(0)), lows, warp); });
 }
 
 /// What all query rows share; a thread for each two codes.
@@ -369,6 +376,8 @@ void ScanKernel::emit() {
   lookForLow();
   forHeadsOfWarp(rows, [&](Val h) { prepareQuery(h); });
   e.barrier();
+  Val found = e.load(lows, number(0), kStepWarps);
+  someLow = (aligned::lane(found, 0) | aligned::lane(found, 1) | aligned::lane(found, 2) | aligned::lane(found, 3)) != 0;
   e.when(isFirst, [&] { prepareRow(); });
 
   // Of this lane's query row in each quad.
@@ -396,7 +405,7 @@ void ScanKernel::emit() {
     quad.lowSum = e.variable(real(0));
   }
   Val scores = ofRow(StepArgument::Scores, scoreType(), stride * (kTile * padded)), tops = ofRow(StepArgument::Tops, e.f32(), stride * (padded * 2));
-  Val recordsKeys = isAsked(StepArgument::KeyBits);
+  Val records = isAsked(StepArgument::KeyBits), isRare = records | someLow;
   Val keyBits = ofRow(StepArgument::KeyBits, e.i8(), stride * kTile), valueBits = ofRow(StepArgument::ValueBits, e.i8(), stride * kTile);
   const int64_t mask = 0x0f0f0f0f;
 
@@ -522,7 +531,7 @@ void ScanKernel::emit() {
       quad.lowSum.set(quad.lowSum() * factor);
       e.when(g == 0, [&] { e.storeGlobal(e.vectorOf({reference, top}), tops, (tile * padded + (q + 4 * n)) * 2); });
     }
-    e.when(someLow, [&] {
+    e.when(isRare, [&] { e.when(someLow, [&] {
       Val codes = tileOf(value.codes, placeOf(value, tile), kTile);
       for (int64_t T = 0; T < kPairs; ++T)
         for (int64_t j = 0; j < 2; ++j) {
@@ -531,14 +540,14 @@ void ScanKernel::emit() {
             all[n].lowSum.set(all[n].lowSum() + select(isLow, weights[n][2 * T + j], real(0)));
         }
     });
-    e.when(recordsKeys, [&] { // attend has the last word on those it reads more of
+    e.when(records, [&] { // attend has the last word on those it reads more of
       Val own = tile * kTile + lane * 2;
       for (int64_t j = 0; j < 2; ++j)
         e.when(own + j < tokens, [&] {
           e.storeGlobal(e.constant(e.i8(), 4), keyBits, own + j);
           e.storeGlobal(e.constant(e.i8(), 0), valueBits, own + j);
         });
-    });
+    }); });
   });
 
   for (int64_t n = 0; n < quads; ++n) {
