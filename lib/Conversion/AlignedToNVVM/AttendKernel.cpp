@@ -45,14 +45,15 @@ private:
     int64_t each() const { return vector * chunks; }
     bool isWhole() const { return count % (lanes * vector) == 0; }
   };
-  // A block of threads takes some of the query rows, those from firstRow on; what follows is of these.
-  const int64_t quads = quadsTogether(shape), padded = quads * kQuad;
-  const Val firstRow = e.block(gpu::Dimension::z) * padded;
+  // A block of threads takes some of the query rows, those from firstRow on. What they read is decided over all of them (P3).
+  const int64_t quads = quadsTogether(shape), padded = quads * kQuad, parts = allRows / padded;
+  const Val firstRow = parts > 1 ? e.block(gpu::Dimension::z) * padded : number(0);
   const Words keyRow{keyWords, 4}, keyBytes{2 * keyWords, 4}, valueRow{valueWords, 8};
   const int64_t keyPlanes = shape.keyPlanes.getResident(), valuePlanes = shape.valuePlanes.getResident();
   // Where sums of products take many registers, fewer rows are under way: plane 1 of V, then of K, is asked for where it is needed.
-  const bool secondIsAhead = quads * valueRow.each() < 3, finerIsAhead = quads * valueRow.each() < 4;
-  const int64_t scoreWords = exact ? 2 * padded : padded; ///< of two tokens
+  const bool secondIsAhead = quads == 1 && valueRow.each() < 3, finerIsAhead = quads * valueRow.each() < 4;
+  const bool isWide = hasWideScores(shape);
+  const int64_t scoreWords = isWide ? 2 * padded : padded; ///< of two tokens
 
   // Rings of each warp: first those of tokens, then those of loud ones, which under `exact` all are. What is left at the end all warps put where the first ones were.
   const int64_t loudRings = (exact ? 1 : kStepWarps) * kRing, kEntries = loudRings + kStepWarps * kRing;
@@ -60,13 +61,16 @@ private:
   Val ringOfLoud() { return warp * kRing + loudRings; }
   Shared keyPlaces = shared("key_places", e.i32(), kEntries), valuePlaces = shared("value_places", e.i32(), kEntries); ///< rows of planes
   Shared codes = shared("codes", e.i32(), kEntries); ///< code of K, of V, levels of V (2 bits) and K (2 bits), token mod 4096 (12 bits)
+  Shared numbers = shape.certified ? shared("numbers", e.i32(), kEntries) : Shared{}; ///< of tokens
   Shared scores = shared("scores", scoreType(), kEntries * padded); ///< relative to the largest of the row
   Shared weights = shared("weights", e.i16(), kStepWarps * padded * kBatch);
   Shared out = shared("out", e.f32(), llvm::alignTo(kStepWarps * padded * shape.valueDim, threads * 4));
   Shared masses = shared("masses", e.f32(), kStepWarps * padded * kMasses);
-  Shared cuts = shared("cuts", e.i32(), 2 * padded); ///< minus the thresholds of V and K, twice in f16
-  Shared tops = shared("tops", e.f32(), padded), sums = shared("sums", e.f32(), padded), lowSums = shared("low_sums", e.f32(), padded);
-  Shared skips = shared("skips", e.f32(), padded), references = shared("references", e.f32(), padded);
+  Shared steps = shape.certified ? shared("steps", e.f32(), kStepWarps * padded) : Shared{}; ///< of weights
+  // Of all query rows.
+  Shared cuts = shared("cuts", e.i32(), 2 * allRows); ///< minus the thresholds of V and K, twice in f16
+  Shared tops = shared("tops", e.f32(), allRows), sums = shared("sums", e.f32(), allRows), lowSums = shared("low_sums", e.f32(), allRows);
+  Shared skips = shared("skips", e.f32(), allRows), references = shared("references", e.f32(), allRows);
   Shared keyTable = shared("key_table", e.i16(), 256), valueTable = shared("value_table", e.i16(), 256);
   Shared left = shared("left", e.i32(), kStepWarps), last = shared("last", e.i32(), 1);
 
@@ -113,10 +117,10 @@ private:
   SmallVector<Variable> first, second, finer; ///< planes 0 and 1 of V, [8 tokens][words]; plane 1 of K, [4 tokens][words]
   Variable entry, wantKey, wantValue, wantSecond;
 
-  Val headFact(Val h, HeadFact which) { return e.loadGlobal(prepared, e.f32(), (firstRow + h) * int64_t(HeadFact::Count) + (at.heads + int64_t(which)), false); }
+  Val headFact(Val h, HeadFact which) { return e.loadGlobal(prepared, e.f32(), h * int64_t(HeadFact::Count) + (at.heads + int64_t(which)), false); }
   /// The logit without a value of a query row, in the terms of scores.
   Val sinkOf(Val h) {
-    Val head = min(firstRow + h, number(rows - 1)) / shape.queries;
+    Val head = min(h, number(rows - 1)) / shape.queries;
     Val logit = e.loadGlobal(sinkLogits(), e.f32(), kvHead * (rows / shape.queries) + head) * kLog2e;
     return shape.softcap ? logit : logit - headFact(h, HeadFact::Shift);
   }
@@ -126,6 +130,7 @@ private:
 
   void joinStatistics();
   void nextGroup();
+  Vals loadScores(Val tile, Val first, int64_t count);
   void ask();
   void look();
   void padTo32(Val entry, Val count);
@@ -234,16 +239,16 @@ void AttendKernel::joinStatistics() {
       e.store((level + 0x6400) * 0x10001, mostLevels, number(i));
   });
   e.barrier();
-  forHeadsOfWarp(padded, [&](Val h) {
+  forHeadsOfWarp(allRows, [&](Val h) {
     Val mine = ofRow(StepArgument::Stats, e.f32(), splits * (allRows * 4));
     Val start = real(kNothing), own = real(0);
     if (shape.sinkLogits) {
-      Val isMine = (lane == 0) & (firstRow + h < rows);
+      Val isMine = (lane == 0) & (h < rows);
       start = select(isMine, sinkOf(h), start);
       own = select(isMine, real(1), own);
     }
     Vals joined = e.loop(lane, splits, GpuEmitter::kWarp, {start, own, real(0)}, [&](Val i, Vals state) -> Vals {
-      Val part = e.loadGlobal(mine, vectorOf(e.f32(), 4), (i * allRows + (firstRow + h)) * 4, false);
+      Val part = e.loadGlobal(mine, vectorOf(e.f32(), 4), (i * allRows + h) * 4, false);
       Val reference = aligned::lane(part, 0), next = e.largest(state[0], reference), before = e.exp2(state[0] - next), factor = e.exp2(reference - next);
       return {next, fma(state[1], before, aligned::lane(part, 1) * factor), fma(state[2], before, aligned::lane(part, 2) * factor)};
     });
@@ -254,7 +259,7 @@ void AttendKernel::joinStatistics() {
       e.store(sum, sums, h);
       e.store(lowSum, lowSums, h);
       Val logUsual = rowFact(RowFact::LogUsual), largestValue = fma(rowFact(RowFact::LargestValue), real(0.125), real(-16));
-      Val isReal = firstRow + h < rows;
+      Val isReal = h < rows;
       if (exact) {
         e.store(largestValue + 17.0, references, h);
         return;
@@ -267,7 +272,7 @@ void AttendKernel::joinStatistics() {
       cutKey = select(isReal, cutKey, real(-30000));
       Type f16 = e.types.getF16Type();
       e.store(e.pack(f16, cutValue, cutValue), cuts, h);
-      e.store(e.pack(f16, cutKey, cutKey), cuts, h + padded);
+      e.store(e.pack(f16, cutKey, cutKey), cuts, h + allRows);
       auto entryOf = [&](Shared table, RowFact code) { return convert(bitcast(e.load(table, convert(rowFact(code), e.i32())), f16), e.f32()); };
       Val most = e.largest(cutValue + e.largest(largestValue, logUsual - 16.0), cutKey + entryOf(keyTable, RowFact::LargestKey) + entryOf(valueTable, RowFact::LargestValue));
       e.store(isLimited ? real(kNothing) : top - most - 0.01, skips, h);
@@ -287,8 +292,8 @@ void AttendKernel::nextGroup() {
   e.loopWhile([&] { return (todo() == 0) & (base() < seenTiles); }, [&] {
     Val index = base() + g * step, inside = index < seenTiles, tile = tileAt(min(index, seenTiles - 1));
     Val some = i1(false);
-    for (int64_t n = 0; n < quads; ++n) {
-      Val h = q + 4 * n, own = e.loadGlobal(rowTops, vectorOf(e.f32(), 2), (tile * allRows + (firstRow + h)) * 2, false);
+    for (int64_t n = 0; n < allRows / kQuad; ++n) {
+      Val h = q + 4 * n, own = e.loadGlobal(rowTops, vectorOf(e.f32(), 2), (tile * allRows + h) * 2, false);
       if (exact)
         some = some | (aligned::lane(own, 1) > kNothing);
       else
@@ -302,23 +307,31 @@ void AttendKernel::nextGroup() {
   });
 }
 
+/// Scores of this lane's two tokens of a tile for `count` query rows from one on: words of two f16, or of f32.
+Vals AttendKernel::loadScores(Val tile, Val first, int64_t count) {
+  Val all = ofRow(StepArgument::Scores, scoreType(), stride * (kTile * allRows)), from = e.at(all, scoreType(), ((tile * 32 + lane) * allRows + first) * 2);
+  Vals words;
+  for (int64_t i = 0; i < count * (isWide ? 2 : 1); i += 4) {
+    Val four = e.loadGlobal(from, vectorOf(e.i32(), 4), number(i), false);
+    for (int64_t j = 0; j < 4; ++j)
+      words.push_back(aligned::lane(four, j));
+  }
+  return words;
+}
+
 /// Asks for the scores and codes of the next tile; there is none where page is 0.
 void AttendKernel::ask() {
   e.when(todo() == 0, [&] { nextGroup(); });
   page.set(number(0));
   e.when(todo() != 0, [&] {
-    Val bits = todo(), others = bits & (bits - 1), bit = e.countBits((bits ^ others) - 1), step = splits * kStepWarps;
-    todo.set(others);
+    Val bits = todo(), rest = bits & (bits - 1), bit = e.countBits((bits ^ rest) - 1), step = splits * kStepWarps;
+    todo.set(rest);
     where.set(bit);
     Val index = base() - step * 8 + shrLogical(bit, number(2)) * step, tile = tileAt(index);
     page.set(tile + 1);
-    Val rowScores = ofRow(StepArgument::Scores, scoreType(), stride * (kTile * allRows));
-    Val from = ((tile * 32 + lane) * allRows + firstRow) * 2;
-    for (int64_t i = 0; i < scoreWords; i += 4) {
-      Val four = e.loadGlobal(e.at(rowScores, scoreType(), from), vectorOf(e.i32(), 4), number(i), false);
-      for (int64_t j = 0; j < 4; ++j)
-        pair[i + j].set(aligned::lane(four, j));
-    }
+    Vals words = loadScores(tile, firstRow, padded);
+    for (auto [variable, word] : llvm::zip(pair, words))
+      variable.set(word);
     for (auto [cache, place, two] : {std::tuple(&key, &keyPlace, &pairCodesKey), std::tuple(&value, &valuePlace, &pairCodesValue)}) {
       Val own = placeOf(*cache, tile);
       place->set(own);
@@ -334,24 +347,46 @@ void AttendKernel::look() {
   Val one, two, levels; // levels: of V in bits 0 and 1, of K in bits 2 and 3, of two tokens
   Vals relative;        // scores beside the row's largest: two f16, or two f32 after another
   auto both = [&](Val level) { return level * 0x10001; };
+  auto originOf = [&](int64_t h, Val origin) { return e.shuffleFrom(origin, where() + h % kQuad); };
+  auto narrowed = [&](ArrayRef<Val> from, int64_t h, Val origin) {
+    if (!isWide)
+      return e.halves(from[h]) + e.halves(originOf(h, e.pack(f16, origin, origin)));
+    origin = originOf(h, origin);
+    return e.halves(e.pack(f16, bitcast(from[2 * h], e.f32()) + origin, bitcast(from[2 * h + 1], e.f32()) + origin));
+  };
+  Vals own;
+  for (Variable &word : pair)
+    own.push_back(word());
+  Vals narrow; // two f16, of all query rows
+  for (int64_t h = 0; h < padded; ++h) {
+    Val origin = origins[h / kQuad]();
+    for (int64_t part = 1; part < parts; ++part)
+      origin = select(firstRow == part * padded, origins[part * quads + h / kQuad](), origin);
+    Val two = narrowed(own, h, origin);
+    if (isWide)
+      for (int64_t j = 0; j < 2; ++j)
+        relative.push_back(bitcast(own[2 * h + j], e.f32()) + originOf(h, origin));
+    else
+      relative.push_back(e.word(two));
+    if (parts == 1)
+      narrow.push_back(two);
+  }
+  if (parts > 1 && !exact) {
+    Vals words = loadScores(tile, number(0), allRows); // which lie beside those that came before
+    for (int64_t h = 0; h < allRows; ++h)
+      narrow.push_back(narrowed(words, h, origins[h / kQuad]()));
+  }
   if (exact) {
     one = two = i1(false);
     for (int64_t h = 0; h < padded; ++h) {
-      Val origin = e.shuffleFrom(origins[h / 4](), where() + h % 4);
-      Val a = bitcast(pair[2 * h](), e.f32()), b = bitcast(pair[2 * h + 1](), e.f32());
-      one = one | (a > kNothing);
-      two = two | (b > kNothing);
-      relative.push_back(a + origin);
-      relative.push_back(b + origin);
+      one = one | (relative[2 * h] > kNothing);
+      two = two | (relative[2 * h + 1] > kNothing);
     }
     levels = both((e.load(mostLevels, number(0)) & 3) | ((e.load(mostLevels, number(1)) & 3) << number(2)));
   } else {
     Val reachV, reachK;
-    for (int64_t h = 0; h < padded; ++h) {
-      Val origin = e.shuffleFrom(e.pack(f16, origins[h / 4](), origins[h / 4]()), where() + h % 4);
-      Val x = e.halves(pair[h]()) + e.halves(origin);
-      relative.push_back(e.word(x));
-      Val v = x + e.halves(e.load(cuts, number(h))), k = x + e.halves(e.load(cuts, number(h + padded)));
+    for (int64_t h = 0; h < allRows; ++h) {
+      Val v = narrow[h] + e.halves(e.load(cuts, number(h))), k = narrow[h] + e.halves(e.load(cuts, number(h + allRows)));
       reachV = h ? e.largest(reachV, v) : v;
       reachK = h ? e.largest(reachK, k) : k;
     }
@@ -430,15 +465,17 @@ void AttendKernel::look() {
         e.store(keyRowPlace + j, keyPlaces, place);
         e.store(valueRowPlace + j, valuePlaces, place);
         e.store(codeOf(j), codes, place);
-        for (int64_t h = 0; h < padded; h += exact ? 1 : 2) {
-          if (exact)
+        if (shape.certified)
+          e.store(token + j, numbers, place);
+        for (int64_t h = 0; h < padded; h += isWide ? 1 : 2) {
+          if (isWide)
             e.store(relative[2 * h + j], scores, place * padded + h);
           else
             e.store(e.permuteBytes(relative[h], relative[h + 1], j ? std::array{2, 3, 6, 7} : std::array{0, 1, 4, 5}), Shared{scores.base, e.i32()}, place * (padded / 2) + h / 2);
         }
       });
     }
-    e.when(records, [&] {
+    e.when(records & (firstRow == 0), [&] {
       Val keyBits = ofRow(StepArgument::KeyBits, e.i8(), stride * kTile), valueBits = ofRow(StepArgument::ValueBits, e.i8(), stride * kTile);
       for (int64_t j = 0; j < 2; ++j)
         e.when(j ? two : one, [&] {
@@ -537,7 +574,7 @@ Vals AttendKernel::weigh(Val entry, int64_t n, Val mk, Val mv, Val m1, Val mk2, 
       if (!finest.empty())
         more = select(isSet(mk2, 8 * r), fma(fma(quad.sum, real(-8), convert(finest[r], e.f32())), unit * (1.0 / 16), more), more);
       const double cap = shape.softcap * kLog2e;
-      Val a = (z + e.load(tops, h)) * (1 / cap), power = e.exp2(e.smallest(more * (2 * kLog2e / cap), real(64))), b = (power - 1.0) / (power + 1.0);
+      Val a = (z + e.load(tops, firstRow + h)) * (1 / cap), power = e.exp2(e.smallest(more * (2 * kLog2e / cap), real(64))), b = (power - 1.0) / (power + 1.0);
       now = select(z > kNothing, fma(fma(a, -a, real(1)) * b / fma(a, b, real(1)), real(cap), z), z);
     } else {
       now = select(isSet(mk, 8 * r), fma(convert(finer[r], e.f32()), unit, z), now);
@@ -546,6 +583,11 @@ Vals AttendKernel::weigh(Val entry, int64_t n, Val mk, Val mv, Val m1, Val mk2, 
         now = select(isSet(mk2, 8 * r), now + more, now);
       }
     }
+    if (shape.certified)
+      e.when((code != 0) & (firstRow + h < rows), [&] { // not of what only fills up a list
+        Val token = e.load(numbers, place);
+        e.storeGlobal(now, e.at(argument(CertifyArgument::Finest), e.f32(), wide(row) * wide(stride * (kTile * allRows))), token * allRows + (firstRow + h));
+      });
     Val p = e.exp2(now), before = e.exp2(z), isRead = isSet(mv, 8 * r);
     quad.masses[kMoved].set(quad.masses[kMoved]() + (p - before));
     Val read = select(isRead, p, real(0));
@@ -734,6 +776,8 @@ void AttendKernel::addBatch() {
   if (valuePlanes > 1)
     e.when(wantSecond() != 0, [&] {
       multiply(secondIsAhead ? rowsOf(second) : loadSecond(valuePlacesAt(entry()), wantSecond()), false, sixteenths(words));
+      if (!secondIsAhead) // the list's places are read: others may take its part of the ring
+        e.warpBarrier();
     });
   Val count = batches() + 1;
   batches.set(count);
@@ -874,8 +918,11 @@ void AttendKernel::join() {
   lists[0].from = lists[0].from + ringOfLoud();
   if (!exact)
     lists.push_back({tail() - head(), ((head() + lane) & (kRing - 1)) + ringOfTokens(), {}});
-  const Shared words{scores.base, e.i32()}, fields[] = {keyPlaces, valuePlaces, codes};
-  const int64_t each = exact ? padded : padded / 2;
+  const Shared words{scores.base, e.i32()};
+  SmallVector<Shared> fields{keyPlaces, valuePlaces, codes};
+  if (shape.certified)
+    fields.push_back(numbers);
+  const int64_t each = isWide ? padded : padded / 2, many = fields.size();
   Val mine = number(0);
   for (Left &list : lists) {
     mine = mine + list.count;
@@ -886,7 +933,7 @@ void AttendKernel::join() {
       for (int64_t i = 0; i < each; ++i)
         entry.push_back(e.load(words, list.from * each + i));
       return entry;
-    }, [&] { return Vals(3 + each, number(0)); });
+    }, [&] { return Vals(many + each, number(0)); });
   }
   e.when(lane == 0, [&] { e.store(mine, left, warp); });
   e.barrier();
@@ -899,10 +946,10 @@ void AttendKernel::join() {
   for (Left &list : lists) {
     e.when(lane < list.count, [&] {
       Val to = before + lane;
-      for (int64_t i = 0; i < 3; ++i)
+      for (int64_t i = 0; i < many; ++i)
         e.store(list.entry[i], fields[i], to);
       for (int64_t i = 0; i < each; ++i)
-        e.store(list.entry[3 + i], words, to * each + i);
+        e.store(list.entry[many + i], words, to * each + i);
     });
     before = before + list.count;
   }
@@ -918,6 +965,10 @@ void AttendKernel::join() {
 void AttendKernel::finishSplit() {
   const int64_t dim = shape.valueDim, width = dim + kMasses;
   for (int64_t n = 0; n < quads; ++n) {
+    if (shape.certified) {
+      Val step = select(batches() != 0, e.exp2(all[n].reference() - 16.0) * (1 / kLargestWeight), real(0));
+      e.when(g == 0, [&] { e.store(step, steps, warp * padded + (q + 4 * n)); });
+    }
     e.when(batches() != 0, [&] { flush(n, real(0)); });
     auto add = [&](int64_t first) {
       for (int64_t i = first; i < first + 2; ++i)
@@ -931,31 +982,30 @@ void AttendKernel::finishSplit() {
     e.when(g == 0, [&] { e.store(e.vectorOf(own), masses, (warp * padded + (q + 4 * n)) * kMasses); });
   }
   e.barrier();
-  Val parts = ofRow(StepArgument::Parts, e.f32(), splits * (allRows * width));
+  Val shares = ofRow(StepArgument::Parts, e.f32(), splits * (allRows * width));
   forHeadsOfWarp(padded, [&](Val h) {
     Val mine = (split * allRows + (firstRow + h)) * width;
     e.loop(lane * 4, number(dim), GpuEmitter::kWarp * 4, [&](Val c) {
       Val sum = e.load(out, h * dim + c, 4);
       for (int64_t w = 1; w < kStepWarps; ++w)
         sum = sum + e.load(out, (h + w * padded) * dim + c, 4);
-      e.storeGlobal(sum, parts, mine + c);
+      e.storeGlobal(sum, shares, mine + c);
     });
+    if (shape.certified)
+      e.when(lane == 0, [&] {
+        Val most = e.load(steps, h);
+        for (int64_t w = 1; w < kStepWarps; ++w)
+          most = e.largest(most, e.load(steps, h + w * padded));
+        e.storeGlobal(most, e.at(argument(CertifyArgument::Steps), e.f32(), wide(row) * wide(splits * allRows)), split * allRows + (firstRow + h));
+      });
     e.when(lane < kMasses, [&] {
       Val sum = e.load(masses, h * kMasses + lane);
       for (int64_t w = 1; w < kStepWarps; ++w)
         sum = sum + e.load(masses, (h + w * padded) * kMasses + lane);
-      e.storeGlobal(sum, parts, mine + lane + dim);
+      e.storeGlobal(sum, shares, mine + lane + dim);
     });
   });
-  e.fence();
-  e.barrier();
-  e.when(thread == 0, [&] {
-    Val before = e.atomicAdd(number(1), argument(StepArgument::Counters), row * (allRows / padded) + e.block(gpu::Dimension::z));
-    e.fence();
-    e.store(before, last, number(0));
-  });
-  e.barrier();
-  e.when(e.load(last, number(0)) == splits - 1, [&] { finishRow(); });
+  joinSplits(argument(StepArgument::Counters), row * (allRows / padded) + e.block(gpu::Dimension::z), last, [&] { finishRow(); });
 }
 
 /// The score of a token from all bits of K that are there, by a warp.
@@ -979,13 +1029,14 @@ Val AttendKernel::fullScore(Val h, Val place, Val within, Val token, Val code) {
     }
     return {fma(convert(weight(0, c) * 256 + weight(1, c), e.f32()), convert(bits - 0x8000 + middle - dither, e.f32()), sum[0])};
   })[0];
-  return warpAdd(sum) * headFact(h, HeadFact::Unit) * (16.0 / 4096) * scaleOf(code, 0);
+  return warpAdd(sum) * headFact(firstRow + h, HeadFact::Unit) * (16.0 / 4096) * scaleOf(code, 0);
 }
 
 /// Rows of V that are kept aside (S7): weighed by a score as good as K's bits make it, and added to the output as they are.
 void AttendKernel::addAsides(Val h, MutableArrayRef<Variable> mass) {
   const int64_t dim = shape.valueDim;
   e.loop(lane * kVector, number(dim), GpuEmitter::kWarp * kVector, [&](Val c) { e.store(e.constant(vectorOf(e.f32(), kVector), 0), out, h * dim + c); });
+  e.warpBarrier();
   forAsides(StepArgument::Value, dim, [&](Val token, Val values) {
     Val tile = shrLogical(token, number(6)), within = token & (kTile - 1), place = placeOf(key, tile), own = firstRow + h;
     Val seen = token < tokens;
@@ -993,16 +1044,16 @@ void AttendKernel::addAsides(Val h, MutableArrayRef<Variable> mass) {
       seen = seen & isVisible(token, own % shape.queries, newest, shape);
     e.when(seen, [&] {
       Val rowScores = ofRow(StepArgument::Scores, scoreType(), stride * (kTile * allRows)), rowTops = ofRow(StepArgument::Tops, e.f32(), stride * (allRows * 2));
-      Val origin = e.loadGlobal(rowTops, e.f32(), (tile * allRows + own) * 2, false) - e.load(tops, h);
+      Val origin = e.loadGlobal(rowTops, e.f32(), (tile * allRows + own) * 2, false) - e.load(tops, own);
       Val known = e.loadGlobal(rowScores, scoreType(), ((tile * 32 + shrLogical(within, number(1))) * allRows + own) * 2 + (within & 1), false);
       Val coarse = convert(known, e.f32()) + origin;
       Val code = zext(e.loadGlobal(tileOf(key.codes, place, kTile), e.i8(), within), e.i32()), isKept = code == storage::kAside;
       Val full = fullScore(h, place, within, token, code);
       if (shape.softcap)
-        full = capped(full, headFact(h, HeadFact::Shift));
+        full = capped(full, headFact(own, HeadFact::Shift));
       if (shape.attnMask)
         full = masked(full, maskNumber(own, token));
-      Val score = select(isKept, coarse, full - e.load(tops, h));
+      Val score = select(isKept, coarse, full - e.load(tops, own));
       e.when(isKept | (score != real(-INFINITY)), [&] { // else a mask hides it
         Val p = e.exp2(score), before = e.exp2(coarse);
         mass[kMoved].set(mass[kMoved]() + (p - before));
@@ -1017,12 +1068,12 @@ void AttendKernel::addAsides(Val h, MutableArrayRef<Variable> mass) {
 /// By the last block of threads of a row: all splits' shares, in their order.
 void AttendKernel::finishRow() {
   const int64_t dim = shape.valueDim, width = dim + kMasses;
-  Val parts = ofRow(StepArgument::Parts, e.f32(), splits * (allRows * width));
+  Val shares = ofRow(StepArgument::Parts, e.f32(), splits * (allRows * width));
   Val valueUnit = rowFact(RowFact::ValueUnit);
   e.loop(warp, min(number(padded), number(rows) - firstRow), kStepWarps, [&](Val h) {
     auto at_ = [&](Val s) { return (s * allRows + (firstRow + h)) * width; };
     Vals sums_ = e.loop(lane, splits, GpuEmitter::kWarp, Vals(kMasses, real(0)), [&](Val s, Vals sum) {
-      Val own = e.loadGlobal(parts, vectorOf(e.f32(), kMasses), at_(s) + dim, false);
+      Val own = e.loadGlobal(shares, vectorOf(e.f32(), kMasses), at_(s) + dim, false);
       for (int64_t i = 0; i < kMasses; ++i)
         sum[i] = sum[i] + aligned::lane(own, i);
       return sum;
@@ -1031,14 +1082,14 @@ void AttendKernel::finishRow() {
     for (Val sum : sums_)
       mass.push_back(e.variable(warpAdd(sum)));
     e.when(asides != 0, [&] { addAsides(h, mass); });
-    Val coarse = e.load(sums, h), notFinite = headFact(h, HeadFact::NotFinite), sum = coarse + mass[kMoved]() + notFinite, sink = real(0);
+    Val own = firstRow + h, coarse = e.load(sums, own), notFinite = headFact(own, HeadFact::NotFinite), sum = coarse + mass[kMoved]() + notFinite, sink = real(0);
     if (shape.sinkLogits) // takes part in the sum, and has no value
-      sink = e.exp2(sinkOf(h) - e.load(tops, h));
-    Val unread = (sum - sink - mass[kRead]()) - (e.load(lowSums, h) + mass[kLowMoved]() - mass[kLowRead]());
-    Val nothing = coarse == 0, outHead = wide(row) * rows + wide(firstRow + h);
+      sink = e.exp2(sinkOf(own) - e.load(tops, own));
+    Val unread = (sum - sink - mass[kRead]()) - (e.load(lowSums, own) + mass[kLowMoved]() - mass[kLowRead]());
+    Val nothing = coarse == 0, outHead = wide(row) * rows + wide(own);
     Val acc = e.at(argument(StepArgument::Acc), e.f32(), outHead * dim), none = e.constant(vectorOf(e.f32(), kVector), 0);
     e.loop(lane * kVector, number(dim), GpuEmitter::kWarp * kVector, [&](Val c) {
-      Val total = overSplits(number(0), splits, 1, none, [&](Val s) -> Vals { return {e.loadGlobal(parts, vectorOf(e.f32(), kVector), at_(s) + c, false)}; },
+      Val total = overSplits(number(0), splits, 1, none, [&](Val s) -> Vals { return {e.loadGlobal(shares, vectorOf(e.f32(), kVector), at_(s) + c, false)}; },
                              [](Val sum, Vals loaded) { return sum + loaded[0]; });
       Val mean = e.loadGlobal(prepared, vectorOf(e.f32(), kVector), c + at.mean, false);
       total = fma(e.splat(unread, kVector), mean, total) * e.splat(valueUnit, kVector);
@@ -1046,9 +1097,9 @@ void AttendKernel::finishRow() {
       e.storeGlobal(select(nothing, none, total + e.splat(notFinite, kVector)), acc, c);
     });
     e.when(lane == 0, [&] {
-      Val top = e.load(tops, h);
+      Val top = e.load(tops, own);
       if (!shape.softcap) // which saw it
-        top = top + headFact(h, HeadFact::Shift);
+        top = top + headFact(own, HeadFact::Shift);
       e.storeGlobal(select(nothing, real(-INFINITY), top * (1 / kLog2e)), e.at(argument(StepArgument::Max), e.f32(), outHead), number(0));
       Val total = sum;
       if (!shape.maskedZero) // softmax of nothing but -inf is 0 / 0
@@ -1070,9 +1121,9 @@ void AttendKernel::emit() {
   asides = asidesOf(StepArgument::Value);
   for (int64_t n = 0; n < quads; ++n) {
     OfQuad &quad = all[n];
-    Val h = q + 4 * n;
+    Val h = firstRow + (q + 4 * n);
     quad.unit = headFact(h, HeadFact::Unit) * (1.0 / 16); // of plane 1
-    Val sum = e.loadGlobal(prepared, i32, (firstRow + h) * int64_t(HeadFact::Count) + (at.heads + int64_t(HeadFact::Sum)), false);
+    Val sum = e.loadGlobal(prepared, i32, h * int64_t(HeadFact::Count) + (at.heads + int64_t(HeadFact::Sum)), false);
     quad.sum = convert(sum, f32);
     quad.begin = convert(roundEven(quad.sum * -7.5), i32);
     quad.reference = e.variable(e.load(references, h));
@@ -1083,8 +1134,9 @@ void AttendKernel::emit() {
       quad.raw.push_back(e.variable(zero));
       quad.low.push_back(e.variable(zero));
     }
-    origins.push_back(e.variable(real(0)));
   }
+  for (int64_t n = 0; n < allRows / kQuad; ++n)
+    origins.push_back(e.variable(real(0)));
   for (Variable *variable : {&todo, &page, &keyPlace, &valuePlace, &pairCodesKey, &pairCodesValue, &where, &head, &tail, &loudHead, &loudTail, &remains, &entry, &wantKey, &wantValue,
                              &wantSecond, &batches})
     *variable = e.variable(zero);

@@ -89,7 +89,7 @@ void ScanKernel::prepareQuery(Val h) {
   e.warpBarrier(); // nobody reads the row before it any more
   Val query = e.at(argument(StepArgument::Query), shape.query, (wide(row) * rows + wide(h)) * dim), scale = argument(StepArgument::Scale);
   Val offset = e.at(addressOf(argument(StepArgument::Key), offsetof(aligned_cache, offset)), e.f32(), wide(row) * dim);
-  Val notFinite = real(0), most = real(0), square = real(0);
+  Val notFinite = real(0), most = real(0), square = real(0), absolute = real(0);
   struct Part {
     int64_t first, size, each;
     Vals x;
@@ -136,6 +136,8 @@ void ScanKernel::prepareQuery(Val h) {
     for (size_t i = 0; i < part.x.size(); ++i) {
       Val v = part.x[i];
       most = e.largest(most, abs(v));
+      if (shape.certified)
+        absolute = absolute + (part.size < GpuEmitter::kWarp ? select(mine, abs(v), real(0)) : abs(v));
       square = part.size < GpuEmitter::kWarp ? select(mine, fma(v, v, square), square) : fma(v, v, square);
       Val within = part.size < GpuEmitter::kWarp ? lane & (part.size - 1) : lane * part.each + int64_t(i);
       auto keep = [&] { e.store(v, x, warp * dim + (within + part.first)); };
@@ -144,6 +146,7 @@ void ScanKernel::prepareQuery(Val h) {
   }
   most = warpMax(most);
   square = warpAdd(square);
+  Val mass = shape.certified ? warpAdd(absolute) : Val();
   e.warpBarrier();
   Val step = e.largest(most, real(kLeastScale)) * (1 / kFullscale), inverse = e.reciprocal(step);
   // Weights of plane 0's words, zeros behind them.
@@ -208,6 +211,9 @@ void ScanKernel::prepareQuery(Val h) {
       setHeadFact(h, HeadFact::LogSeen, e.log2(convert(max(seen, number(1)), e.f32())));
       setHeadFact(h, HeadFact::NotFinite, select(isFinite, real(0), real(NAN)));
       setHeadFact(h, HeadFact::Shift, shift);
+      setHeadFact(h, HeadFact::Norm, norm);
+      if (shape.certified)
+        setHeadFact(h, HeadFact::Mass, mass);
     });
   });
 }
@@ -251,10 +257,13 @@ void ScanKernel::prepareRow() {
     setRowFact(RowFact::LargestKey, convert(scalesField(key, offsetof(aligned_scales, largest)), e.f32()));
     setRowFact(RowFact::LargestValue, convert(scalesField(value, offsetof(aligned_scales, largest)), e.f32()));
     setRowFact(RowFact::Floor, convert(floor, e.f32()));
+    setRowFact(RowFact::KeyUnit, biasScale(key));
     setRowFact(RowFact::SomeLow, select(someLow, real(1), real(0)));
     const int64_t counters = allRows / (quadsTogether(shape) * kQuad);
     for (int64_t i = 0; i < counters; ++i)
       e.storeGlobal(number(0), ofRow(StepArgument::Counters, e.i32(), counters), number(i));
+    if (shape.certified)
+      e.storeGlobal(number(0), argument(CertifyArgument::Done), row);
   });
   // Tables by scale code, two codes a thread.
   Val sigma = longest * biasScale(key) * (1.0 / 16 / std::sqrt(3.0));
@@ -408,6 +417,15 @@ void ScanKernel::emit() {
   Val records = isAsked(StepArgument::KeyBits), isRare = records | someLow;
   Val keyBits = ofRow(StepArgument::KeyBits, e.i8(), stride * kTile), valueBits = ofRow(StepArgument::ValueBits, e.i8(), stride * kTile);
   const int64_t mask = 0x0f0f0f0f;
+  if (shape.mask)
+    e.when(records, [&] { // nothing is read of tiles that no query sees
+      e.loop(index, tiles, step, [&](Val tile) {
+        e.when((tile >= visible.sinks) & ((tile < visible.begin) | (tile >= visible.end)), [&] {
+          for (Val bits : {keyBits, valueBits})
+            e.storeGlobal(e.constant(e.types.getI16Type(), 0), bits, tile * (kTile / 2) + lane);
+        });
+      });
+    });
 
   Variable next = e.variable(index);
   e.loopWhile([&] { return next() < seenTiles; }, [&] {
@@ -517,7 +535,7 @@ void ScanKernel::emit() {
         z.push_back(fma(t[j], unit, -reference));
       for (int64_t T = 0; T < kPairs; ++T) {
         Val at = own + (8 * T * padded + 4 * n);
-        if (exact)
+        if (hasWideScores(shape))
           e.storeGlobal(e.vectorOf({z[2 * T], z[2 * T + 1]}), scores, at * 2);
         else
           e.storeGlobal(e.pack(scoreType(), z[2 * T], z[2 * T + 1]), scores, at);

@@ -25,7 +25,7 @@ PreparedRow::PreparedRow(const DecodeShape &shape) {
 }
 
 static SmallVector<Type> argumentTypes(MLIRContext *context, const DecodeShape &shape) {
-  SmallVector<Type> types(size_t(StepArgument::Optional) + shape.sinkLogits + bool(shape.attnMask), LLVM::LLVMPointerType::get(context, 1));
+  SmallVector<Type> types(size_t(StepArgument::Optional) + shape.sinkLogits + bool(shape.attnMask) + (shape.certified ? size_t(CertifyArgument::Count) : 0), LLVM::LLVMPointerType::get(context, 1));
   types[size_t(StepArgument::Scale)] = Float32Type::get(context);
   return types;
 }
@@ -77,6 +77,18 @@ Val StepKernel::isAsked(StepArgument record) {
   return e.wrap(LLVM::PtrToIntOp::create(e.b, e.i64(), argument(record).value)) != e.constant(e.i64(), 0);
 }
 
+void StepKernel::joinSplits(Val counter, Val index, Shared last, function_ref<void()> body) {
+  e.fence();
+  e.barrier();
+  e.when(thread == 0, [&] {
+    Val before = e.atomicAdd(number(1), counter, index);
+    e.fence();
+    e.store(before, last, number(0));
+  });
+  e.barrier();
+  e.when(e.load(last, number(0)) == splits - 1, body);
+}
+
 Val StepKernel::maskNumber(Val h, Val token) {
   MemRefType type = shape.attnMask;
   const int64_t heads = rows / shape.queries;
@@ -95,7 +107,7 @@ Val StepKernel::masked(Val score, Val number) {
   if (!number.isFloat())
     return select(number != 0, score, real(-INFINITY));
   Val sum = fma(number, real(kLog2e), score);
-  return select(score == real(-INFINITY), score, sum); // what is hidden stays so, whatever the number
+  return select((score == real(-INFINITY)) | (number == real(-INFINITY)), real(-INFINITY), sum); // what is hidden stays so, whatever the other is
 }
 
 void StepKernel::forAsides(StepArgument cache, int64_t headDim, function_ref<void(Val, Val)> body) {
@@ -117,8 +129,6 @@ LogicalResult aligned::checkStep(Operation *op, const DecodeShape &shape) {
     return op->emitOpError("expected at most ") << kMostRows << " query rows per kv head on this target, got " << shape.heads;
   if (shape.softcap && shape.attnMask)
     return op->emitOpError("expected no attn_mask beside a softcap on this target, got one of ") << shape.attnMask;
-  if (shape.certified)
-    return op->emitOpError("expected no certificate on this target, got one asked for");
   if (shape.later)
     return op->emitOpError("expected no `later` tokens on this target, got them");
   return success();

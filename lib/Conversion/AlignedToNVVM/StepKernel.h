@@ -3,6 +3,7 @@
 //   scan    the first plane of K of every token: coarse scores, and what they add up to      grid splits x rows      ScanKernel.cpp
 //   attend  thresholds from the sums of all splits; finer K, then V, of the tokens above     grid splits x rows      AttendKernel.cpp
 //           them; the last block of threads of a row joins what all have made
+//   certify where asked for, what the result may be off by (P4)                            grid splits x rows      CertifyKernel.cpp
 //
 // A row is a kv head of one batch entry with the query rows that share it. A warp takes whole tiles of 64 tokens, every one of a row's warps the next; nothing that is decided
 // depends on which. Grids don't depend on how many tokens there are, so that a captured step can be replayed while caches grow.
@@ -28,7 +29,7 @@ enum class StepArgument {
   Query,              ///< [rows, query rows, key_dim]
   Key, Value,         ///< aligned_cache in device memory
   Scale,              ///< f32
-  Scores,             ///< f16, or f32 under `exact`: [rows][tiles][32][P][2]: of tokens 2 i and 2 i + 1 of a tile, in base 2, less the reference of the tile in Tops
+  Scores,             ///< f16, or f32 (hasWideScores): [rows][tiles][32][P][2]: of tokens 2 i and 2 i + 1 of a tile, in base 2, less the reference of the tile in Tops
   Tops,               ///< f32 [rows][tiles][P][2]: the reference, a multiple of 1/8, and the tile's largest score
   Stats,              ///< f32 [rows][splits][P][4]: the reference, the sum of 2^(x - reference), and what of it rows of V below the floor have (M3)
   Prepared,           ///< words [rows][...]: see PreparedRow
@@ -36,8 +37,18 @@ enum class StepArgument {
   Counters,           ///< i32 [rows][blocks of threads that share the query rows]: how many splits are done
   KeyBits, ValueBits, ///< i8 [rows][capacity]: bits that were read of each token, or null where nobody asks
   Acc, Max, Sum,      ///< f32 [rows][query rows][value_dim], [rows][query rows] twice: the softmax state
-  Optional,           ///< sink_logits f32 [q_heads], and attn_mask, as far as the shape has them
+  Optional,           ///< as far as the shape has them: sink_logits f32 [q_heads], attn_mask, and what a certificate takes
 };
+/// What a certificate (P4) takes; scores are f32 then.
+enum class CertifyArgument {
+  Finest,      ///< f32 [rows][capacity][P]: scores as finer bits of K made them, relative to the row's largest, where ValueBits is not 0
+  Steps,       ///< f32 [rows][splits][P]: the largest step of weights of V, in units of codes
+  Sums,        ///< f32 [rows][splits][P][CertifiedSum::Count]
+  Done,        ///< i32 [rows]: blocks of threads that are done
+  Certificate, ///< f32 [rows][query rows][kCertificateNumbers]
+  Count
+};
+enum class CertifiedSum { Grown, GrownReach, Reach, Error, Variance, ScoreVariance, Unread, Scanned, Loudest, Count };
 constexpr int64_t kQuad = 4, kStepWarps = 4;
 
 /// What attend changes of the coarse masses: what finer scores add, what rows that are read have, and of both what is below the floor.
@@ -52,6 +63,7 @@ enum class HeadFact {
   LogSeen,   ///< log2 of the tokens that it sees, of 1 where it sees none
   NotFinite, ///< NaN where the query is not finite, else 0
   Shift,     ///< what the offset takes off every score
+  Norm, Mass, ///< |q'|, |q'|_1
   Count
 };
 enum class RowFact {
@@ -60,13 +72,17 @@ enum class RowFact {
   LargestKey, LargestValue, ///< codes
   Floor,     ///< a code (M3)
   SomeLow,   ///< whether any token's code is below it
+  KeyUnit,   ///< as ValueUnit
   Count
 };
 
-/// Quads that a block of attend takes: as many as registers hold the sums of.
-inline int64_t quadsTogether(const DecodeShape &shape) { return shape.heads <= kQuad || shape.valueDim > 128 || shape.keyDim > 128 ? 1 : 2; }
+/// Quads that a block of attend takes: as many as registers hold the sums of, and shared memory the scores.
+inline int64_t quadsTogether(const DecodeShape &shape) { return shape.heads <= kQuad || shape.certified || shape.valueDim > 128 || shape.keyDim > 128 ? 1 : 2; }
 /// Query rows, padded to what blocks of threads take together.
 inline int64_t paddedRows(const DecodeShape &shape) { return llvm::alignTo(shape.heads, quadsTogether(shape) * kQuad); }
+
+/// Whether scores are f32: where more is asked of them than thresholds.
+inline bool hasWideScores(const DecodeShape &shape) { return shape.exact() || shape.certified; }
 
 /// Where what scan makes ready of a row lies, in words.
 struct PreparedRow {
@@ -111,6 +127,8 @@ protected:
   Val seenTiles; ///< how many there are of those that some query sees
 
   Val sinkLogits() { return argument(StepArgument::Optional); }
+  /// Runs `body` in the block of threads that comes here last of a row's splits, when all others have written what they have. `counter[index]` counts them.
+  void joinSplits(Val counter, Val index, Shared last, llvm::function_ref<void()> body);
   /// The number of the mask that is an operand (P8) for a query row and a token.
   Val maskNumber(Val h, Val token);
   /// A score under it.
@@ -129,7 +147,8 @@ protected:
   Val ofRow(StepArgument which, mlir::Type element, int64_t count) { return ofRow(which, element, number(count)); }
   Val isAsked(StepArgument record);
   mlir::Type vectorOf(mlir::Type element, int64_t count) { return mlir::VectorType::get(count, element); }
-  mlir::Type scoreType() { return exact ? e.f32() : e.types.getF16Type(); }
+  Val argument(CertifyArgument which) { return e.wrap(function.getArgument(unsigned(StepArgument::Optional) + shape.sinkLogits + bool(shape.attnMask) + unsigned(which))); }
+  mlir::Type scoreType() { return hasWideScores(shape) ? e.f32() : e.types.getF16Type(); }
 
   /// The `index`th tile that some query sees.
   Val tileAt(Val index) { return shape.mask ? index + select(index < visible.sinks, number(0), visible.begin - visible.sinks) : index; }
@@ -150,6 +169,7 @@ private:
 mlir::LogicalResult checkStep(mlir::Operation *op, const DecodeShape &shape);
 void emitScanKernel(mlir::ModuleOp program, llvm::StringRef name, const DecodeShape &shape);
 void emitAttendKernel(mlir::ModuleOp program, llvm::StringRef name, const DecodeShape &shape);
+void emitCertifyKernel(mlir::ModuleOp program, llvm::StringRef name, const DecodeShape &shape);
 
 } // namespace aligned
 
