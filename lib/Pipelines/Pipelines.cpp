@@ -240,6 +240,7 @@ void aligned::buildPipeline(OpPassManager &pm, const PipelineOptions &options, b
       StringRef(options.denseUpTo).getAsInteger(10, stages.denseUpTo); // if it is none, the check fails
     if (isReference) // which reads caches as values
       stages = {};
+    stages.splitDense = options.target != "nvptx"; // whose kernels split rows
     pm.addPass(createAlignedStageDecodeAttention(stages));
     cleanUp(pm);
     if (!isReference)

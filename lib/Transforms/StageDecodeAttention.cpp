@@ -289,7 +289,7 @@ struct AlignedStageDecodeAttentionPass : aligned::impl::AlignedStageDecodeAttent
   void runOnOperation() override {
     SmallVector<DecodeAttentionOp> steps;
     getOperation().walk([&](DecodeAttentionOp op) {
-      if (!op.getTargets().empty() || !(op.readsFixedPlanes() || Stager::isSplit(op))) // on buffers it is too late
+      if (!op.getTargets().empty() || !(op.readsFixedPlanes() || (splitDense && Stager::isSplit(op)))) // on buffers it is too late
         return;
       auto query = cast<ShapedType>(op.getQuery().getType());
       bool isStatic = llvm::none_of(query.getShape().drop_front(), ShapedType::isDynamic);

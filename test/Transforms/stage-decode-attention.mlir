@@ -1,6 +1,7 @@
 // RUN: aligned-opt %s --aligned-stage-decode-attention --canonicalize --cse | FileCheck %s
 // RUN: aligned-opt %s --aligned-stage-decode-attention=dense-up-to=700 --canonicalize --cse | FileCheck %s --check-prefix=SHORT
 // RUN: aligned-opt %s --aligned-stage-decode-attention=costs=10,1000,10,2000,2,0.015625,1000,10,2000,2,0.015625,1000,10,2000,2,0.015625,1000,10,2000,2,0.015625,1000,10,2000,2,0.015625,1000,10,2000,2,0.015625 --canonicalize --cse | FileCheck %s --check-prefix=COSTS
+// RUN: aligned-opt %s --aligned-stage-decode-attention=split-dense=false --canonicalize --cse | FileCheck %s --check-prefix=ROWS
 
 // A decode step over fixed planes as stages: of each row, which is a kv head of a batch entry, all splits are scanned before any is attended to, since thresholds go by the sum
 // over all of them. Splits are of 32 tiles of 64 tokens, whatever the machine.
@@ -297,6 +298,10 @@ func.func @several(%q: tensor<2x6x2x32xf16>, %k: !key, %v: !value, %scale: f32, 
 // CHECK: %[[SUM:.*]] = linalg.map ins(%[[STATE]]#1 :
 // CHECK: arith.select
 // CHECK: return %[[STATE]]#0, %[[SUM]]
+// Kernels that split rows themselves get it whole.
+// ROWS-LABEL: func.func @dense_row(
+// ROWS-NEXT: %[[ACC:.*]], %[[MAX:.*]], %[[SUM:.*]] = aligned.decode_attention %{{.*}} policy <exact> :
+// ROWS-NEXT: return %[[ACC]], %[[SUM]]
 func.func @dense_row(%q: tensor<1x2x1x32xf16>, %k: tensor<1x1x?x32xf16>, %v: tensor<1x1x?x48xf16>, %scale: f32) -> (tensor<1x2x1x48xf32>, tensor<1x2x1xf32>) {
   %acc, %max, %sum = aligned.decode_attention %q, %k, %v scale %scale policy <exact> : tensor<1x2x1x32xf16>, tensor<1x1x?x32xf16>, tensor<1x1x?x48xf16>
       -> tensor<1x2x1x48xf32>, tensor<1x2x1xf32>, tensor<1x2x1xf32>

@@ -98,13 +98,17 @@ def AlignedStageDecodeAttention : Pass<"aligned-stage-decode-attention", "::mlir
   let description = [{
     Replaces each `aligned.decode_attention` over caches of `fixed` planes by `aligned.prepare`, `aligned.scan`, `aligned.attend` and `aligned.merge`: one `scf.forall` over
     batch entries and kv heads, and in it one over splits of 2048 tokens for the scan, and one for what is attended to. What both need of each other's splits is a reference
-    and a sum of each. Stages of several splits that were there before are tiled alike. Attention over dense tensors and `float` planes stays as it is.
+    and a sum of each. Stages of several splits that were there before are tiled alike. Attention over `float` planes stays as it is.
+
+    So does attention over dense tensors, but for that of a single row, which threads of a CPU could not share otherwise: with `split-dense` an `scf.forall` makes a state of each split, and
+    `aligned.merge` joins them. Where kernels split rows themselves, as on GPUs, it stays whole.
 
     With `dense-up-to` caches of no more than so many tokens that hold dense copies are read there: an `scf.if` asks for them (`aligned.has_dense_copy`), and the stages
     are its other branch. With `costs`, which say what steps take on a machine, the number of tokens is each attention's own: up to which dense is faster
     (aligned/Analysis/Costs.h). The largest is left as the module's attribute `aligned.dense_up_to`, for whoever makes caches.
   }];
   let options = [
+    Option<"splitDense", "split-dense", "bool", "true", "split dense attention of a single row">,
     Option<"denseUpTo", "dense-up-to", "uint64_t", "0", "tokens up to which the dense copies of caches that have some are read">,
     ListOption<"costs", "costs", "double", "the numbers of aligned/Analysis/Costs.h; ahead of dense-up-to">];
   let dependentDialects = ["::aligned::AlignedDialect", "::mlir::arith::ArithDialect", "::mlir::bufferization::BufferizationDialect", "::mlir::linalg::LinalgDialect", "::mlir::scf::SCFDialect",

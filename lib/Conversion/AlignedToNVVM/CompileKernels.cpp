@@ -46,6 +46,11 @@ private:
     llvm::ModulePassManager passes;
     if (llvm::Error error = builder.parsePassPipeline(passes, kOptimisations))
       return getOperation().emitError("expected LLVM to know the passes, got ") << llvm::toString(std::move(error));
+    // All lanes of a warp take part in a product. LLVM does not know, and would move it to where only some want the result.
+    for (llvm::Function &function : module)
+      if (function.getName().starts_with("llvm.nvvm.mma."))
+        for (llvm::User *user : function.users())
+          llvm::cast<llvm::CallBase>(user)->setConvergent();
     passes.run(module, modules);
     return success();
   }

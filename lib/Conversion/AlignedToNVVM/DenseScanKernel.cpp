@@ -15,8 +15,9 @@
 //
 // With 8 query rows to a warp the lower half of the left operand of the scores would be empty. It takes the channels of the second step, or the second part of queries
 // that one element of the cache's type can't hold.
-#include "DenseKernel.h"
+#include "DecodeKernel.h"
 
+#include <cmath>
 #include <map>
 
 using namespace mlir;
@@ -25,7 +26,7 @@ using namespace aligned;
 namespace {
 
 constexpr int64_t kRows = 8;  ///< query rows that a product gives weights or outputs of
-constexpr int64_t kTile = 16; ///< tokens and channels of a product
+constexpr int64_t kDepth = 16; ///< tokens and channels of a product
 
 /// Channels that a lane has `width` / 4 (keys) or `width` / 8 (values) neighbours of.
 struct Chunk {
@@ -38,9 +39,9 @@ struct Piece {
   SmallVector<Chunk> chunks;
 };
 
-class DenseScanKernel : public DenseKernel {
+class DenseScanKernel : public DecodeKernel {
 public:
-  using DenseKernel::DenseKernel;
+  DenseScanKernel(ModuleOp program, StringRef name, const DecodeShape &shape) : DecodeKernel(program, name, shape, /*warps=*/4) {}
   void emit();
 
 private:
@@ -50,8 +51,8 @@ private:
   const int64_t sharers = llvm::PowerOf2Ceil(llvm::divideCeil(shape.heads, groups * kRows));             ///< warps that take the same tokens
   const int64_t streams = warps / sharers, paddedHeads = sharers * groups * kRows;
   const bool folds = groups == 1 && parts == 1;
-  const int64_t subtiles = std::max(shape.keyDim, shape.valueDim) <= 64 ? 2 : 1, stepTokens = subtiles * kTile;
-  const int64_t quads = 1 + shape.valueDim / kTile; ///< results of products for each group: sums of weights, then outputs of 16 channels
+  const int64_t subtiles = std::max(shape.keyDim, shape.valueDim) <= 64 ? 2 : 1, stepTokens = subtiles * kDepth;
+  const int64_t quads = 1 + shape.valueDim / kDepth; ///< results of products for each group: sums of weights, then outputs of 16 channels
   /// Weights are at most 2^this, so that those of f16 reach as far below the largest as they can.
   const double headroom = shape.value.isF16() ? 15 : 0;
   /// Two pieces of eight loads are under way while a third is used; where registers are few, three of four loads, or two beside queries in two parts or of several
@@ -59,8 +60,10 @@ private:
   const int64_t pieceChannels = isWide ? 64 : 128, inFlight = isWide && parts == 1 && shape.queries == 1 ? 3 : 2;
   SmallVector<Piece> pieces;
 
-  Val split;
-  Val g, t;                ///< the lane's place in a product: lane = 4 g + t
+  /// Query rows that see alike share a view: that of row h is h mod views, whose first row it is.
+  const int64_t views = shape.attnMask && shape.attnMask.getDimSize(1) != 1 ? shape.heads : isMasked() ? shape.queries : 1;
+
+  Val split, capacity;
   Val sinks, gap, seen;    ///< steps that some query sees: those before `sinks`, and from `sinks` + `gap` on; how many they are
   std::vector<Vals> query; ///< left operands of a chunk of keys
   Vals scales;             ///< of this lane's scores, by group
@@ -83,10 +86,8 @@ private:
 
   void planPieces();
   void findSteps();
-  Val tokenAt(Val step) { return (isMasked() ? step + select(step < sinks, number(0), gap) : step) * stepTokens; }
-  bool isMasked() const { return bool(shape.mask); }
-  Val isSeen(Val token, Val query) { return (token < tokens) & isVisible(token, query, tokens, shape); }
-  /// Whether every query row sees all tokens from `base` on.
+  Val tokenAt(Val step) { return (shape.mask ? step + select(step < sinks, number(0), gap) : step) * stepTokens; }
+  /// Whether all tokens from `base` on are there, and every query row sees them by position.
   Val isInner(Val base) {
     Val last = base + (stepTokens - 1);
     return (last < tokens) & areAllVisible(base, last, tokens, shape);
@@ -95,7 +96,7 @@ private:
   void prepareQueries();
   Vals queryOf(Val h, const Chunk &chunk);
 
-  Val valueToken(Val base, int64_t subtile, int64_t i) { return base + t * 2 + (subtile * kTile + i / 2 * kRows + i % 2); }
+  Val valueToken(Val base, int64_t subtile, int64_t i) { return base + t * 2 + (subtile * kDepth + i / 2 * kRows + i % 2); }
   Type registersOf(int64_t width, bool isValue);
   Vals load(const Piece &piece, Val base);
   Vals loadIf(Val condition, const Piece &piece, Val base);
@@ -108,6 +109,8 @@ private:
   void raiseMaxima(State &state, const Vals &scores);
   /// Right operands [groups][subtiles][parts of a weight].
   std::vector<Vals> weightsOf(const State &state, const Vals &scores);
+  /// Whether weights that are 0 hide all that has to be hidden: they don't hide what is not finite.
+  Val isPlain(const Vals &loaded, Val base);
   void multiplyValues(const Piece &piece, const Vals &loaded, const std::vector<Vals> &weights, Vals &outputs);
   Vals multiplySeenValues(const Piece &piece, const Vals &loaded, const std::vector<Vals> &weights, const Vals &outputs, Val base);
   int64_t weightParts() const { return shape.value.isF16() ? 1 : 2; }
@@ -135,10 +138,10 @@ void DenseScanKernel::planPieces() {
 
 void DenseScanKernel::findSteps() {
   seen = (tokens + (stepTokens - 1)) / stepTokens;
-  if (!isMasked())
+  if (!shape.mask)
     return;
-  VisibleBlocks visible = visibleBlocks((tokens + (ALIGNED_BLOCK - 1)) / ALIGNED_BLOCK, tokens, shape);
-  int64_t each = ALIGNED_BLOCK / stepTokens;
+  VisibleTiles visible = visibleTiles((tokens + (kTile - 1)) / kTile, tokens, shape);
+  int64_t each = kTile / stepTokens;
   sinks = visible.sinks * each;
   Val begin = visible.begin * each;
   gap = begin - sinks;
@@ -153,7 +156,7 @@ void DenseScanKernel::findSteps() {
 Vals DenseScanKernel::queryOf(Val h, const Chunk &chunk) {
   int64_t count = chunk.width / 4;
   constexpr int64_t kAtOnce = 4;
-  Val rows = rowOf(DenseArgument::Query, shape.heads * shape.keyDim, shape.query);
+  Val rows = rowOf(Argument::Query, shape.heads * shape.keyDim, shape.query);
   return e.choose(
       h < shape.heads,
       [&] {
@@ -185,7 +188,7 @@ void DenseScanKernel::prepareQueries() {
       for (Val x : rows[group].back())
         largest = e.largest(abs(x), largest);
     }
-    scales.push_back(argument(DenseArgument::Scale));
+    scales.push_back(argument(Argument::Scale));
     if (!scaled)
       continue;
     Val exponent = min(max(shrLogical(bitcast(e.warpMax(largest, {1, 2}), e.i32()), number(23)), 30), 240);
@@ -240,7 +243,7 @@ Vals DenseScanKernel::load(const Piece &piece, Val base) {
   Vals loaded;
   for (int64_t subtile = 0; subtile < subtiles; ++subtile)
     for (int64_t i = 0; i < (piece.isValue ? 4 : 2); ++i) {
-      Val token = min(piece.isValue ? valueToken(base, subtile, i) : base + g + (subtile * kTile + i * kRows), tokens - 1);
+      Val token = min(piece.isValue ? valueToken(base, subtile, i) : base + g + (subtile * kDepth + i * kRows), tokens - 1);
       Val offset = wide(token) * (piece.isValue ? shape.valueDim : shape.keyDim);
       for (const Chunk &chunk : piece.chunks)
         loaded.push_back(e.loadGlobal(e.at(bases[{piece.isValue, chunk.width}], element, offset), registersOf(chunk.width, piece.isValue), number(chunk.first / 2)));
@@ -270,7 +273,7 @@ void DenseScanKernel::multiplyKeys(const Piece &piece, const Vals &loaded, std::
     const Chunk &chunk = piece.chunks[c];
     const Vals &left = query[chunk.first / 32];
     for (int64_t eight = 0; eight < 2 * subtiles; ++eight)
-      for (int64_t i = 0; i < chunk.width / kTile; ++i) {
+      for (int64_t i = 0; i < chunk.width / kDepth; ++i) {
         Val keys = loaded[eight * piece.chunks.size() + c];
         Vals &sum = sums[eight * steps + (folds ? i : 0)];
         sum = e.multiply(shape.key, ArrayRef<Val>(left).slice(folds ? 0 : 4 * i, 4), {word(keys, 2 * i), word(keys, 2 * i + 1)}, sum);
@@ -290,16 +293,19 @@ Vals DenseScanKernel::scoresOf(const std::vector<Vals> &sums, Val base) {
         if (shape.softcap)
           scores.back() = softcapped(scores.back(), shape.softcap);
       }
+  // Whether a token is there, and what the mask says.
+  auto each = [&](function_ref<Val(Val h, Val token, Val score)> of) {
+    Vals all;
+    for (size_t n = 0; n < scores.size(); ++n) {
+      int64_t group = n / (4 * subtiles), eight = n / 2 % (2 * subtiles), i = n % 2;
+      all.push_back(of(headOf(group, g), base + t * 2 + (eight * kRows + i), scores[n]));
+    }
+    return all;
+  };
+  if (shape.attnMask)
+    scores = each([&](Val h, Val token, Val score) { return underMask(score, h, min(token, tokens - 1)); });
   return e.choose(isInner(base), [&] { return scores; },
-                  [&] {
-                    Vals masked;
-                    for (size_t n = 0; n < scores.size(); ++n) {
-                      int64_t group = n / (4 * subtiles), eight = n / 2 % (2 * subtiles), i = n % 2;
-                      Val token = base + t * 2 + (eight * kRows + i);
-                      masked.push_back(select(isSeen(token, headOf(group, g) % shape.queries), scores[n], real(-INFINITY)));
-                    }
-                    return masked;
-                  });
+                  [&] { return each([&](Val h, Val token, Val score) { return select((token < tokens) & isInSight(h, token), score, real(-INFINITY)); }); });
 }
 
 void DenseScanKernel::raiseMaxima(State &state, const Vals &scores) {
@@ -373,7 +379,7 @@ std::vector<Vals> DenseScanKernel::weightsOf(const State &state, const Vals &sco
 void DenseScanKernel::multiplyValues(const Piece &piece, const Vals &loaded, const std::vector<Vals> &weights, Vals &outputs) {
   for (int64_t subtile = 0; subtile < subtiles; ++subtile)
     for (size_t c = 0; c < piece.chunks.size(); ++c)
-      for (int64_t i = 0; i < piece.chunks[c].width / kTile; ++i) {
+      for (int64_t i = 0; i < piece.chunks[c].width / kDepth; ++i) {
         auto of = [&](int64_t token) { return word(loaded[(subtile * 4 + token) * piece.chunks.size() + c], i); };
         Vals left;
         for (int64_t token : {0, 2})
@@ -381,26 +387,38 @@ void DenseScanKernel::multiplyValues(const Piece &piece, const Vals &loaded, con
             left.push_back(e.permuteBytes(of(token), of(token + 1), channel));
         for (int64_t group = 0; group < groups; ++group)
           for (int64_t part = 0; part < weightParts(); ++part) {
-            Val *output = quad(outputs, group, 1 + piece.chunks[c].first / kTile + i);
+            Val *output = quad(outputs, group, 1 + piece.chunks[c].first / kDepth + i);
             Vals sum = e.multiply(shape.value, left, weights[(group * subtiles + subtile) * weightParts() + part], ArrayRef<Val>(output, 4));
             std::copy(sum.begin(), sum.end(), output);
           }
       }
 }
 
-/// The same for tokens not all of which are seen: what is hidden takes no part, whatever it holds. Queries that see different tokens are taken one after another.
+Val DenseScanKernel::isPlain(const Vals &loaded, Val base) {
+  Val inner = isInner(base);
+  if (!shape.attnMask)
+    return inner;
+  // Added to the bits of a magnitude, the last bit of an exponent carries where all of its bits are set.
+  Val last = number(shape.value.isF16() ? 0x04000400 : 0x00800080), carried = number(0);
+  for (Val words : loaded)
+    for (int64_t i = 0; i < std::max<int64_t>(words.lanes(), 1); ++i)
+      carried = carried | ((word(words, i) & 0x7fff7fff) + last);
+  return inner & (e.ballot((carried & int32_t(0x80008000)) != 0) == 0);
+}
+
+/// The same for tokens not all of which are seen: what is hidden takes no part, whatever it holds. Query rows that see different tokens are taken one after another.
 Vals DenseScanKernel::multiplySeenValues(const Piece &piece, const Vals &loaded, const std::vector<Vals> &weights, const Vals &outputs, Val base) {
-  return e.loop(number(0), number(isMasked() ? shape.queries : 1), 1, outputs, [&](Val query, Vals before) {
+  return e.loop(number(0), number(views), 1, outputs, [&](Val view, Vals before) {
     Vals visible = loaded, after = before;
     for (size_t n = 0; n < visible.size(); ++n) {
       int64_t row = n / piece.chunks.size();
-      Val keep = select(isSeen(valueToken(base, row / 4, row % 4), query), number(-1), number(0));
+      Val token = valueToken(base, row / 4, row % 4), keep = select((token < tokens) & isSeen(view, min(token, tokens - 1)), number(-1), number(0));
       visible[n] = visible[n] & (visible[n].lanes() ? e.splat(keep, visible[n].lanes()) : keep);
     }
     multiplyValues(piece, visible, weights, after);
-    for (int64_t i = 0; i < static_cast<int64_t>(after.size()) && shape.queries > 1; ++i)
+    for (int64_t i = 0; i < static_cast<int64_t>(after.size()) && views > 1; ++i)
       if (after[i].value != before[i].value)
-        after[i] = select(columnHead(i / (quads * 4), i % 2) % shape.queries == query, after[i], before[i]);
+        after[i] = select(columnHead(i / (quads * 4), i % 2) % views == view, after[i], before[i]);
     return after;
   });
 }
@@ -463,7 +481,7 @@ DenseScanKernel::State DenseScanKernel::step(State state, Val index, Val end) {
   }
   for (; number < pieces.size(); ++number)
     use(number, [&](const Vals &values) {
-      state.outputs = e.choose(isInner(base),
+      state.outputs = e.choose(isPlain(values, base),
                                [&] {
                                  Vals outputs = state.outputs;
                                  multiplyValues(pieces[number], values, weights, outputs);
@@ -513,7 +531,7 @@ void DenseScanKernel::store(State &state) {
                 continue;
               Vals neighbours; // the lane's channels of the chunk
               for (int64_t i = 0; i < chunk.width / kRows; ++i)
-                neighbours.push_back(quad(state.outputs, group, 1 + chunk.first / kTile + i / 2)[i % 2 * 2 + column]);
+                neighbours.push_back(quad(state.outputs, group, 1 + chunk.first / kDepth + i / 2)[i % 2 * 2 + column]);
               int64_t count = neighbours.size(), vector = std::min(count, kVector);
               for (int64_t i = 0; i < count; i += vector)
                 add(e.vectorOf(ArrayRef<Val>(neighbours).slice(i, vector)), outputs, h * dim + g * count + (chunk.first + i), s == 0);
@@ -522,24 +540,23 @@ void DenseScanKernel::store(State &state) {
     });
     e.barrier();
   }
-  Val statistics = ofSplits(DenseArgument::Statistics, shape.heads * kDenseStatistics), partial = ofSplits(DenseArgument::Partial, shape.heads * dim);
+  Val first = number(0), statistics = ofSplit(Argument::Statistics, split, first, kStatistics), partial = ofSplit(Argument::Partial, split, first, dim);
   forThreads(shape.heads, [&](Val h) {
-    Val top = highest(h), at = (split * shape.heads + h) * kDenseStatistics;
+    Val top = highest(h), at = h * kStatistics;
     e.storeGlobal(select(top == kLowest, real(-INFINITY), top), statistics, at + kMaximum);
     e.storeGlobal(e.load(sums, h), statistics, at + kSum);
   });
-  forThreads(shape.heads * dim / kVector, [&](Val i) { e.storeGlobal(e.load(outputs, i * kVector, kVector), partial, split * (shape.heads * dim) + i * kVector); });
+  forThreads(shape.heads * dim / kVector, [&](Val i) { e.storeGlobal(e.load(outputs, i * kVector, kVector), partial, i * kVector); });
 }
 
 void DenseScanKernel::emit() {
   split = e.block(gpu::Dimension::x);
-  g = shrLogical(lane, number(2));
-  t = lane & 3;
+  capacity = argument(Argument::Capacity);
   planPieces();
   for (const Piece &piece : pieces)
     for (const Chunk &chunk : piece.chunks) {
       Type element = piece.isValue ? shape.value : shape.key;
-      Val base = rowOf(piece.isValue ? DenseArgument::Value : DenseArgument::Key, wide(capacity) * (piece.isValue ? shape.valueDim : shape.keyDim), element);
+      Val base = rowOf(piece.isValue ? Argument::Value : Argument::Key, wide(capacity) * (piece.isValue ? shape.valueDim : shape.keyDim), element);
       bases.try_emplace({piece.isValue, chunk.width}, e.at(base, element, piece.isValue ? g * (chunk.width / 8) : t * (chunk.width / 4)));
     }
   prepareQueries();

@@ -1,13 +1,93 @@
 // See the header for the idea.
 #include "FloatKernel.h"
 
+#include "aligned/Runtime/DeviceCache.h"
+
+#include "mlir/Dialect/LLVMIR/LLVMDialect.h"
+
+#include <cstddef>
+
 using namespace mlir;
 using namespace aligned;
 
-Vals FloatKernel::wordsOf(Val layers, PlanesAttr split, function_ref<Val(const LayerPlace &)> load) {
+FloatKernel::FloatKernel(ModuleOp program, StringRef name, const DecodeShape &shape, int64_t warps)
+    : DecodeKernel(program, name, shape, warps), policies(shape, kvHead) {
+  split = e.block(gpu::Dimension::x);
+  key = view(Argument::Key, shape.keyPlanes, shape.keyDim);
+  value = view(Argument::Value, shape.valuePlanes, shape.valueDim);
+  tiles = shrLogical(tokens + (kTile - 1), number(6));
+  seenTiles = tiles;
+  if (shape.mask) {
+    visible = visibleTiles(tiles, tokens, shape);
+    seenTiles = visible.sinks + visible.end - visible.begin;
+  }
+}
+
+FloatCache FloatKernel::view(Argument which, PlanesAttr planes, int64_t headDim) {
+  Val cache = argument(which);
+  auto small = [&](int64_t offset) { return convert(field(cache, offset), e.i32()); };
+  FloatCache view;
+  Val resident = small(offsetof(aligned_cache, planes));
+  view.layers = number(residentLayers(planes));
+  for (int64_t plane = planes.getResident() - 1; plane > 0; --plane)
+    view.layers = select(resident > plane, view.layers, number(planes.getFirstLayer(plane)));
+  for (int64_t plane = 0; plane < planes.getResident(); ++plane)
+    view.plane[plane] = addressOf(cache, offsetof(aligned_cache, plane) + plane * sizeof(void *));
+  view.pages = field(cache, offsetof(aligned_cache, pages));
+  view.channelMax = e.at(addressOf(cache, offsetof(aligned_cache, channel_max)), e.f32(), wide(row) * headDim);
+  view.stride = shrLogical(small(offsetof(aligned_cache, capacity)), number(6));
+  view.aside = addressOf(cache, offsetof(aligned_cache, aside));
+  view.asideValues = addressOf(cache, offsetof(aligned_cache, aside_values));
+  view.asides = min(small(offsetof(aligned_cache, asides)), small(offsetof(aligned_device_cache, aside_capacity))); // those that found room
+  return view;
+}
+
+void FloatKernel::meetSharers() {
+  if (sharers == 1)
+    e.warpBarrier();
+  else // barrier 0 is that of all threads
+    e.barrier(stream() + 1, sharers * GpuEmitter::kWarp);
+}
+
+std::pair<Val, Val> FloatKernel::stretch() {
+  Val each = (seenTiles + splits - 1) / splits, first = min(split * each, seenTiles);
+  return {first, min(first + each, seenTiles)};
+}
+
+Val FloatKernel::isOfSplit(Val token) {
+  auto [first, end] = stretch();
+  Val tile = shrLogical(token, number(6));
+  if (!shape.mask)
+    return (tile >= first) & (tile < end);
+  Val isSink = tile < visible.sinks, index = tile - select(isSink, number(0), visible.begin - visible.sinks);
+  return (isSink | ((tile >= visible.begin) & (tile < visible.end))) & (index >= first) & (index < end);
+}
+
+Val FloatKernel::queryAt(Val h, Val channel) {
+  Val x = convert(e.loadGlobal(rowOf(Argument::Query, shape.heads * shape.keyDim, shape.query), shape.query, h * shape.keyDim + channel), e.f32());
+  return fma(x, real(0), x);
+}
+
+Val FloatKernel::isAsked(Argument record) {
+  return e.wrap(LLVM::PtrToIntOp::create(e.b, e.i64(), argument(record).value)) != e.constant(e.i64(), 0);
+}
+
+//===----------------------------------------------------------------------===//
+// Values
+//===----------------------------------------------------------------------===//
+
+Vals FloatKernel::planesOf(const FloatCache &cache, PlanesAttr planes, Val tile, int64_t headDim) {
+  Val where = physical(cache.pages, cache.stride, row, batch, number(shape.kvHeads), kvHead, tile);
+  Vals starts;
+  for (int64_t plane = 0; plane < planes.getResident(); ++plane)
+    starts.push_back(blockOf(cache.plane[plane], where, storage::bytesPerTile(planes.getWidths()[plane], headDim)));
+  return starts;
+}
+
+Vals FloatKernel::wordsOf(Val layers, PlanesAttr planes, function_ref<Val(const LayerPlace &)> load) {
   Vals words;
   for (int64_t layer = 0; layer < kLayers; ++layer) {
-    LayerPlace place = placeOf(split, layer);
+    LayerPlace place = placeOf(planes, layer);
     if (place.plane == 0) {
       words.push_back(load(place));
       continue;
@@ -15,11 +95,16 @@ Vals FloatKernel::wordsOf(Val layers, PlanesAttr split, function_ref<Val(const L
     Val word = select(layers == layer, number(static_cast<int32_t>(0x88888888)), number(0)); // the most significant missing bit, if it is in this layer
     if (words[0].lanes())
       word = e.splat(word, words[0].lanes());
-    if (place.plane < split.getResident()) // nothing but a load in the branch, so that it becomes a predicate
+    if (place.plane < planes.getResident()) // nothing but a load in the branch, so that it becomes a predicate
       word = e.choose(layers > layer, [&]() -> Vals { return {load(place)}; }, [&]() -> Vals { return {word}; })[0];
     words.push_back(word);
   }
   return words;
+}
+
+std::pair<Val, Val> FloatKernel::bytesOf(Val upper, Val lower) {
+  Val four = number(4);
+  return {e.selectBits(0x0f0f0f0f, lower, upper << four), e.selectBits(0xf0f0f0f0, upper, shrLogical(lower, four))};
 }
 
 Vals FloatKernel::pairsOf(const Vals &words) {
@@ -55,23 +140,23 @@ std::vector<Vals> FloatKernel::operandsOf(ArrayRef<Vals> words) {
 }
 
 Vals FloatKernel::partsOf(int64_t count, Type storage, Vals two) {
-  Vals parts;
-  while (--count) {
-    Vals upper;
-    for (Val &x : two) {
-      upper.push_back(bitcast(bitcast(x, e.i32()) & (storage.isBF16() ? -0x10000 : -0x2000), e.f32()));
-      x = x - upper.back();
-    }
-    parts.push_back(e.pack(storage, upper[0], upper[1]));
-  }
-  parts.push_back(e.pack(storage, two[0], two[1]));
-  return parts;
+  if (count == 1)
+    return {e.pack(storage, two[0], two[1])};
+  Vals upper;
+  for (Val x : two)
+    upper.push_back(bitcast(bitcast(x, e.i32()) & (storage.isBF16() ? -0x10000 : -0x2000), e.f32()));
+  return {e.pack(storage, upper[0], upper[1]), e.pack(storage, two[0] - upper[0], two[1] - upper[1])};
 }
 
-Vals FloatKernel::planesOf(const CacheView &cache, PlanesAttr split, Val block, int64_t headDim) {
-  Val where = physical(cache, block);
-  Vals planes;
-  for (int64_t plane = 0; plane < split.getResident(); ++plane)
-    planes.push_back(blockOf(cache.plane[plane], where, headDim * (ALIGNED_BLOCK / 8) * split.getWidths()[plane]));
-  return planes;
+//===----------------------------------------------------------------------===//
+// Tokens kept aside
+//===----------------------------------------------------------------------===//
+
+void FloatKernel::forAside(const FloatCache &cache, int64_t headDim, function_ref<void(Val, Val)> body) {
+  e.loop(number(0), cache.asides, 1, [&](Val i) {
+    auto field = [&](int64_t offset) { return e.loadGlobal(e.at(cache.aside, e.i64(), wide(i) * 2), e.i64(), number(offset / 8)); };
+    static_assert(sizeof(aligned_aside) == 16);
+    e.when(field(offsetof(aligned_aside, row)) == wide(row),
+           [&] { body(convert(field(offsetof(aligned_aside, token)), e.i32()), e.at(cache.asideValues, e.f32(), wide(i) * headDim)); });
+  });
 }

@@ -1,8 +1,8 @@
 // The values of float planes: each row of V as far as its probability makes it visible (P1), weighed and added.
 //
-// A warp takes a block of 64 tokens, two for each lane, weighs them, and decides how far each is read; warps that share a block tell each other, since all of them read
+// A warp takes a tile of 64 tokens, two for each lane, weighs them, and decides how far each is read; warps that share a tile tell each other, since all of them read
 // what any of their query rows asks for (P3). Then the tensor cores of floats multiply them with the weights, which come in two parts: up to four query rows and their
-// second parts are columns of one product, of more rows both parts add to the same sums.
+// second parts are columns of one product, of more rows both parts add to the same sums. Tokens that are kept aside weigh nothing there, and are added in the end.
 #include "FloatKernel.h"
 
 using namespace mlir;
@@ -19,7 +19,7 @@ private:
   const Type storage = storageOf(shape.value);
   const bool isFolded = ownHeads <= kProductColumns / kWeightParts;
   const int64_t operands = isFolded ? 1 : kWeightParts; ///< weights of a depth of tokens
-  const int64_t operandWords = kProductColumns * kDepthWords, warpWords = ALIGNED_BLOCK / kProductDepth * operands * operandWords; ///< of shared memory
+  const int64_t operandWords = kProductColumns * kDepthWords, warpWords = kTile / kProductDepth * operands * operandWords; ///< of shared memory
   const int64_t steps = words <= 8 ? 2 : 1;              ///< of products' depth whose loads are under way together
   const double headroom = storage.isF16() ? 15 : 0;      ///< weights are at most 2^this, so that those of f16 reach as far below the largest as they can
 
@@ -30,10 +30,10 @@ private:
   SmallVector<Chunk> chunks;
   int64_t ownWords = 0; ///< of all chunks
 
-  enum Rule { kInverse, kLeast, kMiddle, kRule }; // of a query row: 1 / sum, and the largest p that want the first tier, the second
+  enum Fact { kTop, kInverse, kLeast, kMiddle, kFacts }; // of a query row: the largest score, 1 / sum, and the largest p that want the first tier, the second
 
-  Shared rule;
-  // Of the block at work, swizzled: [warp][depth][operand][column][tokens t, t + 4, t + 8, t + 12], two to a word; [parity][warp][token].
+  Shared facts;
+  // Of the tile at work, swizzled: [warp][depth][operand][column][tokens t, t + 4, t + 8, t + 12], two to a word; [parity][warp][token].
   Shared weights, layers;
 
   /// Where results of a product are among the sums: of a word of the lane, and a pair of neighbours in it.
@@ -41,31 +41,37 @@ private:
 
   void planChunks();
   void prepare();
+  Val fact(Val h, Fact which) { return e.load(facts, h * kFacts + which); }
   Val layersOf(Val at, Val parity, int64_t lanes = 0);
-  void listBlock(Val block, Val parity);
+  void listTile(Val tile, Val parity);
   Vals addRows(Vals sums, const Vals &planes, Val first, const Vals &wanted);
-  Vals addBlock(Vals sums, Val index);
+  Vals addTile(Vals sums, Val index);
   void store(Vals sums);
+  void addAside();
 };
 
 void FloatValuesKernel::prepare() {
-  shareStatistics();
-  int64_t padded = llvm::alignTo(shape.heads, 4); // they are loaded four at a time
-  rule = shared("rule", e.f32(), padded * kRule);
-  // Used twice: by weights of blocks, then by sums.
+  facts = shared("facts", e.f32(), shape.heads * kFacts);
+  // Used twice: by weights of tiles, then by sums.
   weights = shared("weights", e.i32(), std::max(warps * warpWords, streams > 1 ? shape.heads * shape.valueDim : 0));
-  layers = shared("layers", e.i32(), 2 * warps * ALIGNED_BLOCK);
+  layers = shared("layers", e.i32(), 2 * warps * kTile);
   forThreads(warps * warpWords, [&](Val i) { e.store(number(0), weights, i); }); // columns that are no query row's stay so
-  if (shape.exact())
-    return e.barrier();
-  forThreads(padded, [&](Val at) {
-    Val h = clamped(at);
-    // A row lies margin - log2(p) powers of two below: compare p with powers of two instead of taking logarithms.
-    Val margin = e.choose(seenBlocks > 0, [&]() -> Vals { return {convert(get(rowOf(Argument::Plan, shape.heads), h), e.i32())}; }, [&]() -> Vals { return {number(0)}; })[0];
-    auto power = [&](int64_t below) { return bitcast((margin + (127 - below)) << 23, e.f32()); };
-    e.store(real(std::exp2(-headroom)) / statistic(h, kSum), rule, at * kRule + kInverse);
-    e.store(power(2), rule, at * kRule + kLeast);
-    e.store(power(1), rule, at * kRule + kMiddle);
+  forHeadsOfWarp(shape.heads, [&](Val h) {
+    Vals statistics = statisticsOf(h);
+    e.when(lane == 0, [&] {
+      auto set = [&](Fact which, Val what) { e.store(what, facts, h * kFacts + which); };
+      set(kTop, e.largest(statistics[kMaximum], real(kLowest)));
+      if (shape.exact())
+        return;
+      // A row lies margin - log2(p) powers of two below: compare p with powers of two instead of taking logarithms.
+      Val margin = e.choose(seenTiles > 0, [&]() -> Vals { return {e.loadGlobal(rowOf(Argument::Margins, shape.heads, e.i32()), e.i32(), h, /*constant=*/false)}; },
+                            [&]() -> Vals { return {number(0)}; })[0];
+      auto power = [&](int64_t below) { return bitcast((margin + (127 - below)) << 23, e.f32()); };
+      Val sum = statistics[kSum];
+      set(kInverse, select(sum == 0, real(0), real(std::exp2(-headroom)) / sum));
+      set(kLeast, power(2));
+      set(kMiddle, power(1));
+    });
   });
   e.barrier();
 }
@@ -78,43 +84,55 @@ void FloatValuesKernel::planChunks() {
   }
 }
 
-void FloatValuesKernel::listBlock(Val block, Val parity) {
-  Val first = swizzled(lane * 2), own = warp * warpWords + shrLogical(lane, number(3)) * (operands * operandWords) + (lane & (kDepthWords - 1));
-  Vals tokens{block * ALIGNED_BLOCK + first, block * ALIGNED_BLOCK + first + 4}, wanted(2, shape.exact() ? value.layers : number(0));
+void FloatValuesKernel::listTile(Val tile, Val parity) {
+  Val first = swizzled(lane * 2), own = warp * warpWords + lane / 8 * (operands * operandWords) + lane % kDepthWords;
+  Vals listed{tile * kTile + first, tile * kTile + first + 4}, wanted(2, number(0));
+  Vals isAside = e.choose(
+      value.asides > 0,
+      [&] {
+        Variable found[2] = {e.variable(number(0)), e.variable(number(0))};
+        forAside(value, shape.valueDim, [&](Val token, Val) {
+          for (int64_t j = 0; j < 2; ++j)
+            found[j].set(select(token == listed[j], number(1), found[j]()));
+        });
+        return Vals{found[0](), found[1]()};
+      },
+      [&] { return Vals(2, number(0)); });
   for (int64_t i = 0; i < ownHeads; ++i) {
-    Val h = clamped(firstHead() + i), scores = scoresOf(h), maximum = max(statistic(h, kMaximum), kLowest);
+    Val h = clamped(firstHead() + i), scores = scoresOf(h), top = fact(h, kTop);
     Vals two;
     for (int64_t j = 0; j < 2; ++j) {
-      two.push_back(e.exp2(fma(get(scores, tokens[j]) - maximum, real(kLog2e), real(headroom))));
+      Val score = get(scores, listed[j]), weight = e.exp2(fma(score - top, real(kLog2e), real(headroom)));
+      two.push_back(select(isAside[j] != 0, real(0), weight));
       if (shape.exact())
         continue;
-      auto of = [&](Rule which) { return e.load(rule, h * kRule + which); };
-      Val p = max(two[j] * of(kInverse), std::ldexp(1.0, -24));
-      wanted[j] = max(wanted[j], wholePlanes(tierLayers(p <= of(kLeast), p <= of(kMiddle)), value.layers, shape.valuePlanes));
+      Val p = max(weight * fact(h, kInverse), std::ldexp(1.0, -24));
+      Val asked = wholePlanes(tierLayers(p <= fact(h, kLeast), p <= fact(h, kMiddle)), value.layers, shape.valuePlanes);
+      wanted[j] = max(wanted[j], select(score == -INFINITY, number(0), asked)); // what the query row does not see, or nobody
     }
     for (auto [part, word] : llvm::enumerate(partsOf(kWeightParts, storage, two)))
       e.store(word, weights, own + (int64_t(part) * kProductColumns / (isFolded ? kWeightParts : 1) + i) * kDepthWords);
   }
   for (int64_t j = 0; j < 2; ++j) {
-    if (policies.isLimited(CacheRole::Value))
-      wanted[j] = policies.limit(wanted[j], CacheRole::Value, value.layers, key.tokens, tokens[j], tokens[j]);
-    if (isMasked())
-      wanted[j] = select(areVisible(tokens[j], tokens[j], key.tokens, shape), wanted[j], number(0));
+    if (shape.exact())
+      wanted[j] = select((listed[j] < tokens) & areVisible(listed[j], listed[j], tokens, shape), value.layers, number(0));
+    else if (policies.isLimited(CacheRole::Value))
+      wanted[j] = select(wanted[j] > 0, policies.limit(wanted[j], CacheRole::Value, value.layers, tokens, listed[j], listed[j]), number(0));
   }
-  e.store(e.vectorOf(wanted), layers, (parity * warps + warp) * ALIGNED_BLOCK + lane * 2);
+  e.store(e.vectorOf(wanted), layers, (parity * warps + warp) * kTile + lane * 2);
 }
 
-/// The most that any of the block's warps asks for.
+/// The most that any of the tile's warps asks for.
 Val FloatValuesKernel::layersOf(Val at, Val parity, int64_t lanes) {
   Val most;
-  for (int64_t i = 0; i < warpsPerBlock; ++i) {
-    Val asked = e.load(layers, (parity * warps + stream() * warpsPerBlock + i) * ALIGNED_BLOCK + at, lanes);
+  for (int64_t i = 0; i < sharers; ++i) {
+    Val asked = e.load(layers, (parity * warps + stream() * sharers + i) * kTile + at, lanes);
     most = i ? max(most, asked) : asked;
   }
   return most;
 }
 
-/// Adds the tokens from `first` on of a block, of which as many layers are read as each of the lane's tokens wants; two where that is empty.
+/// Adds the tokens from `first` on of a tile, of which as many layers are read as each of the lane's tokens wants; two where that is empty.
 Vals FloatValuesKernel::addRows(Vals sums, const Vals &planes, Val first, const Vals &wanted) {
   Vals right; // [step][operand]
   Val own = warp * warpWords + first * (operands * operandWords / kProductDepth) + g * kDepthWords + t * 2;
@@ -153,19 +171,19 @@ Vals FloatValuesKernel::addRows(Vals sums, const Vals &planes, Val first, const 
   return sums;
 }
 
-Vals FloatValuesKernel::addBlock(Vals sums, Val index) {
-  Val block = blockAt(index), parity = shrLogical(index, number(llvm::Log2_64(streams))) & 1; // what others may still read of the last block stays
-  listBlock(block, parity);
+Vals FloatValuesKernel::addTile(Vals sums, Val index) {
+  Val tile = tileAt(index), parity = shrLogical(index, number(llvm::Log2_64(streams))) & 1; // what others may still read of the last tile stays
+  listTile(tile, parity);
   meetSharers();
-  e.when(isAsked(Argument::ValueLayers) & (sharer() == 0), [&] {
-    Val record = rowOf(Argument::ValueLayers, key.stride * ALIGNED_BLOCK, e.i8());
+  e.when(isAsked(Argument::ValueBits) & (sharer() == 0), [&] {
+    Val record = rowOf(Argument::ValueBits, wide(key.stride) * kTile, e.i8());
     for (int64_t half : {0, 1}) {
       Val within = lane + half * GpuEmitter::kWarp;
-      e.storeGlobal(convert(layersOf(swizzled(within), parity), e.i8()), record, block * ALIGNED_BLOCK + within);
+      e.storeGlobal(convert(layersOf(swizzled(within), parity) * 4, e.i8()), record, tile * kTile + within);
     }
   });
-  Vals planes = planesOf(value, shape.valuePlanes, block, shape.valueDim);
-  sums = e.loop(number(0), number(ALIGNED_BLOCK), steps * kProductDepth, sums, [&](Val first, Vals sums) {
+  Vals planes = planesOf(value, shape.valuePlanes, tile, shape.valueDim);
+  sums = e.loop(number(0), number(kTile), steps * kProductDepth, sums, [&](Val first, Vals sums) {
     Vals wanted; // of the lane's tokens
     for (int64_t step = 0; step < steps; ++step) {
       Val four = layersOf(first + t * 4 + step * kProductDepth, parity, 4);
@@ -184,15 +202,15 @@ Vals FloatValuesKernel::addBlock(Vals sums, Val index) {
   return sums;
 }
 
-/// Adds up what the block's warps have. The lane has query rows 2 t and 2 t + 1.
+/// Adds up what the block of threads' warps have. The lane has query rows 2 t and 2 t + 1.
 void FloatValuesKernel::store(Vals sums) {
-  int64_t dim = shape.valueDim, rowWidth = dim + kSeen;
+  const int64_t dim = shape.valueDim;
   for (Val &sum : sums) {
     if (isFolded)
       sum = sum + e.shuffleXor(sum, 2);
     sum = sum * std::exp2(-headroom);
   }
-  Val partial = rowOf(Argument::Partial, splits * (shape.heads * rowWidth));
+  Val partial = ofSplit(Argument::Partial, split, number(0), dim);
   auto each = [&](function_ref<void(Val h, Val channel, Val four)> body) {
     for (int64_t column : {0, 1}) {
       Val own = t * 2 + column, h = firstHead() + own;
@@ -214,7 +232,7 @@ void FloatValuesKernel::store(Vals sums) {
     }
   };
   if (streams == 1)
-    return each([&](Val h, Val channel, Val four) { e.storeGlobal(four, partial, (split * shape.heads + h) * rowWidth + channel); });
+    return each([&](Val h, Val channel, Val four) { e.storeGlobal(four, partial, h * dim + channel); });
   e.barrier(); // no warp needs its weights any more
   Shared whole{weights.base, e.f32()};
   for (int64_t s = 0; s < streams; ++s) {
@@ -226,16 +244,33 @@ void FloatValuesKernel::store(Vals sums) {
     });
     e.barrier();
   }
-  forThreads(shape.heads * dim, [&](Val i) { e.storeGlobal(e.load(whole, i), partial, (split * shape.heads + i / dim) * rowWidth + i % dim); });
+  forThreads(shape.heads * dim, [&](Val i) { e.storeGlobal(e.load(whole, i), partial, i); });
+}
+
+void FloatValuesKernel::addAside() {
+  e.when(value.asides > 0, [&] {
+    const int64_t dim = shape.valueDim;
+    e.barrier(); // what the planes gave is there
+    Val partial = ofSplit(Argument::Partial, split, number(0), dim);
+    forAside(value, dim, [&](Val token, Val values) {
+      e.when(isOfSplit(token), [&] {
+        forThreads(shape.heads * dim, [&](Val i) {
+          Val h = i / dim;
+          auto add = [&] { e.storeGlobal(fma(e.exp2((get(scoresOf(h), token) - fact(h, kTop)) * kLog2e), e.loadGlobal(values, e.f32(), i % dim), get(partial, i)), partial, i); };
+          isMasked() ? e.when(isSeen(h, token), add) : add(); // what is hidden takes no part, whatever it holds
+        });
+      });
+    });
+  });
 }
 
 void FloatValuesKernel::emit() {
   planChunks();
   prepare();
   auto [first, end] = stretch();
-  Vals sums = e.loop(first + stream(), end, streams, Vals(quad(ownWords, 0), real(0)), [&](Val index, Vals sums) { return addBlock(sums, index); });
+  Vals sums = e.loop(first + stream(), end, streams, Vals(quad(ownWords, 0), real(0)), [&](Val index, Vals sums) { return addTile(sums, index); });
   store(sums);
-  e.when(isLastSplit() & (key.open > 0), [&] { addOpenValues(shared("open", e.f32(), shape.heads * ALIGNED_BLOCK)); });
+  addAside();
   finish();
 }
 

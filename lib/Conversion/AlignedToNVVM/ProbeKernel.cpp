@@ -1,7 +1,7 @@
 // The probe of the published rule (P1): what the most probable rows of V show in the output, against the largest value of each channel. One block of threads for each
 // row, a warp for each query row.
 //
-// The best rows are kept sorted, one in each lane. They lie in as many blocks, those with the largest scores: these are found first, so that few scores are looked at.
+// The best rows are kept sorted, one in each lane. They lie in as many tiles, those with the largest scores: these are found first, so that few scores are looked at.
 // Of equal scores the earlier token comes first.
 #include "FloatKernel.h"
 
@@ -26,19 +26,19 @@ private:
   Val rowOfLane() { return shrLogical(lane, number(llvm::Log2_64(lanesPerRow))); }
   Val wordInRow() { return min(lane & (lanesPerRow - 1), number(words - 1)); }
 
-  /// Tokens or blocks and their scores, the best in lane 0.
+  /// Tokens or tiles and their scores, the best in lane 0.
   struct Best {
     Val score, number;
   };
   Best nothing() { return {real(-INFINITY), number(kNobody)}; }
   Val precedes(const Best &a, const Best &b) { return (a.score > b.score) | ((a.score == b.score) & (a.number < b.number)); }
   Best insert(const Best &best, const Best &mine, Val there);
-  Best findBlocks(Val h);
-  Best findTokens(Val h, const Best &blocks);
-  /// This lane's words of a row of V, from where the planes of its block lie, and their values as f32.
+  Best findTiles(Val h);
+  Best findTokens(Val h, const Best &best);
+  /// This lane's words of a row of V, from where the planes of its tile lie, and their values as f32.
   Vals rowWords(Val layers, ArrayRef<Val> planes, Val within);
   Vals valuesOf(const Vals &words);
-  Val marginOf(Val h, const Best &tokens);
+  Val marginOf(Val h, const Best &best);
 };
 
 /// Inserts what the lanes have, where it is there.
@@ -56,16 +56,16 @@ ProbeKernel::Best ProbeKernel::insert(const Best &best, const Best &mine, Val th
   return {s[0], s[1]};
 }
 
-ProbeKernel::Best ProbeKernel::findBlocks(Val h) {
+ProbeKernel::Best ProbeKernel::findTiles(Val h) {
   constexpr int64_t kAtOnce = 4;
-  Val tops = ofHead(rowOf(Argument::Blocks, key.stride * shape.heads), h, key.stride);
+  Val tops = topsOf(h);
   Best none = nothing();
-  Vals found = e.loop(number(0), seenBlocks, kAtOnce * GpuEmitter::kWarp, {none.score, none.number}, [&](Val first, Vals s) -> Vals {
+  Vals found = e.loop(number(0), seenTiles, kAtOnce * GpuEmitter::kWarp, {none.score, none.number}, [&](Val first, Vals s) -> Vals {
     Best best{s[0], s[1]};
     SmallVector<std::pair<Best, Val>> candidates;
     for (int64_t i = 0; i < kAtOnce; ++i) {
-      Val index = first + lane + i * GpuEmitter::kWarp, block = blockAt(min(index, seenBlocks - 1));
-      candidates.push_back({{get(tops, block), block}, index < seenBlocks});
+      Val index = first + lane + i * GpuEmitter::kWarp, tile = tileAt(min(index, seenTiles - 1));
+      candidates.push_back({{get(tops, tile), tile}, index < seenTiles});
     }
     for (const auto &[candidate, there] : candidates)
       best = insert(best, candidate, there);
@@ -74,17 +74,17 @@ ProbeKernel::Best ProbeKernel::findBlocks(Val h) {
   return {found[0], found[1]};
 }
 
-ProbeKernel::Best ProbeKernel::findTokens(Val h, const Best &blocks) {
+ProbeKernel::Best ProbeKernel::findTokens(Val h, const Best &tilesFound) {
   constexpr int64_t kAtOnce = 4;
-  Val own = scoresOf(h), least = e.shuffleFrom(blocks.score, number(kProbed - 1)); // as many tokens have this score or more
+  Val own = scoresOf(h), least = e.shuffleFrom(tilesFound.score, number(kProbed - 1)); // as many tokens have this score or more
   Best none = nothing();
-  Vals found = e.loop(number(0), min(seenBlocks, number(kProbed)), kAtOnce, {none.score, none.number}, [&](Val first, Vals s) -> Vals {
+  Vals found = e.loop(number(0), min(seenTiles, number(kProbed)), kAtOnce, {none.score, none.number}, [&](Val first, Vals s) -> Vals {
     Best best{s[0], s[1]};
     SmallVector<std::pair<Best, Val>> candidates;
     for (int64_t i = 0; i < kAtOnce; ++i) {
-      Val block = e.shuffleFrom(blocks.number, first + i), there = block < key.blocks;
+      Val tile = e.shuffleFrom(tilesFound.number, first + i), there = tile < tiles;
       for (int64_t half : {0, 1}) {
-        Val token = select(there, block, blockAt(number(0))) * ALIGNED_BLOCK + lane + half * GpuEmitter::kWarp;
+        Val token = select(there, tile, tileAt(number(0))) * kTile + lane + half * GpuEmitter::kWarp;
         candidates.push_back({{get(own, token), token}, there});
       }
     }
@@ -92,12 +92,7 @@ ProbeKernel::Best ProbeKernel::findTokens(Val h, const Best &blocks) {
       best = insert(best, candidate, there & (candidate.score >= least));
     return {best.score, best.number};
   });
-  Best best{found[0], found[1]};
-  for (int64_t half : {0, 1}) { // of the open block
-    Val token = key.blocks * ALIGNED_BLOCK + lane + half * GpuEmitter::kWarp;
-    best = insert(best, {get(own, min(token, key.tokens - 1)), token}, token < key.tokens);
-  }
-  return best;
+  return {found[0], found[1]};
 }
 
 Vals ProbeKernel::rowWords(Val layers, ArrayRef<Val> planes, Val within) {
@@ -122,40 +117,47 @@ Vals ProbeKernel::valuesOf(const Vals &words) {
 }
 
 /// How many powers of two the channel where most shows lies above, or below, its largest value.
-Val ProbeKernel::marginOf(Val h, const Best &tokens) {
-  int64_t dim = shape.valueDim, steps = std::min<int64_t>(4, kProbed / rowsAtOnce);
+Val ProbeKernel::marginOf(Val h, const Best &best) {
+  const int64_t dim = shape.valueDim, steps = std::min<int64_t>(4, kProbed / rowsAtOnce);
   auto channelOf = [&](int64_t i) { return wordInRow() * 4 + (i < 4 ? i : i - 4 + dim / 2); };
-  Val full = key.blocks * ALIGNED_BLOCK, inverse = real(1) / statistic(h, kSum);
-  Val p = weightOf(tokens.score, statistic(h, kMaximum)) * inverse;
-  Vals sums = e.loop(number(0), number(kProbed), steps * rowsAtOnce, Vals(kWordValues, real(0)), [&](Val first, Vals sums) {
-    struct Row {
-      Val token, weight;
-      Vals words;
-    };
-    SmallVector<Row> rows;
-    for (int64_t step = 0; step < steps; ++step) {
-      Val index = first + rowOfLane() + step * rowsAtOnce, token = e.shuffleFrom(tokens.number, index), weight = e.shuffleFrom(p, index);
-      Val inPlanes = min(token, full - 1), block = shrLogical(inPlanes, number(6));
-      Vals planes = planesOf(value, shape.valuePlanes, block, dim);
-      rows.push_back({token, select(token < key.tokens, weight, real(0)), rowWords(value.layers, planes, inPlanes & (ALIGNED_BLOCK - 1))});
-    }
-    for (const Row &row : rows) {
-      Vals values = valuesOf(row.words);
-      Val isOpen = (row.token >= full) & (row.token < key.tokens);
-      if (isMasked()) // what is hidden weighs nothing, whatever it holds
-        isOpen = isOpen & (row.weight > 0);
-      values = e.choose(
-          isOpen,
-          [&] {
-            Vals open;
+  Vals statistics = statisticsOf(h);
+  Val sum = statistics[kSum], p = select(sum == 0, real(0), weightOf(best.score, statistics[kMaximum]) / sum);
+
+  // Of rows kept aside, planes hold nothing.
+  Vals state = Vals(kWordValues, real(0));
+  state.push_back(p);
+  state = e.choose(
+      value.asides > 0,
+      [&] {
+        Vals s = state;
+        SmallVector<Variable> sums;
+        for (Val sum : s)
+          sums.push_back(e.variable(sum));
+        forAside(value, dim, [&](Val token, Val values) {
+          Val own = sums.back()(), isIt = best.number == token, weight = warpAdd(select(isIt, own, real(0)));
+          sums.back().set(select(isIt, real(0), own));
+          e.when((weight != 0) & (rowOfLane() == 0), [&] {
             for (int64_t i = 0; i < kWordValues; ++i)
-              open.push_back(convert(e.loadGlobal(value.openTokens, shape.value, (row.token - full) * dim + channelOf(i)), e.f32()));
-            return open;
-          },
-          [&] { return values; });
-      for (int64_t i = 0; i < kWordValues; ++i)
-        sums[i] = fma(row.weight, abs(values[i]), sums[i]);
+              sums[i].set(fma(weight, abs(e.loadGlobal(values, e.f32(), channelOf(i))), sums[i]()));
+          });
+        });
+        for (size_t i = 0; i < s.size(); ++i)
+          s[i] = sums[i]();
+        return s;
+      },
+      [&] { return state; });
+  p = state.pop_back_val();
+
+  Vals sums = e.loop(number(0), number(kProbed), steps * rowsAtOnce, state, [&](Val first, Vals sums) {
+    SmallVector<std::pair<Val, Vals>> rows;
+    for (int64_t step = 0; step < steps; ++step) {
+      Val index = first + rowOfLane() + step * rowsAtOnce, token = min(e.shuffleFrom(best.number, index), tokens - 1); // where there is no such row it weighs nothing
+      Vals planes = planesOf(value, shape.valuePlanes, shrLogical(token, number(6)), dim);
+      rows.push_back({e.shuffleFrom(p, index), rowWords(value.layers, planes, token & (kTile - 1))});
     }
+    for (const auto &[weight, words] : rows)
+      for (auto [i, x] : llvm::enumerate(valuesOf(words)))
+        sums[i] = fma(weight, abs(x), sums[i]);
     return sums;
   });
   Val least = number(1 << 10);
@@ -164,15 +166,15 @@ Val ProbeKernel::marginOf(Val h, const Best &tokens) {
       sums[i] = sums[i] + e.shuffleXor(sums[i], distance);
     least = min(least, halfExponent(sums[i]) - halfExponent(get(value.channelMax, channelOf(i))));
   }
-  return -e.warpMax(-least, {16, 8, 4, 2, 1});
+  constexpr int64_t kMost = 100; // beyond, it makes no difference: 2^margin is to be a float
+  return min(max(-e.warpMax(-least, {16, 8, 4, 2, 1}), -kMost), kMost);
 }
 
 void ProbeKernel::emit() {
-  e.when(seenBlocks > 0, [&] {
-    shareStatistics(Readers::SameWarp);
+  e.when(seenTiles > 0, [&] {
     forHeadsOfWarp(shape.heads, [&](Val h) {
-      Val margin = marginOf(h, findTokens(h, findBlocks(h)));
-      e.when(lane == 0, [&] { e.storeGlobal(convert(margin, e.f32()), rowOf(Argument::Plan, shape.heads), h); });
+      Val margin = marginOf(h, findTokens(h, findTiles(h)));
+      e.when(lane == 0, [&] { e.storeGlobal(margin, rowOf(Argument::Margins, shape.heads, e.i32()), h); });
     });
   });
   finish();

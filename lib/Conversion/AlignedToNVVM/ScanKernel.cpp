@@ -419,7 +419,10 @@ void ScanKernel::emit() {
   const int64_t mask = 0x0f0f0f0f;
   if (shape.mask)
     e.when(records, [&] { // nothing is read of tiles that no query sees
-      e.loop(index, tiles, step, [&](Val tile) {
+      Variable next = e.variable(index);
+      e.loopWhile([&] { return next() < tiles; }, [&] {
+        Val tile = next();
+        next.set(tile + step);
         e.when((tile >= visible.sinks) & ((tile < visible.begin) | (tile >= visible.end)), [&] {
           for (Val bits : {keyBits, valueBits})
             e.storeGlobal(e.constant(e.types.getI16Type(), 0), bits, tile * (kTile / 2) + lane);

@@ -64,6 +64,7 @@ template <typename Op> DecodeShape shapeOfStage(Op op) {
       shape.attnMask = MemRefType::get(typeOf(mask).getShape(), typeOf(mask).getElementType());
   }
   if constexpr (std::is_same_v<Op, AttendOp>) {
+    shape.attention = static_cast<int32_t>(op.getAttentionId());
     shape.maskedZero = op.getMaskedZero();
     shape.sinkLogits = bool(op.getSinkLogits());
     shape.certified = op.getOuts().size() == 4;

@@ -49,6 +49,13 @@ Val aligned::areVisible(Val first, Val last, Val tokens, const DecodeShape &shap
       shape, first, [&] { return first < end(); }, [&](int64_t window) { return last > end() - counted(shape.queries + window); }, [&](double sinks) { return first < sinks; });
 }
 
+Val aligned::areAllVisible(Val first, Val last, Val tokens, const DecodeShape &shape) {
+  auto end = [&] { return as(tokens, first); };
+  return seenBy(
+      shape, first, [&] { return last <= end() - static_cast<double>(shape.queries); }, [&](int64_t window) { return first >= end() - counted(window); },
+      [&](double sinks) { return last < sinks; });
+}
+
 Val aligned::visibleTokens(Val query, Val tokens, Val held, const DecodeShape &shape) {
   if (!shape.mask)
     return held;

@@ -24,6 +24,8 @@ Val softcapped(Val score, double cap);
 Val isVisible(Val token, Val query, Val tokens, const DecodeShape &shape);
 /// Whether any query sees any of the tokens first .. last.
 Val areVisible(Val first, Val last, Val tokens, const DecodeShape &shape);
+/// Whether every query sees all of the tokens first .. last.
+Val areAllVisible(Val first, Val last, Val tokens, const DecodeShape &shape);
 /// How many of the `held` tokens of the cache a query sees.
 Val visibleTokens(Val query, Val tokens, Val held, const DecodeShape &shape);
 

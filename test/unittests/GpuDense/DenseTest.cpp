@@ -1,21 +1,11 @@
 // Kernels over dense caches, run by the interpreter: attention in float64 within what 16-bit weights and their sums leave, whatever the shape, the lengths and the splits.
-#include "aligned/JIT/Module.h"
-#include "aligned/Reference/Attention.h"
-#include "aligned/Runtime/Cuda.h"
-
-#include <gtest/gtest.h>
+#include "../Gpu/Emulated.h"
 
 #include <algorithm>
-#include <cmath>
-#include <cstdlib>
-#include <cstring>
-#include <functional>
-#include <memory>
 #include <random>
-#include <string>
-#include <vector>
 
 using namespace aligned;
+using namespace aligned::test;
 
 namespace {
 
@@ -31,6 +21,8 @@ struct Case {
   double softcap = 0;
   bool infinite = false; ///< whether some of K and V is not finite
   std::vector<int64_t> tokens = {1, 15, 63, 65, 1000};
+  MaskOperand operand = {};
+  bool sinks = false; ///< whether query heads have logits without a value
 
   const char *queryElement() const { return query ? query : element; }
   double tolerance() const { return element == std::string("bf16") ? 5e-5 : 5e-4; } ///< of the relative error of a head: weights of 16 or 11 bits
@@ -39,35 +31,14 @@ struct Case {
 
 std::ostream &operator<<(std::ostream &os, const Case &c) {
   return os << c.queryElement() << " queries of " << c.element << ", " << c.group << "x" << c.queries << " rows, " << c.keyDim << "/" << c.valueDim << " " << c.sight
-            << (c.infinite ? ", not all finite" : "");
+            << (c.operand.element ? std::string(" attn_mask of ") + c.operand.element : "") << (c.sinks ? " with sinks" : "") << (c.infinite ? ", not all finite" : "");
 }
-
-/// Numbers as a device has them, and what they are.
-struct Values {
-  std::vector<char> bytes;
-  std::vector<double> exact;
-
-  Values(const std::string &element, int64_t count, const std::function<double(int64_t)> &of) {
-    for (int64_t i = 0; i < count; ++i) {
-      float x = static_cast<float>(of(i));
-      if (element == "f32") {
-        bytes.insert(bytes.end(), reinterpret_cast<char *>(&x), reinterpret_cast<char *>(&x + 1));
-        exact.push_back(x);
-        continue;
-      }
-      Storage storage = element == "bf16" ? Storage::BFloat16 : Storage::Half;
-      uint16_t bits = narrow(x, storage);
-      bytes.insert(bytes.end(), reinterpret_cast<char *>(&bits), reinterpret_cast<char *>(&bits + 1));
-      exact.push_back(widen(bits, storage));
-    }
-  }
-};
 
 /// Probabilities that differ by orders of magnitude, loud channels of K and loud tokens. What lies past the tokens that are there is NaN: nobody may look at it.
 struct Inputs {
   int64_t batch, capacity;
   std::vector<int64_t> lengths;
-  Values q, k, v;
+  Values q, k, v, mask, sinks;
 
   static Values random(const std::string &element, int64_t rows, int64_t dim, const std::function<double(int64_t row, int64_t channel)> &scale, bool halves = false) {
     std::mt19937 random(uint32_t(rows * 131 + dim));
@@ -92,40 +63,42 @@ struct Inputs {
             return double(NAN);
           int64_t at = row * c.valueDim + i;
           return c.infinite && at % 7919 == 5 ? (at % 2 ? double(INFINITY) : double(NAN)) : row % capacity % 17 ? 1.0 : 6.0;
-        })) {}
+        })) {
+    if (c.operand.element)
+      mask = c.operand.random(capacity);
+    if (c.sinks)
+      sinks = Values("f32", kKvHeads * c.group, [](int64_t head) { return head == 1 ? -INFINITY : 3.0 * double(head % 4) - 4; });
+  }
 };
 
 struct State {
   std::vector<float> acc, max, sum;
 };
 
-using Program = std::unique_ptr<aligned_program, decltype(&aligned_program_destroy)>;
-
-class DenseOnGpu : public testing::TestWithParam<Case> {
+class DenseOnGpu : public Emulated, public testing::WithParamInterface<Case> {
 protected:
-  static void SetUpTestSuite() {
-    setenv("ALIGNED_LIBCUDA", ALIGNED_CUDA_EMULATOR, /*overwrite=*/0);
-    setenv("ALIGNED_EMULATOR_COLLECTIVES", "0", /*overwrite=*/0); // shuffles do not order memory: barriers do
-  }
-
-  static Program compile(const Case &c) {
-    auto type = [](int64_t heads, const std::string &tokens, int64_t dim, const char *element) {
+  static ProgramPtr compile(const Case &c) {
+    auto type = [](const std::string &tokens, int64_t heads, int64_t dim, const char *element) {
       return "tensor<?x" + std::to_string(heads) + "x" + tokens + "x" + std::to_string(dim) + "x" + element + ">";
     };
-    std::string q = type(kKvHeads * c.group, std::to_string(c.queries), c.keyDim, c.queryElement()), k = type(kKvHeads, "?", c.keyDim, c.element),
-                v = type(kKvHeads, "?", c.valueDim, c.element), out = type(kKvHeads * c.group, std::to_string(c.queries), c.valueDim, "f32");
-    std::string source = "func.func @step(%q: " + q + ", %k: " + k + ", %v: " + v + ") -> " + out + " {\n  %scale = arith.constant 0.125 : f32\n  %out = aligned.attention %q, %k, %v scale %scale " + c.sight +
-                         " : " + q + ", " + k + ", " + v + " -> " + out + "\n  return %out : " + out + "\n}\n";
-    char *ptx = nullptr, *sidecar = nullptr;
-    EXPECT_EQ(aligned_compile_kernels(source.c_str(), "format=dense", &ptx, &sidecar), 0) << aligned_last_error();
-    Program program(ptx ? aligned_program_load(ptx, sidecar) : nullptr, aligned_program_destroy);
-    EXPECT_TRUE(program) << aligned_last_error();
-    aligned_text_free(ptx);
-    aligned_text_free(sidecar);
-    return program;
+    std::string q = type(std::to_string(c.queries), kKvHeads * c.group, c.keyDim, c.queryElement()), k = type("?", kKvHeads, c.keyDim, c.element),
+                v = type("?", kKvHeads, c.valueDim, c.element), out = type(std::to_string(c.queries), kKvHeads * c.group, c.valueDim, "f32"), arguments, operands;
+    if (c.operand.element) {
+      std::string mask = "tensor<" + std::to_string(c.operand.batch) + "x" + std::to_string(c.operand.heads) + "x" + std::to_string(c.operand.queries) + "x?x" + c.operand.element + ">";
+      arguments += ", %mask: " + mask;
+      operands += " attn_mask %mask : " + mask;
+    }
+    if (c.sinks) {
+      std::string sinks = "tensor<" + std::to_string(kKvHeads * c.group) + "xf32>";
+      arguments += ", %sinks: " + sinks;
+      operands += " sink_logits %sinks : " + sinks;
+    }
+    return Emulated::compile("func.func @step(%q: " + q + ", %k: " + k + ", %v: " + v + arguments + ") -> " + out + " {\n  %scale = arith.constant 0.125 : f32\n  %out = aligned.attention %q, %k, %v scale %scale " +
+                                 c.sight + operands + " : " + q + ", " + k + ", " + v + " -> " + out + "\n  return %out : " + out + "\n}\n",
+                             "format=dense");
   }
 
-  static State decode(const Case &c, const Program &program, const Inputs &in, int32_t splits = 0) {
+  static State decode(const Case &c, const ProgramPtr &program, const Inputs &in, int32_t splits = 0) {
     int64_t rows = in.batch * kKvHeads * c.heads();
     State state{std::vector<float>(rows * c.valueDim, 7), std::vector<float>(rows, 7), std::vector<float>(rows, 7)};
     aligned_decode_call call = {};
@@ -135,6 +108,7 @@ protected:
     call.dense_value = in.v.bytes.data();
     call.lengths = in.lengths.data();
     call.capacity = in.capacity;
+    setOperands(call, in);
     call.scale = 0.125f;
     call.splits = splits;
     call.acc = state.acc.data();
@@ -142,6 +116,11 @@ protected:
     call.sum = state.sum.data();
     EXPECT_EQ(aligned_program_decode(program.get(), 0, &call), 0) << aligned_last_error();
     return state;
+  }
+
+  static void setOperands(aligned_decode_call &call, const Inputs &in) {
+    call.attn_mask = in.mask.bytes.empty() ? nullptr : in.mask.bytes.data();
+    call.sink_logits = in.sinks.bytes.empty() ? nullptr : reinterpret_cast<const float *>(in.sinks.bytes.data());
   }
 
   /// Arrays on the device.
@@ -187,9 +166,16 @@ protected:
     for (int64_t row = 0; row < in.batch * kKvHeads; ++row) {
       int64_t tokens = in.lengths[row / kKvHeads], heads = c.heads();
       auto part = [](const Values &values, int64_t first) { return values.exact.data() + first; };
-      std::vector<double> want(heads * c.valueDim);
+      std::vector<double> want(heads * c.valueDim), additive, sinks;
+      for (int64_t h = 0; h < heads; ++h) {
+        const int64_t head = row % kKvHeads * c.group + h / c.queries;
+        for (int64_t t = 0; t < tokens && c.operand.element; ++t)
+          additive.push_back(c.operand.at(in.mask, in.capacity, row / kKvHeads, head, h % c.queries, t));
+        if (c.sinks)
+          sinks.push_back(in.sinks.exact[head]);
+      }
       exactAttention(part(in.q, row * heads * c.keyDim), heads, part(in.k, row * in.capacity * c.keyDim), part(in.v, row * in.capacity * c.valueDim), tokens, c.keyDim, c.valueDim, 0.125,
-                     /*maskedZero=*/false, want.data(), c.mask, c.softcap);
+                     /*maskedZero=*/false, want.data(), c.mask, c.softcap, additive.empty() ? nullptr : additive.data(), sinks.empty() ? nullptr : sinks.data());
       for (int64_t h = 0; h < heads; ++h) {
         SCOPED_TRACE("row " + std::to_string(row) + ", query row " + std::to_string(h));
         double off = 0, size = 0, sum = got.sum[row * heads + h];
@@ -203,7 +189,10 @@ protected:
           size += expected * expected;
         }
         EXPECT_LE(std::sqrt(off), c.tolerance() * std::sqrt(size));
-        if (tokens == 0) {
+        if (tokens == 0 && c.sinks) {
+          EXPECT_EQ(got.max[row * heads + h], float(sinks[h]));
+          EXPECT_EQ(sum, std::isinf(sinks[h]) ? 0 : 1);
+        } else if (tokens == 0) {
           EXPECT_EQ(sum, 0);
           EXPECT_EQ(got.max[row * heads + h], -INFINITY);
           for (int64_t i = 0; i < c.valueDim; ++i)
@@ -218,7 +207,7 @@ using DenseCalls = DenseOnGpu;
 
 TEST_P(DenseOnGpu, IsAttention) {
   const Case &c = GetParam();
-  Program program = compile(c);
+  ProgramPtr program = compile(c);
   ASSERT_TRUE(program);
   for (int64_t tokens : c.tokens) {
     SCOPED_TRACE(std::to_string(tokens) + " tokens");
@@ -248,6 +237,17 @@ INSTANTIATE_TEST_SUITE_P(Masked, DenseOnGpu,
 INSTANTIATE_TEST_SUITE_P(Queries, DenseOnGpu,
                          testing::Values(Case{"f16", 3, 64, 64, "f32"}, Case{"f16", 9, 128, 128, "f32"}, Case{"f16", 4, 48, 64, "bf16"}, Case{"bf16", 3, 128, 64, "f32"}, Case{"bf16", 9, 80, 256, "f16"}));
 
+Case withOperands(Case c, MaskOperand operand, bool sinks = false) {
+  c.operand = operand;
+  c.sinks = sinks;
+  return c;
+}
+
+INSTANTIATE_TEST_SUITE_P(Operands, DenseOnGpu,
+                         testing::Values(withOperands({"f16", 3, 64, 64}, {}, true), withOperands({"f16", 3, 64, 64}, {"f32"}), withOperands({"bf16", 2, 128, 64, nullptr, 3}, {"bf16", 2, 4, 3}),
+                                         withOperands({"f16", 16, 128, 128}, {"f16", 1, 32, 1}, true), withOperands({"f16", 2, 48, 80, nullptr, 2}, {"i1", 2, 1, 2}),
+                                         withOperands(masked({"f16", 2, 64, 64, nullptr, 3}, "softcap 5.0 mask <causal, window = 70, sinks = 4>", {1, true, 70, 4}, 5.0), {"i1", 1, 4, 3}, true)));
+
 Case notFinite(Case c) {
   c.infinite = true;
   c.tokens = {65, 200};
@@ -257,13 +257,14 @@ Case notFinite(Case c) {
 INSTANTIATE_TEST_SUITE_P(NotFinite, DenseOnGpu,
                          testing::Values(notFinite({"f16", 3, 64, 64}), notFinite({"bf16", 8, 128, 128}), notFinite({"bf16", 2, 48, 80, "f32"}), notFinite({"f16", 2, 64, 96, "f32"}),
                                          notFinite(masked({"f16", 2, 64, 64, nullptr, 3}, "mask <causal, window = 70, sinks = 4>", {1, true, 70, 4})),
-                                         notFinite(masked({"bf16", 2, 256, 256, nullptr, 3}, "softcap 3.0 mask <causal, window = 70>", {1, true, 70}, 3.0))));
+                                         notFinite(masked({"bf16", 2, 256, 256, nullptr, 3}, "softcap 3.0 mask <causal, window = 70>", {1, true, 70}, 3.0)),
+                                         notFinite(withOperands({"f16", 3, 64, 64}, {"f32", 2, 6, 1}, true)), notFinite(withOperands({"bf16", 2, 128, 96, nullptr, 2}, {"i1", 1, 1, 2}))));
 
 /// More splits than steps among them, whose states are the identity.
 TEST_F(DenseCalls, GiveTheSameWithAnyNumberOfSplits) {
   for (const Case &c : {Case{"f16", 3, 64, 64}, Case{"bf16", 16, 128, 96}, masked({"f16", 2, 48, 64, nullptr, 2}, "mask <causal, window = 150, sinks = 3>", {1, true, 150, 3})}) {
     SCOPED_TRACE(testing::PrintToString(c));
-    Program program = compile(c);
+    ProgramPtr program = compile(c);
     ASSERT_TRUE(program);
     Inputs in(c, 500);
     for (int32_t splits : {1, 2, 3, 7, 8, 9, 100}) {
@@ -276,7 +277,7 @@ TEST_F(DenseCalls, GiveTheSameWithAnyNumberOfSplits) {
 /// A captured step follows the lengths and what is in the arrays; nothing else is read again.
 TEST_F(DenseCalls, AreReplayedWhileCachesGrow) {
   Case c{"f16", 3, 64, 64};
-  Program program = compile(c);
+  ProgramPtr program = compile(c);
   ASSERT_TRUE(program);
   Inputs in(c, 300);
   Device device;
@@ -297,7 +298,7 @@ TEST_F(DenseCalls, AreReplayedWhileCachesGrow) {
 /// Lengths on the device are nobody's to check: they stand for what there is room for.
 TEST_F(DenseCalls, StayWithinTheCapacity) {
   Case c{"f16", 3, 64, 64};
-  Program program = compile(c);
+  ProgramPtr program = compile(c);
   ASSERT_TRUE(program);
   Inputs in(c, 60);
   in.lengths = {60, 20};
@@ -315,7 +316,7 @@ TEST_F(DenseCalls, StayWithinTheCapacity) {
 
 TEST_F(DenseCalls, AreRefusedWithAReason) {
   Case c{"f16", 3, 64, 64};
-  Program program = compile(c);
+  ProgramPtr program = compile(c);
   ASSERT_TRUE(program);
   Inputs in(c, 60);
   Device device;
@@ -360,7 +361,7 @@ TEST_F(DenseCalls, AreRefusedWithAReason) {
 TEST_F(DenseCalls, SeeSmallWeights) {
   for (Case c : {Case{"f16", 1, 16, 16}, Case{"bf16", 1, 16, 16}}) {
     SCOPED_TRACE(testing::PrintToString(c));
-    Program program = compile(c);
+    ProgramPtr program = compile(c);
     ASSERT_TRUE(program);
     Inputs in(c, 2000);
     int64_t rows = in.batch * kKvHeads;
@@ -377,32 +378,33 @@ TEST_F(DenseCalls, SeeSmallWeights) {
   }
 }
 
-/// Through the compiled function, which brings its tensors from the host.
-TEST_F(DenseCalls, AreMadeByCompiledCode) {
-  Case c{"f16", 3, 64, 64};
-  Inputs in(c, 100);
-  std::string q = "tensor<2x6x1x64xf16>", kv = "tensor<2x2x?x64xf16>", out = "tensor<2x6x1x64xf32>";
-  std::string source = "func.func @step(%q: " + q + ", %k: " + kv + ", %v: " + kv + ") -> " + out + " {\n  %scale = arith.constant 0.125 : f32\n  %out = aligned.attention %q, %k, %v scale %scale : " + q +
-                       ", " + kv + ", " + kv + " -> " + out + "\n  return %out : " + out + "\n}\n";
-  std::unique_ptr<aligned_module, decltype(&aligned_module_destroy)> module(aligned_module_compile(source.c_str(), "format=dense target=cuda", nullptr), aligned_module_destroy);
-  ASSERT_TRUE(module) << aligned_last_error();
-  // The 20 first tokens of each row, where the arrays have room for 105.
-  constexpr int64_t kTokens = 20;
-  in.lengths = {kTokens, kTokens};
-  aligned_value arguments[3] = {}, result = {};
-  arguments[0].array = {in.q.bytes.data(), {2, 6, 1, 64}, {6 * 64, 64, 64, 1}, nullptr};
-  for (auto [argument, values] : {std::pair(&arguments[1], &in.k), std::pair(&arguments[2], &in.v)})
-    argument->array = {values->bytes.data(), {2, 2, kTokens, 64}, {2 * in.capacity * 64, in.capacity * 64, 64, 1}, nullptr};
-  aligned_tally tally = {};
-  aligned_rt_record(&tally, 1);
-  int failed = aligned_module_call(module.get(), arguments, &result);
-  aligned_rt_record(nullptr, 0);
-  ASSERT_EQ(failed, 0) << aligned_last_error();
-  const float *data = static_cast<const float *>(result.array.data);
-  expectAttention(c, in, {std::vector<float>(data, data + 2 * 6 * 64), std::vector<float>(12), std::vector<float>(12, 1)});
-  aligned_array_free(&result.array);
-  EXPECT_EQ(tally.key_bits, 4 * kTokens * 64 * 16);
-  EXPECT_EQ(tally.value_bits, 4 * kTokens * 64 * 16);
+/// Every sector of K and V once, and few instructions for each byte: an H100 issues about 0.2 of them for each byte that its memory delivers.
+TEST_F(DenseCalls, ReadEveryByteOnceWithFewInstructions) {
+  Case c{"f16", 4, 128, 128};
+  ProgramPtr program = compile(c);
+  ASSERT_TRUE(program);
+  constexpr int64_t kBytes = 2 * kKvHeads * 128 * 2 * 2; // of a token of both entries, K and V
+  std::map<int64_t, int64_t> instructions;
+  for (int64_t tokens : {1024, 3072}) {
+    Inputs in(c, tokens);
+    in.lengths = {tokens, tokens};
+    Device device;
+    aligned_decode_call call = device.call(c, in);
+    call.splits = 1;
+    name(call.dense_key, "key");
+    name(call.dense_value, "value");
+    std::map<std::string, Count> counts = countsOf([&] { EXPECT_EQ(aligned_program_decode(program.get(), 0, &call), 0) << aligned_last_error(); });
+    const Count &scan = counts["decode0_scan"];
+    for (const char *side : {"key", "value"}) {
+      EXPECT_EQ(scan.bytes.at(side), tokens * kBytes / 2) << side;
+      EXPECT_EQ(scan.asked.at(side), tokens * kBytes / 2) << side;
+    }
+    instructions[tokens] = scan.instructions + counts["decode0_merge"].instructions;
+  }
+  // What a block of threads does once left out.
+  const double perByte = double(instructions[3072] - instructions[1024]) / (2048 * kBytes);
+  RecordProperty("instructions_per_byte", std::to_string(perByte));
+  EXPECT_LE(perByte, 0.022);
 }
 
 } // namespace

@@ -7,11 +7,16 @@ include "mlir/Pass/PassBase.td"
 def ConvertAlignedToNVVM : Pass<"convert-aligned-to-nvvm", "::mlir::ModuleOp"> {
   let summary = "write the kernels of decode attention for NVIDIA GPUs";
   let description = [{
-    Puts kernels in the place of the module's functions, each in a `gpu.module` of its own, in gpu, nvvm, scf, arith, vector and llvm: two for the stages of every decode attention
-    (`aligned.prepare` and `scan`; `aligned.attend` and `merge`), named after its `attention_id`, and those that append to the kinds of caches that they read. The module's
-    attribute `aligned.program` says how they are launched (docs/GPU.md).
+    Puts kernels in the place of the module's functions, each in a `gpu.module` of its own, in gpu, nvvm, scf, arith, vector and llvm: those of every decode attention, named after its
+    `attention_id`, and those that append to the kinds of caches that they read. The module's attribute `aligned.program` says how they are launched (docs/GPU.md).
 
-    Caches are `fixed<4, 4, 8>`.
+    | attention | storage | kernels |
+    |---|---|---|
+    | in stages (`aligned.prepare` and `scan`; `aligned.attend` and `merge`) | `fixed<4, 4, 8>` | scan, attend |
+    | `aligned.decode_attention` | dense, f16 or bf16 | scan, merge |
+    | `aligned.decode_attention` | `float`, under `alignedkv` or `exact` | scores, probe (not under `exact`), values, merge |
+
+    What kernels can't do is an error at the op: certificates, and `later` tokens among it.
   }];
   let dependentDialects = ["::mlir::gpu::GPUDialect", "::mlir::NVVM::NVVMDialect", "::mlir::LLVM::LLVMDialect", "::mlir::scf::SCFDialect",
                            "::mlir::arith::ArithDialect", "::mlir::vector::VectorDialect"];

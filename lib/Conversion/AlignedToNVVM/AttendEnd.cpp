@@ -1,0 +1,156 @@
+// What becomes of the sums of a split, and of a row: shares of all splits, tokens that are kept aside, the mean of V for what was not read. See AttendKernel.cpp.
+#include "AttendKernel.h"
+
+#include "mlir/Dialect/LLVMIR/LLVMDialect.h"
+
+#include <cstddef>
+
+using namespace mlir;
+using namespace aligned;
+
+void AttendKernel::finishSplit() {
+  const int64_t dim = shape.valueDim, width = dim + kMasses;
+  for (int64_t n = 0; n < quads; ++n) {
+    if (shape.certified) {
+      Val step = e.exp2(all[n].reference() - 16.0) * (1 / kLargestWeight);
+      e.when(g == 0, [&] { e.store(step, steps, warp * padded + (q + 4 * n)); });
+    }
+    e.when(batches() != 0, [&] { flush(n, real(0)); });
+    auto add = [&](int64_t first) {
+      for (int64_t i = first; i < first + 2; ++i)
+        all[n].masses[i].set(e.warpAdd(all[n].masses[i](), {4, 8, 16}));
+    };
+    add(kMoved);
+    e.when(someLow, [&] { add(kLowMoved); });
+    Vals own;
+    for (Variable &mass : all[n].masses)
+      own.push_back(mass());
+    e.when(g == 0, [&] { e.store(e.vectorOf(own), masses, (warp * padded + (q + 4 * n)) * kMasses); });
+  }
+  e.barrier();
+  Val shares = ofRow(StepArgument::Parts, e.f32(), splits * (allRows * width));
+  forHeadsOfWarp(padded, [&](Val h) {
+    Val mine = (split * allRows + (firstRow + h)) * width;
+    e.loop(lane * 4, number(dim), GpuEmitter::kWarp * 4, [&](Val c) {
+      Val sum = e.load(out, h * dim + c, 4);
+      for (int64_t w = 1; w < kStepWarps; ++w)
+        sum = sum + e.load(out, (h + w * padded) * dim + c, 4);
+      e.storeGlobal(sum, shares, mine + c);
+    });
+    if (shape.certified)
+      e.when(lane == 0, [&] {
+        Val most = e.load(steps, h);
+        for (int64_t w = 1; w < kStepWarps; ++w)
+          most = e.largest(most, e.load(steps, h + w * padded));
+        e.storeGlobal(most, e.at(argument(CertifyArgument::Steps), e.f32(), wide(row) * wide(splits * allRows)), split * allRows + (firstRow + h));
+      });
+    e.when(lane < kMasses, [&] {
+      Val sum = e.load(masses, h * kMasses + lane);
+      for (int64_t w = 1; w < kStepWarps; ++w)
+        sum = sum + e.load(masses, (h + w * padded) * kMasses + lane);
+      e.storeGlobal(sum, shares, mine + lane + dim);
+    });
+  });
+  joinSplits(argument(StepArgument::Counters), row * (allRows / padded) + e.block(gpu::Dimension::z), last, [&] { finishRow(); });
+}
+
+/// The score of a token from all bits of K that are there, by a warp.
+Val AttendKernel::fullScore(Val h, Val place, Val within, Val token, Val code) {
+  const aligned_format format{ALIGNED_FORMAT_FIXED, ALIGNED_ROLE_KEY, 0, 3, {4, 4, 8}};
+  Val dither = ((token * storage::kKeyDither) & (storage::kDitherSteps - 1)) - storage::kDitherSteps / 2;
+  Val keyResident = resident(StepArgument::Key);
+  Val middle = select(keyResident > 2, number(0), select(keyResident > 1, number(1 << 7), number(1 << 11)));
+  Val weightBytes = e.at(prepared, e.i32(), (firstRow + h) * (4 * keyWords) + at.full);
+  auto weight = [&](int64_t digit, Val c) { return convert(e.loadGlobal(weightBytes, e.i8(), c + digit * 8 * keyWords, false), e.i32()); };
+  Val sum = e.loop(lane, number(shape.keyDim), GpuEmitter::kWarp, {real(0)}, [&](Val c, Vals sum) -> Vals {
+    Val bits = number(0);
+    for (int32_t p = 0; p < keyPlanes; ++p) { // as bitsOf() says
+      const int32_t width = format.width[p];
+      Val byte = p == 0 ? (shrLogical(c, number(3)) * kTile + within) * 4 + (c & 3) : within * (shape.keyDim * width / 8) + (width == 4 ? shrLogical(c, number(1)) : c);
+      Val high = p == 0 ? shrLogical(c, number(2)) & 1 : c & 1;
+      bits = bits | e.choose(keyResident > p, [&]() -> Vals {
+        Val loaded = zext(e.loadGlobal(tileOf(p < 2 ? key.planes[p] : lastPlane(StepArgument::Key), place, storage::bytesPerTile(width, shape.keyDim)), e.i8(), byte), e.i32());
+        return {(width == 4 ? shrLogical(loaded, high * 4) & 15 : loaded) << number(storage::bitsBelow(format, p))};
+      }, [&]() -> Vals { return {number(0)}; })[0];
+    }
+    return {fma(convert(weight(0, c) * 256 + weight(1, c), e.f32()), convert(bits - 0x8000 + middle - dither, e.f32()), sum[0])};
+  })[0];
+  return warpAdd(sum) * headFact(firstRow + h, HeadFact::Unit) * (16.0 / 4096) * scaleOf(code, 0);
+}
+
+/// Rows of V that are kept aside (S7): weighed by a score as good as K's bits make it, and added to the output as they are.
+void AttendKernel::addAsides(Val h, MutableArrayRef<Variable> mass) {
+  const int64_t dim = shape.valueDim;
+  e.loop(lane * kVector, number(dim), GpuEmitter::kWarp * kVector, [&](Val c) { e.store(e.constant(vectorOf(e.f32(), kVector), 0), out, h * dim + c); });
+  e.warpBarrier();
+  forAsides(StepArgument::Value, dim, [&](Val token, Val values) {
+    Val tile = shrLogical(token, number(6)), within = token & (kTile - 1), place = placeOf(key, tile), own = firstRow + h;
+    Val seen = token < tokens;
+    if (shape.mask)
+      seen = seen & isVisible(token, own % shape.queries, newest, shape);
+    e.when(seen, [&] {
+      Val rowScores = ofRow(StepArgument::Scores, scoreType(), stride * (kTile * allRows)), rowTops = ofRow(StepArgument::Tops, e.f32(), stride * (allRows * 2));
+      Val origin = e.loadGlobal(rowTops, e.f32(), (tile * allRows + own) * 2, false) - e.load(tops, own);
+      Val known = e.loadGlobal(rowScores, scoreType(), ((tile * 32 + shrLogical(within, number(1))) * allRows + own) * 2 + (within & 1), false);
+      Val coarse = convert(known, e.f32()) + origin;
+      Val code = zext(e.loadGlobal(tileOf(key.codes, place, kTile), e.i8(), within), e.i32()), isKept = code == storage::kAside;
+      Val full = fullScore(h, place, within, token, code);
+      if (shape.softcap)
+        full = capped(full, headFact(own, HeadFact::Shift));
+      if (shape.attnMask)
+        full = masked(full, maskNumber(own, token));
+      Val score = select(isKept, coarse, full - e.load(tops, own));
+      e.when(isKept | (score != real(-INFINITY)), [&] { // else a mask hides it
+        Val p = e.exp2(score), before = e.exp2(coarse);
+        mass[kMoved].set(mass[kMoved]() + (p - before));
+        mass[kRead].set(mass[kRead]() + p);
+        e.loop(lane, number(dim), GpuEmitter::kWarp, [&](Val c) { e.store(fma(p, e.loadGlobal(values, e.f32(), c), e.load(out, h * dim + c)), out, h * dim + c); });
+      });
+    });
+  });
+  e.warpBarrier();
+}
+
+/// By the last block of threads of a row: all splits' shares, in their order.
+void AttendKernel::finishRow() {
+  const int64_t dim = shape.valueDim, width = dim + kMasses;
+  Val shares = ofRow(StepArgument::Parts, e.f32(), splits * (allRows * width));
+  Val valueUnit = rowFact(RowFact::ValueUnit);
+  e.loop(warp, min(number(padded), number(rows) - firstRow), kStepWarps, [&](Val h) {
+    auto at_ = [&](Val s) { return (s * allRows + (firstRow + h)) * width; };
+    Vals sums_ = e.loop(lane, splits, GpuEmitter::kWarp, Vals(kMasses, real(0)), [&](Val s, Vals sum) {
+      Val own = e.loadGlobal(shares, vectorOf(e.f32(), kMasses), at_(s) + dim, false);
+      for (int64_t i = 0; i < kMasses; ++i)
+        sum[i] = sum[i] + aligned::lane(own, i);
+      return sum;
+    });
+    SmallVector<Variable> mass;
+    for (Val sum : sums_)
+      mass.push_back(e.variable(warpAdd(sum)));
+    e.when(asides != 0, [&] { addAsides(h, mass); });
+    Val own = firstRow + h, coarse = e.load(sums, own), notFinite = headFact(own, HeadFact::NotFinite), sum = coarse + mass[kMoved]() + notFinite, sink = real(0);
+    if (shape.sinkLogits) // takes part in the sum, and has no value
+      sink = e.exp2(sinkOf(own) - e.load(tops, own));
+    Val unread = (sum - sink - mass[kRead]()) - (e.load(lowSums, own) + mass[kLowMoved]() - mass[kLowRead]());
+    Val nothing = coarse == 0, outHead = wide(row) * rows + wide(own);
+    Val acc = e.at(argument(StepArgument::Acc), e.f32(), outHead * dim), none = e.constant(vectorOf(e.f32(), kVector), 0);
+    e.loop(lane * kVector, number(dim), GpuEmitter::kWarp * kVector, [&](Val c) {
+      Val total = overSplits(number(0), splits, 1, none, [&](Val s) -> Vals { return {e.loadGlobal(shares, vectorOf(e.f32(), kVector), at_(s) + c, false)}; },
+                             [](Val sum, Vals loaded) { return sum + loaded[0]; });
+      Val mean = e.loadGlobal(prepared, vectorOf(e.f32(), kVector), c + at.mean, false);
+      total = fma(e.splat(unread, kVector), mean, total) * e.splat(valueUnit, kVector);
+      total = e.choose(asides != 0, [&]() -> Vals { return {total + e.load(out, h * dim + c, kVector)}; }, [&]() -> Vals { return {total}; })[0];
+      e.storeGlobal(select(nothing, none, total + e.splat(notFinite, kVector)), acc, c);
+    });
+    e.when(lane == 0, [&] {
+      Val top = e.load(tops, own);
+      if (!shape.softcap) // which saw it
+        top = top + headFact(own, HeadFact::Shift);
+      e.storeGlobal(select(nothing, real(-INFINITY), top * (1 / kLog2e)), e.at(argument(StepArgument::Max), e.f32(), outHead), number(0));
+      Val total = sum;
+      if (!shape.maskedZero) // softmax of nothing but -inf is 0 / 0
+        total = select(nothing & (tokens > 0), real(NAN), total);
+      e.storeGlobal(total, e.at(argument(StepArgument::Sum), e.f32(), outHead), number(0));
+    });
+  });
+}

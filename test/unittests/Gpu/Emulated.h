@@ -1,0 +1,139 @@
+// What tests of the compiler's kernels share: programs, which the interpreter of PTX runs, numbers as a device has them, and what is counted.
+#ifndef ALIGNED_TEST_UNITTESTS_GPU_EMULATED_H
+#define ALIGNED_TEST_UNITTESTS_GPU_EMULATED_H
+
+#include "aligned/JIT/Module.h"
+#include "aligned/Reference/Attention.h"
+#include "aligned/Runtime/Cuda.h"
+#include "aligned/Support/Json.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <dlfcn.h>
+#include <fstream>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <unistd.h>
+#include <vector>
+
+namespace aligned::test {
+
+struct Destroy {
+  void operator()(aligned_cache *cache) const { aligned_cache_destroy(cache); }
+  void operator()(aligned_program *program) const { aligned_program_destroy(program); }
+  void operator()(aligned_graph *graph) const { aligned_graph_destroy(graph); }
+};
+using CachePtr = std::unique_ptr<aligned_cache, Destroy>;
+using ProgramPtr = std::unique_ptr<aligned_program, Destroy>;
+using GraphPtr = std::unique_ptr<aligned_graph, Destroy>;
+
+/// The environment of the interpreter, which reads it once.
+class Emulated : public testing::Test {
+protected:
+  static void SetUpTestSuite() {
+    setenv("ALIGNED_LIBCUDA", ALIGNED_CUDA_EMULATOR, /*overwrite=*/0);
+    setenv("ALIGNED_EMULATOR_COLLECTIVES", "0", /*overwrite=*/0); // shuffles do not order memory: barriers do
+    setenv("ALIGNED_EMULATOR_SMS", "1", /*overwrite=*/0);         // few splits, so that warps have several tiles
+    setenv("ALIGNED_EMULATOR_COUNTS", countsFile().c_str(), /*overwrite=*/0);
+  }
+  static void TearDownTestSuite() { std::remove(countsFile().c_str()); }
+
+  static ProgramPtr compile(const std::string &source, const std::string &options) {
+    char *ptx = nullptr, *sidecar = nullptr;
+    EXPECT_EQ(aligned_compile_kernels(source.c_str(), options.c_str(), &ptx, &sidecar), 0) << aligned_last_error();
+    ProgramPtr program(ptx ? aligned_program_load(ptx, sidecar) : nullptr);
+    EXPECT_TRUE(program) << aligned_last_error();
+    aligned_text_free(ptx);
+    aligned_text_free(sidecar);
+    return program;
+  }
+
+  /// What the launches of a kernel counted.
+  struct Count {
+    int64_t instructions = 0;                   ///< of warps
+    std::map<std::string, int64_t> bytes, asked; ///< of distinct sectors that were read, and of all that loads asked for, by name of an allocation
+  };
+  static std::map<std::string, Count> countsOf(const std::function<void()> &run) {
+    std::remove(countsFile().c_str());
+    run();
+    EXPECT_EQ(aligned_cuda_synchronize(), 0) << aligned_last_error();
+    std::map<std::string, Count> kernels;
+    std::ifstream file(countsFile());
+    std::string error;
+    for (std::string line; std::getline(file, line);) {
+      std::optional<Json> launch = parseJson(line, error);
+      EXPECT_TRUE(launch) << error;
+      Count &count = kernels[launch->at("kernel")];
+      count.instructions += launch->at("warp_instructions").get<int64_t>();
+      for (const Json &allocation : launch->at("allocations")) {
+        const Json &read = allocation.at("read");
+        count.bytes[allocation.at("name")] += 32 * read.at("distinct").get<int64_t>();
+        count.asked[allocation.at("name")] += 32 * read.at("sectors").get<int64_t>();
+      }
+    }
+    return kernels;
+  }
+  static void name(const void *allocation, const char *name) {
+    static void *driver = dlopen(ALIGNED_CUDA_EMULATOR, RTLD_NOW | RTLD_LOCAL);
+    ASSERT_TRUE(driver) << dlerror();
+    reinterpret_cast<void (*)(uint64_t, const char *)>(dlsym(driver, "aligned_emulator_name"))(reinterpret_cast<uint64_t>(allocation), name);
+  }
+
+private:
+  static std::string countsFile() { return testing::TempDir() + "aligned-counts-" + std::to_string(getpid()); }
+};
+
+/// Numbers as a device has them, and what they are. i1: bytes, of what is not 0.
+struct Values {
+  std::vector<char> bytes;
+  std::vector<double> exact;
+
+  Values() = default;
+  Values(const std::string &element, int64_t count, const std::function<double(int64_t)> &of) {
+    for (int64_t i = 0; i < count; ++i) {
+      const auto x = static_cast<float>(of(i));
+      auto add = [&](const auto &number, double value) {
+        bytes.insert(bytes.end(), reinterpret_cast<const char *>(&number), reinterpret_cast<const char *>(&number + 1));
+        exact.push_back(value);
+      };
+      if (element == "f32")
+        add(x, x);
+      else if (element == "i1")
+        add(char(x != 0), x != 0);
+      else {
+        const Storage storage = element == "bf16" ? Storage::BFloat16 : Storage::Half;
+        const uint16_t bits = narrow(x, storage);
+        add(bits, widen(bits, storage));
+      }
+    }
+  }
+};
+
+/// A mask that is an operand (P8): numbers for each batch entry, query head and query, or one for all, that hide every fifth token, other ones for each.
+struct MaskOperand {
+  const char *element = nullptr; ///< null: there is none
+  int64_t batch = 1, heads = 1, queries = 1;
+
+  Values random(int64_t tokens) const {
+    return Values(element, batch * heads * queries * tokens, [&](int64_t i) {
+      const int64_t line = i / tokens, t = i % tokens;
+      const bool hidden = (t + line) % 5 == 3;
+      return element == std::string("i1") ? !hidden : hidden ? -INFINITY : double((t * 7 + line) % 11) / 4 - 1;
+    });
+  }
+  /// What it adds to the score of a token.
+  double at(const Values &values, int64_t tokens, int64_t entry, int64_t head, int64_t query, int64_t t) const {
+    const int64_t line = ((batch == 1 ? 0 : entry) * heads + (heads == 1 ? 0 : head)) * queries + (queries == 1 ? 0 : query);
+    const double x = values.exact[line * tokens + t];
+    return element == std::string("i1") ? (x != 0 ? 0 : -INFINITY) : x;
+  }
+};
+
+} // namespace aligned::test
+
+#endif // ALIGNED_TEST_UNITTESTS_GPU_EMULATED_H
