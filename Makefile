@@ -12,7 +12,7 @@ PYTHON := .venv/bin/python
 export CCACHE_SLOPPINESS := pch_defines,time_macros,include_file_mtime,include_file_ctime
 
 .DEFAULT_GOAL := build
-.PHONY: help setup build check demo bench fuzz update-phases clean
+.PHONY: help setup build check demo bench bench-gpu fuzz update-phases update-resources update-performance clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,10 @@ demo: build ## one model through the phases, then a real cache under four polici
 bench: build ## time kernels in turn, on a quiet machine (CAPTURE=DIR, a captured cache of some thousand tokens; GGML=FOLDER, llama.cpp's libraries; TORCH=PYTHON, one that has torch)
 	@$(PYTHON) benchmarks/cpu/bench.py $(BUILD) --capture=$(CAPTURE) $(if $(GGML),--ggml=$(GGML)) $(if $(TORCH),--torch=$(TORCH))
 
+bench-gpu: build ## put the measurement of GPU kernels into build/bench-gpu, and try it on the interpreter
+	@$(PYTHON) benchmarks/gpu/build.py $(BUILD) -o $(BUILD)/bench-gpu --jobs $(JOBS)
+	@ALIGNED_LIBCUDA=$(abspath $(BUILD))/lib/libaligned_cuda_emulator.so $(PYTHON) $(BUILD)/bench-gpu/bench.py --small --out $(BUILD)/bench-results
+
 fuzz: build ## search for caches on which an error exceeds its certified bound (SECONDS=60, CORPUS=build/fuzz)
 	@ninja -C $(BUILD) -j$(JOBS) aligned-fuzz
 	@mkdir -p $(CORPUS)
@@ -43,6 +47,13 @@ fuzz: build ## search for caches on which an error exceeds its certified bound (
 
 update-phases: build ## write test/Pipelines/decode/{1-raise,...}.mlir again
 	@$(PYTHON) utils/phases.py $(BUILD)
+
+update-resources: build ## write test/Conversion/AlignedToNVVM/Inputs/resources.txt again
+	@$(PYTHON) utils/resources.py $(BUILD) --write
+
+update-performance: bench-gpu ## write docs/Performance.md again
+	@cp $(BUILD)/bench-results/interpreter.json $(BUILD)/bench-results/interpreter.svg benchmarks/results
+	@$(PYTHON) benchmarks/gpu/report.py benchmarks/results/*.json > docs/Performance.md
 
 clean: ## remove what was built (.venv stays)
 	rm -rf $(BUILD)

@@ -1,7 +1,7 @@
 """What the kernels for GPUs take of a multiprocessor: registers and shared memory of each, for some shapes and chips, as ptxas says it.
 
-`resources.py BUILD` prints the table that test/Conversion/AlignedToNVVM/Inputs/resources.txt keeps; `make update-resources` writes it there. A kernel that spills registers, or
-calls what is not in its PTX, is an error.
+`resources.py BUILD` prints the table that test/Conversion/AlignedToNVVM/Inputs/resources.txt keeps; `make update-resources` writes it there. PTX that is not complete is an error,
+spilled registers are shown.
 """
 import pathlib
 import re
@@ -15,20 +15,12 @@ CHIPS = ("sm_80", "sm_90", "sm_100")
 
 # Options of the pipeline, element type, query heads for each kv head, head_dim of K and of V.
 SHAPES = (
-    ("policy=exact", "f16", 1, 64, 64),
-    ("policy=balanced", "f16", 3, 64, 64),
-    ("policy=balanced certify", "f16", 4, 128, 128),
-    ("policy=balanced", "bf16", 8, 96, 128),
-    ("policy=balanced", "f16", 12, 256, 96),
-    ("policy=balanced", "f16", 16, 256, 256),
-    ("policy=balanced", "f16", 32, 128, 128),
-    ("policy=alignedkv", "f16", 4, 128, 128),
-    ("policy=alignedkv", "bf16", 16, 128, 256),
-    ("format=dense", "f16", 1, 64, 64),
-    ("format=dense", "f16", 4, 128, 128),
-    ("format=dense", "bf16", 16, 128, 128),
-    ("format=dense", "f16", 8, 256, 256),
-    ("format=dense", "bf16", 32, 96, 256),
+    ("policy=balanced", "f16", 1, 64, 64),
+    ("policy=balanced", "bf16", 8, 96, 96),
+    ("policy=balanced", "f16", 4, 128, 128),
+    ("policy=exact", "bf16", 8, 128, 128),
+    ("policy=balanced", "f16", 16, 192, 192),
+    ("policy=balanced", "bf16", 16, 256, 256),
 )
 
 
@@ -54,7 +46,7 @@ def module(element, group, key_dim, value_dim):
 
 
 def kernels(build, scratch, chip, shape):
-    """Name, registers and bytes of shared memory of each kernel."""
+    """Name of each kernel, and a cell of the table."""
     options, *dims = shape
     (scratch / "model.mlir").write_text(module(*dims))
     subprocess.run([build / "bin/aligned-opt", scratch / "model.mlir", f"--aligned-pipeline=target=nvptx chip={chip} {options}", "-o", scratch / "ptx.mlir"], check=True)
@@ -66,22 +58,20 @@ def kernels(build, scratch, chip, shape):
     (scratch / "kernels.ptx").write_text(ptx)
     said = subprocess.run([ptxas(), "-v", f"-arch={chip}", scratch / "kernels.ptx", "-o", scratch / "kernels.cubin"], check=True, text=True, stderr=subprocess.PIPE).stderr
     for name, spilled, registers, used in re.findall(r"entry function '(\w+)' for.*?(\d+) bytes spill stores.*?Used (\d+) registers(.*?)\n", said, re.DOTALL):
-        if int(spilled):
-            sys.exit(f"resources: error: expected no register of {name} to be spilled on {chip} with {shape}, got {spilled} bytes")
         shared = re.search(r"(\d+) bytes smem", used)
-        yield name, int(registers), int(shared[1]) if shared else 0
+        yield name, registers + (f" / {shared[1]}" if shared else "") + (f", {spilled} spilled" if int(spilled) else "")
 
 
 def table(build):
-    lines = ["Registers of a thread, and bytes of shared memory of a block of threads where it is not 0, by ptxas 12.9; nothing is spilled.", ""]
+    lines = ["Registers of a thread, and bytes of shared memory of a block of threads where it is not 0, by ptxas 12.9; what is spilled, in bytes.", ""]
     with tempfile.TemporaryDirectory() as folder:
         for shape in SHAPES:
             options, element, group, key_dim, value_dim = shape
             lines.append(f"{options}, {element}, {group} query heads for each kv head, head_dim {key_dim} and {value_dim}")
-            found = {chip: {name: (registers, shared) for name, registers, shared in kernels(build, pathlib.Path(folder), chip, shape)} for chip in CHIPS}
-            lines.append(f"  {'kernel':20}" + "".join(f"{chip:>14}" for chip in CHIPS))
+            found = {chip: dict(kernels(build, pathlib.Path(folder), chip, shape)) for chip in CHIPS}
+            lines.append(f"  {'kernel':20}" + "".join(f"{chip:>26}" for chip in CHIPS))
             for name in sorted(found[CHIPS[0]]):
-                lines.append(f"  {name:20}" + "".join(f"{cell:>14}" for cell in (f"{r}" if not s else f"{r} / {s}" for r, s in (found[chip][name] for chip in CHIPS))))
+                lines.append(f"  {name:20}" + "".join(f"{found[chip][name]:>26}" for chip in CHIPS))
             lines.append("")
     return "\n".join(lines)
 

@@ -40,7 +40,7 @@ RESERVE = 15  # seconds of the given time that are kept for the end
 ROUNDS, LEAST_ROUNDS = 21, 5  # of interleaved measurements
 STRETCH = 400.0  # microseconds that one measurement should at least take
 CELL_SECONDS = 30  # that a cell's rounds may take
-LEAST_READ = 0.15  # part of a dense step's bytes that any policy reads at least, where a second-level cache has to be outgrown
+LEAST_READ = 0.13  # part of a dense step's bytes that any policy reads at least, where a second-level cache has to be outgrown
 PROFILED = 0.6  # of the time is for measuring where there are profiles, too
 LEVEL2 = 50 << 20  # bytes of a second-level cache that nobody tells of
 STEPS = 24  # the most caches that a cell rotates among
@@ -565,9 +565,9 @@ def parse():
     parser.add_argument("--cells", default="", help="only cells whose names hold one of these, such as b8-32k,f16-8x4")
     parser.add_argument("--policies", default="", help="only these programs")
     parser.add_argument("--splits", default="0", help="numbers of blocks of threads for each row, such as 0,4,16; 0: chosen by the runtime")
-    parser.add_argument("--tune", default="", help="numbers of the sidecar's tuning that are tried with each other, such as 'chained=0,1 blocks_per_split=2,4,8'")
+    parser.add_argument("--tune", default="", help="numbers of the sidecar's tuning that are tried with each other, such as 'chained=0,1 tiles_per_split=2,4,8'")
     parser.add_argument("--profile", action="store_true", help="run Nsight Compute over the first cell when all is measured")
-    parser.add_argument("--small", action="store_true", help="sizes that the interpreter of the project's tests can do")
+    parser.add_argument("--small", action="store_true", help="sizes that the project's interpreter of PTX can do")
     for hidden in ("--worker", "--once"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     parser.add_argument("--until", type=float, help=argparse.SUPPRESS)

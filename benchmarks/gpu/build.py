@@ -24,7 +24,7 @@ import workload
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 SCRIPTS = ("arrays.py", "bench.py", "caches.py", "contestants.py", "cuda.py", "report.py", "workload.py")
-HEADERS = ("Cache.h", "Kernel.h", "Cuda.h")
+HEADERS = ("Runtime/Cache.h", "Runtime/Kernel.h", "Runtime/Cuda.h", "Storage/Format.h", "Reference/Stages.h")
 GLIBC = (2, 35)  # the newest that may be needed: that of Ubuntu 22.04
 NEEDED = {"libc.so.6", "libm.so.6", "libgcc_s.so.1", "ld-linux-x86-64.so.2", "libdl.so.2", "libpthread.so.0", "libAlignedCuda.so"}
 MOST_BYTES = 60 << 20
@@ -71,9 +71,9 @@ def compile_programs(build, archive, shapes, policies, chips, jobs):
                     waiting[policy, shape.name, chip] = folder, pool.submit(compile_program, build, [model], policy, chip, folder)
         for number, ((policy, shape, chip), (folder, done)) in enumerate(waiting.items(), 1):
             if why := done.result():
-                if policy != "dense":
+                if policy not in workload.REFUSABLE:
                     refuse(f"{policy}-{shape} for {chip}: {why}")
-                refused[f"{policy}-{shape}"] = f"expected a program of a dense kernel, got: {why}"
+                refused[f"{policy}-{shape}"] = f"expected a program, got: {why}"
                 continue
             for name in ("kernels.ptx", "kernels.json"):
                 archive.writestr(zipfile.ZipInfo(f"{chip}/{folder.name}/{name}", DATE), (folder / name).read_bytes(), zipfile.ZIP_DEFLATED, 9)
@@ -100,7 +100,7 @@ def fill(options, folder):
     for name in SCRIPTS:
         shutil.copy(HERE / name, folder)
     for name in HEADERS:
-        shutil.copy(ROOT / "include/aligned/Runtime" / name, folder / "include")
+        shutil.copy(ROOT / "include/aligned" / name, folder / "include")
     for name in ("q.npy", "k.npy", "v.npy", "meta.json"):
         shutil.copyfile(options.capture / name, folder / "capture" / name)
     glibc = collections.OrderedDict()

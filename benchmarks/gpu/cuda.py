@@ -12,7 +12,7 @@ import weakref
 import zipfile
 
 LOCATION_CUDA = 1  # of aligned_location
-TUNING = ("blocks_per_multiprocessor", "blocks_per_split", "most_splits", "chained")  # of a sidecar
+TUNING = ("blocks_per_multiprocessor", "tiles_per_split", "most_splits", "chained")  # of a sidecar
 
 
 class Refused(Exception):
@@ -75,7 +75,7 @@ class Library:
     """The runtime. `library.aligned_...(arguments)` calls a function of the headers; a negative number or null is raised as Refused."""
 
     def __init__(self, folder):
-        self.headers = Headers(*(folder / "include" / name for name in ("Cache.h", "Kernel.h", "Cuda.h")))
+        self.headers = Headers(*sorted((folder / "include").glob("*.h")))
         try:
             self._c = ctypes.CDLL(os.fspath(folder / "lib/libAlignedCuda.so"))
         except OSError as error:

@@ -8,7 +8,7 @@ the programs) and, for each of its `cells`: `batch`, `context`, `element`, `kv_h
 
     name, family          only the fastest of a family is timed with care; `slower` has a first time of the others
     error_mean, error_max relative L2 of a query head's output against float64, over all heads
-    key_bits, value_bits  read of each value in the first of the caches, exponents included; bytes_read, of a step
+    key_bits, value_bits  read of each value in the first of the caches, scale codes included; bytes_read, of a step
     microseconds          of a step: median, quartiles and number of runs; not there where nothing is timed (`timed` is false)
     kernels               of the interpreter: instructions of warps, and distinct sectors of 32 bytes that were read
 
@@ -233,20 +233,20 @@ Decode attention on NVIDIA GPUs, measured with [benchmarks/gpu](../benchmarks/gp
     make bench-gpu                  # here: a folder, build/bench-gpu, that needs neither this repository nor a compiler
     python3 bench.py --minutes 9    # in it, on a machine with NVIDIA's driver, and Python with NumPy and PyTorch
 
-`--splits 0,4,16` tries numbers of blocks of threads for each row, `--tune 'chained=0,1 blocks_per_split=2,4,8'` numbers of the programs' [tuning](GPU.md#tuning), `--profile` runs Nsight Compute over a step of each policy, and wheels in a folder `wheels` beside bench.py are used where
+`--splits 0,4,16` tries numbers of blocks of threads for each row, `--tune 'chained=0,1 tiles_per_split=2,4,8'` numbers of the programs' [tuning](GPU.md#tuning), `--profile` runs Nsight Compute over a step of each policy, and wheels in a folder `wheels` beside bench.py are used where
 nothing of that name is installed.
 
-Caches are made of a captured one, blocks of which are repeated with small changes ([caches.py](../benchmarks/gpu/caches.py) says how, and why not of random numbers). Each result is compared
+Caches are made of a captured one, tiles of which are repeated with small changes ([caches.py](../benchmarks/gpu/caches.py) says how, and why not of random numbers). Each result is compared
 with attention in float64 before it is timed, and not timed where it is wrong. Times are of CUDA graphs between events, contestants in turns, caches that a second-level cache would hold several in
-a row; errors are relative L2 of a head's output. Bytes are those of bits that a policy reads, exponents included, beside those of 16-bit keys and values. Outputs of other libraries are in the
+a row; errors are relative L2 of a head's output. Bytes are those of bits that a policy reads, scale codes included, beside those of 16-bit keys and values. Outputs of other libraries are in the
 element type, which is most of their error; those of this project are f32. FlashInfer's fp8 cache is timed although it is as far off as it is: that is what it stores."""
 
-UNTIMED = """**Nothing here was timed.** There was no GPU: the kernels' PTX was executed by [the interpreter of the tests](../test/emulator), at small sizes, which counts instructions of warps and the
-distinct 32-byte sectors that each kernel reads: of scores, statistics and plans, too, so that they are more than the bytes of keys and values. At such sizes these weigh more than on long caches."""
+UNTIMED = """**Nothing here was timed.** There was no GPU: the kernels' PTX was executed by [an interpreter](../lib/Emulator), at small sizes, which counts instructions of warps and the
+distinct 32-byte sectors that each kernel reads: of scores and statistics, too, so that they are more than the bytes of keys and values. At such sizes these weigh more than on long caches."""
 
 
 def page(paths):
-    found = [(path, json.loads(path.read_text())) for path in sorted(paths)]
+    found = [(path, data) for path in sorted(paths) if "gpu" in (data := json.loads(path.read_text()))]  # not those of CPUs
     timed = [(path, data) for path, data in found if data["timed"]]
     return "\n\n".join([HEAD] + ([] if timed else [UNTIMED]) + [section(path, data) for path, data in timed or found]) + "\n"
 

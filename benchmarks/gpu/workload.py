@@ -7,7 +7,8 @@ import dataclasses
 
 CHIPS = ("sm_100", "sm_90", "sm_80")  # newest first; a device takes the first that it runs
 POLICIES = ("balanced", "exact", "tight", "fast", "alignedkv")
-PROGRAMS = (*POLICIES, "dense")  # dense: caches as arrays, nothing split
+PROGRAMS = (*POLICIES, "dense")  # dense: caches as arrays, nothing in planes
+REFUSABLE = ("alignedkv", "dense")  # programs that the compiler may refuse: left out then
 
 
 @dataclasses.dataclass(frozen=True)

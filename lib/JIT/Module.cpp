@@ -7,6 +7,7 @@
 
 #include "aligned/Analysis/Costs.h"
 #include "aligned/Conversion/AlignedToCPU/Isa.h"
+#include "aligned/Conversion/AlignedToNVVM/Program.h"
 #include "aligned/Dialect/Aligned/IR/Aligned.h"
 #include "aligned/Pipelines/Pipelines.h"
 #include "aligned/Runtime/Error.h"
@@ -128,6 +129,25 @@ char *aligned_transform(const char *source, const char *pipeline) {
 
 void aligned_text_free(char *text) { free(text); }
 
+int aligned_compile_kernels(const char *source, const char *options, char **ptx, char **sidecar) {
+  Session session;
+  OwningOpRef<ModuleOp> module = parseSourceString<ModuleOp>(source, ParserConfig(&session.context));
+  auto compile = [&]() -> FailureOr<Program> {
+    session.context.enableMultithreading(); // kernels are compiled side by side
+    LogicalResult done = runPipeline(session, *module, (llvm::Twine("aligned-pipeline{") + (options ? options : "") + " target=nvptx}").str());
+    session.context.disableMultithreading();
+    return succeeded(done) ? programOf(*module) : FailureOr<Program>();
+  };
+  FailureOr<Program> program = module ? compile() : FailureOr<Program>();
+  if (failed(program)) {
+    session.fail();
+    return -1;
+  }
+  *ptx = strdup(program->ptx.c_str());
+  *sidecar = strdup(program->sidecar.c_str());
+  return 0;
+}
+
 //===----------------------------------------------------------------------===//
 // Compilation
 //===----------------------------------------------------------------------===//
@@ -220,6 +240,10 @@ LogicalResult parseOptions(Session &session, StringRef text, PipelineOptions &op
   llvm::raw_string_ostream os(session.errors);
   if (failed(options.parseFromString(text, os)))
     return failure();
+  if (options.target == "nvptx") {
+    session.errors += "expected a target that is run here, cpu or reference, got 'nvptx', whose kernels aligned_compile_kernels() gives\n";
+    return failure();
+  }
   SmallVector<StringRef> isas = hostIsas();
   if (parseIsa(options.isa) && !llvm::is_contained(isas, options.isa.getValue())) {
     session.errors += "expected an instruction set of this machine (" + llvm::join(isas, ", ") + "), got '" + options.isa + "'\n";

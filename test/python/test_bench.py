@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "benchmarks/gpu"
 BUILD = pathlib.Path(alignedkv.__file__).resolve().parents[2]
 CELL = "b2-467-f16-8x4-64"
-TOLERANCES = {"exact": 2e-4, "tight": 2**-11, "balanced": 2**-8, "fast": 2**-6, "alignedkv": 2e-2}
+TOLERANCES = {"exact": 2e-4, "tight": 2**-10, "balanced": 2**-7, "fast": 2**-5, "alignedkv": 2e-2}  # four times P2's: outputs are shorter than usual rows of V
 
 sys.path.append(str(SOURCES))
 import arrays  # noqa: E402
@@ -106,8 +106,7 @@ def test_interpreter(folder, tmp_path):
         assert result["ptx"] == "sm_90"
         assert result["bytes_read"] == pytest.approx((result["key_bits"] + result["value_bits"]) / 32 * cell["dense_bytes"], rel=1e-3)
         assert all(kernel["warp_instructions"] > 0 for kernel in result["kernels"].values())
-    # All bits, and a byte of exponent for 64 tokens of a key's channel and for 64 channels of a value; open tokens have none.
-    assert results["exact"]["key_bits"] == pytest.approx(16 + 8 / 64 * 448 / 467, abs=1e-3)
+    assert results["exact"]["key_bits"] == pytest.approx(16 + 8 / 64, abs=1e-3), "all bits, and a code for each token"
     assert results["fast"]["bytes_read"] < results["balanced"]["bytes_read"] < results["tight"]["bytes_read"] < results["exact"]["bytes_read"]
     assert "microseconds" not in json.dumps(data), "nothing is timed where there is no GPU"
     if not importlib.util.find_spec("torch"):
@@ -123,8 +122,8 @@ def test_tuning(folder, tmp_path):
     results = {result["name"]: result for result in data["cells"][0]["results"]}
     assert list(results) == [f"aligned exact chained={chained} blocks_per_multiprocessor={count}" for chained in (0, 1) for count in (2, 16)]
     assert all(result["error_mean"] < TOLERANCES["exact"] for result in results.values())
-    instructions = [result["kernels"]["scores"]["warp_instructions"] for result in results.values()]
-    assert instructions[2:] == pytest.approx(instructions[:2], rel=1e-3)
+    instructions = [result["kernels"]["scan"]["warp_instructions"] for result in results.values()]
+    assert instructions[2:] == pytest.approx(instructions[:2], rel=1e-2)
     assert instructions[1] > 1.1 * instructions[0], "each split begins by reading the query"
     said, data = run(folder, tmp_path, "--policies", "exact", "--tune", "chained=0,1", ALIGNED_EMULATOR_CC="80")
     assert [result["name"] for result in data["cells"][0]["results"]] == ["aligned exact chained=0"]
@@ -186,7 +185,7 @@ def test_no_driver(folder, tmp_path):
 def test_command_line(folder, tmp_path):
     for options, expected in [(["--policies", "sloppy"], "expected policies of balanced"), (["--minutes", "0"], "expected a positive number of minutes"),
                               (["--cells", "b3"], "expected cells of"), (["--splits", "many"], "expected numbers of splits"),
-                              (["--tune", "warps=4"], "expected tuning of blocks_per_multiprocessor, blocks_per_split, most_splits, chained, got warps"),
+                              (["--tune", "warps=4"], "expected tuning of blocks_per_multiprocessor, tiles_per_split, most_splits, chained, got warps"),
                               (["--tune", "chained=on"], "expected numbers of chained, such as chained=1,2, got chained=on")]:
         said, data = run(folder, tmp_path, *options)
         assert said.returncode == 2 and expected in said.stderr and data is None
@@ -194,7 +193,7 @@ def test_command_line(folder, tmp_path):
 
 def test_a_fault_costs_its_contestant_only_the_place(folder, tmp_path):
     """Without one barrier the first program that a process loads races, and the device of that process is lost."""
-    said, data = run(folder, tmp_path, "--policies", "balanced,exact", ALIGNED_EMULATOR_DELETE="1")
+    said, data = run(folder, tmp_path, "--policies", "balanced,exact", ALIGNED_EMULATOR_DELETE="2")
     assert said.returncode == 1
     assert data["given_up"] == {f"aligned {policy}": {CELL: "expected the device to finish, got: unspecified launch failure"} for policy in ("balanced", "exact")}
     assert data["finished"] and [cell["cell"] for cell in data["cells"]] == [CELL]

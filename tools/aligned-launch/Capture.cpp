@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstring>
 #include <fstream>
+#include <numeric>
 #include <sstream>
 #include <utility>
 
@@ -133,4 +134,14 @@ std::vector<double> Capture::exact(int64_t layer, int64_t step, int64_t count) c
                    /*maskedZero=*/false, out.data() + head * group() * valueDim);
   }
   return out;
+}
+
+std::vector<double> Capture::usualRows(int64_t layer, int64_t count) const {
+  std::vector<double> usual(kvHeads);
+  for (int64_t head = 0; head < kvHeads; ++head) {
+    std::vector<double> values = widened(at(v, (layer * kvHeads + head) * tokens * valueDim), count * valueDim, element);
+    for (auto row = values.begin(); row != values.end(); row += valueDim)
+      usual[head] += std::sqrt(std::inner_product(row, row + valueDim, row, 0.0)) / count;
+  }
+  return usual;
 }

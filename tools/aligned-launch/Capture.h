@@ -28,6 +28,8 @@ struct Capture {
   const char *tokensFrom(const NpyArray &array, int64_t layer, int64_t first, int64_t strides[4]) const;
   /// Attention in float64 over the first `count` tokens: [queryHeads, valueDim].
   std::vector<double> exact(int64_t layer, int64_t step, int64_t count) const;
+  /// The mean length of each kv head's first `count` rows of V: what tolerances are relative to (P2).
+  std::vector<double> usualRows(int64_t layer, int64_t count) const;
 };
 
 /// Prints the error and returns nothing, for `return refuse(...)`.

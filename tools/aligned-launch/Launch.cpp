@@ -155,6 +155,7 @@ private:
     call.dense_value = v;
     call.lengths = length;
     call.capacity = c.tokens;
+    call.splits = options.splits;
   }
 
   /// A dense site reads the layer as the capture holds it, all tokens at once: a step is but another length.
@@ -250,14 +251,16 @@ private:
       out[i] = outSum[i / dim] == 0 ? 0 : double(outAcc[i]) / outSum[i / dim];
     std::vector<double> relative = relativeErrors(out, want, dim);
     errors.insert(errors.end(), relative.begin(), relative.end());
+    std::vector<double> usual = c.usualRows(layer, tokens);
     for (int64_t head = 0; head < heads; ++head) {
       bool promised = true, violated = false;
-      double error = 0;
+      double error = 0, offBy = 0, length = 0; // the last two squared
       for (int64_t i = head * dim; i < (head + 1) * dim; ++i) {
         promised &= std::isfinite(want[i]);
         double difference = std::fabs(out[i] - want[i]);
         if (!(difference <= error) && !std::isnan(error)) // a NaN stays: it is within no bound
           error = difference;
+        offBy += difference * difference, length += want[i] * want[i];
       }
       if (site.certified && promised) {
         double bound = boundOf(&outAcc[head * dim], outSum[head], &outCertificate[head * kCertificate], dim);
@@ -266,7 +269,7 @@ private:
           current.boundRatioMax = std::fmax(current.boundRatioMax, error / bound);
       }
       if (report.tolerance > 0 && promised)
-        violated |= !(relative[head] <= report.tolerance);
+        violated |= !(std::sqrt(offBy) <= report.tolerance * std::max(std::sqrt(length), usual[head / c.group()]));
       current.violations += violated;
       ++current.heads;
     }

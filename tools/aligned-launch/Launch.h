@@ -16,6 +16,7 @@ struct LaunchOptions {
   std::optional<int64_t> site;         ///< by number; else the first that fits
   std::optional<double> tolerance;
   int repeat = 10;
+  int32_t splits = 0; ///< 0: chosen for the device
   bool graph = false;
 };
 

@@ -17,14 +17,16 @@ constexpr const char *help = R"(aligned-launch: decode attention from PTX that t
       [layers, kv_heads, tokens, head_dim], meta.json with group (query heads per kv head), scale and first_position (of the first step).
       Of each layer the tokens in front of the first step are appended, then one more for each step, which is decoded, compared with
       attention in float64, and timed. Bits are per value; bytes are a fraction of what a dense kernel reads; errors are relative L2 of a
-      head's output.
+      head's output. aligned-run --emit=ptx writes such a DIR.
 
   --layer N|all     layer of the capture, from 0 (default all)
   --steps N         only the first N steps
   --site N          number of the attention in the program (default the first whose shapes fit)
   --repeat N        timed runs of each step after one that is not; 0: none (default 10)
   --graph           time the step as a CUDA graph, too
-  --tolerance T     largest error that a head may have (default 0.03 where the program gives no certificate)
+  --splits N        blocks of threads that share a row's tokens; 0: chosen for the device (default 0)
+  --tolerance T     largest L2 error that a head may have, relative to a usual row of V, or to its output where that is longer
+                    (default 0.03 where the program gives no certificate)
   --json            print one JSON object
   --help            print this
 
@@ -77,7 +79,7 @@ int main(int argc, char **argv) {
       continue;
     }
     bool known = false;
-    for (const char *option : {"decode", "layer", "steps", "site", "repeat", "tolerance"})
+    for (const char *option : {"decode", "layer", "steps", "site", "repeat", "splits", "tolerance"})
       known |= name == option;
     if (!known)
       return usageError("expected an option, got --" + name);
@@ -108,6 +110,10 @@ int main(int argc, char **argv) {
       if (!parse(value, 0, number) || number > 1000000)
         return usageError("expected --repeat from 0 to 1000000, got " + value);
       options.repeat = static_cast<int>(number);
+    } else if (name == "splits") {
+      if (!parse(value, 0, number) || number > 65535)
+        return usageError("expected --splits from 0 to 65535, got " + value);
+      options.splits = static_cast<int32_t>(number);
     } else {
       char *end = nullptr;
       double tolerance = std::strtod(value.c_str(), &end);

@@ -38,7 +38,9 @@ Module aligned::compile(const std::string &source, const std::string &options) {
 
 std::string RunOptions::pipeline() const {
   std::string text = "policy=" + policy + " format=" + format + " isa=" + isa;
-  if (target != "cpu")
+  if (target == "cuda")
+    text += " target=nvptx chip=" + chip + " ptx=" + std::to_string(ptx);
+  else if (target != "cpu")
     text += " target=" + target;
   if (tolerance)
     llvm::raw_string_ostream(text) << llvm::format(" tolerance=%.17g", *tolerance);

@@ -20,6 +20,8 @@ struct RunOptions {
   std::optional<double> tolerance;    ///< of policy `budget`
   std::string budget;                 ///< a file that goes ahead of the policy where it says something
   std::string target = "cpu", format = "auto", isa = "host";
+  std::string chip = "sm_90";         ///< of kernels that are emitted
+  int ptx = 0;                        ///< and the version of PTX; 0: the first that knows the chip
   int threads = 1;
   std::optional<double> rtol, atol;   ///< of the comparison with the expected outputs
   bool lastStep = false;              ///< of a captured cache
@@ -92,6 +94,9 @@ struct DecodePage;
 std::optional<ModelReport> runModel(const std::string &modelPath, const std::string &npzPath, const RunOptions &options);
 std::optional<std::vector<DecodeReport>> runDecode(const std::string &folder, const std::vector<RunOptions> &policies, const PageOptions &pictured = {},
                                                    DecodePage *page = nullptr);
+
+/// Compiles the kernels of a model's file, or of one attention over a captured cache, for a GPU and writes them into a folder: kernels.ptx and kernels.json. Prints what is wrong.
+bool emitKernels(const std::string &modelPath, const std::string &captureFolder, const RunOptions &options, const std::string &folder);
 
 void printModel(const ModelReport &report, const RunOptions &options);
 void printDecode(const std::vector<DecodeReport> &reports);

@@ -32,9 +32,12 @@ struct CommandLine {
   cl::opt<double> targetError{"target-error", cl::value_desc("E"), cl::desc("Mean relative L2 error of heads' outputs that --tune is to keep within"), cl::cat(category)};
   cl::list<std::string> calibrate{"calibrate", cl::value_desc("X.npz"), cl::desc("Write the model to the file of -o with the ranges that arg0, arg1, ... were seen to have, and the mean of keys; may be given several times"),
                                   cl::cat(category)};
-  cl::opt<std::string> output{"o", cl::value_desc("FILE"), cl::desc("What to write"), cl::cat(category)};
+  cl::opt<std::string> output{"o", cl::value_desc("FILE"), cl::desc("What to write; with --emit a folder"), cl::cat(category)};
   cl::opt<std::string> format{"format", cl::init("auto"), cl::desc("Storage: auto, dense, or planes such as fixed<4,4,8> and float<8,4,4>"), cl::cat(category)};
-  cl::opt<std::string> target{"target", cl::init("cpu"), cl::desc("How a model is run: cpu (kernels), or reference: its ops in float64, whatever phase it is from"), cl::cat(category)};
+  cl::opt<std::string> target{"target", cl::init("cpu"), cl::desc("How a model is run: cpu (kernels), or reference: its ops in float64, whatever phase it is from; cuda: with --emit"), cl::cat(category)};
+  cl::opt<std::string> emit{"emit", cl::value_desc("ptx"), cl::desc("With --target=cuda: write kernels for NVIDIA GPUs into the folder of -o; needs none"), cl::cat(category)};
+  cl::opt<std::string> chip{"chip", cl::init("sm_90"), cl::value_desc("sm_NN"), cl::desc("With --emit: architecture to compile for (default sm_90)"), cl::cat(category)};
+  cl::opt<int> ptx{"ptx", cl::value_desc("N"), cl::desc("With --emit: version of PTX, such as 78 for 7.8 (default the first that knows the chip)"), cl::cat(category)};
   cl::opt<std::string> isa{"isa", cl::init("host"), cl::desc("Instructions of the kernels: host (the widest that this machine has), avx512, avxvnni, avx2 or portable"), cl::cat(category)};
   cl::opt<int> threads{"threads", cl::init(1), cl::desc("Threads that share the kv heads of a step (default 1)"), cl::cat(category)};
   cl::opt<double> relative{"rtol", cl::desc("Allowed |got - want| is atol + rtol |want|. Default 2e-3, or 2^-7 for bf16 outputs"), cl::cat(category)};
@@ -63,6 +66,9 @@ constexpr const char *overview = R"(aligned-run: attention that reads only the b
       runs every layer, head and step of a captured cache, measures bits, bytes and errors, and times each step against this project's
       dense kernel. meta.json: group (query heads per kv head), scale, first_position (of the first step); q.npy
       [layers, q_heads, steps, head_dim], k.npy and v.npy [layers, kv_heads, tokens, head_dim], float16, float32 or, with "dtype": "bfloat16", uint16
+
+  aligned-run MODEL.mlir|--decode DIR --target=cuda --chip=sm_90 --emit=ptx -o FOLDER
+      writes kernels.ptx and kernels.json, which says how to launch them: aligned-launch, or any program with NVIDIA's driver, needs no compiler
 
   aligned-run MODEL.mlir --calibrate X.npz -o calibrated.mlir
       writes the model with aligned.range on its arguments: what arg0, arg1, ... span, for aligned-opt --aligned-analyze-precision; and with
@@ -113,11 +119,28 @@ int main(int argc, char **argv) {
     std::optional<OutputFile> file = OutputFile::create(line.output, "-o");
     return file && calibrate(line.model, line.calibrate, *file) ? 0 : 1;
   }
-  if (line.target != "cpu" && line.target != "reference")
-    return usageError("expected --target cpu or reference, got '" + line.target + "'" + (line.target == "cuda" ? ": kernels for GPUs are being rewritten for the present storage" : ""));
+  if (line.target != "cpu" && line.target != "cuda" && line.target != "reference")
+    return usageError("expected --target cpu, cuda or reference, got '" + line.target + "'");
+  const bool emits = line.target == "cuda";
+  if (emits && !line.emit.getNumOccurrences())
+    return usageError("expected --emit=ptx -o FOLDER with --target=cuda: kernels for GPUs are written here, and run by aligned-launch FOLDER --decode DIR");
+  for (cl::Option *option : std::initializer_list<cl::Option *>{&line.emit, &line.chip, &line.ptx})
+    if (!emits && option->getNumOccurrences())
+      return usageError("expected --target=cuda with --" + option->ArgStr.str());
+  if (emits) {
+    if (line.emit != "ptx")
+      return usageError("expected --emit=ptx, got '" + line.emit + "'");
+    if (line.output.empty())
+      return usageError("expected -o FOLDER with --emit");
+    for (cl::Option *option : std::initializer_list<cl::Option *>{&line.npz, &line.tune, &line.report, &line.lastStep, &line.profile, &line.explain, &line.denseUpTo})
+      if (option->getNumOccurrences())
+        return usageError("expected no --" + option->ArgStr.str() + " with --emit");
+    if (isDecode && line.budget.getNumOccurrences())
+      return usageError("expected --budget with MODEL.mlir, got it with --emit of one attention for all layers of --decode");
+  }
   if (isDecode && line.target == "reference")
     return usageError("expected --target reference with MODEL.mlir, got it with --decode");
-  if (!isDecode && !line.npz.getNumOccurrences())
+  if (!isDecode && !emits && !line.npz.getNumOccurrences())
     return usageError("expected --npz FILE with the model's inputs");
   if (line.threads < 1 || line.threads > 1024)
     return usageError("expected 1 to 1024 threads, got " + std::to_string(line.threads));
@@ -137,8 +160,8 @@ int main(int argc, char **argv) {
         return usageError("expected no --" + option->ArgStr.str() + " with --tune");
   } else {
     for (cl::Option *option : std::initializer_list<cl::Option *>{&line.targetError, &line.output})
-      if (option->getNumOccurrences())
-        return usageError((option == &line.output ? "expected --tune or --calibrate with " : "expected --tune with ") + std::string(option == &line.output ? "-" : "--") + option->ArgStr.str());
+      if (option->getNumOccurrences() && !(emits && option == &line.output))
+        return usageError((option == &line.output ? "expected --tune, --calibrate or --emit with " : "expected --tune with ") + std::string(option == &line.output ? "-" : "--") + option->ArgStr.str());
   }
 
   RunOptions base;
@@ -148,6 +171,8 @@ int main(int argc, char **argv) {
     base.tolerance = line.tolerance;
   }
   base.target = line.target;
+  base.chip = line.chip;
+  base.ptx = line.ptx;
   base.budget = line.budget;
   base.format = line.format;
   base.isa = line.isa;
@@ -165,7 +190,7 @@ int main(int argc, char **argv) {
   if (names.empty())
     names = base.tolerance          ? std::vector<std::string>{"budget"}
             : !base.budget.empty() ? std::vector<std::string>{"balanced"}
-            : isDecode           ? std::vector<std::string>{"alignedkv", "tight", "balanced", "fast"} : std::vector<std::string>{"tight"};
+            : isDecode && !emits ? std::vector<std::string>{"alignedkv", "tight", "balanced", "fast"} : std::vector<std::string>{"tight"};
   if (line.budget.getNumOccurrences() && base.budget.empty())
     return usageError("expected --budget FILE, got no name");
   if (!base.budget.empty() && names.size() != 1)
@@ -196,6 +221,11 @@ int main(int argc, char **argv) {
     return usageError("expected no --explain with --budget, whose tolerances are many");
   if (uint64_t tokens; line.denseUpTo != "auto" && llvm::StringRef(line.denseUpTo).getAsInteger(10, tokens))
     return usageError("expected --dense-up-to N, a number of tokens, or auto, got '" + line.denseUpTo + "'");
+  if (emits) {
+    if (runs.size() != 1)
+      return usageError("expected one --policy with --emit, got " + std::to_string(runs.size()));
+    return emitKernels(line.model, line.decode, runs.front(), line.output) ? 0 : 1;
+  }
   aligned_rt_set_threads(line.threads);
   if ((line.explain || line.denseUpTo == "auto") && !machineCosts())
     return 1;

@@ -49,6 +49,10 @@ typedef struct aligned_module aligned_module;
 char *aligned_transform(const char *source, const char *pipeline);
 void aligned_text_free(char *text);
 
+/* Compiles the attentions of a module for a GPU: aligned-pipeline with target=nvptx and `options`. Returns 0 and two texts to free, PTX and the JSON that says how to
+ * launch it (docs/GPU.md); aligned_program_load takes both. */
+int aligned_compile_kernels(const char *source, const char *options, char **ptx, char **sidecar);
+
 /* Parses, runs aligned-pipeline with `options` ("policy=tight format=auto", may be empty) and compiles for this machine; `dense-up-to=auto` goes by aligned_machine_costs().
  * `function` may be null where the module has one public function with a body. */
 aligned_module *aligned_module_compile(const char *source, const char *options, const char *function);

@@ -46,7 +46,22 @@ TEST(Transform, GivesTextOrTheDiagnostics) {
   EXPECT_NE(lastError().find("no-such-pass"), std::string::npos) << lastError();
 }
 
+TEST(Kernels, AreTwoTextsOrTheDiagnostics) {
+  char *ptx = nullptr, *sidecar = nullptr;
+  ASSERT_EQ(aligned_compile_kernels(kAttention, "policy=tight chip=sm_80", &ptx, &sidecar), 0) << lastError();
+  EXPECT_NE(std::string(ptx).find(".target sm_80"), std::string::npos);
+  EXPECT_NE(std::string(sidecar).find("\"decode0_attend\""), std::string::npos) << sidecar;
+  aligned_text_free(ptx);
+  aligned_text_free(sidecar);
+  EXPECT_EQ(aligned_compile_kernels(kAttention, "chip=sm_70", &ptx, &sidecar), -1);
+  EXPECT_NE(lastError().find("expected a chip of sm_80"), std::string::npos) << lastError();
+  EXPECT_EQ(aligned_compile_kernels(kDouble, "", &ptx, &sidecar), -1);
+  EXPECT_NE(lastError().find("got none"), std::string::npos) << lastError();
+}
+
 TEST(Compile, RefusesWhatItCannotCall) {
+  EXPECT_EQ(compile(kAttention, "target=nvptx"), nullptr);
+  EXPECT_NE(lastError().find("expected a target that is run here, cpu or reference, got 'nvptx'"), std::string::npos) << lastError();
   EXPECT_EQ(compile(kDouble, "policy=best"), nullptr);
   EXPECT_NE(lastError().find("got 'best'"), std::string::npos) << lastError();
   EXPECT_EQ(compile(kDouble, "", "triple"), nullptr);
