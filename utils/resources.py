@@ -20,7 +20,10 @@ SHAPES = (
     ("policy=balanced", "f16", 4, 128, 128),
     ("policy=exact", "bf16", 8, 128, 128),
     ("policy=balanced", "f16", 16, 192, 192),
-    ("policy=balanced", "bf16", 16, 256, 256),
+    ("policy=balanced", "bf16", 8, 256, 256),
+    ("policy=balanced certify=true", "f16", 4, 128, 128),
+    ("policy=alignedkv", "f16", 4, 128, 128),
+    ("policy=exact format=dense", "bf16", 8, 128, 128),
 )
 
 

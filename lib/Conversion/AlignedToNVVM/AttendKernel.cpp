@@ -24,14 +24,15 @@ using namespace aligned;
 /// What all splits of a row make of it; a warp for each query row.
 void AttendKernel::joinStatistics() {
   HeadPolicies policies(shape, kvHead);
-  Val table = prepared;
-  for (auto [to, from] : {std::pair(keyTable, at.keyTable), std::pair(valueTable, at.valueTable)})
-    e.store(e.loadGlobal(table, e.i32(), thread + from, false), Shared{to.base, e.i32()}, thread);
+  if (!exact)
+    for (auto [to, from] : {std::pair(keyTable, at.keyTable), std::pair(valueTable, at.valueTable)})
+      e.store(e.loadGlobal(prepared, e.i32(), thread + from, false), Shared{to.base, e.i32()}, thread);
   e.when(thread == 0, [&] {
     for (auto [i, level] : {std::pair(0, resident(StepArgument::Value)), std::pair(1, resident(StepArgument::Key) - 1)})
       e.store((level + 0x6400) * 0x10001, mostLevels, number(i));
   });
-  e.barrier();
+  if (!exact)
+    e.barrier();
   forHeadsOfWarp(allRows, [&](Val h) {
     Val mine = ofRow(StepArgument::Stats, e.f32(), splits * (allRows * 4));
     Val start = real(kNothing), own = real(0);

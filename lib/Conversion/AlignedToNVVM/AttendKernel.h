@@ -135,7 +135,7 @@ private:
   }
   std::array<Val, 2> keyProducts(llvm::ArrayRef<Val> rows, int64_t quad);
   std::array<Val, 2> keyByteProducts(llvm::ArrayRef<Val> rows, int64_t quad);
-  Vals weigh(Val entry, int64_t quad, Val mk, Val mv, Val m1, Val mk2, Val m2, llvm::ArrayRef<Val> finerProducts, llvm::ArrayRef<Val> finestProducts, Vals *rest = nullptr);
+  Vals weigh(Val entry, int64_t quad, Val mk, Val mv, Val m1, Val mk2, Val m2, llvm::ArrayRef<Val> finerProducts, llvm::ArrayRef<Val> finestProducts, bool isFree, Vals *rest = nullptr);
   void flush(int64_t quad, Val next);
   std::pair<Val, Val> digits(Val w0, Val w1, Val w2, Val w3) {
     Val order = aligned::select((g & 1) != 0, number(0x6420), number(0x7531)); // column 2 h: the upper digit

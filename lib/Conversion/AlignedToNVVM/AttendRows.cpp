@@ -67,8 +67,8 @@ std::array<Val, 2> AttendKernel::keyByteProducts(ArrayRef<Val> rows, int64_t qua
 }
 
 /// Weights of 32 listed tokens for a quad, of which this lane has g + 8 r, row q. What comes back: words of the weights of tokens 8 q .., row g / 2. Bit 8 r of the masks: whether
-/// token g + 8 r wants more of K, V, plane 1 of V, plane 2 of K, of V. `rest`: what is left of weights below a step, in 2^-16 of one.
-Vals AttendKernel::weigh(Val entry, int64_t n, Val mk, Val mv, Val m1, Val mk2, Val m2, ArrayRef<Val> finer, ArrayRef<Val> finest, Vals *rest) {
+/// token g + 8 r wants more of K, V, plane 1 of V, plane 2 of K, of V. `isFree`: nobody reads weights of this quad's any more. `rest`: what is left of weights below a step, in 2^-16 of one.
+Vals AttendKernel::weigh(Val entry, int64_t n, Val mk, Val mv, Val m1, Val mk2, Val m2, ArrayRef<Val> finer, ArrayRef<Val> finest, bool isFree, Vals *rest) {
   OfQuad &quad = all[n];
   Val h = q + 4 * n;
   Val x[4], off[4], most = real(kNothing);
@@ -115,8 +115,9 @@ Vals AttendKernel::weigh(Val entry, int64_t n, Val mk, Val mv, Val m1, Val mk2, 
   }
   e.when(e.any(most > quad.reference()), [&] { flush(n, e.largest(quad.reference(), e.warpMax(most, {4, 8, 16}) + 1.0)); });
   Val row = (warp * padded + h) * kBatch;
-  auto exchange = [&](ArrayRef<Val> wholes) {
-    e.warpBarrier();
+  auto exchange = [&](ArrayRef<Val> wholes, bool isFree) {
+    if (!isFree)
+      e.warpBarrier();
     for (int64_t r = 0; r < 4; ++r)
       e.store(convert(bitcast(wholes[r], e.i32()), e.i16()), weights, row + g + 8 * r);
     e.warpBarrier();
@@ -140,9 +141,9 @@ Vals AttendKernel::weigh(Val entry, int64_t n, Val mk, Val mv, Val m1, Val mk2, 
     Val dither = off[r] - select(isSet(m2.e ? m2 : m1, 8 * r), real(m2.e ? -8 : 1.0 / 32 - 8), select(isSet(m1, 8 * r), real(1.0 / 32 - 8), real(0.5 - 8)));
     quad.offset.set(fma((parts[r] - kMagic) * 0x1p-16, dither + (0.5 - 8), quad.offset()));
   }
-  Vals result = exchange(wholes);
+  Vals result = exchange(wholes, isFree);
   if (rest)
-    *rest = exchange(parts);
+    *rest = exchange(parts, false);
   return result;
 }
 
@@ -269,7 +270,7 @@ void AttendKernel::addBatch() {
     Vals own;
     for (int64_t r = 0; r < 4; ++r)
       own.push_back(products[n * 4 + r]());
-    words.push_back(weigh(entry(), n, mk, mv, m1, {}, {}, own, {}));
+    words.push_back(weigh(entry(), n, mk, mv, m1, {}, {}, own, {}, /*isFree=*/true));
     b.push_back(digits(words[n][0], words[n][1], words[n][2], words[n][3]));
   }
   auto rowsOf = [&](SmallVector<Variable> &from) {
@@ -321,7 +322,7 @@ void AttendKernel::takeLoud(Val at_, Val count) {
   Val mv = shrLogical(wantV, g), m1 = shrLogical(wantV1, g), m2 = shrLogical(wantV2, g);
   for (int64_t n = 0; n < quads; ++n) {
     Vals rest;
-    words.push_back(weigh(at_, n, mk, mv, m1, mk2, valuePlanes > 2 ? m2 : Val(), finerProducts[n], finestProducts[n], exact ? &rest : nullptr));
+    words.push_back(weigh(at_, n, mk, mv, m1, mk2, valuePlanes > 2 ? m2 : Val(), finerProducts[n], finestProducts[n], /*isFree=*/quads > 1 || exact, exact ? &rest : nullptr));
     b.push_back(digits(words[n][0], words[n][1], words[n][2], words[n][3]));
     if (exact)
       rests.push_back(digits(rest[0], rest[1], rest[2], rest[3]));

@@ -94,8 +94,9 @@ Val GpuEmitter::load(Shared array, Val offset, int64_t lanes) {
   return wrap(LLVM::LoadOp::create(b, type, at(array.base, array.element, offset).value, bytesOf(type)));
 }
 
-Val GpuEmitter::loadHere(Shared array, Val offset) {
-  return wrap(LLVM::LoadOp::create(b, array.element, at(array.base, array.element, offset).value, bytesOf(array.element), /*isVolatile=*/true));
+Val GpuEmitter::loadHere(Shared array, Val offset, int64_t lanes) {
+  Type type = lanes ? Type(VectorType::get(lanes, array.element)) : array.element;
+  return wrap(LLVM::LoadOp::create(b, type, at(array.base, array.element, offset).value, bytesOf(type), /*isVolatile=*/true));
 }
 
 void GpuEmitter::store(Val value, Shared array, Val offset) {

@@ -66,8 +66,8 @@ public:
   // Shared memory, in elements.
   Shared shared(mlir::gpu::GPUModuleOp module, llvm::StringRef name, mlir::Type element, int64_t count);
   Val load(Shared array, Val offset, int64_t lanes = 0);
-  /// Loads where it is said to, and not in front of a loop: what never changes there would take registers all along.
-  Val loadHere(Shared array, Val offset);
+  /// Loads where it is said to, and again each time: what never changes would take registers all along.
+  Val loadHere(Shared array, Val offset, int64_t lanes = 0);
   void store(Val value, Shared array, Val offset);
   using Emitter::load;
   using Emitter::store;

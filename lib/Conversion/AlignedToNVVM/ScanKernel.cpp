@@ -86,7 +86,8 @@ void ScanKernel::storeWeights(Val h, Val inverse, Val isRow, Val word, function_
 
 void ScanKernel::prepareQuery(Val h) {
   const int64_t dim = shape.keyDim;
-  e.warpBarrier(); // nobody reads the row before it any more
+  if (rows > kStepWarps)
+    e.warpBarrier(); // nobody reads the row before it any more
   Val query = e.at(argument(StepArgument::Query), shape.query, (wide(row) * rows + wide(h)) * dim), scale = argument(StepArgument::Scale);
   Val offset = e.at(addressOf(argument(StepArgument::Key), offsetof(aligned_cache, offset)), e.f32(), wide(row) * dim);
   Val notFinite = real(0), most = real(0), square = real(0), absolute = real(0);
@@ -155,7 +156,7 @@ void ScanKernel::prepareQuery(Val h) {
     Val inside = word < keyWords;
     Variable own = e.variable(zero);
     storeWeights(h, inverse, e.constant(e.types.getI1Type(), 0), min(word, number(keyWords - 1)), [&](int64_t digit, Val rawWord, Val lowWord) {
-      Val place = (h * 2 + digit) * scanWords + word;
+      Val place = (h * 2 + digit) * scanWords + (word & 3) * (2 * steps) + shrLogical(word, this->number(2)); // a lane's words side by side
       rawWord = select(inside, rawWord, zero);
       lowWord = select(inside, lowWord, zero);
       e.store(rawWord, raw, place);
@@ -396,15 +397,22 @@ void ScanKernel::emit() {
     Variable reference, sum, lowSum;
   };
   std::vector<OfQuad> all(quads);
-  auto weightsOf = [&](int64_t n, OfQuad &quad) {
-    for (int64_t half = 0; half < halves; ++half)
-      for (auto [to, from] : {std::pair(&quad.raw, raw), std::pair(&quad.low, low)})
-        to->push_back(e.load(from, (g + 8 * n) * scanWords + q + 4 * half));
-  };
   const bool keep = quads * halves <= 8; // in registers
+  auto weightsOf = [&](Shared from, int64_t n) {
+    const int64_t many = 2 * steps % 4 ? 2 : 4;
+    SmallVector<Val> all;
+    for (int64_t half = 0; half < halves; half += many) {
+      Val place = (g + 8 * n) * scanWords + q * (2 * steps) + half, some = keep ? e.load(from, place, many) : e.loadHere(from, place, many);
+      for (int64_t i = 0; i < many; ++i)
+        all.push_back(aligned::lane(some, i));
+    }
+    return all;
+  };
   for (auto [n, quad] : llvm::enumerate(all)) {
-    if (keep)
-      weightsOf(n, quad);
+    if (keep) {
+      quad.raw = weightsOf(raw, n);
+      quad.low = weightsOf(low, n);
+    }
     Val h = q + 4 * int64_t(n), sum = e.load(sums, h);
     quad.unit = e.load(units, h);
     quad.negative = number(0) - sum;
@@ -414,7 +422,7 @@ void ScanKernel::emit() {
     quad.lowSum = e.variable(real(0));
   }
   Val scores = ofRow(StepArgument::Scores, scoreType(), stride * (kTile * padded)), tops = ofRow(StepArgument::Tops, e.f32(), stride * (padded * 2));
-  Val records = isAsked(StepArgument::KeyBits), isRare = records | someLow;
+  Val records = isAsked(StepArgument::KeyBits);
   Val keyBits = ofRow(StepArgument::KeyBits, e.i8(), stride * kTile), valueBits = ofRow(StepArgument::ValueBits, e.i8(), stride * kTile);
   const int64_t mask = 0x0f0f0f0f;
   if (shape.mask)
@@ -446,37 +454,30 @@ void ScanKernel::emit() {
     for (int64_t T = 0; T < kPairs; ++T)
       for (int64_t j = 0; j < 2; ++j) // factor * (token << 20), around the middle
         dithers.push_back(shifted * storage::kKeyDither + number(int32_t(uint32_t(storage::kKeyDither) * uint32_t(16 * T + j) << 20) ^ INT32_MIN));
-    for (int64_t n = 0; n < quads; ++n) {
-      OfQuad &quad = all[n];
-      if (!keep) {
-        quad.raw.clear();
-        quad.low.clear();
-        weightsOf(n, quad);
-      }
-      for (int64_t T = 0; T < kPairs; ++T) {
-        auto operand = [&](int64_t s, bool masked) {
-          Vals a;
-          for (int64_t half = 0; half < 2; ++half)
-            for (int64_t j = 0; j < 2; ++j) {
-              if (2 * s + half >= halves) {
-                a.push_back(zero);
-                continue;
-              }
-              Val word = aligned::lane(words[(2 * s + half) * kPairs + T], j);
-              a.push_back(masked ? word & mask : word);
-            }
-          return a;
+    for (int64_t T = 0; T < kPairs; ++T) {
+      auto operand = [&](int64_t s, bool masked) {
+        Vals a;
+        for (int64_t half = 2 * s; half < 2 * s + 2; ++half)
+          for (int64_t j = 0; j < 2; ++j) {
+            Val word = half < halves ? aligned::lane(words[half * kPairs + T], j) : zero;
+            a.push_back(masked && half < halves ? word & mask : word);
+          }
+        return a;
+      };
+      for (int64_t n = 0; n < quads; ++n) {
+        OfQuad &quad = all[n];
+        auto add = [&](bool masked, Vals c) {
+          SmallVector<Val> weights = keep ? (masked ? quad.low : quad.raw) : weightsOf(masked ? low : raw, n);
+          for (int64_t s = 0; s < steps; ++s)
+            c = e.multiply(operand(s, masked), {weights[2 * s], weights[2 * s + 1]}, c);
+          return c;
         };
-        auto weights = [&](ArrayRef<Val> all, int64_t s) { return Vals{all[2 * s], 2 * s + 1 < halves ? all[2 * s + 1] : zero}; };
-        Vals c{zero, zero, zero, zero};
-        for (int64_t s = 0; s < steps; ++s)
-          c = e.multiply(operand(s, true), weights(quad.low, s), c);
+        Vals c = add(true, Vals(4, zero));
         for (Val &number : c)
           number = number << this->number(4);
         for (int64_t j = 0; j < 2; ++j)
           c[2 * j + 1] = c[2 * j + 1] + e.multiplyHigh(quad.negative, dithers[2 * T + j], quad.begin);
-        for (int64_t s = 0; s < steps; ++s)
-          c = e.multiply(operand(s, false), weights(quad.raw, s), c);
+        c = add(false, c);
         for (int64_t j = 0; j < 2; ++j)
           scored[n][2 * T + j] = convert((c[2 * j] << this->number(8)) + c[2 * j + 1], e.f32());
       }
@@ -487,7 +488,8 @@ void ScanKernel::emit() {
         for (auto &row : scored)
           row[2 * T + j] = row[2 * T + j] * scale;
       }
-    ask(i + step);
+    if (keep) // else registers are short until scores are written
+      ask(i + step);
     // What a query does not see, and what is behind the last token.
     auto cover = [&] {
       Vals covered;
@@ -519,7 +521,6 @@ void ScanKernel::emit() {
         now[i] = shape.attnMask ? masked(x, maskNumber(h, token)) : x;
       }
     Val own = (tile * 32 + g) * padded + q;
-    SmallVector<std::array<Val, 8>> weights(quads);
     for (int64_t n = 0; n < quads; ++n) {
       OfQuad &quad = all[n];
       ArrayRef<Val> t = ArrayRef<Val>(now).slice(n * 8, 8);
@@ -543,24 +544,25 @@ void ScanKernel::emit() {
         else
           e.storeGlobal(e.pack(scoreType(), z[2 * T], z[2 * T + 1]), scores, at);
       }
+      Vals weights;
       for (int64_t j = 0; j < 8; ++j) {
-        weights[n][j] = e.exp2(z[j]);
-        sum = j ? sum + weights[n][j] : weights[n][j];
+        weights.push_back(e.exp2(z[j]));
+        sum = j ? sum + weights[j] : weights[j];
       }
       Val factor = e.exp2(before - reference);
       quad.sum.set(fma(quad.sum(), factor, sum));
       quad.lowSum.set(quad.lowSum() * factor);
+      e.when(someLow, [&] {
+        Val codes = tileOf(value.codes, placeOf(value, tile), kTile);
+        for (int64_t j = 0; j < 8; ++j) {
+          Val code = zext(e.loadGlobal(codes, e.i8(), g * 2 + (16 * (j / 2) + j % 2)), e.i32()), isLow = (code < floor) & (code != storage::kAside);
+          quad.lowSum.set(quad.lowSum() + select(isLow, weights[j], real(0)));
+        }
+      });
       e.when(g == 0, [&] { e.storeGlobal(e.vectorOf({reference, top}), tops, (tile * padded + (q + 4 * n)) * 2); });
     }
-    e.when(isRare, [&] { e.when(someLow, [&] {
-      Val codes = tileOf(value.codes, placeOf(value, tile), kTile);
-      for (int64_t T = 0; T < kPairs; ++T)
-        for (int64_t j = 0; j < 2; ++j) {
-          Val code = zext(e.loadGlobal(codes, e.i8(), g * 2 + (16 * T + j)), e.i32()), isLow = (code < floor) & (code != storage::kAside);
-          for (int64_t n = 0; n < quads; ++n)
-            all[n].lowSum.set(all[n].lowSum() + select(isLow, weights[n][2 * T + j], real(0)));
-        }
-    });
+    if (!keep)
+      ask(i + step);
     e.when(records, [&] { // attend has the last word on those it reads more of
       Val own = tile * kTile + lane * 2;
       for (int64_t j = 0; j < 2; ++j)
@@ -568,7 +570,7 @@ void ScanKernel::emit() {
           e.storeGlobal(e.constant(e.i8(), 4), keyBits, own + j);
           e.storeGlobal(e.constant(e.i8(), 0), valueBits, own + j);
         });
-    }); });
+    });
   });
 
   for (int64_t n = 0; n < quads; ++n) {

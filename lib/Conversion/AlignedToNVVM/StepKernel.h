@@ -77,7 +77,10 @@ enum class RowFact {
 };
 
 /// Quads that a block of attend takes: as many as registers hold the sums of, and shared memory the scores.
-inline int64_t quadsTogether(const DecodeShape &shape) { return shape.heads <= kQuad || shape.certified || shape.valueDim > 128 || shape.keyDim > 128 ? 1 : 2; }
+inline int64_t quadsTogether(const DecodeShape &shape) {
+  auto isNarrow = [](int64_t dim) { return dim <= 64 || dim == 128; };
+  return shape.heads > kQuad && !shape.certified && !shape.exact() && isNarrow(shape.keyDim) && isNarrow(shape.valueDim) ? 2 : 1;
+}
 /// Query rows, padded to what blocks of threads take together.
 inline int64_t paddedRows(const DecodeShape &shape) { return llvm::alignTo(shape.heads, quadsTogether(shape) * kQuad); }
 
