@@ -2,6 +2,7 @@
 #include "aligned/Pipelines/Passes.h"
 
 #include "aligned/Conversion/AlignedToCPU/Isa.h"
+#include "aligned/Conversion/AlignedToNVVM/Program.h"
 #include "aligned/Dialect/Aligned/IR/Aligned.h"
 #include "aligned/Pipelines/Pipelines.h"
 
@@ -30,6 +31,13 @@ struct AlignedCheckOptionsPass : aligned::impl::AlignedCheckOptionsBase<AlignedC
     SmallVector<StringRef> isas = isaNames();
     isas.insert(isas.begin(), "host");
     ok &= oneOf("isa", isa, isas);
+    if (target == "nvptx") {
+      ok &= ptxVersionFor(chip, ptx, report) != 0;
+      if (denseUpTo != "0") {
+        report() << "expected no dense-up-to with target=nvptx, whose caches hold no dense copies, got '" << denseUpTo << "'";
+        ok = false;
+      }
+    }
     ok &= oneOf("to", to, {"raise", "store", "fuse", "stage", "lower", "llvm"});
     ok &= parsePolicy(policy, tolerance, &getContext(), report) != nullptr;
     ok &= format == "auto" || format == "dense" || parsePlaneFormat(format, CacheRole::Key, &getContext(), report) != nullptr;

@@ -177,7 +177,6 @@ void toPTX(OpPassManager &pm) {
   gpu.hasRedux = true;
   kernels.addPass(createConvertGpuOpsToNVVMOps(gpu));
   kernels.addPass(createConvertNVVMToLLVMPass());
-  cleanUp(kernels);
   kernels.addPass(createReconcileUnrealizedCastsPass());
   pm.addPass(createAlignedCompileKernels());
 }
@@ -196,6 +195,8 @@ void aligned::buildKernelPipeline(OpPassManager &pm, StringRef chip, int64_t ptx
 void aligned::buildPipeline(OpPassManager &pm, const PipelineOptions &options, bool isBehindStore) {
   AlignedCheckOptionsOptions given;
   given.target = options.target;
+  given.chip = options.chip;
+  given.ptx = options.ptx;
   given.policy = options.policy;
   given.tolerance = options.tolerance;
   given.format = options.format;

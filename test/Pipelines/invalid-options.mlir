@@ -12,6 +12,8 @@
 // RUN: not aligned-opt %s --aligned-pipeline="dense-up-to=many to=raise" 2>&1 | FileCheck %s --check-prefix=MANY
 // RUN: not aligned-opt %s --aligned-pipeline="dense-up-to=auto" 2>&1 | FileCheck %s --check-prefix=AUTO
 // RUN: not aligned-opt %s --aligned-pipeline="dense-up-to=auto costs=1.0,2.0" 2>&1 | FileCheck %s --check-prefix=COSTS
+// RUN: not aligned-opt %s --aligned-pipeline="target=nvptx chip=sm_70 to=raise" 2>&1 | FileCheck %s --check-prefix=CHIP
+// RUN: not aligned-opt %s --aligned-pipeline="target=nvptx dense-up-to=256" 2>&1 | FileCheck %s --check-prefix=COPY
 // RUN: not aligned-opt %s --aligned-pipeline="format=float<8,4,4>" 2>&1 | FileCheck %s --check-prefix=MISFIT
 
 // Options are judged before anything runs, even those that no phase up to `to` would read.
@@ -29,6 +31,9 @@
 
 // MANY: error: expected dense-up-to to be a number of tokens, or auto with costs, got 'many'
 // AUTO: error: expected dense-up-to to be a number of tokens, or auto with costs, got 'auto' without costs
+
+// CHIP: error: expected a chip of sm_80, {{.*}}; got 'sm_70'
+// COPY: error: expected no dense-up-to with target=nvptx, whose caches hold no dense copies, got '256'
 
 // What costs are the pass that goes by them knows.
 // COSTS: error: expected costs to be 31 numbers above 0, got 2: 1.000000e+00, 2.000000e+00

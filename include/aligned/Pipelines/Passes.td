@@ -11,7 +11,9 @@ def AlignedCheckOptions : Pass<"aligned-check-options", "::mlir::ModuleOp"> {
     was expected of a value that it does not know. The module stays as it is.
   }];
   let options = [
-    Option<"target", "target", "std::string", "\"cpu\"", "cpu or reference">,
+    Option<"target", "target", "std::string", "\"cpu\"", "cpu, nvptx or reference">,
+    Option<"chip", "chip", "std::string", "\"sm_90\"", "with target=nvptx">,
+    Option<"ptx", "ptx", "int64_t", "0", "with target=nvptx: version of PTX, such as 80; 0: the first that knows the chip">,
     Option<"policy", "policy", "std::string", "\"balanced\"", "name of a policy">,
     Option<"tolerance", "tolerance", "double", "0.0", "with policy=budget">,
     Option<"format", "format", "std::string", "\"auto\"", "auto, dense or a plane format">,

@@ -1,5 +1,5 @@
 /* A cache in device memory, as kernels that append see it: an aligned_cache whose pointers are the device's, and behind it what a cache on the host keeps to
- * itself. Kernels that only read take it for an aligned_cache. */
+ * itself. Kernels that only read take it for an aligned_cache, but for how many tokens kept aside there is room for. */
 #ifndef ALIGNED_RUNTIME_DEVICECACHE_H
 #define ALIGNED_RUNTIME_DEVICECACHE_H
 

@@ -14,8 +14,6 @@ using namespace mlir;
 using namespace aligned;
 
 namespace {
-constexpr double kCommonUnread = 0.03, kCommonScan = 0.2; // shares that errors may have in common
-constexpr double kLeastProduct = 0x1p-126; // of a weight and a value: a float below it may be 0
 constexpr double kPowerRounding = 0x1p-21 + 88 * 0x1p-24; // of 2^x, and of x - M where it is not 0
 } // namespace
 
@@ -81,10 +79,8 @@ void Attend::certify(Val split, const StateBuffers &state) {
         // Expected.
         Val sigma = keyScale * keyLeft * splatF(fact(h, Fact::Norm) * keyUnit * (1 / std::sqrt(3.0))), square = sigma * sigma;
         square = select(square < 40, square, splatF(40.0));
-        Val factor = exp(square * 0.5), fourth = factor * factor * (factor * factor);
-        Val misled = select(square < 0.0025, square, fourth - factor * 2 + 1);
         Val weighed = w * splatF(fill), rounded = unit * byRounding;
-        Val byScores = weighed * weighed * misled, variance = byScores * scale * scale + w * w * rowsError * rowsError + rounded * rounded * (1.0 / 6);
+        Val byScores = weighed * weighed * misledSquare(square), variance = byScores * scale * scale + w * w * rowsError * rowsError + rounded * rounded * (1.0 / 6);
         add(Variance, select(isAside | isAsideKey, zero, variance));
         add(ScoreVariance, select(isAside | isAsideKey, zero, byScores));
         add(Unread, select(isRead | isAside, zero, w * scale));

@@ -2,6 +2,7 @@
 // stands for rows of V which are not read (M1).
 #include "Step.h"
 
+#include "../Common/Certificate.h"
 #include "aligned/Runtime/Kernel.h"
 #include "aligned/Storage/Rotation.h"
 
@@ -12,7 +13,6 @@ using namespace aligned;
 
 namespace {
 
-constexpr double kSpread = 0.35;
 constexpr double kRoomForRefinement = 100; // octaves that finer scores may lie above the largest coarse one
 
 class Prepare : public Step {
@@ -59,8 +59,8 @@ private:
                                      row * (shape.valueDim * 8)), e.i64());
     Val factor = valueScale * inverse * 0x1p-15;
     // Until caches know better: what rows of V that are not read are, relative to their scale (E1).
-    setRowFact(RowFact::Spread, f32(kSpread));
-    setRowFact(RowFact::Fill, f32(kSpread));
+    setRowFact(RowFact::Spread, f32(kFill));
+    setRowFact(RowFact::Fill, f32(kFill));
     Type f64 = e.types.getF64Type();
     Val middle = f32(0); // sums hold the bits of the planes that the cache has
     for (int64_t planes = 1; planes < shape.valuePlanes.getNumPlanes(); ++planes)

@@ -83,7 +83,7 @@ private:
 
   // Values: their bits as i32, and as floats.
   bool isHalfRegister(int64_t r) { return r == dim / GpuEmitter::kWarp; }
-  Val isChannel(int64_t r) { return isHalfRegister(r) ? lane < dim % GpuEmitter::kWarp : e.constant(e.types.getI1Type(), 1); }
+  Val isChannel(int64_t r) { return isHalfRegister(r) ? lane < dim % GpuEmitter::kWarp : e.flag(true); }
   /// Channel 32 r + lane, or another where there is none.
   Val channelOf(int64_t r) { return isHalfRegister(r) ? (lane & (dim % GpuEmitter::kWarp - 1)) + r * GpuEmitter::kWarp : lane + r * GpuEmitter::kWarp; }
   Val patternAt(Val token, Val channel);
@@ -134,7 +134,7 @@ void AppendKernel::inTile(function_ref<void()> body) {
                    wide(batch) * argument(AppendArgument::Stride0) + wide(kvHead) * argument(AppendArgument::Stride1));
   e.when(begin < end, [&] {
     Val tiles = convert(shrLogical(field(cache, offsetof(aligned_cache, capacity)), wideNumber(6)), e.i32());
-    place = physical(field(cache, offsetof(aligned_cache, pages)), tiles, row, batch, kvHeads, kvHead, tile);
+    place = placeAt(placesOf(cache, tiles, row, batch, kvHeads, kvHead), tile);
     body();
   });
 }
@@ -187,7 +187,7 @@ void AppendKernel::settleOffset(bool store) {
         e.when(e.block(gpu::Dimension::x) == 0, [&] { e.storeGlobal(mean, there, channel); });
     });
   });
-  e.when(settles == e.constant(e.types.getI1Type(), 0), [&] { forThreads(dim, [&](Val channel) { e.store(get(there, channel), offsets, channel); }); });
+  e.when(invert(settles), [&] { forThreads(dim, [&](Val channel) { e.store(get(there, channel), offsets, channel); }); });
   e.barrier();
 }
 
@@ -312,7 +312,7 @@ void AppendKernel::ofPlanes(function_ref<void(int64_t, Val)> body) {
   Val resident = field(cache, offsetof(aligned_cache, planes));
   for (int32_t p = 0; p < format.planes; ++p)
     e.when(resident > double(p), [&] {
-      body(p, blockOf(addressOf(cache, offsetof(aligned_cache, plane) + p * sizeof(void *)), place, storage::bytesPerTile(format.width[p], dim)));
+      body(p, tileOf(addressOf(cache, offsetof(aligned_cache, plane) + p * sizeof(void *)), place, storage::bytesPerTile(format.width[p], dim)));
     });
 }
 
@@ -432,7 +432,7 @@ void AppendKernel::emitPack() {
     writePlanes(cut);
     if (!isFixed)
       return;
-    Val codesOfTile = blockOf(addressOf(cache, offsetof(aligned_cache, code)), place, kTile), first = begin - base, last = end - base;
+    Val codesOfTile = tileOf(addressOf(cache, offsetof(aligned_cache, code)), place, kTile), first = begin - base, last = end - base;
     e.loop(first + thread, last, threads, [&](Val t) {
       Val code = e.load(codes, t);
       e.storeGlobal(convert(code, e.i8()), codesOfTile, t);
@@ -526,7 +526,7 @@ void AppendKernel::emitForget() {
   inTile([&] {
     e.when(total > 0, [&] {
       Shared codes = shared("codes", e.i32(), kTile);
-      Val codesOfTile = blockOf(addressOf(cache, offsetof(aligned_cache, code)), place, kTile), first = begin - base, last = end - base;
+      Val codesOfTile = tileOf(addressOf(cache, offsetof(aligned_cache, code)), place, kTile), first = begin - base, last = end - base;
       e.loop(first + thread, last, threads, [&](Val t) {
         Val code = zext(e.loadGlobal(codesOfTile, e.i8(), t), e.i32());
         e.store(code, codes, t);
@@ -557,7 +557,7 @@ void AppendKernel::emitForget() {
     e.when((total == 0) & (e.block(gpu::Dimension::x) == 0), [&] {
       Val counts = e.at(scalesOf(row), e.i8(), number(offsetof(aligned_scales, count)));
       forThreads(256, [&](Val code) { e.storeGlobal(number(0), counts, code); });
-      e.when(isKey ? word(offsetof(aligned_device_cache, offset_is_set), e.i32()) == 0 : e.constant(e.types.getI1Type(), 1), [&] {
+      e.when(isKey ? word(offsetof(aligned_device_cache, offset_is_set), e.i32()) == 0 : e.flag(true), [&] {
         forThreads(dim, [&](Val channel) {
           if (isKey)
             e.storeGlobal(real(0), ofRow(offsetof(aligned_cache, offset), e.f32()), channel);

@@ -1,10 +1,6 @@
 // What becomes of the sums of a split, and of a row: shares of all splits, tokens that are kept aside, the mean of V for what was not read. See AttendKernel.cpp.
 #include "AttendKernel.h"
 
-#include "mlir/Dialect/LLVMIR/LLVMDialect.h"
-
-#include <cstddef>
-
 using namespace mlir;
 using namespace aligned;
 
@@ -28,7 +24,7 @@ void AttendKernel::finishSplit() {
     e.when(g == 0, [&] { e.store(e.vectorOf(own), masses, (warp * padded + (q + 4 * n)) * kMasses); });
   }
   e.barrier();
-  Val shares = ofRow(StepArgument::Parts, e.f32(), splits * (allRows * width));
+  Val shares = ofSplits(Argument::Parts, width);
   forHeadsOfWarp(padded, [&](Val h) {
     Val mine = (split * allRows + (firstRow + h)) * width;
     e.loop(lane * 4, number(dim), GpuEmitter::kWarp * 4, [&](Val c) {
@@ -42,7 +38,7 @@ void AttendKernel::finishSplit() {
         Val most = e.load(steps, h);
         for (int64_t w = 1; w < kStepWarps; ++w)
           most = e.largest(most, e.load(steps, h + w * padded));
-        e.storeGlobal(most, e.at(argument(CertifyArgument::Steps), e.f32(), wide(row) * wide(splits * allRows)), split * allRows + (firstRow + h));
+        e.storeGlobal(most, ofSplits(Argument::Steps, 1), split * allRows + (firstRow + h));
       });
     e.when(lane < kMasses, [&] {
       Val sum = e.load(masses, h * kMasses + lane);
@@ -51,14 +47,14 @@ void AttendKernel::finishSplit() {
       e.storeGlobal(sum, shares, mine + lane + dim);
     });
   });
-  joinSplits(argument(StepArgument::Counters), row * (allRows / padded) + e.block(gpu::Dimension::z), last, [&] { finishRow(); });
+  joinSplits(argument(Argument::Counters), row * parts + e.block(gpu::Dimension::z), last, [&] { finishRow(); });
 }
 
 /// The score of a token from all bits of K that are there, by a warp.
 Val AttendKernel::fullScore(Val h, Val place, Val within, Val token, Val code) {
   const aligned_format format{ALIGNED_FORMAT_FIXED, ALIGNED_ROLE_KEY, 0, 3, {4, 4, 8}};
   Val dither = ((token * storage::kKeyDither) & (storage::kDitherSteps - 1)) - storage::kDitherSteps / 2;
-  Val keyResident = resident(StepArgument::Key);
+  Val keyResident = resident(Argument::Key);
   Val middle = select(keyResident > 2, number(0), select(keyResident > 1, number(1 << 7), number(1 << 11)));
   Val weightBytes = e.at(prepared, e.i32(), (firstRow + h) * (4 * keyWords) + at.full);
   auto weight = [&](int64_t digit, Val c) { return convert(e.loadGlobal(weightBytes, e.i8(), c + digit * 8 * keyWords, false), e.i32()); };
@@ -69,7 +65,7 @@ Val AttendKernel::fullScore(Val h, Val place, Val within, Val token, Val code) {
       Val byte = p == 0 ? (shrLogical(c, number(3)) * kTile + within) * 4 + (c & 3) : within * (shape.keyDim * width / 8) + (width == 4 ? shrLogical(c, number(1)) : c);
       Val high = p == 0 ? shrLogical(c, number(2)) & 1 : c & 1;
       bits = bits | e.choose(keyResident > p, [&]() -> Vals {
-        Val loaded = zext(e.loadGlobal(tileOf(p < 2 ? key.planes[p] : lastPlane(StepArgument::Key), place, storage::bytesPerTile(width, shape.keyDim)), e.i8(), byte), e.i32());
+        Val loaded = zext(e.loadGlobal(tileOf(p < 2 ? key.planes[p] : lastPlane(Argument::Key), place, storage::bytesPerTile(width, shape.keyDim)), e.i8(), byte), e.i32());
         return {(width == 4 ? shrLogical(loaded, high * 4) & 15 : loaded) << number(storage::bitsBelow(format, p))};
       }, [&]() -> Vals { return {number(0)}; })[0];
     }
@@ -83,13 +79,13 @@ void AttendKernel::addAsides(Val h, MutableArrayRef<Variable> mass) {
   const int64_t dim = shape.valueDim;
   e.loop(lane * kVector, number(dim), GpuEmitter::kWarp * kVector, [&](Val c) { e.store(e.constant(vectorOf(e.f32(), kVector), 0), out, h * dim + c); });
   e.warpBarrier();
-  forAsides(StepArgument::Value, dim, [&](Val token, Val values) {
-    Val tile = shrLogical(token, number(6)), within = token & (kTile - 1), place = placeOf(key, tile), own = firstRow + h;
+  forAsides(Argument::Value, [&](Val token, Val values) {
+    Val tile = shrLogical(token, number(6)), within = token & (kTile - 1), place = placeAt(key.places, tile), own = firstRow + h;
     Val seen = token < tokens;
     if (shape.mask)
-      seen = seen & isVisible(token, own % shape.queries, newest, shape);
+      seen = seen & isInSight(own, token);
     e.when(seen, [&] {
-      Val rowScores = ofRow(StepArgument::Scores, scoreType(), stride * (kTile * allRows)), rowTops = ofRow(StepArgument::Tops, e.f32(), stride * (allRows * 2));
+      Val rowScores = tileScores(), rowTops = tileTops();
       Val origin = e.loadGlobal(rowTops, e.f32(), (tile * allRows + own) * 2, false) - e.load(tops, own);
       Val known = e.loadGlobal(rowScores, scoreType(), ((tile * 32 + shrLogical(within, number(1))) * allRows + own) * 2 + (within & 1), false);
       Val coarse = convert(known, e.f32()) + origin;
@@ -114,7 +110,7 @@ void AttendKernel::addAsides(Val h, MutableArrayRef<Variable> mass) {
 /// By the last block of threads of a row: all splits' shares, in their order.
 void AttendKernel::finishRow() {
   const int64_t dim = shape.valueDim, width = dim + kMasses;
-  Val shares = ofRow(StepArgument::Parts, e.f32(), splits * (allRows * width));
+  Val shares = ofSplits(Argument::Parts, width);
   Val valueUnit = rowFact(RowFact::ValueUnit);
   e.loop(warp, min(number(padded), number(rows) - firstRow), kStepWarps, [&](Val h) {
     auto at_ = [&](Val s) { return (s * allRows + (firstRow + h)) * width; };
@@ -127,30 +123,30 @@ void AttendKernel::finishRow() {
     SmallVector<Variable> mass;
     for (Val sum : sums_)
       mass.push_back(e.variable(warpAdd(sum)));
-    e.when(asides != 0, [&] { addAsides(h, mass); });
+    e.when(someAside, [&] { addAsides(h, mass); });
     Val own = firstRow + h, coarse = e.load(sums, own), notFinite = headFact(own, HeadFact::NotFinite), sum = coarse + mass[kMoved]() + notFinite, sink = real(0);
     if (shape.sinkLogits) // takes part in the sum, and has no value
       sink = e.exp2(sinkOf(own) - e.load(tops, own));
     Val unread = (sum - sink - mass[kRead]()) - (e.load(lowSums, own) + mass[kLowMoved]() - mass[kLowRead]());
     Val nothing = coarse == 0, outHead = wide(row) * rows + wide(own);
-    Val acc = e.at(argument(StepArgument::Acc), e.f32(), outHead * dim), none = e.constant(vectorOf(e.f32(), kVector), 0);
+    Val acc = e.at(argument(Argument::Acc), e.f32(), outHead * dim), none = e.constant(vectorOf(e.f32(), kVector), 0);
     e.loop(lane * kVector, number(dim), GpuEmitter::kWarp * kVector, [&](Val c) {
       Val total = overSplits(number(0), splits, 1, none, [&](Val s) -> Vals { return {e.loadGlobal(shares, vectorOf(e.f32(), kVector), at_(s) + c, false)}; },
                              [](Val sum, Vals loaded) { return sum + loaded[0]; });
       Val mean = e.loadGlobal(prepared, vectorOf(e.f32(), kVector), c + at.mean, false);
       total = fma(e.splat(unread, kVector), mean, total) * e.splat(valueUnit, kVector);
-      total = e.choose(asides != 0, [&]() -> Vals { return {total + e.load(out, h * dim + c, kVector)}; }, [&]() -> Vals { return {total}; })[0];
+      total = e.choose(someAside, [&]() -> Vals { return {total + e.load(out, h * dim + c, kVector)}; }, [&]() -> Vals { return {total}; })[0];
       e.storeGlobal(select(nothing, none, total + e.splat(notFinite, kVector)), acc, c);
     });
     e.when(lane == 0, [&] {
       Val top = e.load(tops, own);
       if (!shape.softcap) // which saw it
         top = top + headFact(own, HeadFact::Shift);
-      e.storeGlobal(select(nothing, real(-INFINITY), top * (1 / kLog2e)), e.at(argument(StepArgument::Max), e.f32(), outHead), number(0));
+      e.storeGlobal(select(nothing, real(-INFINITY), top * (1 / kLog2e)), e.at(argument(Argument::Max), e.f32(), outHead), number(0));
       Val total = sum;
       if (!shape.maskedZero) // softmax of nothing but -inf is 0 / 0
         total = select(nothing & (tokens > 0), real(NAN), total);
-      e.storeGlobal(total, e.at(argument(StepArgument::Sum), e.f32(), outHead), number(0));
+      e.storeGlobal(total, e.at(argument(Argument::Sum), e.f32(), outHead), number(0));
     });
   });
 }

@@ -10,10 +10,6 @@
 // the least that is read 16 of them, and the loudest fit. Nothing depends on when a block of threads runs: partial sums are joined in their order by whoever is the last.
 #include "AttendKernel.h"
 
-#include "mlir/Dialect/LLVMIR/LLVMDialect.h"
-
-#include <cstddef>
-
 using namespace mlir;
 using namespace aligned;
 
@@ -28,13 +24,13 @@ void AttendKernel::joinStatistics() {
     for (auto [to, from] : {std::pair(keyTable, at.keyTable), std::pair(valueTable, at.valueTable)})
       e.store(e.loadGlobal(prepared, e.i32(), thread + from, false), Shared{to.base, e.i32()}, thread);
   e.when(thread == 0, [&] {
-    for (auto [i, level] : {std::pair(0, resident(StepArgument::Value)), std::pair(1, resident(StepArgument::Key) - 1)})
+    for (auto [i, level] : {std::pair(0, resident(Argument::Value)), std::pair(1, resident(Argument::Key) - 1)})
       e.store((level + 0x6400) * 0x10001, mostLevels, number(i));
   });
   if (!exact)
     e.barrier();
   forHeadsOfWarp(allRows, [&](Val h) {
-    Val mine = ofRow(StepArgument::Stats, e.f32(), splits * (allRows * 4));
+    Val mine = ofSplits(Argument::Stats, 4);
     Val start = real(kNothing), own = real(0);
     if (shape.sinkLogits) {
       Val isMine = (lane == 0) & (h < rows);
@@ -82,10 +78,10 @@ void AttendKernel::joinStatistics() {
 
 /// The next eight of the warp's tiles, in which there may be something: lane 4 g + q looks at tile g for row q of each quad.
 void AttendKernel::nextGroup() {
-  Val rowTops = ofRow(StepArgument::Tops, e.f32(), stride * (allRows * 2)), step = splits * kStepWarps;
+  Val rowTops = tileTops(), step = splits * kStepWarps;
   e.loopWhile([&] { return (todo() == 0) & (base() < seenTiles); }, [&] {
     Val index = base() + g * step, inside = index < seenTiles, tile = tileAt(min(index, seenTiles - 1));
-    Val some = i1(false);
+    Val some = e.flag(false);
     for (int64_t n = 0; n < allRows / kQuad; ++n) {
       Val h = q + 4 * n, own = e.loadGlobal(rowTops, vectorOf(e.f32(), 2), (tile * allRows + h) * 2, false);
       if (exact)
@@ -103,7 +99,7 @@ void AttendKernel::nextGroup() {
 
 /// Scores of this lane's two tokens of a tile for `count` query rows from one on: words of two f16, or of f32.
 Vals AttendKernel::loadScores(Val tile, Val first, int64_t count) {
-  Val all = ofRow(StepArgument::Scores, scoreType(), stride * (kTile * allRows)), from = e.at(all, scoreType(), ((tile * 32 + lane) * allRows + first) * 2);
+  Val all = tileScores(), from = e.at(all, scoreType(), ((tile * 32 + lane) * allRows + first) * 2);
   Vals words;
   for (int64_t i = 0; i < count * (isWide ? 2 : 1); i += 4) {
     Val four = e.loadGlobal(from, vectorOf(e.i32(), 4), number(i), false);
@@ -127,7 +123,7 @@ void AttendKernel::ask() {
     for (auto [variable, word] : llvm::zip(pair, words))
       variable.set(word);
     for (auto [cache, place, two] : {std::tuple(&key, &keyPlace, &pairCodesKey), std::tuple(&value, &valuePlace, &pairCodesValue)}) {
-      Val own = placeOf(*cache, tile);
+      Val own = placeAt(cache->places, tile);
       place->set(own);
       two->set(zext(e.loadGlobal(tileOf(cache->codes, own, kTile), e.i16(), lane), e.i32()));
     }
@@ -171,7 +167,7 @@ void AttendKernel::look() {
       narrow.push_back(narrowed(words, h, origins[h / kQuad]()));
   }
   if (exact) {
-    one = two = i1(false);
+    one = two = e.flag(false);
     for (int64_t h = 0; h < padded; ++h) {
       one = one | (relative[2 * h] > kNothing);
       two = two | (relative[2 * h + 1] > kNothing);
@@ -227,7 +223,7 @@ void AttendKernel::look() {
     }
   }
   // Rows of V that are kept aside are added at the end.
-  Vals listed = e.choose(asides != 0, [&]() -> Vals { return {one & ((valueCodes & 255) != 0), two & (valueCodes >= 256)}; }, [&]() -> Vals { return {one, two}; });
+  Vals listed = e.choose(someAside, [&]() -> Vals { return {one & ((valueCodes & 255) != 0), two & (valueCodes >= 256)}; }, [&]() -> Vals { return {one, two}; });
   one = listed[0];
   two = listed[1];
   Val m0 = e.ballot(one), m1 = e.ballot(two);
@@ -270,7 +266,7 @@ void AttendKernel::look() {
       });
     }
     e.when(records & (firstRow == 0), [&] {
-      Val keyBits = ofRow(StepArgument::KeyBits, e.i8(), stride * kTile), valueBits = ofRow(StepArgument::ValueBits, e.i8(), stride * kTile);
+      Val keyBits = bitsOf(Argument::KeyBits), valueBits = bitsOf(Argument::ValueBits);
       for (int64_t j = 0; j < 2; ++j)
         e.when(j ? two : one, [&] {
           Val level = j ? shrLogical(levels, number(16)) : levels & 0xffff, levelV = level & 3, levelK = shrLogical(level, number(2)) & 3;
@@ -347,15 +343,14 @@ void AttendKernel::join() {
 }
 
 void AttendKernel::emit() {
-  prepared = ofRow(StepArgument::Prepared, e.i32(), at.size);
   Type i32 = e.i32(), f32 = e.f32();
   Val zero = number(0);
   for (int64_t i = 0; i < kStepWarps * padded * shape.valueDim; i += threads * 4) // the array ends with what it takes for whole rounds
     e.store(e.constant(vectorOf(f32, 4), 0), out, thread * 4 + i);
   joinStatistics();
   someLow = rowFact(RowFact::SomeLow) != 0;
-  records = isAsked(StepArgument::KeyBits);
-  asides = asidesOf(StepArgument::Value);
+  records = isAsked(Argument::KeyBits);
+  someAside = hasAsides(Argument::Value);
   for (int64_t n = 0; n < quads; ++n) {
     OfQuad &quad = all[n];
     Val h = firstRow + (q + 4 * n);
@@ -384,7 +379,7 @@ void AttendKernel::emit() {
     for (int64_t i = 0; i < count; ++i)
       list->push_back(e.variable(zero));
   ask();
-  Variable running = e.variable(i1(true));
+  Variable running = e.variable(e.flag(true));
   e.loopWhile([&] { return running(); }, [&] {
     Val looks = (tail() - head() < kBatch) & (loudTail() - loudHead() < kBatch) & (page() != 0);
     e.choose(looks, [&]() -> Vals {
@@ -398,8 +393,8 @@ void AttendKernel::emit() {
           addBatch();
           entry.set(number(-1));
         });
-      Val waiting = loudTail() - loudHead(), isJoined = joined() >= 0, several = (isJoined == i1(false)) & (waiting >= kBatch), hasFull = tail() - head() >= kBatch;
-      e.when((isJoined == i1(false)) & (waiting < kBatch) & (hasFull == i1(false)) & (page() == 0), [&] { join(); });
+      Val waiting = loudTail() - loudHead(), isJoined = joined() >= 0, several = invert(isJoined) & (waiting >= kBatch), hasFull = tail() - head() >= kBatch;
+      e.when(invert(isJoined) & (waiting < kBatch) & invert(hasFull) & (page() == 0), [&] { join(); });
       Variable from = e.variable((loudHead() & (kRing - 1)) + ringOfLoud()), count = e.variable(select(several, number(kBatch), zero));
       e.when(several, [&] { loudHead.set(loudHead() + kBatch); });
       e.when(joined() >= 0, [&] {
@@ -415,7 +410,7 @@ void AttendKernel::emit() {
         batches.set(zero);
       });
       if (!exact)
-        e.when(hasFull & (several == i1(false)), [&] { fetch(); });
+        e.when(hasFull & invert(several), [&] { fetch(); });
       return {};
     });
   });

@@ -10,7 +10,6 @@
 namespace aligned {
 
 constexpr int64_t kRing = 128, kBatch = 32;
-constexpr double kNothing = -1e30;
 constexpr double kThresholdRounding = 0.03;      // octaves that sums of scores and thresholds in f16 are off by, at most
 constexpr double kLargestWeight = 65280; // whose upper digit is at most 255
 constexpr double kMagic = 12582912;     // 1.5 * 2^23: added to it, a number is rounded to a whole one, and the pattern ends with that
@@ -35,7 +34,7 @@ private:
     bool isWhole() const { return count % (lanes * vector) == 0; }
   };
   // A block of threads takes some of the query rows, those from firstRow on. What they read is decided over all of them (P3).
-  const int64_t quads = quadsTogether(shape), padded = quads * kQuad, parts = allRows / padded;
+  const int64_t quads = quadsTogether(shape), padded = quads * kQuad, parts = blocksPerSplit(shape);
   const Val firstRow = parts > 1 ? e.block(mlir::gpu::Dimension::z) * padded : number(0);
   const Words keyRow{keyWords, 4}, keyBytes{2 * keyWords, 4}, valueRow{valueWords, 8};
   const int64_t keyPlanes = shape.keyPlanes.getResident(), valuePlanes = shape.valuePlanes.getResident();
@@ -71,16 +70,16 @@ private:
       Val layers = policies.limit(layersOf(planes), role, layersOf(resident), tokens, token, token);
       return layers - select(layers > 3, number(1), number(0));
     };
-    Val ofValue = side(CacheRole::Value, levels & 3, resident(StepArgument::Value)), ofKey = side(CacheRole::Key, (shrLogical(levels, number(2)) & 3) + 1, resident(StepArgument::Key));
+    Val ofValue = side(CacheRole::Value, levels & 3, resident(Argument::Value)), ofKey = side(CacheRole::Key, (shrLogical(levels, number(2)) & 3) + 1, resident(Argument::Key));
     return ofValue | ((max(ofKey, number(1)) - 1) << number(2));
   }
   const bool isLimited = HeadPolicies::areLimited(shape.policies, CacheRole::Key) || HeadPolicies::areLimited(shape.policies, CacheRole::Value);
   /// Planes that are there: caches may hold fewer than their types say (S9).
-  Val resident(StepArgument cache) { return min(small(cache, offsetof(aligned_cache, planes)), number(cache == StepArgument::Key ? keyPlanes : valuePlanes)); }
+  Val resident(Argument cache) { return min(small(cache, offsetof(aligned_cache, planes)), number(cache == Argument::Key ? keyPlanes : valuePlanes)); }
   Shared mostLevels = shared("most_levels", e.i32(), 2); ///< of V and K that these allow, as 1024 + level in f16, twice
-  Val asides;                                   ///< rows of V that are kept aside, of all rows
+  Val someAside;                                ///< whether any row of V is kept aside, of whatever row
 
-  Val prepared, someLow;
+  Val someLow; ///< whether any row of V is below the floor
   Val records; ///< whether somebody asks which bits are read
 
   // Of the lane's query row in each quad.
@@ -106,15 +105,6 @@ private:
   llvm::SmallVector<Variable> first, second, finer; ///< planes 0 and 1 of V, [8 tokens][words]; plane 1 of K, [4 tokens][words]
   Variable entry, wantKey, wantValue, wantSecond;
 
-  Val headFact(Val h, HeadFact which) { return e.loadGlobal(prepared, e.f32(), h * int64_t(HeadFact::Count) + (at.heads + int64_t(which)), false); }
-  /// The logit without a value of a query row, in the terms of scores.
-  Val sinkOf(Val h) {
-    Val head = min(h, number(rows - 1)) / shape.queries;
-    Val logit = e.loadGlobal(sinkLogits(), e.f32(), kvHead * (rows / shape.queries) + head) * kLog2e;
-    return shape.softcap ? logit : logit - headFact(h, HeadFact::Shift);
-  }
-  Val rowFact(RowFact which) { return e.loadGlobal(prepared, e.f32(), number(at.row + int64_t(which)), false); }
-  Val i1(bool value) { return e.constant(e.types.getI1Type(), value); }
   Val isSet(Val bits, int64_t bit) { return (shrLogical(bits, number(bit)) & 1) != 0; }
 
   void joinStatistics();
@@ -189,7 +179,7 @@ private:
     return rows;
   }
   /// Plane 2, whose address is not worth registers all along.
-  Val lastPlane(StepArgument cache) { return addressOf(argument(cache), offsetof(aligned_cache, plane) + 2 * sizeof(void *)); }
+  Val lastPlane(Argument cache) { return addressOf(argument(cache), offsetof(aligned_cache, plane) + 2 * sizeof(void *)); }
   /// Which of a list's 32 tokens want planes of K beyond the first, and of V, a bit each.
   struct Wants {
     Val key[2], value[3];

@@ -1,10 +1,6 @@
 // Of 32 listed tokens: finer scores from rows of K, weights, and rows of V times weights. See AttendKernel.cpp.
 #include "AttendKernel.h"
 
-#include "mlir/Dialect/LLVMIR/LLVMDialect.h"
-
-#include <cstddef>
-
 using namespace mlir;
 using namespace aligned;
 
@@ -92,7 +88,7 @@ Vals AttendKernel::weigh(Val entry, int64_t n, Val mk, Val mv, Val m1, Val mk2, 
     if (shape.certified)
       e.when((code != 0) & (firstRow + h < rows), [&] { // not of what only fills up a list
         Val token = e.load(numbers, place);
-        e.storeGlobal(now, e.at(argument(CertifyArgument::Finest), e.f32(), wide(row) * wide(stride * (kTile * allRows))), token * allRows + (firstRow + h));
+        e.storeGlobal(now, finestScores(), token * allRows + (firstRow + h));
       });
     Val p = e.exp2(now), before = e.exp2(z), isRead = isSet(mv, 8 * r);
     quad.masses[kMoved].set(quad.masses[kMoved]() + (p - before));
@@ -304,7 +300,7 @@ void AttendKernel::takeLoud(Val at_, Val count) {
       if (keyPlanes > 1)
         rows1.append(predicated(isSet(mk, 8 * (r + j)), keyEach, [&] { return loadRow(keyRow, key.planes[1], place, q); }));
       if (keyPlanes > 2)
-        rows2.append(predicated(isSet(mk2, 8 * (r + j)), byteEach, [&] { return loadRow(keyBytes, lastPlane(StepArgument::Key), place, q); }));
+        rows2.append(predicated(isSet(mk2, 8 * (r + j)), byteEach, [&] { return loadRow(keyBytes, lastPlane(Argument::Key), place, q); }));
     }
     for (int64_t n = 0; n < quads; ++n) {
       auto keep = [&](Vals &to, std::array<Val, 2> two) {
@@ -354,7 +350,7 @@ void AttendKernel::takeLoud(Val at_, Val count) {
         Vals rows;
         for (int64_t t = 0; t < 8; ++t)
           rows.append(predicated(isSet(l2, t), 2, [&]() -> Vals {
-            Val start = e.at(lastPlane(StepArgument::Value), e.i8(), wide(places[t]) * shape.valueDim);
+            Val start = e.at(lastPlane(Argument::Value), e.i8(), wide(places[t]) * shape.valueDim);
             Val two = e.loadGlobal(e.at(start, e.i32(), word * 2), vectorOf(e.i32(), 2), number(0));
             return {aligned::lane(two, 0), aligned::lane(two, 1)};
           }));

@@ -17,10 +17,7 @@ using namespace aligned;
 
 namespace {
 
-constexpr double kCommonUnread = 0.03, kCommonScan = 0.2; // shares that errors may have in common
-constexpr double kLeastProduct = 0x1p-126; // of a weight and a value: a float below it may be 0
 constexpr double kPowerRounding = 0x1p-21 + 256 * 0x1p-24; // of ex2.approx, and of x - M where 2^(x - M) is not 0
-constexpr double kFill = 0.35; // rms of values of V relative to their scale, and of the same less the mean
 
 class CertifyKernel : public StepKernel {
 public:
@@ -29,7 +26,6 @@ public:
 
 private:
   static constexpr int64_t kSums = int64_t(CertifiedSum::Count);
-  Val prepared;
   Shared sums = shared("sums", e.f32(), kStepWarps * kSums), last = shared("last", e.i32(), 1);
 
   struct Row { ///< what holds for a query row
@@ -37,9 +33,6 @@ private:
     Val spread, rounded; ///< of an error of a score for a scale of 1: |q'| / sqrt(3), for each unit that is missing of K; what rounding weights leaves, expected
   };
   Row rowOf(Val h);
-  Val fact(Val h, HeadFact which) { return e.loadGlobal(prepared, e.f32(), h * int64_t(HeadFact::Count) + (at.heads + int64_t(which)), false); }
-  Val rowFact(RowFact which) { return e.loadGlobal(prepared, e.f32(), number(at.row + int64_t(which)), false); }
-  Val ofSplits(CertifyArgument which, int64_t count) { return e.at(argument(which), e.f32(), wide(row) * wide(splits * (allRows * count))); }
   Val largestMean();
   /// 2^-bits, and what rounding to 16 bits adds where some are missing (S4).
   Val left(Val bits) { return bitcast((number(127) - bits) << number(23), e.f32()) + 0x1p-16; }
@@ -62,27 +55,25 @@ CertifyKernel::Row CertifyKernel::rowOf(Val h) {
   const int64_t dim = shape.keyDim;
   // Per channel, of what both factors may be: weights in integers are off by half a step, their sums by some more; q and k were rotated in f32, and what is added is f32.
   const double rotation = 16.0 * dim + 256;
-  Val stats = ofRow(StepArgument::Stats, e.f32(), splits * (allRows * 4)), steps = ofSplits(CertifyArgument::Steps, 1);
-  Vals most = e.loop(lane, splits, GpuEmitter::kWarp, {real(-1e30), real(0)}, [&](Val i, Vals most) -> Vals {
+  Val stats = ofSplits(Argument::Stats, 4), steps = ofSplits(Argument::Steps, 1);
+  Vals most = e.loop(lane, splits, GpuEmitter::kWarp, {real(kNothing), real(0)}, [&](Val i, Vals most) -> Vals {
     return {e.largest(e.loadGlobal(stats, e.f32(), (i * allRows + h) * 4, false), most[0]), e.largest(e.loadGlobal(steps, e.f32(), i * allRows + h, false), most[1])};
   });
   Row of;
   of.top = warpMax(most[0]);
   of.step = warpMax(most[1]);
-  if (shape.sinkLogits) {
-    Val sink = e.loadGlobal(sinkLogits(), e.f32(), kvHead * (rows / shape.queries) + h / shape.queries) * kLog2e;
-    of.top = e.largest(of.top, shape.softcap ? sink : sink - fact(h, HeadFact::Shift));
-  }
-  of.norm = fact(h, HeadFact::Norm) * (1 + 0x1p-18);
+  if (shape.sinkLogits)
+    of.top = e.largest(of.top, sinkOf(h));
+  of.norm = headFact(h, HeadFact::Norm) * (1 + 0x1p-18);
   Val keyUnit = rowFact(RowFact::KeyUnit);
-  of.mass = fact(h, HeadFact::Mass) * keyUnit * (1 + 0x1p-18);
-  Val step = fact(h, HeadFact::Unit) * (128 / kLog2e); // of weights, times K's unit
+  of.mass = headFact(h, HeadFact::Mass) * keyUnit * (1 + 0x1p-18);
+  Val step = headFact(h, HeadFact::Unit) * (128 / kLog2e); // of weights, times K's unit
   of.spread = of.norm * keyUnit * (1 / std::sqrt(3.0));
   of.rounded = step * (kFill * std::sqrt(dim / 12.0));
   of.inherent = of.mass * (rotation * 0x1p-24) + step * (0.5 * dim * (1 + 0x1p-5));
   // A key that is kept aside is a dot product of f32: |q|_1 <= sqrt(d) |q|_2 = sqrt(d) |q'|_2.
   Variable top = e.variable(real(0));
-  forAsides(StepArgument::Key, dim, [&](Val, Val values) {
+  forAsides(Argument::Key, [&](Val, Val values) {
     Val own = e.loop(lane, number(dim), GpuEmitter::kWarp, {real(0)}, [&](Val c, Vals most) -> Vals { return {e.largest(abs(e.loadGlobal(values, e.f32(), c)), most[0])}; })[0];
     top.set(e.largest(top(), warpMax(own)));
   });
@@ -101,14 +92,14 @@ Vals CertifyKernel::overTiles(Val h, const Row &of, Val meanLargest) {
   for (int64_t i = 0; i < kSums; ++i)
     total.push_back(e.variable(real(0)));
   auto add = [&](CertifiedSum which, Val addend) { total[size_t(which)].set(total[size_t(which)]() + addend); };
-  Val scores = ofRow(StepArgument::Scores, scoreType(), stride * (kTile * allRows)), tops = ofRow(StepArgument::Tops, e.f32(), stride * (allRows * 2));
-  Val finest = e.at(argument(CertifyArgument::Finest), e.f32(), wide(row) * wide(stride * (kTile * allRows)));
-  Val keyBits = ofRow(StepArgument::KeyBits, e.i8(), stride * kTile), valueBits = ofRow(StepArgument::ValueBits, e.i8(), stride * kTile);
+  Val scores = tileScores(), tops = tileTops();
+  Val finest = finestScores();
+  Val keyBits = bitsOf(Argument::KeyBits), valueBits = bitsOf(Argument::ValueBits);
   Variable next = e.variable(split * kStepWarps + warp);
   e.loopWhile([&] { return next() < seenTiles; }, [&] {
     Val tile = tileAt(next());
     next.set(next() + splits * kStepWarps);
-    Val keyCodes = tileOf(key.codes, placeOf(key, tile), kTile), valueCodes = tileOf(value.codes, placeOf(value, tile), kTile);
+    Val keyCodes = tileOf(key.codes, placeAt(key.places, tile), kTile), valueCodes = tileOf(value.codes, placeAt(value.places, tile), kTile);
     Val origin = e.loadGlobal(tops, e.f32(), (tile * allRows + h) * 2, false) - of.top;
     for (int64_t j = 0; j < 2; ++j) {
       Val within = lane * 2 + j, token = tile * kTile + within, there = token < tokens;
@@ -130,14 +121,13 @@ Vals CertifyKernel::overTiles(Val h, const Row &of, Val meanLargest) {
         total[size_t(CertifiedSum::Loudest)].set(e.largest(loudest, reach));
         // Expected.
         Val missing = left(keyRead) * of.spread, sigma = codeScale(code) * e.squareRoot(fma(missing, missing, of.rounded * of.rounded)), square = e.smallest(sigma * sigma, real(40));
-        Val factor = exp(square * 0.5), fourth = factor * factor * (factor * factor), misled = select(square < 0.0025, square, fourth - factor * 2 + 1);
-        Val weighed = w * kFill, byScores = weighed * weighed * misled, rounded = select(isRead, of.step * kFill, zero);
+        Val weighed = w * kFill, byScores = weighed * weighed * misledSquare(square), rounded = select(isRead, of.step * kFill, zero);
         Val rowsError = select(isRead, valueLeft * (1 / std::sqrt(3.0)), scale * kFill);
         Val isExact = isAside | isAsideKey;
         add(CertifiedSum::Variance, select(isExact, zero, byScores * scale * scale + w * w * rowsError * rowsError + rounded * rounded * (exact ? 0.0 : 1.0 / 6)));
         add(CertifiedSum::ScoreVariance, select(isExact, zero, byScores));
         add(CertifiedSum::Unread, select(isRead | isAside, zero, w * scale));
-        add(CertifiedSum::Scanned, select((keyRead <= 4) & (isAsideKey == e.constant(e.types.getI1Type(), 0)), weighed * scale * e.smallest(square, real(1)), zero));
+        add(CertifiedSum::Scanned, select((keyRead <= 4) & invert(isAsideKey), weighed * scale * e.smallest(square, real(1)), zero));
       });
     }
   });
@@ -149,7 +139,7 @@ Vals CertifyKernel::overTiles(Val h, const Row &of, Val meanLargest) {
 
 /// A warp for each query row.
 void CertifyKernel::conclude() {
-  Val all = ofSplits(CertifyArgument::Sums, kSums), valueUnit = rowFact(RowFact::ValueUnit), meanLargest = largestMean();
+  Val all = ofSplits(Argument::Certified, kSums), valueUnit = rowFact(RowFact::ValueUnit), meanLargest = largestMean();
   forHeadsOfWarp(rows, [&](Val h) {
     Row of = rowOf(h);
     Vals total = e.loop(lane, splits, GpuEmitter::kWarp, Vals(kSums, real(0)), [&](Val s, Vals total) {
@@ -166,14 +156,14 @@ void CertifyKernel::conclude() {
     SmallVector<Variable> aside;
     for (int64_t i = 0; i < 4; ++i)
       aside.push_back(e.variable(real(0)));
-    forAsides(StepArgument::Value, shape.valueDim, [&](Val token, Val values) {
+    forAsides(Argument::Value, [&](Val token, Val values) {
       Val seen = token < tokens, tile = shrLogical(token, number(6)), within = token & (kTile - 1);
       if (shape.mask)
-        seen = seen & isVisible(token, h % shape.queries, newest, shape);
+        seen = seen & isInSight(h, token);
       e.when(seen, [&] {
-        Val scores = ofRow(StepArgument::Scores, scoreType(), stride * (kTile * allRows)), tops = ofRow(StepArgument::Tops, e.f32(), stride * (allRows * 2));
+        Val scores = tileScores(), tops = tileTops();
         Val coarse = e.loadGlobal(scores, e.f32(), ((tile * 32 + shrLogical(within, number(1))) * allRows + h) * 2 + (within & 1), false) + e.loadGlobal(tops, e.f32(), (tile * allRows + h) * 2, false) - of.top;
-        Val code = zext(e.loadGlobal(tileOf(key.codes, placeOf(key, tile), kTile), e.i8(), within), e.i32());
+        Val code = zext(e.loadGlobal(tileOf(key.codes, placeAt(key.places, tile), kTile), e.i8(), within), e.i32());
         // Its weight by all bits is at most what the coarse one's error lets it be.
         Val w = e.exp2(coarse) * (growth(codeScale(code) * fma(left(number(4)), of.mass, of.inherent)) + 1.0);
         w = select(code == storage::kAside, e.exp2(coarse), w);
@@ -188,7 +178,7 @@ void CertifyKernel::conclude() {
       });
     });
     e.when(lane == 0, [&] {
-      Val outHead = wide(row) * rows + wide(h), weights = e.loadGlobal(e.at(argument(StepArgument::Sum), e.f32(), outHead), e.f32(), number(0), false);
+      Val outHead = wide(row) * rows + wide(h), weights = e.loadGlobal(e.at(argument(Argument::Sum), e.f32(), outHead), e.f32(), number(0), false);
       Val count = convert(tokens, e.f32()), inflation = count * (2.0 / 32 * 0x1p-24) + (1 + 1024 * 0x1p-24);
       Val reach = fma(sum(CertifiedSum::Reach), valueUnit, aside[1]()), loudest = e.largest(sum(CertifiedSum::Loudest) * valueUnit, aside[2]());
       // Weights that were too small for floats, and what sums in f32 lose.
@@ -202,7 +192,7 @@ void CertifyKernel::conclude() {
                    loudest * inflation,
                    common * valueUnit,
                    sum(CertifiedSum::ScoreVariance)};
-      Val certificate = e.at(argument(CertifyArgument::Certificate), e.f32(), outHead * kCertificateNumbers);
+      Val certificate = e.at(argument(Argument::Certificate), e.f32(), outHead * kCertificateNumbers);
       for (auto [i, number_] : llvm::enumerate(numbers))
         e.storeGlobal(number_, certificate, number(i));
     });
@@ -210,8 +200,7 @@ void CertifyKernel::conclude() {
 }
 
 void CertifyKernel::emit() {
-  prepared = ofRow(StepArgument::Prepared, e.i32(), at.size);
-  Val meanLargest = largestMean(), all = ofSplits(CertifyArgument::Sums, kSums);
+  Val meanLargest = largestMean(), all = ofSplits(Argument::Certified, kSums);
   e.loop(number(0), number(rows), 1, [&](Val h) {
     Row of = rowOf(h);
     Vals own = overTiles(h, of, meanLargest);
@@ -230,7 +219,7 @@ void CertifyKernel::emit() {
     });
     e.barrier();
   });
-  joinSplits(argument(CertifyArgument::Done), row, last, [&] { conclude(); });
+  joinSplits(argument(Argument::Done), row, last, [&] { conclude(); });
   finish();
 }
 

@@ -59,6 +59,7 @@ private:
     FailureOr<llvm::TargetMachine *> machine = getOrCreateTargetMachine();
     if (failed(machine))
       return failure();
+    (*machine)->setOptLevel(llvm::CodeGenOptLevel::Less); // the same PTX as by more of it, sooner
     FailureOr<SmallString<0>> ptx = translateModuleToISA(module, **machine, [&] { return getOperation().emitError(); });
     if (failed(ptx))
       return failure();

@@ -1,40 +1,31 @@
-// What kernels of decode attention share that are not of stages: those over dense caches and over float planes.
+// What all kernels of decode attention share: who a block of threads works for, its arguments, caches in planes, what query rows see, and tokens kept aside (S7).
 //
-// A row is a kv head of one batch entry with the query rows that share it; blocks of threads that share its tokens are its splits. Each split leaves the maximum
-// and the sum of its scores (Statistic) and its part of the output, and one block of threads for each query row joins them.
+// A row is a kv head of one batch entry with the query rows that share it; blocks of threads that share its tokens are its splits.
+//
+// Over dense caches and float planes, each split leaves the maximum and the sum of its scores (Statistic) and its part of the output, and one block of threads for each
+// query row joins them. StepKernel.h says what fixed planes have instead.
 #ifndef ALIGNED_LIB_CONVERSION_ALIGNEDTONVVM_DECODEKERNEL_H
 #define ALIGNED_LIB_CONVERSION_ALIGNEDTONVVM_DECODEKERNEL_H
 
+#include "Arguments.h"
 #include "GpuKernel.h"
 
 #include "../Common/Masks.h"
+#include "aligned/Storage/Layout.h"
+
+#include <cstddef>
 
 namespace aligned {
 
-/// Arguments, the same for all kernels of an attention: those of `argumentsOf`, in its order.
-enum class Argument {
-  Query,              ///< [rows][query rows][key_dim]
-  Key, Value,         ///< [rows][capacity][key_dim or value_dim], or aligned_cache in device memory
-  Scale,              ///< f32
-  Splits,             ///< i32
-  Statistics,         ///< f32 [rows][splits][query rows][kStatistics]
-  Partial,            ///< f32 [rows][splits][query rows][value_dim]: outputs, of dense caches relative to the split's maximum, of planes to the row's
-  Acc, Max, Sum,      ///< f32 [rows][query rows][value_dim], [rows][query rows] twice: the softmax state
-  SinkLogits,         ///< f32 [query heads], where the shape has them
-  AttnMask,           ///< [batch or 1][query heads or 1][queries or 1][tokens], where the shape has one
-  // Of dense caches:
-  Lengths,            ///< i64 [batch]
-  Capacity,           ///< i32
-  // Of planes:
-  Scores,             ///< f32 [rows][query rows][capacity], as the softmax takes them
-  Tops,               ///< f32 [rows][query rows][tiles]: the largest score of each tile
-  Margins,            ///< i32 [rows][query rows]: of the rule (P1)
-  KeyBits, ValueBits, ///< i8 [rows][tiles][key_dim] and [rows][capacity]: bits that were read, or null where nobody asks
-};
-llvm::SmallVector<std::pair<Argument, mlir::Attribute>> argumentsOf(mlir::Builder &b, const DecodeShape &shape);
-
 /// What a split knows of its scores, and what all of a row's give together: the maximum, and the sum of e^(s - maximum).
 enum Statistic { kMaximum, kSum, kStatistics };
+
+/// A cache in planes, as the threads of a row see it.
+struct PlaneCache {
+  Val planes[ALIGNED_MAX_PLANES]; ///< of all rows
+  Places places;                  ///< of the row's tiles
+  Val capacity;                   ///< i32: tiles that there is room for
+};
 
 class DecodeKernel : public GpuKernel {
 public:
@@ -42,16 +33,27 @@ public:
 
 protected:
   const DecodeShape &shape;
-  Val row, batch, kvHead, splits;
-  Val g, t;   ///< the lane's place in a product: lane = 4 g + t
-  Val tokens; ///< i32
+  Val row, batch, kvHead;
+  Val split, splits; ///< split: of kernels that have a block of threads for each
+  Val g, t;          ///< the lane's place in a product: lane = 4 g + t
+  Val tokens;        ///< i32
+  // Of planes:
+  Val tiles, seenTiles; ///< i32; seenTiles: those of which some query sees a token (A11), numbered from 0 on
+  VisibleTiles visible; ///< where there is a mask
 
   Val argument(Argument which);
   /// This row's part of an array with `count` elements for each.
-  Val rowOf(Argument which, Val count, mlir::Type element = {});
-  Val rowOf(Argument which, int64_t count, mlir::Type element = {}) { return rowOf(which, number(count), element); }
+  Val ofRow(Argument which, mlir::Type element, Val count) { return e.at(argument(which), element, wide(row) * wide(count)); }
+  Val ofRow(Argument which, mlir::Type element, int64_t count) { return ofRow(which, element, number(count)); }
   /// The part of split `split`, and query row h, of an array with `count` elements for each.
-  Val ofSplit(Argument which, Val split, Val h, int64_t count) { return e.at(rowOf(which, splits * (shape.heads * count)), e.f32(), (split * shape.heads + h) * count); }
+  Val ofSplit(Argument which, Val split, Val h, int64_t count) { return e.at(ofRow(which, e.f32(), splits * (shape.heads * count)), e.f32(), (split * shape.heads + h) * count); }
+  /// Whether somebody asks for what a record argument holds.
+  Val isAsked(Argument record);
+  /// A cache's number, as i32.
+  Val small(Argument cache, int64_t offset) { return convert(field(argument(cache), offset), e.i32()); }
+  PlaneCache viewOf(Argument cache, PlanesAttr planes);
+  /// The `index`th tile that some query sees.
+  Val tileAt(Val index) { return shape.mask ? index + select(index < visible.sinks, number(0), visible.begin - visible.sinks) : index; }
 
   bool isMasked() const { return shape.mask || shape.attnMask; }
   /// The query row that a number stands for: those that pad products stand for the last one.
@@ -60,16 +62,26 @@ protected:
   Val isInSight(Val h, Val token) { return isVisible(token, h % shape.queries, tokens, shape); }
   /// Whether it sees it, which the operand that is a mask may deny, too (P8).
   Val isSeen(Val h, Val token);
+  /// The number of the mask that is an operand (P8) for a query row and a token: f32 to add, or i8, 0 for what is hidden.
+  Val maskNumber(Val h, Val token);
   /// A score, capped, with what the operand that is a mask adds.
   Val underMask(Val score, Val h, Val token);
   /// A score as the softmax takes it, of a token that is there: capped (A12), masked, and -inf where the query row does not see the token.
   Val seenScore(Val score, Val h, Val token);
+  /// The logit without a value of a query row (P8).
+  Val sinkLogit(Val h);
+
+  /// Whether any token of a cache is kept aside (S7), of whatever row.
+  Val hasAsides(Argument cache) { return small(cache, offsetof(aligned_cache, asides)) != 0; }
+  /// Calls `body` for each of this row's tokens that are kept aside, with its number and where its values are.
+  void forAsides(Argument cache, llvm::function_ref<void(Val token, Val values)> body);
 
   /// Those of the whole row of a query row, once all splits have theirs; the same in all lanes of the warp. A sink's logit is in both (P8).
   Vals statisticsOf(Val h);
 
 private:
   llvm::SmallVector<Argument> order;
+  /// What the operand that is a mask adds to a score; -inf where it says no.
   Val addend(Val h, Val token);
 };
 

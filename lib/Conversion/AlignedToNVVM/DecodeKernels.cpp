@@ -3,6 +3,7 @@
 
 #include "FloatKernel.h"
 #include "Sidecar.h"
+#include "StepKernel.h"
 
 using namespace mlir;
 using namespace aligned;
@@ -25,27 +26,35 @@ FailureOr<DecodeShape> aligned::checkDecode(DecodeAttentionOp op) {
 }
 
 DictionaryAttr aligned::emitDecode(ModuleOp program, const DecodeShape &shape) {
+  using Extent = Sidecar::Extent;
   Builder b(program.getContext());
   Sidecar s(b);
   SmallVector<Attribute> launches, arguments;
-  auto launch = [&](StringRef phase, auto emit, Sidecar::Extent columns = "splits") {
-    std::string name = ("decode" + Twine(shape.attention) + "_" + phase).str();
+  auto launch = [&](StringRef what, void (*emit)(ModuleOp, StringRef, const DecodeShape &), ArrayRef<Extent> grid) {
+    std::string name = ("decode" + Twine(shape.attention) + "_" + what).str();
     emit(program, name, shape);
-    launches.push_back(s.launch(name, {columns, "rows"}));
+    launches.push_back(s.launch(name, grid));
   };
-  if (!shape.keyPlanes) {
-    launch("scan", emitDenseScan);
-  } else {
-    launch("scores", emitFloatScores);
+  if (isStaged(shape)) {
+    launch("scan", emitScanKernel, {"splits", "rows", 1});
+    launch("attend", emitAttendKernel, {"splits", "rows", blocksPerSplit(shape)});
+    if (shape.certified)
+      launch("certify", emitCertifyKernel, {"splits", "rows", 1});
+  } else if (shape.keyPlanes) {
+    launch("scores", emitFloatScores, {"splits", "rows"});
     if (!shape.exact())
-      launch("probe", emitProbe, 1);
-    launch("values", emitFloatValues);
+      launch("probe", emitProbe, {1, "rows"});
+    launch("values", emitFloatValues, {"splits", "rows"});
+  } else {
+    launch("scan", emitDenseScan, {"splits", "rows"});
   }
-  launch("merge", emitMerge, shape.heads);
+  if (!isStaged(shape))
+    launch("merge", emitMerge, {shape.heads, "rows"});
   for (auto [which, description] : argumentsOf(b, shape))
     arguments.push_back(description);
   return b.getDictionaryAttr({s.field("site", shape.attention), s.field("kv_heads", shape.kvHeads), s.field("heads", shape.heads), s.field("queries", shape.queries),
-                              s.field("key_dim", shape.keyDim), s.field("value_dim", shape.valueDim), s.field("query", Sidecar::nameOf(shape.query)), s.field("certified", int64_t(0)),
-                              s.field("key", s.format(shape.keyPlanes, CacheRole::Key, shape.key)), s.field("value", s.format(shape.valuePlanes, CacheRole::Value, shape.value)),
-                              s.field("arguments", b.getArrayAttr(arguments)), s.field("launch", b.getArrayAttr(launches))});
+                              s.field("key_dim", shape.keyDim), s.field("value_dim", shape.valueDim), s.field("query", Sidecar::nameOf(shape.query)),
+                              s.field("certified", int64_t(shape.certified)), s.field("key", s.format(shape.keyPlanes, CacheRole::Key, shape.key)),
+                              s.field("value", s.format(shape.valuePlanes, CacheRole::Value, shape.value)), s.field("arguments", b.getArrayAttr(arguments)),
+                              s.field("launch", b.getArrayAttr(launches))});
 }

@@ -1,4 +1,8 @@
-// Decode attention on a GPU that is not in stages: over dense caches and over float planes.
+// Decode attention on a GPU: which kernels there are, and in what grids.
+//
+// Fixed planes, in stages:
+//
+//   scan, attend, certify                                                                 see StepKernel.h
 //
 // Dense caches of f16 or bf16, flash decoding. All bits are read, so nothing has to be known of a row before its values are: tokens are seen once.
 //
@@ -22,7 +26,7 @@
 
 namespace aligned {
 
-/// What these kernels are asked for; a diagnostic where they can't do it.
+/// What the kernels of an attention that is not in stages are asked for; a diagnostic where they can't do it. For stages there is checkStep.
 mlir::FailureOr<DecodeShape> checkDecode(DecodeAttentionOp op);
 /// Adds the kernels of an attention to `program`, and returns how they are launched, as docs/GPU.md describes it.
 mlir::DictionaryAttr emitDecode(mlir::ModuleOp program, const DecodeShape &shape);

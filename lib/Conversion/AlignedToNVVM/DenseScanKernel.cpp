@@ -63,7 +63,7 @@ private:
   /// Query rows that see alike share a view: that of row h is h mod views, whose first row it is.
   const int64_t views = shape.attnMask && shape.attnMask.getDimSize(1) != 1 ? shape.heads : isMasked() ? shape.queries : 1;
 
-  Val split, capacity;
+  Val capacity;
   Val sinks, gap, seen;    ///< steps that some query sees: those before `sinks`, and from `sinks` + `gap` on; how many they are
   std::vector<Vals> query; ///< left operands of a chunk of keys
   Vals scales;             ///< of this lane's scores, by group
@@ -156,7 +156,7 @@ void DenseScanKernel::findSteps() {
 Vals DenseScanKernel::queryOf(Val h, const Chunk &chunk) {
   int64_t count = chunk.width / 4;
   constexpr int64_t kAtOnce = 4;
-  Val rows = rowOf(Argument::Query, shape.heads * shape.keyDim, shape.query);
+  Val rows = ofRow(Argument::Query, shape.query, shape.heads * shape.keyDim);
   return e.choose(
       h < shape.heads,
       [&] {
@@ -550,13 +550,12 @@ void DenseScanKernel::store(State &state) {
 }
 
 void DenseScanKernel::emit() {
-  split = e.block(gpu::Dimension::x);
   capacity = argument(Argument::Capacity);
   planPieces();
   for (const Piece &piece : pieces)
     for (const Chunk &chunk : piece.chunks) {
       Type element = piece.isValue ? shape.value : shape.key;
-      Val base = rowOf(piece.isValue ? Argument::Value : Argument::Key, wide(capacity) * (piece.isValue ? shape.valueDim : shape.keyDim), element);
+      Val base = ofRow(piece.isValue ? Argument::Value : Argument::Key, element, wide(capacity) * (piece.isValue ? shape.valueDim : shape.keyDim));
       bases.try_emplace({piece.isValue, chunk.width}, e.at(base, element, piece.isValue ? g * (chunk.width / 8) : t * (chunk.width / 4)));
     }
   prepareQueries();

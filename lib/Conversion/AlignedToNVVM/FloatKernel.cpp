@@ -1,44 +1,20 @@
 // See the header for the idea.
 #include "FloatKernel.h"
 
-#include "aligned/Runtime/DeviceCache.h"
-
-#include "mlir/Dialect/LLVMIR/LLVMDialect.h"
-
-#include <cstddef>
-
 using namespace mlir;
 using namespace aligned;
 
 FloatKernel::FloatKernel(ModuleOp program, StringRef name, const DecodeShape &shape, int64_t warps)
     : DecodeKernel(program, name, shape, warps), policies(shape, kvHead) {
-  split = e.block(gpu::Dimension::x);
-  key = view(Argument::Key, shape.keyPlanes, shape.keyDim);
-  value = view(Argument::Value, shape.valuePlanes, shape.valueDim);
-  tiles = shrLogical(tokens + (kTile - 1), number(6));
-  seenTiles = tiles;
-  if (shape.mask) {
-    visible = visibleTiles(tiles, tokens, shape);
-    seenTiles = visible.sinks + visible.end - visible.begin;
-  }
+  key = floatViewOf(Argument::Key, shape.keyPlanes, shape.keyDim);
+  value = floatViewOf(Argument::Value, shape.valuePlanes, shape.valueDim);
 }
 
-FloatCache FloatKernel::view(Argument which, PlanesAttr planes, int64_t headDim) {
-  Val cache = argument(which);
-  auto small = [&](int64_t offset) { return convert(field(cache, offset), e.i32()); };
-  FloatCache view;
-  Val resident = small(offsetof(aligned_cache, planes));
-  view.layers = number(residentLayers(planes));
+FloatCache FloatKernel::floatViewOf(Argument which, PlanesAttr planes, int64_t headDim) {
+  FloatCache view{viewOf(which, planes), number(residentLayers(planes)), e.at(addressOf(argument(which), offsetof(aligned_cache, channel_max)), e.f32(), wide(row) * headDim)};
+  Val resident = small(which, offsetof(aligned_cache, planes));
   for (int64_t plane = planes.getResident() - 1; plane > 0; --plane)
     view.layers = select(resident > plane, view.layers, number(planes.getFirstLayer(plane)));
-  for (int64_t plane = 0; plane < planes.getResident(); ++plane)
-    view.plane[plane] = addressOf(cache, offsetof(aligned_cache, plane) + plane * sizeof(void *));
-  view.pages = field(cache, offsetof(aligned_cache, pages));
-  view.channelMax = e.at(addressOf(cache, offsetof(aligned_cache, channel_max)), e.f32(), wide(row) * headDim);
-  view.stride = shrLogical(small(offsetof(aligned_cache, capacity)), number(6));
-  view.aside = addressOf(cache, offsetof(aligned_cache, aside));
-  view.asideValues = addressOf(cache, offsetof(aligned_cache, aside_values));
-  view.asides = min(small(offsetof(aligned_cache, asides)), small(offsetof(aligned_device_cache, aside_capacity))); // those that found room
   return view;
 }
 
@@ -64,12 +40,8 @@ Val FloatKernel::isOfSplit(Val token) {
 }
 
 Val FloatKernel::queryAt(Val h, Val channel) {
-  Val x = convert(e.loadGlobal(rowOf(Argument::Query, shape.heads * shape.keyDim, shape.query), shape.query, h * shape.keyDim + channel), e.f32());
+  Val x = convert(e.loadGlobal(ofRow(Argument::Query, shape.query, shape.heads * shape.keyDim), shape.query, h * shape.keyDim + channel), e.f32());
   return fma(x, real(0), x);
-}
-
-Val FloatKernel::isAsked(Argument record) {
-  return e.wrap(LLVM::PtrToIntOp::create(e.b, e.i64(), argument(record).value)) != e.constant(e.i64(), 0);
 }
 
 //===----------------------------------------------------------------------===//
@@ -77,10 +49,10 @@ Val FloatKernel::isAsked(Argument record) {
 //===----------------------------------------------------------------------===//
 
 Vals FloatKernel::planesOf(const FloatCache &cache, PlanesAttr planes, Val tile, int64_t headDim) {
-  Val where = physical(cache.pages, cache.stride, row, batch, number(shape.kvHeads), kvHead, tile);
+  Val place = placeAt(cache.places, tile);
   Vals starts;
   for (int64_t plane = 0; plane < planes.getResident(); ++plane)
-    starts.push_back(blockOf(cache.plane[plane], where, storage::bytesPerTile(planes.getWidths()[plane], headDim)));
+    starts.push_back(tileOf(cache.planes[plane], place, storage::bytesPerTile(planes.getWidths()[plane], headDim)));
   return starts;
 }
 
@@ -146,17 +118,4 @@ Vals FloatKernel::partsOf(int64_t count, Type storage, Vals two) {
   for (Val x : two)
     upper.push_back(bitcast(bitcast(x, e.i32()) & (storage.isBF16() ? -0x10000 : -0x2000), e.f32()));
   return {e.pack(storage, upper[0], upper[1]), e.pack(storage, two[0] - upper[0], two[1] - upper[1])};
-}
-
-//===----------------------------------------------------------------------===//
-// Tokens kept aside
-//===----------------------------------------------------------------------===//
-
-void FloatKernel::forAside(const FloatCache &cache, int64_t headDim, function_ref<void(Val, Val)> body) {
-  e.loop(number(0), cache.asides, 1, [&](Val i) {
-    auto field = [&](int64_t offset) { return e.loadGlobal(e.at(cache.aside, e.i64(), wide(i) * 2), e.i64(), number(offset / 8)); };
-    static_assert(sizeof(aligned_aside) == 16);
-    e.when(field(offsetof(aligned_aside, row)) == wide(row),
-           [&] { body(convert(field(offsetof(aligned_aside, token)), e.i32()), e.at(cache.asideValues, e.f32(), wide(i) * headDim)); });
-  });
 }

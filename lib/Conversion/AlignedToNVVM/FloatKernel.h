@@ -1,4 +1,4 @@
-// What the kernels over float planes (S8) share: how values come out of planes, which query rows a warp takes, and tokens kept aside (S7).
+// What the kernels over float planes (S8) share: how values come out of planes, and which query rows a warp takes.
 //
 // A word of a layer of 4 bits holds eight values (Layout.h), four in its low halves and four in its high ones: of K tokens i .. i + 3 and i + 32 .. of a channel, of V
 // channels j .. j + 3 and those half a row further of a token. What is read of a channel or a row ends where it need not go on, and with it the loads: the midpoint of what
@@ -22,7 +22,6 @@
 
 #include "../Common/HeadPolicies.h"
 #include "../Common/Numerics.h"
-#include "aligned/Storage/Layout.h"
 
 namespace aligned {
 
@@ -31,13 +30,9 @@ constexpr int64_t kProductDepth = 16, kProductColumns = 8;
 constexpr int64_t kDepthWords = kProductDepth / 2; ///< of shared memory that hold the depth of a row or column
 constexpr int64_t kWeightParts = 2;                ///< of a weight of V
 
-/// A cache as the threads of a row see it.
-struct FloatCache {
-  Val layers;                                ///< i32: of 4 bits, that may be read
-  Val plane[ALIGNED_MAX_PLANES], pages;      ///< of all rows
-  Val channelMax;                            ///< of this row
-  Val stride;                                ///< i32: tiles that there is room for
-  Val aside, asideValues, asides;            ///< of all rows; asides: i32
+struct FloatCache : PlaneCache {
+  Val layers;     ///< i32: of 4 bits, that may be read
+  Val channelMax; ///< of this row
 };
 
 class FloatKernel : public DecodeKernel {
@@ -51,10 +46,8 @@ protected:
   const int64_t ownHeads = llvm::divideCeil(shape.heads, sharers); ///< query rows of a warp
   const int64_t words = shape.valueDim / kWordValues;              ///< of a layer of a row of V
 
-  Val split;
   FloatCache key, value;
   HeadPolicies policies;
-  Val tiles, seenTiles; ///< i32; seenTiles: those of which some query sees a token, numbered from 0 on
 
   Val sharer() { return warp & (sharers - 1); }
   Val stream() { return shrLogical(warp, number(llvm::Log2_64(sharers))); }
@@ -62,20 +55,17 @@ protected:
   /// Waits for the warps that share this one's tiles, and for all lanes.
   void meetSharers();
 
-  Val tileAt(Val index) { return shape.mask ? index + select(index < visible.sinks, number(0), visible.begin - visible.sinks) : index; }
   /// Tiles of this split, by their numbers: first and end.
   std::pair<Val, Val> stretch();
   /// Whether a token is in one of them.
   Val isOfSplit(Val token);
 
   /// A query row's part of an array with as many numbers for each row as the key cache has room for tokens, or tiles.
-  Val ofHead(Argument which, Val h, Val count) { return e.at(rowOf(which, wide(count) * shape.heads), e.f32(), wide(h) * wide(count)); }
-  Val scoresOf(Val h) { return ofHead(Argument::Scores, h, key.stride * kTile); }
-  Val topsOf(Val h) { return ofHead(Argument::Tops, h, key.stride); }
+  Val ofHead(Argument which, Val h, Val count) { return e.at(ofRow(which, e.f32(), wide(count) * shape.heads), e.f32(), wide(h) * wide(count)); }
+  Val scoresOf(Val h) { return ofHead(Argument::Scores, h, key.capacity * kTile); }
+  Val topsOf(Val h) { return ofHead(Argument::Tops, h, key.capacity); }
   /// Query rows as f32. One that is not finite is NaN: it makes its row NaN.
   Val queryAt(Val h, Val channel);
-  /// Whether somebody asks for what a record argument holds.
-  Val isAsked(Argument record);
 
   /// What a plane's values are.
   mlir::Type storageOf(mlir::Type element) { return element.isBF16() ? element : e.types.getF16Type(); }
@@ -92,15 +82,11 @@ protected:
   /// Two f32 as `count` registers of two `storage`, 1 or 2, whose sum they are: the first is cut and not rounded, the second holds what it leaves.
   Vals partsOf(int64_t count, mlir::Type storage, Vals two);
 
-  /// Calls `body` for each of this row's tokens that are kept aside in `cache`, with its number and where its values are.
-  void forAside(const FloatCache &cache, int64_t headDim, llvm::function_ref<void(Val token, Val values)> body);
-
 private:
   static int64_t warpsFor(const DecodeShape &shape) { return shape.heads > (std::max(shape.keyDim, shape.valueDim) > 128 ? 8 : 16) ? 8 : 4; }
-  FloatCache view(Argument cache, PlanesAttr planes, int64_t headDim);
+  FloatCache floatViewOf(Argument cache, PlanesAttr planes, int64_t headDim);
   /// The upper (or lower) two layers of a word as bytes, for its low and its high halves.
   std::pair<Val, Val> bytesOf(Val upper, Val lower);
-  VisibleTiles visible;
 };
 
 void emitFloatScores(mlir::ModuleOp program, llvm::StringRef name, const DecodeShape &shape);

@@ -161,15 +161,15 @@ void FloatScoresKernel::scoreTile(Val tile) {
       }
   });
   e.when(isAsked(Argument::KeyBits) & (sharer() == 0), [&] {
-    Val record = rowOf(Argument::KeyBits, wide(key.stride) * shape.keyDim, e.i8());
+    Val record = ofRow(Argument::KeyBits, e.i8(), wide(key.capacity) * shape.keyDim);
     e.loop(lane, number(shape.keyDim), GpuEmitter::kWarp,
            [&](Val c) { e.storeGlobal(convert(limited(e.load(layersOf, swizzled(c)), tile) * 4, e.i8()), record, tile * shape.keyDim + c); });
   });
 }
 
 void FloatScoresKernel::scoreAside() {
-  e.when(key.asides > 0, [&] {
-    forAside(key, shape.keyDim, [&](Val token, Val values) {
+  e.when(hasAsides(Argument::Key), [&] {
+    forAsides(Argument::Key, [&](Val token, Val values) {
       e.when(isOfSplit(token), [&] {
         forHeadsOfWarp(shape.heads, [&](Val h) {
           Val sum = e.loop(lane, number(shape.keyDim), GpuEmitter::kWarp, {real(0)}, [&](Val c, Vals sum) -> Vals {
@@ -223,9 +223,9 @@ void FloatScoresKernel::recordUnseen() {
   if (!shape.mask)
     return;
   e.when(isAsked(Argument::KeyBits) & (split == 0), [&] {
-    Val keys = rowOf(Argument::KeyBits, wide(key.stride) * shape.keyDim, e.i8()), values = rowOf(Argument::ValueBits, wide(key.stride) * kTile, e.i8()), none = e.constant(e.i8(), 0);
+    Val keys = ofRow(Argument::KeyBits, e.i8(), wide(key.capacity) * shape.keyDim), values = ofRow(Argument::ValueBits, e.i8(), wide(key.capacity) * kTile), none = e.constant(e.i8(), 0);
     e.loop(number(0), tiles, 1, [&](Val tile) {
-      e.when(areVisible(tile * kTile, tile * kTile + (kTile - 1), tokens, shape) == e.constant(e.types.getI1Type(), 0), [&] {
+      e.when(invert(areVisible(tile * kTile, tile * kTile + (kTile - 1), tokens, shape)), [&] {
         forThreads(shape.keyDim, [&](Val c) { e.storeGlobal(none, keys, tile * shape.keyDim + c); });
         forThreads(kTile, [&](Val token) { e.storeGlobal(none, values, tile * kTile + token); });
       });

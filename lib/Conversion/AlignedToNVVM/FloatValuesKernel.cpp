@@ -64,7 +64,7 @@ void FloatValuesKernel::prepare() {
       if (shape.exact())
         return;
       // A row lies margin - log2(p) powers of two below: compare p with powers of two instead of taking logarithms.
-      Val margin = e.choose(seenTiles > 0, [&]() -> Vals { return {e.loadGlobal(rowOf(Argument::Margins, shape.heads, e.i32()), e.i32(), h, /*constant=*/false)}; },
+      Val margin = e.choose(seenTiles > 0, [&]() -> Vals { return {e.loadGlobal(ofRow(Argument::Margins, e.i32(), shape.heads), e.i32(), h, /*constant=*/false)}; },
                             [&]() -> Vals { return {number(0)}; })[0];
       auto power = [&](int64_t below) { return bitcast((margin + (127 - below)) << 23, e.f32()); };
       Val sum = statistics[kSum];
@@ -88,10 +88,10 @@ void FloatValuesKernel::listTile(Val tile, Val parity) {
   Val first = swizzled(lane * 2), own = warp * warpWords + lane / 8 * (operands * operandWords) + lane % kDepthWords;
   Vals listed{tile * kTile + first, tile * kTile + first + 4}, wanted(2, number(0));
   Vals isAside = e.choose(
-      value.asides > 0,
+      hasAsides(Argument::Value),
       [&] {
         Variable found[2] = {e.variable(number(0)), e.variable(number(0))};
-        forAside(value, shape.valueDim, [&](Val token, Val) {
+        forAsides(Argument::Value, [&](Val token, Val) {
           for (int64_t j = 0; j < 2; ++j)
             found[j].set(select(token == listed[j], number(1), found[j]()));
         });
@@ -176,7 +176,7 @@ Vals FloatValuesKernel::addTile(Vals sums, Val index) {
   listTile(tile, parity);
   meetSharers();
   e.when(isAsked(Argument::ValueBits) & (sharer() == 0), [&] {
-    Val record = rowOf(Argument::ValueBits, wide(key.stride) * kTile, e.i8());
+    Val record = ofRow(Argument::ValueBits, e.i8(), wide(key.capacity) * kTile);
     for (int64_t half : {0, 1}) {
       Val within = lane + half * GpuEmitter::kWarp;
       e.storeGlobal(convert(layersOf(swizzled(within), parity) * 4, e.i8()), record, tile * kTile + within);
@@ -248,11 +248,11 @@ void FloatValuesKernel::store(Vals sums) {
 }
 
 void FloatValuesKernel::addAside() {
-  e.when(value.asides > 0, [&] {
+  e.when(hasAsides(Argument::Value), [&] {
     const int64_t dim = shape.valueDim;
     e.barrier(); // what the planes gave is there
     Val partial = ofSplit(Argument::Partial, split, number(0), dim);
-    forAside(value, dim, [&](Val token, Val values) {
+    forAsides(Argument::Value, [&](Val token, Val values) {
       e.when(isOfSplit(token), [&] {
         forThreads(shape.heads * dim, [&](Val i) {
           Val h = i / dim;

@@ -72,11 +72,6 @@ Val GpuEmitter::vectorOf(ArrayRef<Val> scalars) {
   return wrap(vector::FromElementsOp::create(b, VectorType::get(values.size(), scalars.front().type()), values));
 }
 
-/// As text: the intrinsic is selected for PTX 8.0 and sm_90 only, though all chips have the instruction.
-void GpuEmitter::prefetch(Val pointer) {
-  NVVM::InlinePtxOp::create(b, TypeRange(), ValueRange{pointer.value}, ValueRange(), "prefetch.global.L2 [$0];", /*predicate=*/Value());
-}
-
 Shared GpuEmitter::shared(gpu::GPUModuleOp module, StringRef name, Type element, int64_t count) {
   LLVM::GlobalOp global;
   {
@@ -139,17 +134,6 @@ Vals GpuEmitter::forEachLane(Val lanes, Vals initial, function_ref<Vals(Val, Val
 Val GpuEmitter::warpAdd(Val value, ArrayRef<int64_t> distances) {
   for (int64_t distance : distances)
     value = value + shuffleXor(value, distance);
-  return value;
-}
-
-Val GpuEmitter::shuffleXorWide(Val value, int64_t distance) {
-  Val low = shuffleXor(convert(value, i32()), distance), high = shuffleXor(convert(shrLogical(value, constant(i64(), 32)), i32()), distance);
-  return zext(low, i64()) | (zext(high, i64()) << 32);
-}
-
-Val GpuEmitter::warpAddWide(Val value) {
-  for (int64_t distance : {16, 8, 4, 2, 1})
-    value = value + shuffleXorWide(value, distance);
   return value;
 }
 
@@ -226,8 +210,6 @@ Val GpuEmitter::reciprocal(Val x) { return intrinsic("llvm.nvvm.rcp.approx.ftz.f
 Val GpuEmitter::squareRoot(Val x) { return intrinsic("llvm.nvvm.sqrt.approx.ftz.f", f32(), {x}); }
 void GpuEmitter::fence() { LLVM::CallIntrinsicOp::create(b, b.getStringAttr("llvm.nvvm.membar.gl"), ValueRange()); }
 
-Val GpuEmitter::dot4(Val a, Val b, Val c) { return intrinsic("llvm.nvvm.idp4a.u.u", i32(), {a, b, c}); }
-
 void GpuEmitter::atomicAdd(Val value, Shared array, Val offset) {
   LLVM::AtomicRMWOp::create(b, LLVM::AtomicBinOp::add, at(array.base, array.element, offset).value, value.value, LLVM::AtomicOrdering::monotonic);
 }
@@ -239,8 +221,6 @@ Val GpuEmitter::atomicAdd(Val value, Val pointer, Val offset) {
 void GpuEmitter::atomicMax(Val value, Val pointer, Val offset) {
   LLVM::AtomicRMWOp::create(b, LLVM::AtomicBinOp::max, at(pointer, value.type(), offset).value, value.value, LLVM::AtomicOrdering::monotonic);
 }
-
-Val GpuEmitter::roundEvenDouble(Val x) { return intrinsic("llvm.rint", x.type(), {x}); }
 
 std::pair<Val, Val> GpuEmitter::nearest(Val x) {
   constexpr double kShift = 12582912.0; // 1.5 * 2^23: around it floats are the integers, and their patterns follow one another as those do

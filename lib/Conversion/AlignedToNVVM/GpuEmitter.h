@@ -40,6 +40,7 @@ public:
 
   Val number(int64_t n) { return constant(i32(), static_cast<double>(n)); }
   Val real(double x) { return constant(f32(), x); }
+  Val flag(bool value) { return constant(types.getI1Type(), value); }
   Val unused(mlir::Type type); ///< what nobody will look at, so that no instruction makes it
   Variable variable(Val initial);
   Variable variable(mlir::Type type); ///< what it holds is whatever
@@ -59,9 +60,6 @@ public:
   Val loadGlobal(Val pointer, mlir::Type type, Val offset, bool constant = true);
   void storeGlobal(Val value, Val pointer, Val offset);
   Val vectorOf(llvm::ArrayRef<Val> scalars);
-
-  /// Brings the 128 bytes around an address nearer, for a load to come.
-  void prefetch(Val pointer);
 
   // Shared memory, in elements.
   Shared shared(mlir::gpu::GPUModuleOp module, llvm::StringRef name, mlir::Type element, int64_t count);
@@ -85,8 +83,6 @@ public:
   Vals forEachLane(Val lanes, Vals initial, llvm::function_ref<Vals(Val lane, Vals state)> body);
   /// Over the lanes that differ in the bits of `distances` only.
   Val warpAdd(Val value, llvm::ArrayRef<int64_t> distances);
-  Val shuffleXorWide(Val value, int64_t distance); ///< of i64
-  Val warpAddWide(Val value);                      ///< of i64, over all lanes
   Val warpMax(Val value, llvm::ArrayRef<int64_t> distances);
   Val warpMaxAll(Val value); ///< of i32 that are not negative, over all lanes: one instruction
 
@@ -104,12 +100,9 @@ public:
   /// Two f32 as a register of two `element`, f16 or bf16, rounded to the nearest.
   Val pack(mlir::Type element, Val low, Val high);
 
-  /// c + the sum of four products of unsigned bytes.
-  Val dot4(Val a, Val b, Val c);
   void atomicAdd(Val value, Shared array, Val offset);
   Val atomicAdd(Val value, Val pointer, Val offset); ///< what was there
   void atomicMax(Val value, Val pointer, Val offset);
-  Val roundEvenDouble(Val x);                        ///< of f64
 
   /// The upper half of the 64-bit product, and an addend: one instruction.
   Val multiplyHigh(Val a, Val b, Val c);

@@ -35,11 +35,15 @@ Val GpuKernel::tokensOf(Val cache, Val batch) {
                  e.i32());
 }
 
-Val GpuKernel::physical(Val pages, Val stride, Val row, Val batch, Val kvHeads, Val kvHead, Val block) {
+Places GpuKernel::placesOf(Val cache, Val capacity, Val row, Val batch, Val kvHeads, Val kvHead) {
+  Val pages = field(cache, offsetof(aligned_cache, pages)), none = e.constant(e.i64(), 0);
+  return {select(pages == none, none, pages + wide(batch * capacity) * 4), row * capacity, kvHeads, kvHead};
+}
+
+Val GpuKernel::placeAt(const Places &places, Val tile) {
   return e.choose(
-      pages != e.constant(e.i64(), 0),
-      [&]() -> Vals { return {e.loadGlobal(address(pages), e.i32(), wide(batch) * wide(stride) + wide(block)) * kvHeads + kvHead}; },
-      [&]() -> Vals { return {row * stride + block}; })[0];
+      places.pages != e.constant(e.i64(), 0), [&]() -> Vals { return {e.loadGlobal(address(places.pages), e.i32(), tile) * places.kvHeads + places.kvHead}; },
+      [&]() -> Vals { return {places.first + tile}; })[0];
 }
 
 Val GpuKernel::overSplits(Val first, Val splits, int64_t step, Val start, function_ref<Vals(Val)> load, function_ref<Val(Val, Vals)> add) {

@@ -10,7 +10,13 @@
 namespace aligned {
 
 constexpr double kLowest = -3e38; ///< in the place of -infinity, so that no difference of two is NaN
-constexpr int64_t kSharedBytes = 48 << 10; ///< that a block of threads has without asking for more
+
+/// Where the tiles of a row lie in every plane: one after another, or where a table says.
+struct Places {
+  Val pages;           ///< i64: address of the row's part of the table, 0 where there is none
+  Val first;           ///< i32: without one, place of the row's first tile
+  Val kvHeads, kvHead; ///< i32: a page holds a tile of all of them
+};
 
 /// A kernel: what any thread of it says.
 class GpuKernel {
@@ -36,10 +42,11 @@ protected:
   Val addressOf(Val cache, int64_t offset) { return address(field(cache, offset)); }
   /// Tokens of a batch entry (i32).
   Val tokensOf(Val cache, Val batch);
-  /// The bytes of a physical block that has `bytes` of them.
-  Val blockOf(Val base, Val physical, int64_t bytes) { return e.at(base, e.i8(), wide(physical) * bytes); }
-  /// Where a logical block lies: its number among all blocks of all rows. `pages` is the address of the table, i64; `stride` the blocks of the capacity.
-  Val physical(Val pages, Val stride, Val row, Val batch, Val kvHeads, Val kvHead, Val block);
+  /// `capacity`: tiles that each row has room for.
+  Places placesOf(Val cache, Val capacity, Val row, Val batch, Val kvHeads, Val kvHead);
+  Val placeAt(const Places &places, Val tile);
+  /// The bytes of a plane from a tile of `bytes` on.
+  Val tileOf(Val plane, Val place, int64_t bytes) { return e.at(plane, e.i8(), wide(place) * bytes); }
 
   Shared shared(llvm::StringRef what, mlir::Type element, int64_t count) { return e.shared(module, name + "_" + what.str(), element, count); }
   /// Runs `body` for i = thread, thread + threads, ... below `count`.

@@ -5,8 +5,6 @@
 // Of equal scores the earlier token comes first.
 #include "FloatKernel.h"
 
-#include "mlir/Dialect/LLVMIR/LLVMDialect.h"
-
 using namespace mlir;
 using namespace aligned;
 
@@ -108,7 +106,7 @@ Vals ProbeKernel::valuesOf(const Vals &words) {
       values.push_back(bitcast(two << 16, e.f32()));
       values.push_back(bitcast(two & static_cast<int32_t>(0xffff0000), e.f32()));
     } else {
-      Val halves = convert(e.wrap(LLVM::BitcastOp::create(e.b, VectorType::get(2, e.types.getF16Type()), two.value)), e.f32());
+      Val halves = convert(e.halves(two), e.f32());
       values.push_back(aligned::lane(halves, 0));
       values.push_back(aligned::lane(halves, 1));
     }
@@ -127,13 +125,13 @@ Val ProbeKernel::marginOf(Val h, const Best &best) {
   Vals state = Vals(kWordValues, real(0));
   state.push_back(p);
   state = e.choose(
-      value.asides > 0,
+      hasAsides(Argument::Value),
       [&] {
         Vals s = state;
         SmallVector<Variable> sums;
         for (Val sum : s)
           sums.push_back(e.variable(sum));
-        forAside(value, dim, [&](Val token, Val values) {
+        forAsides(Argument::Value, [&](Val token, Val values) {
           Val own = sums.back()(), isIt = best.number == token, weight = warpAdd(select(isIt, own, real(0)));
           sums.back().set(select(isIt, real(0), own));
           e.when((weight != 0) & (rowOfLane() == 0), [&] {
@@ -174,7 +172,7 @@ void ProbeKernel::emit() {
   e.when(seenTiles > 0, [&] {
     forHeadsOfWarp(shape.heads, [&](Val h) {
       Val margin = marginOf(h, findTokens(h, findTiles(h)));
-      e.when(lane == 0, [&] { e.storeGlobal(margin, rowOf(Argument::Margins, shape.heads, e.i32()), h); });
+      e.when(lane == 0, [&] { e.storeGlobal(margin, ofRow(Argument::Margins, e.i32(), shape.heads), h); });
     });
   });
   finish();

@@ -9,14 +9,13 @@
 #include "aligned/Storage/Rotation.h"
 
 #include <cmath>
-#include <cstddef>
 
 using namespace mlir;
 using namespace aligned;
 
 namespace {
 
-constexpr double kLeastScale = 1e-30, kNothing = -1e30;
+constexpr double kLeastScale = 1e-30;
 constexpr double kFullscale = 32600.0 * 16 / 17; ///< a weight, so that with a 16th of another it still has two signed digits
 
 class ScanKernel : public StepKernel {
@@ -36,7 +35,7 @@ private:
   Shared shifts = shared("shifts", e.f32(), padded);
   Shared usual = shared("usual", e.f32(), kStepWarps), lows = shared("lows", e.i32(), kStepWarps);
   Shared stats = shared("stats", e.f32(), kStepWarps * padded * 3);
-  Val prepared, isFirst, someLow, floor;
+  Val isFirst, someLow, floor;
 
   void prepareQuery(Val h);
   void storeWeights(Val h, Val inverse, Val isRow, Val word, llvm::function_ref<void(int64_t digit, Val raw, Val low)> store);
@@ -88,8 +87,8 @@ void ScanKernel::prepareQuery(Val h) {
   const int64_t dim = shape.keyDim;
   if (rows > kStepWarps)
     e.warpBarrier(); // nobody reads the row before it any more
-  Val query = e.at(argument(StepArgument::Query), shape.query, (wide(row) * rows + wide(h)) * dim), scale = argument(StepArgument::Scale);
-  Val offset = e.at(addressOf(argument(StepArgument::Key), offsetof(aligned_cache, offset)), e.f32(), wide(row) * dim);
+  Val query = e.at(argument(Argument::Query), shape.query, (wide(row) * rows + wide(h)) * dim), scale = argument(Argument::Scale);
+  Val offset = e.at(addressOf(argument(Argument::Key), offsetof(aligned_cache, offset)), e.f32(), wide(row) * dim);
   Val notFinite = real(0), most = real(0), square = real(0), absolute = real(0);
   struct Part {
     int64_t first, size, each;
@@ -115,7 +114,7 @@ void ScanKernel::prepareQuery(Val h) {
     parts.push_back(part);
     first += size;
   }
-  Val isFinite = e.any((notFinite == 0) == e.constant(e.types.getI1Type(), 0)) == e.constant(e.types.getI1Type(), 0);
+  Val isFinite = invert(e.any(invert(notFinite == 0)));
   for (Part &part : parts) {
     for (Val &v : part.x)
       v = select(isFinite, v, real(0));
@@ -155,7 +154,7 @@ void ScanKernel::prepareQuery(Val h) {
   Val sum = e.loop(lane, number(scanWords), GpuEmitter::kWarp, {zero}, [&](Val word, Vals total) -> Vals {
     Val inside = word < keyWords;
     Variable own = e.variable(zero);
-    storeWeights(h, inverse, e.constant(e.types.getI1Type(), 0), min(word, number(keyWords - 1)), [&](int64_t digit, Val rawWord, Val lowWord) {
+    storeWeights(h, inverse, e.flag(false), min(word, number(keyWords - 1)), [&](int64_t digit, Val rawWord, Val lowWord) {
       Val place = (h * 2 + digit) * scanWords + (word & 3) * (2 * steps) + shrLogical(word, this->number(2)); // a lane's words side by side
       rawWord = select(inside, rawWord, zero);
       lowWord = select(inside, lowWord, zero);
@@ -186,7 +185,7 @@ void ScanKernel::prepareQuery(Val h) {
     if (!shape.softcap)
       shift = shiftOf();
     e.loop(lane, number(keyWords), GpuEmitter::kWarp, [&](Val word) {
-      storeWeights(h, inverse, e.constant(e.types.getI1Type(), 1), word, [&](int64_t digit, Val rawWord, Val lowWord) {
+      storeWeights(h, inverse, e.flag(true), word, [&](int64_t digit, Val rawWord, Val lowWord) {
         Val place = (h * 2 + digit) * keyWords + word;
         e.storeGlobal(rawWord, prepared, place + at.raw);
         e.storeGlobal(lowWord, prepared, place + at.low);
@@ -208,7 +207,7 @@ void ScanKernel::prepareQuery(Val h) {
       Val sigma = e.exp2(fma(median, real(0.125), real(-16))) * biasScale(key) * norm * (1.0 / 16 / std::sqrt(3.0));
       Val shrink = e.smallest(sigma * sigma * 0.5, real(kLargestShrink)) * -kLog2e;
       setHeadFact(h, HeadFact::Shrink, shrink);
-      Val seen = visibleTokens(h % shape.queries, newest, tokens, shape);
+      Val seen = visibleTokens(h % shape.queries, tokens, tokens, shape);
       setHeadFact(h, HeadFact::LogSeen, e.log2(convert(max(seen, number(1)), e.f32())));
       setHeadFact(h, HeadFact::NotFinite, select(isFinite, real(0), real(NAN)));
       setHeadFact(h, HeadFact::Shift, shift);
@@ -260,11 +259,11 @@ void ScanKernel::prepareRow() {
     setRowFact(RowFact::Floor, convert(floor, e.f32()));
     setRowFact(RowFact::KeyUnit, biasScale(key));
     setRowFact(RowFact::SomeLow, select(someLow, real(1), real(0)));
-    const int64_t counters = allRows / (quadsTogether(shape) * kQuad);
+    const int64_t counters = blocksPerSplit(shape);
     for (int64_t i = 0; i < counters; ++i)
-      e.storeGlobal(number(0), ofRow(StepArgument::Counters, e.i32(), counters), number(i));
+      e.storeGlobal(number(0), ofRow(Argument::Counters, e.i32(), counters), number(i));
     if (shape.certified)
-      e.storeGlobal(number(0), argument(CertifyArgument::Done), row);
+      e.storeGlobal(number(0), argument(Argument::Done), row);
   });
   // Tables by scale code, two codes a thread.
   Val sigma = longest * biasScale(key) * (1.0 / 16 / std::sqrt(3.0));
@@ -278,11 +277,11 @@ void ScanKernel::prepareRow() {
   e.storeGlobal(e.pack(f16, ofKey[0], ofKey[1]), prepared, thread + at.keyTable);
   e.storeGlobal(e.pack(f16, ofValue[0], ofValue[1]), prepared, thread + at.valueTable);
   // M1, in units of codes: sum (n - dither) / 2^15 over sum 1 / scale. Sums hold the bits of the planes that the cache has.
-  Val planes = convert(field(argument(StepArgument::Value), offsetof(aligned_cache, planes)), e.i32()), middle = real(0);
+  Val planes = small(Argument::Value, offsetof(aligned_cache, planes)), middle = real(0);
   aligned_format format{ALIGNED_FORMAT_FIXED, ALIGNED_ROLE_VALUE, 0, 3, {4, 4, 8}};
   for (int32_t p = 1; p < format.planes; ++p)
     middle = select(planes == p, real(std::exp2(15 - storage::bitsBefore(format, p))), middle);
-  Val channelSums = e.at(addressOf(argument(StepArgument::Value), offsetof(aligned_cache, sum)), e.i64(), wide(row) * shape.valueDim);
+  Val channelSums = e.at(addressOf(argument(Argument::Value), offsetof(aligned_cache, sum)), e.i64(), wide(row) * shape.valueDim);
   forThreads(shape.valueDim, [&](Val c) {
     Val total = fma(counted, middle, convert(e.loadGlobal(channelSums, e.i64(), c), e.f32()));
     e.storeGlobal(total * inverse * 0x1p-15, prepared, c + at.mean);
@@ -294,7 +293,7 @@ void ScanKernel::prepareRow() {
 //===----------------------------------------------------------------------===//
 
 Vals ScanKernel::loadTile(Val tile) {
-  Val place = placeOf(key, tile);
+  Val place = placeAt(key.places, tile);
   Val plane = tileOf(key.planes[0], place, storage::bytesPerTile(4, shape.keyDim)), codes = tileOf(key.codes, place, kTile);
   Val mine = e.at(plane, e.i8(), q * (kTile * 4) + g * 8);
   Vals loaded;
@@ -319,15 +318,15 @@ Vals ScanKernel::withAsides(const Vals &scores, Val tile) {
   SmallVector<Variable> now;
   for (Val score : scores)
     now.push_back(e.variable(score));
-  forAsides(StepArgument::Key, shape.keyDim, [&](Val token, Val values) {
+  forAsides(Argument::Key, [&](Val token, Val values) {
     e.when(shrLogical(token, number(6)) == tile, [&] {
       Val within = token & (kTile - 1);
       e.loop(number(0), number(rows), 1, [&](Val h) {
-        Val query = e.at(argument(StepArgument::Query), shape.query, (wide(row) * rows + wide(h)) * shape.keyDim);
+        Val query = e.at(argument(Argument::Query), shape.query, (wide(row) * rows + wide(h)) * shape.keyDim);
         Val dot = e.loop(lane, number(shape.keyDim), GpuEmitter::kWarp, {real(0)}, [&](Val c, Vals sum) -> Vals {
           return {fma(convert(e.loadGlobal(query, shape.query, c), e.f32()), e.loadGlobal(values, e.f32(), c), sum[0])};
         })[0];
-        Val score = warpAdd(dot) * argument(StepArgument::Scale) * kLog2e / e.load(units, h); // in the terms of the others, which have their unit before them
+        Val score = warpAdd(dot) * argument(Argument::Scale) * kLog2e / e.load(units, h); // in the terms of the others, which have their unit before them
         for (int64_t i = 0; i < int64_t(now.size()); ++i) {
           Val mine = (within == g * 2 + (16 * (i % 8 / 2) + i % 2)) & (h == q + 4 * (i / 8)), before = now[i]();
           now[i].set(select(mine & (before != real(-INFINITY)), score, before)); // what is hidden stays so
@@ -342,10 +341,9 @@ Vals ScanKernel::withAsides(const Vals &scores, Val tile) {
 }
 
 void ScanKernel::emit() {
-  Val keyAsides = asidesOf(StepArgument::Key);
+  Val someAside = hasAsides(Argument::Key);
   const int64_t halves = llvm::divideCeil(keyWords, 4); // of products, that a row has words in
   Val index = split * kStepWarps + warp, step = splits * kStepWarps;
-  prepared = ofRow(StepArgument::Prepared, e.i32(), at.size);
   isFirst = split == 0;
   floor = max(scalesField(value, offsetof(aligned_scales, median)) - storage::kFloorBelowMedian, number(storage::kLeastCode));
   SmallVector<Variable> ahead;
@@ -421,9 +419,9 @@ void ScanKernel::emit() {
     quad.sum = e.variable(real(0));
     quad.lowSum = e.variable(real(0));
   }
-  Val scores = ofRow(StepArgument::Scores, scoreType(), stride * (kTile * padded)), tops = ofRow(StepArgument::Tops, e.f32(), stride * (padded * 2));
-  Val records = isAsked(StepArgument::KeyBits);
-  Val keyBits = ofRow(StepArgument::KeyBits, e.i8(), stride * kTile), valueBits = ofRow(StepArgument::ValueBits, e.i8(), stride * kTile);
+  Val scores = tileScores(), tops = tileTops();
+  Val records = isAsked(Argument::KeyBits);
+  Val keyBits = bitsOf(Argument::KeyBits), valueBits = bitsOf(Argument::ValueBits);
   const int64_t mask = 0x0f0f0f0f;
   if (shape.mask)
     e.when(records, [&] { // nothing is read of tiles that no query sees
@@ -498,7 +496,7 @@ void ScanKernel::emit() {
           for (int64_t j = 0; j < 2; ++j) {
             Val token = firstToken + (16 * T + j), seen = token < tokens;
             if (shape.mask)
-              seen = seen & isVisible(token, (q + 4 * n) % shape.queries, newest, shape);
+              seen = seen & isInSight(q + 4 * n, token);
             covered.push_back(select(seen, scored[n][2 * T + j], real(-INFINITY)));
           }
       return covered;
@@ -510,12 +508,12 @@ void ScanKernel::emit() {
       return all;
     };
     Vals now = shape.mask ? cover() : e.choose(tile * kTile + kTile > tokens, cover, plain);
-    now = e.choose(keyAsides != 0, [&] { return withAsides(now, tile); }, [&] { return now; });
+    now = e.choose(someAside, [&] { return withAsides(now, tile); }, [&] { return now; });
     // Scores as the softmax sees them, where there is more to it than a factor.
     const bool isFinal = shape.softcap || shape.attnMask;
     if (isFinal)
       for (int64_t i = 0; i < quads * 8; ++i) {
-        Val h = min(q + 4 * (i / 8), number(rows - 1)), token = min(firstToken + (16 * (i % 8 / 2) + i % 2), tokens - 1), x = now[i] * all[i / 8].unit;
+        Val h = clamped(q + 4 * (i / 8)), token = min(firstToken + (16 * (i % 8 / 2) + i % 2), tokens - 1), x = now[i] * all[i / 8].unit;
         if (shape.softcap)
           x = select(now[i] == real(-INFINITY), now[i], capped(x, e.load(shifts, h)));
         now[i] = shape.attnMask ? masked(x, maskNumber(h, token)) : x;
@@ -553,7 +551,7 @@ void ScanKernel::emit() {
       quad.sum.set(fma(quad.sum(), factor, sum));
       quad.lowSum.set(quad.lowSum() * factor);
       e.when(someLow, [&] {
-        Val codes = tileOf(value.codes, placeOf(value, tile), kTile);
+        Val codes = tileOf(value.codes, placeAt(value.places, tile), kTile);
         for (int64_t j = 0; j < 8; ++j) {
           Val code = zext(e.loadGlobal(codes, e.i8(), g * 2 + (16 * (j / 2) + j % 2)), e.i32()), isLow = (code < floor) & (code != storage::kAside);
           quad.lowSum.set(quad.lowSum() + select(isLow, weights[j], real(0)));
@@ -595,7 +593,7 @@ void ScanKernel::emit() {
       sum = fma(e.load(stats, (thread + w * padded) * 3 + 1), factor, sum);
       lowSum = fma(e.load(stats, (thread + w * padded) * 3 + 2), factor, lowSum);
     }
-    Val ofSplit = ofRow(StepArgument::Stats, e.f32(), splits * (padded * 4));
+    Val ofSplit = ofSplits(Argument::Stats, 4);
     e.storeGlobal(e.vectorOf({top, sum, lowSum, real(0)}), ofSplit, (split * padded + thread) * 4);
   });
   finish();

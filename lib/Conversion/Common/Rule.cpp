@@ -19,6 +19,11 @@ Val aligned::log2Misled(Val sigma, llvm::function_ref<Val(Val)> exp2, llvm::func
   return log2(max(square, sigma * sigma)) * 0.5; // where sigma is small they are the same, and the difference is lost
 }
 
+Val aligned::misledSquare(Val square) {
+  Val factor = exp(square * 0.5), fourth = factor * factor * (factor * factor);
+  return select(square < 0.0025, square, fourth - factor * 2 + 1); // where sigma is small they are the same, and the difference is lost
+}
+
 Buffer aligned::misledTable(Emitter &e) {
   llvm::SmallVector<float> numbers;
   for (int64_t i = 0; i < kMisledCount; ++i) {

@@ -26,10 +26,13 @@ constexpr double kLargestShrink = 20; ///< P5: sigma^2 / 2 at most
 /// Standard deviation of p / coarse p - 1, where the exact score lies sigma around the coarse one.
 double misled(double sigma);
 
-/// log2 misled(2^(i / 8)), i = kMisledFirst .. kMisledFirst + kMisledCount - 1.
 /// log2 of misled(sigma), never less, in floats, with a machine's own exp2 and log2; of a sigma beyond 5 as of one of 5.
 Val log2Misled(Val sigma, llvm::function_ref<Val(Val)> exp2, llvm::function_ref<Val(Val)> log2);
 
+/// misled(sigma)^2 from sigma^2, which is at most 40.
+Val misledSquare(Val square);
+
+/// log2 misled(2^(i / 8)), i = kMisledFirst .. kMisledFirst + kMisledCount - 1.
 constexpr int64_t kMisledFirst = -480, kMisledCount = 640;
 Buffer misledTable(Emitter &e);
 

@@ -349,6 +349,44 @@ TEST_F(DecodeCalls, FollowCachesThatAreForkedAndTruncated) {
   expect(fork, hostFork);
 }
 
+/// A captured step may find more tokens to keep aside than their list has room for: those that follow read no further than the list.
+TEST_F(DecodeCalls, ReadNoFurtherThanTheListOfTokensKeptAside) {
+  const Case &c = kBalanced;
+  const ProgramPtr program = kernelsOf(c).load();
+  ASSERT_TRUE(program);
+  constexpr int64_t kDim = 64, kLaunches = 40;
+  const Inputs in(c, kLaunches);
+  const Values infinite(c.element, kRows * kDim, [](int64_t) { return INFINITY; });
+  std::vector<std::unique_ptr<void, decltype(&aligned_cuda_free)>> memory;
+  auto onDevice = [&](const void *data, size_t bytes) {
+    memory.emplace_back(aligned_cuda_allocate(int64_t(bytes)), aligned_cuda_free);
+    EXPECT_EQ(aligned_cuda_copy_to_device(memory.back().get(), data, int64_t(bytes)), 0) << aligned_last_error();
+    return memory.back().get();
+  };
+  Caches caches;
+  for (int32_t role : {ALIGNED_ROLE_KEY, ALIGNED_ROLE_VALUE}) {
+    const aligned_format format = c.format(role);
+    (role == ALIGNED_ROLE_KEY ? caches.key : caches.value).reset(aligned_program_create_cache(program.get(), &format, kBatch, kKvHeads, kDim, kLaunches));
+  }
+  ASSERT_TRUE(caches.key && caches.value) << aligned_last_error();
+  State got;
+  aligned_step step = {};
+  step.call = callOf(c, caches, in, got);
+  step.call.location = ALIGNED_LOCATION_CUDA;
+  step.call.query = onDevice(in.q.bytes.data(), in.q.bytes.size());
+  for (auto [field, numbers] : {std::pair(&step.call.acc, &got.acc), std::pair(&step.call.max, &got.max), std::pair(&step.call.sum, &got.sum)})
+    *field = static_cast<float *>(onDevice(numbers->data(), numbers->size() * sizeof(float)));
+  step.key_data = step.value_data = onDevice(infinite.bytes.data(), infinite.bytes.size());
+  const GraphPtr graph(aligned_program_capture(program.get(), &step, 1));
+  ASSERT_TRUE(graph) << aligned_last_error();
+  for (int64_t i = 0; i < kLaunches; ++i)
+    ASSERT_EQ(aligned_graph_launch(graph.get()), 0) << aligned_last_error();
+  EXPECT_EQ(aligned_cuda_synchronize(), 0) << aligned_last_error();
+  EXPECT_FALSE(aligned_cuda_cache_download(caches.key.get()));
+  EXPECT_EQ(std::string(aligned_last_error()),
+            "expected at most 64 tokens with values that planes can't hold in a cache on the device, got 160: those beyond are lost");
+}
+
 /// A captured step that appends a token to each entry and decodes.
 TEST_F(DecodeCalls, AreReplayedWhileCachesGrow) {
   const Case &c = kBalanced;

@@ -12,11 +12,11 @@ def ConvertAlignedToNVVM : Pass<"convert-aligned-to-nvvm", "::mlir::ModuleOp"> {
 
     | attention | storage | kernels |
     |---|---|---|
-    | in stages (`aligned.prepare` and `scan`; `aligned.attend` and `merge`) | `fixed<4, 4, 8>` | scan, attend |
+    | in stages (`aligned.prepare` and `scan`; `aligned.attend` and `merge`) | `fixed<4, 4, 8>` | scan, attend, certify (where a certificate is asked for) |
     | `aligned.decode_attention` | dense, f16 or bf16 | scan, merge |
     | `aligned.decode_attention` | `float`, under `alignedkv` or `exact` | scores, probe (not under `exact`), values, merge |
 
-    What kernels can't do is an error at the op: certificates, and `later` tokens among it.
+    What kernels can't do is an error at the op: certificates outside stages, and `later` tokens, among it.
   }];
   let dependentDialects = ["::mlir::gpu::GPUDialect", "::mlir::NVVM::NVVMDialect", "::mlir::LLVM::LLVMDialect", "::mlir::scf::SCFDialect",
                            "::mlir::arith::ArithDialect", "::mlir::vector::VectorDialect"];

@@ -1,6 +1,6 @@
-// What only a measurement can choose well of GPU programs: numbers that change times and, but for rounds, no result.
+// What only a measurement can choose well of GPU programs: numbers that change times, and no result but for rounding.
 //
-// There is a row for each family of chips. Those of launches go into the sidecar, where they can be changed without compiling again.
+// There is a row for each family of chips. It goes into the sidecar, where it can be changed without compiling again.
 #ifndef ALIGNED_CONVERSION_ALIGNEDTONVVM_TUNING_H
 #define ALIGNED_CONVERSION_ALIGNEDTONVVM_TUNING_H
 
@@ -9,14 +9,10 @@
 namespace aligned {
 
 struct Tuning {
-  // Of launches.
   int64_t blocksPerMultiprocessor = 2; ///< blocks of threads that grids reckon with
   int64_t tilesPerSplit = 4;           ///< no more splits than have as many
   int64_t mostSplits = 128;            ///< of a row
   bool chained = false;                ///< whether kernels are brought to the multiprocessors while the ones before them end
-  // Of code.
-  int64_t rounds = 3;     ///< plans for K, at most (P5)
-  uint64_t denseBelow = 0; ///< bytes of K and V together below which they stay dense; 0: none do
 };
 
 /// The row of a chip's family, that of no family for what is no chip.
