@@ -40,6 +40,7 @@ struct Case {
   int keyResident = 3, valueResident = 3; ///< planes
   bool paged = false;
   double more = 1.1; ///< than the rule asks for may be read in sum
+  bool certified = false;
 
   int64_t heads() const { return group * queries; } ///< query rows of a kv head
   float scale() const { return float(1 / std::sqrt(double(keyDim))); }
@@ -116,7 +117,7 @@ struct Kernels {
 /// Compiled once for all tests that want them, which takes longer than to run.
 inline const Kernels &kernelsOf(const Case &c) {
   static std::map<std::string, Kernels> all;
-  const std::string source = sourceOf(c), options = "policy=" + c.policy;
+  const std::string source = sourceOf(c), options = "policy=" + c.policy + (c.certified ? " certify=true" : "");
   auto [found, isNew] = all.try_emplace(options + "\n" + source);
   Kernels &kernels = found->second;
   if (isNew) {
@@ -261,7 +262,7 @@ struct Plan {
 
 /// What a step gives.
 struct State {
-  std::vector<float> acc, max, sum;
+  std::vector<float> acc, max, sum, certificate;
   std::vector<Plan> plans = std::vector<Plan>(kRows);
   aligned_tally tally = {};
   std::string error; ///< what failed, if anything did
@@ -322,6 +323,10 @@ protected:
     call.acc = state.acc.data();
     call.max = state.max.data();
     call.sum = state.sum.data();
+    if (c.certified) {
+      state.certificate.assign(rows * ALIGNED_CERTIFICATE_NUMBERS, 7);
+      call.certificate = state.certificate.data();
+    }
     return call;
   }
 
