@@ -255,7 +255,7 @@ void AttendKernel::look() {
         e.store(keyRowPlace + j, keyPlaces, place);
         e.store(valueRowPlace + j, valuePlaces, place);
         e.store(codeOf(j), codes, place);
-        if (shape.certified)
+        if (keepsNumbers)
           e.store(token + j, numbers, place);
         for (int64_t h = 0; h < padded; h += isWide ? 1 : 2) {
           if (isWide)
@@ -285,6 +285,8 @@ void AttendKernel::padTo32(Val entry, Val count) {
     e.store(e.load(keyPlaces, entry), keyPlaces, place);
     e.store(e.load(valuePlaces, entry), valuePlaces, place);
     e.store(number(0), codes, place);
+    if (keepsNumbers)
+      e.store(number(0), numbers, place);
     Val none = e.constant(scoreType(), -INFINITY);
     for (int64_t h = 0; h < padded; ++h)
       e.store(none, scores, place * padded + h);
@@ -304,7 +306,7 @@ void AttendKernel::join() {
     lists.push_back({tail() - head(), ((head() + lane) & (kRing - 1)) + ringOfTokens(), {}});
   const Shared words{scores.base, e.i32()};
   SmallVector<Shared> fields{keyPlaces, valuePlaces, codes};
-  if (shape.certified)
+  if (keepsNumbers)
     fields.push_back(numbers);
   const int64_t each = isWide ? padded : padded / 2, many = fields.size();
   Val mine = number(0);

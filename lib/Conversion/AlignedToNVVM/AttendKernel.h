@@ -49,7 +49,8 @@ private:
   Val ringOfLoud() { return warp * kRing + loudRings; }
   Shared keyPlaces = shared("key_places", e.i32(), kEntries), valuePlaces = shared("value_places", e.i32(), kEntries); ///< rows of planes
   Shared codes = shared("codes", e.i32(), kEntries); ///< code of K, of V, levels of V (2 bits) and K (2 bits), token mod 4096 (12 bits)
-  Shared numbers = shape.certified ? shared("numbers", e.i32(), kEntries) : Shared{}; ///< of tokens
+  const bool keepsNumbers = shape.certified || hasCapAndMask(shape);
+  Shared numbers = keepsNumbers ? shared("numbers", e.i32(), kEntries) : Shared{}; ///< of tokens
   Shared scores = shared("scores", scoreType(), kEntries * padded); ///< relative to the largest of the row
   Shared weights = shared("weights", e.i16(), kStepWarps * padded * kBatch);
   Shared out = shared("out", e.f32(), llvm::alignTo(kStepWarps * padded * shape.valueDim, threads * 4));

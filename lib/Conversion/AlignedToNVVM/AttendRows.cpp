@@ -76,7 +76,10 @@ Vals AttendKernel::weigh(Val entry, int64_t n, Val mk, Val mv, Val m1, Val mk2, 
       if (!finest.empty())
         more = select(isSet(mk2, 8 * r), fma(fma(quad.sum, real(-8), convert(finest[r], e.f32())), unit * (1.0 / 16), more), more);
       const double cap = shape.softcap * kLog2e;
-      Val a = (z + e.load(tops, firstRow + h)) * (1 / cap), power = e.exp2(e.smallest(more * (2 * kLog2e / cap), real(64))), b = (power - 1.0) / (power + 1.0);
+      Val capped = z + e.load(tops, firstRow + h);
+      if (hasCapAndMask(shape)) // which was added behind the cap
+        capped = capped - maskNumber(min(firstRow + h, number(rows - 1)), e.load(numbers, place)) * kLog2e;
+      Val a = capped * (1 / cap), power = e.exp2(e.smallest(more * (2 * kLog2e / cap), real(64))), b = (power - 1.0) / (power + 1.0);
       now = select(z > kNothing, fma(fma(a, -a, real(1)) * b / fma(a, b, real(1)), real(cap), z), z);
     } else {
       now = select(isSet(mk, 8 * r), fma(convert(finer[r], e.f32()), unit, z), now);

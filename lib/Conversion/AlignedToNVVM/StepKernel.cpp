@@ -65,8 +65,6 @@ LogicalResult aligned::checkStep(Operation *op, const DecodeShape &shape) {
   constexpr int64_t kMostRows = 16;
   if (shape.heads > kMostRows)
     return op->emitOpError("expected at most ") << kMostRows << " query rows per kv head on this target, got " << shape.heads;
-  if (shape.softcap && shape.attnMask)
-    return op->emitOpError("expected no attn_mask beside a softcap on this target, got one of ") << shape.attnMask;
   if (shape.later)
     return op->emitOpError("expected no `later` tokens on this target, got them");
   return success();

@@ -50,10 +50,13 @@ enum class RowFact {
   Count
 };
 
+/// Whether a mask's numbers are added behind a cap: finer bits of K go in front of both.
+inline bool hasCapAndMask(const DecodeShape &shape) { return shape.softcap && shape.attnMask && !shape.attnMask.getElementType().isInteger(1); }
+
 /// Quads that a block of attend takes: as many as registers hold the sums of, and shared memory the scores.
 inline int64_t quadsTogether(const DecodeShape &shape) {
   auto isNarrow = [](int64_t dim) { return dim <= 64 || dim == 128; };
-  return shape.heads > kQuad && !shape.certified && !shape.exact() && isNarrow(shape.keyDim) && isNarrow(shape.valueDim) ? 2 : 1;
+  return shape.heads > kQuad && !shape.certified && !shape.exact() && !hasCapAndMask(shape) && isNarrow(shape.keyDim) && isNarrow(shape.valueDim) ? 2 : 1;
 }
 /// Query rows, padded to what blocks of threads take together.
 inline int64_t paddedRows(const DecodeShape &shape) { return llvm::alignTo(shape.heads, quadsTogether(shape) * kQuad); }

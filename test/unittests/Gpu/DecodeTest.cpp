@@ -207,7 +207,8 @@ Case with(Case c, MaskOperand operand, bool sinks = false) {
 const Case kMasked = with({"balanced", 3, 64, 64, 2}, {"f32", 2, 6, 2});
 INSTANTIATE_TEST_SUITE_P(
     Operands, DecodeOnGpu,
-    testing::Values(kMasked, with(sees(kBalanced, "softcap 3.0", {}, 3), {}, true), with(kTight, {"f16", 1, 1, 1}),
+    testing::Values(kMasked, with(sees(kBalanced, "softcap 3.0", {}, 3), {}, true), with(kCapped, {"f32", 2, 16, 1}),
+                    with(sees(kExact, "softcap 5.0", {}, 5), {"f16", 1, 1, 1}), with(kTight, {"f16", 1, 1, 1}),
                     with({"exact", 2, 64, 64, 2}, {"f16", 1, 4, 1}, true), with({"fast", 8, 64, 64}, {"i1", 2, 1, 1}),
                     with(sees({"balanced", 2, 64, 64, 2}, "mask <causal, window = 70, sinks = 4>", {1, true, 70, 4}),
                          {"i1", 1, 1, 2}, true)));
