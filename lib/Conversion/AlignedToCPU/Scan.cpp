@@ -169,20 +169,9 @@ private:
     Val dot = e.loop(index(0), index(shape.keyDim), 1, {f32(0)}, [&](Val c, Vals sum) -> Vals {
       Val bits = i32(0);
       for (int64_t plane = 0; plane < resident; ++plane) {
-        const int64_t width = format.width[plane];
-        Val byte, high = i32(0);
-        if (plane == 0) { // words of four channels
-          const int64_t group = width == 4 ? 8 : 4;
-          byte = ((c / index(group)) * kTile + within) * 4 + c % index(4);
-          if (width == 4)
-            high = convert(c % index(8) / index(4), e.i32());
-        } else {
-          byte = within * (shape.keyDim * width / 8) + (width == 4 ? c / index(2) : c);
-          if (width == 4)
-            high = convert(c % index(2), e.i32());
-        }
-        Val loaded = zext(e.load(key.plane[plane], place * storage::bytesPerTile(width, shape.keyDim) + byte), e.i32());
-        bits = bits | ((shrLogical(loaded, high * 4) & ((1 << width) - 1)) << storage::bitsBelow(format, plane));
+        StoredBits own = storedBits(format, plane, shape.keyDim, within, c);
+        Val loaded = zext(e.load(key.plane[plane], place * storage::bytesPerTile(format.width[plane], shape.keyDim) + own.byte), e.i32());
+        bits = bits | ((shrLogical(loaded, own.shift) & own.mask) << storage::bitsBelow(format, plane));
       }
       Val weight = i32(0);
       for (int64_t d = 0; d < digits(); ++d)

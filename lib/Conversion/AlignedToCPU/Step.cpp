@@ -11,16 +11,6 @@
 using namespace mlir;
 using namespace aligned;
 
-aligned_format aligned::formatOf(PlanesAttr attr) {
-  aligned_format format = {};
-  format.kind = attr.getKind() == FormatKind::Fixed ? ALIGNED_FORMAT_FIXED : ALIGNED_FORMAT_FLOAT;
-  format.role = attr.getRole() == CacheRole::Key ? ALIGNED_ROLE_KEY : ALIGNED_ROLE_VALUE;
-  format.planes = attr.getNumPlanes();
-  for (auto [plane, width] : llvm::enumerate(attr.getWidths()))
-    format.width[plane] = width;
-  return format;
-}
-
 Step::Step(Emitter &e, const KernelShape &shape, const StepInputs &in, Val row, const StepBuffers &buffers)
     : e(e), shape(shape), rows(shape.heads), lanes(lanesOf(shape.isa)), exact(shape.exact()), in(in), row(row), buffers(buffers) {
   key = cacheOf(in.key, shape.keyPlanes, shape.keyDim);

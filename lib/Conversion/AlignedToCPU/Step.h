@@ -20,14 +20,11 @@
 #include "../Common/HeadPolicies.h"
 #include "../Common/Masks.h"
 #include "../Common/Rule.h"
+#include "../Common/StoredBits.h"
 #include "Aside.h"
 #include "Simd.h"
-#include "aligned/Storage/Layout.h"
 
 namespace aligned {
-
-/// What an encoding says, as Storage/ wants it.
-aligned_format formatOf(PlanesAttr attr);
 
 /// What a kernel is specialised for.
 struct KernelShape : DecodeShape {
@@ -141,7 +138,7 @@ protected:
   Val codesAt(const RowCache &cache, Val place, int64_t token) { return codesAt(cache, place, index(token)); }
   /// Dither of tokens (i32), n's unit, as f32, plus 2048: m t mod 4096 (S5).
   Val ditherSteps(Val tokens, CacheRole side) {
-    return convert((tokens * storage::ditherFactor(side == CacheRole::Key ? ALIGNED_ROLE_KEY : ALIGNED_ROLE_VALUE)) & (storage::kDitherSteps - 1), e.f32());
+    return convert(aligned::ditherSteps(tokens, side == CacheRole::Key ? ALIGNED_ROLE_KEY : ALIGNED_ROLE_VALUE), e.f32());
   }
   /// A score (base 2) as the softmax sees it (A12): where there is a cap, what lies in buffers is neither capped nor masked by a number, so that finer K can be added to it. A cap
   /// sees what the offset took off K. `token` is that of the first lane, or of the scalar; with `tokens` (i32 lanes) they are any.

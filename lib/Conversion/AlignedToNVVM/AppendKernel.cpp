@@ -4,8 +4,10 @@
 #include "GpuKernel.h"
 #include "Sidecar.h"
 
+#include "../Common/DecodeShape.h"
+#include "../Common/StoredBits.h"
+
 #include "aligned/Runtime/DeviceCache.h"
-#include "aligned/Storage/Layout.h"
 #include "aligned/Storage/Rotation.h"
 
 #include "mlir/Dialect/LLVMIR/LLVMDialect.h"
@@ -31,9 +33,8 @@ SmallVector<Type> argumentTypes(MLIRContext *context) {
 }
 
 aligned_format formatOf(const AppendShape &shape) {
-  aligned_format format = {int32_t(shape.split.getKind()), int32_t(shape.split.getRole()), shape.element.isF16() ? 0 : shape.element.isBF16() ? 1 : 2, 0, {}};
-  for (int64_t width : shape.split.getWidths())
-    format.width[format.planes++] = int32_t(width);
+  aligned_format format = aligned::formatOf(shape.split);
+  format.element = shape.element.isF16() ? ALIGNED_ELEMENT_F16 : shape.element.isBF16() ? ALIGNED_ELEMENT_BF16 : ALIGNED_ELEMENT_F32;
   return format;
 }
 
@@ -79,7 +80,7 @@ private:
   Vals forTokens(Vals state, function_ref<Vals(Val token, Vals state)> body) {
     return e.loop(begin + warp, end, warps, state, body);
   }
-  Val dither(Val token) { return ((token * storage::ditherFactor(format.role)) & (storage::kDitherSteps - 1)) - storage::kDitherSteps / 2; }
+  Val dither(Val token) { return ditherSteps(token, format.role) - storage::kDitherSteps / 2; }
 
   // Values: their bits as i32, and as floats.
   bool isHalfRegister(int64_t r) { return r == dim / GpuEmitter::kWarp; }

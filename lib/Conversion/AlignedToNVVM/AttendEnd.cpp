@@ -52,23 +52,21 @@ void AttendKernel::finishSplit() {
 
 /// The score of a token from all bits of K that are there, by a warp.
 Val AttendKernel::fullScore(Val h, Val place, Val within, Val token, Val code) {
-  const aligned_format format{ALIGNED_FORMAT_FIXED, ALIGNED_ROLE_KEY, 0, 3, {4, 4, 8}};
-  Val dither = ((token * storage::kKeyDither) & (storage::kDitherSteps - 1)) - storage::kDitherSteps / 2;
+  const aligned_format format = formatOf(shape.keyPlanes);
+  Val dither = ditherSteps(token, format.role) - storage::kDitherSteps / 2;
   Val keyResident = resident(Argument::Key);
   Val middle = select(keyResident > 2, number(0), select(keyResident > 1, number(1 << 7), number(1 << 11)));
   Val weightBytes = e.at(prepared, e.i32(), (firstRow + h) * (4 * keyWords) + at.full);
   auto weight = [&](int64_t digit, Val c) { return convert(e.loadGlobal(weightBytes, e.i8(), c + digit * 8 * keyWords, false), e.i32()); };
   Val sum = e.loop(lane, number(shape.keyDim), GpuEmitter::kWarp, {real(0)}, [&](Val c, Vals sum) -> Vals {
     Val bits = number(0);
-    for (int32_t p = 0; p < keyPlanes; ++p) { // as bitsOf() says
-      const int32_t width = format.width[p];
-      Val byte = p == 0 ? (shrLogical(c, number(3)) * kTile + within) * 4 + (c & 3) : within * (shape.keyDim * width / 8) + (width == 4 ? shrLogical(c, number(1)) : c);
-      Val high = p == 0 ? shrLogical(c, number(2)) & 1 : c & 1;
+    for (int32_t p = 0; p < keyPlanes; ++p)
       bits = bits | e.choose(keyResident > p, [&]() -> Vals {
-        Val loaded = zext(e.loadGlobal(tileOf(p < 2 ? key.planes[p] : lastPlane(Argument::Key), place, storage::bytesPerTile(width, shape.keyDim)), e.i8(), byte), e.i32());
-        return {(width == 4 ? shrLogical(loaded, high * 4) & 15 : loaded) << number(storage::bitsBelow(format, p))};
+        StoredBits own = storedBits(format, p, shape.keyDim, within, c);
+        Val plane = p < 2 ? key.planes[p] : lastPlane(Argument::Key);
+        Val loaded = zext(e.loadGlobal(tileOf(plane, place, storage::bytesPerTile(format.width[p], shape.keyDim)), e.i8(), own.byte), e.i32());
+        return {(shrLogical(loaded, own.shift) & own.mask) << number(storage::bitsBelow(format, p))};
       }, [&]() -> Vals { return {number(0)}; })[0];
-    }
     return {fma(convert(weight(0, c) * 256 + weight(1, c), e.f32()), convert(bits - 0x8000 + middle - dither, e.f32()), sum[0])};
   })[0];
   return warpAdd(sum) * headFact(firstRow + h, HeadFact::Unit) * (16.0 / 4096) * scaleOf(code, 0);
@@ -85,10 +83,7 @@ void AttendKernel::addAsides(Val h, MutableArrayRef<Variable> mass) {
     if (shape.mask)
       seen = seen & isInSight(own, token);
     e.when(seen, [&] {
-      Val rowScores = tileScores(), rowTops = tileTops();
-      Val origin = e.loadGlobal(rowTops, e.f32(), (tile * allRows + own) * 2, false) - e.load(tops, own);
-      Val known = e.loadGlobal(rowScores, scoreType(), ((tile * 32 + shrLogical(within, number(1))) * allRows + own) * 2 + (within & 1), false);
-      Val coarse = convert(known, e.f32()) + origin;
+      Val coarse = coarseScore(own, token, e.load(tops, own));
       Val code = zext(e.loadGlobal(tileOf(key.codes, place, kTile), e.i8(), within), e.i32()), isKept = code == storage::kAside;
       Val full = fullScore(h, place, within, token, code);
       if (shape.softcap)

@@ -345,7 +345,7 @@ void AttendKernel::join() {
 }
 
 void AttendKernel::emit() {
-  Type i32 = e.i32(), f32 = e.f32();
+  Type f32 = e.f32();
   Val zero = number(0);
   for (int64_t i = 0; i < kStepWarps * padded * shape.valueDim; i += threads * 4) // the array ends with what it takes for whole rounds
     e.store(e.constant(vectorOf(f32, 4), 0), out, thread * 4 + i);
@@ -357,9 +357,8 @@ void AttendKernel::emit() {
     OfQuad &quad = all[n];
     Val h = firstRow + (q + 4 * n);
     quad.unit = headFact(h, HeadFact::Unit) * (1.0 / 16); // of plane 1
-    Val sum = e.loadGlobal(prepared, i32, h * int64_t(HeadFact::Count) + (at.heads + int64_t(HeadFact::Sum)), false);
-    quad.sum = convert(sum, f32);
-    quad.begin = convert(roundEven(quad.sum * -7.5), i32);
+    quad.sum = convert(headFact(h, HeadFact::Sum), f32);
+    quad.begin = beginOf(quad.sum);
     quad.reference = e.variable(e.load(references, h));
     quad.offset = e.variable(real(0));
     for (Variable &mass : quad.masses)

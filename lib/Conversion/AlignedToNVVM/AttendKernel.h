@@ -21,7 +21,7 @@ public:
   void emit();
 
 private:
-  /// Words of a row that a lane has: chunk j, word i is (j * lanes + lane) * vector + i.
+  /// Words of a row that a lane has: `chunks` vectors, `lanes` vectors apart.
   struct Words {
     int64_t count, lanes, vector, chunks;
     Words(int64_t count, int64_t lanes) : count(count), lanes(lanes) {
@@ -31,7 +31,9 @@ private:
       chunks = llvm::divideCeil(count, lanes * vector);
     }
     int64_t each() const { return vector * chunks; }
-    bool isWhole() const { return count % (lanes * vector) == 0; }
+    /// Where word w of the lane's is in the row, and whether that is inside, whatever the lane.
+    Val at(Val lane, int64_t w) const { return lane * vector + (w / vector * lanes * vector + w % vector); }
+    bool isInside(int64_t w) const { return (w / vector + 1) * lanes * vector <= count; }
   };
   // A block of threads takes some of the query rows, those from firstRow on. What they read is decided over all of them (P3).
   const int64_t quads = quadsTogether(shape), padded = quads * kQuad, parts = blocksPerSplit(shape);
@@ -153,9 +155,17 @@ private:
   }
   void addAtOnce(llvm::ArrayRef<Val> rows, bool isSigned, llvm::ArrayRef<std::pair<Val, Val>> b, double unit);
   void multiply(llvm::ArrayRef<Val> rows, bool isSigned, llvm::ArrayRef<std::pair<Val, Val>> b);
+  /// Where word w of this lane's is in a row of V, and what is done only where that is inside.
+  Val valueWord(int64_t w) { return valueRow.at(g, w); }
+  void whereInside(int64_t w, llvm::function_ref<void()> body) { valueRow.isInside(w) ? body() : e.when(valueWord(w) < valueWords, body); }
   std::array<Val, 4> transpose(Val a, Val b, Val c, Val d) {
     Val x = e.permuteBytes(a, b, {0, 4, 1, 5}), y = e.permuteBytes(c, d, {0, 4, 1, 5}), z = e.permuteBytes(a, b, {2, 6, 3, 7}), w = e.permuteBytes(c, d, {2, 6, 3, 7});
     return {e.permuteBytes(x, y, {0, 1, 4, 5}), e.permuteBytes(x, y, {2, 3, 6, 7}), e.permuteBytes(z, w, {0, 1, 4, 5}), e.permuteBytes(z, w, {2, 3, 6, 7})};
+  }
+  /// Words of eight tokens' rows as the left sides of two products: of the first two bytes of each word, and of the others.
+  std::array<Vals, 2> transposed(llvm::function_ref<Val(int64_t token)> word) {
+    std::array<Val, 4> left = transpose(word(0), word(1), word(2), word(3)), right = transpose(word(4), word(5), word(6), word(7));
+    return {Vals{left[0], left[1], right[0], right[1]}, Vals{left[2], left[3], right[2], right[3]}};
   }
   /// Where the rows of V lie of tokens 8 q .. of a list.
   Vals valuePlacesAt(Val entry) {

@@ -13,8 +13,8 @@ Vals AttendKernel::loadRow(const Words &words, Val plane, Val place, Val lane) {
   Vals row;
   Val start = e.at(plane, e.i8(), wide(place) * (words.count * 4));
   for (int64_t j = 0; j < words.chunks; ++j) {
-    Val word = lane * words.vector + j * words.lanes * words.vector;
-    if (!words.isWhole() && j + 1 == words.chunks)
+    Val word = words.at(lane, j * words.vector);
+    if (!words.isInside(j * words.vector))
       word = min(word, number(words.count - words.vector));
     Val loaded = e.loadGlobal(e.at(start, e.i32(), word), words.vector > 1 ? Type(vectorOf(e.i32(), words.vector)) : e.i32(), number(0));
     for (int64_t i = 0; i < words.vector; ++i)
@@ -23,11 +23,10 @@ Vals AttendKernel::loadRow(const Words &words, Val plane, Val place, Val lane) {
   return row;
 }
 
-/// The weights of a word of this lane's, column g of a quad. Behind the row there are none.
-Val AttendKernel::weightWord(int64_t from, const Words &words, int64_t quad, int64_t number_) {
-  int64_t j = number_ / words.vector, i = number_ % words.vector;
-  Val word = q * words.vector + (j * words.lanes * words.vector + i), column = firstRow * 2 + g + 8 * quad;
-  bool inside = words.isWhole() || j + 1 < words.chunks;
+/// The weights of word w of this lane's, column g of a quad. Behind the row there are none.
+Val AttendKernel::weightWord(int64_t from, const Words &words, int64_t quad, int64_t w) {
+  Val word = words.at(q, w), column = firstRow * 2 + g + 8 * quad;
+  bool inside = words.isInside(w);
   Val loaded = e.loadGlobal(prepared, e.i32(), column * words.count + (inside ? word : min(word, number(words.count - 1))) + from, false);
   return inside ? loaded : select(word < words.count, loaded, number(0));
 }
@@ -153,12 +152,10 @@ void AttendKernel::flush(int64_t n, Val next) {
   Val offset = e.warpAdd(quad.offset(), {4, 8, 16});
   Val row = (warp * padded + (q + 4 * n)) * shape.valueDim;
   for (int64_t w = 0; w < valueRow.each(); ++w) {
-    int64_t j = w / valueRow.vector, i = w % valueRow.vector;
-    Val word = g * valueRow.vector + (j * 8 * valueRow.vector + i);
-    auto add = [&] {
+    whereInside(w, [&] {
       for (int64_t half = 0; half < 2; ++half) {
         auto sum = [&](SmallVector<Variable> &from, int64_t k) { return from[(w * 2 + half) * 4 + k](); };
-        Val place = row + word * 8 + 4 * half, before = e.load(out, place, 4);
+        Val place = row + valueWord(w) * 8 + 4 * half, before = e.load(out, place, 4);
         Vals values;
         for (int64_t byte = 0; byte < 2; ++byte) {
           Val l0 = sum(quad.low, 2 * byte), l1 = sum(quad.low, 2 * byte + 1);
@@ -170,8 +167,7 @@ void AttendKernel::flush(int64_t n, Val next) {
           values[k] = fma(values[k] + offset, factor, aligned::lane(before, k));
         e.store(e.vectorOf(values), out, place);
       }
-    };
-    valueRow.isWhole() || j + 1 < valueRow.chunks ? add() : e.when(word < valueWords, add);
+    });
     for (int64_t k = 0; k < 8; ++k) {
       quad.raw[w * 8 + k].set(number(0));
       quad.low[w * 8 + k].set(number(0));
@@ -185,11 +181,10 @@ void AttendKernel::flush(int64_t n, Val next) {
 void AttendKernel::multiply(ArrayRef<Val> rows, bool isSigned, ArrayRef<std::pair<Val, Val>> b) {
   const int64_t each = valueRow.each();
   for (int64_t w = 0; w < each; ++w) {
-    auto word = [&](int64_t token) { return rows[token * each + w]; };
-    std::array<Val, 4> left = transpose(word(0), word(1), word(2), word(3)), right = transpose(word(4), word(5), word(6), word(7));
+    std::array<Vals, 2> halves = transposed([&](int64_t token) { return rows[token * each + w]; });
     for (int64_t half = 0; half < 2; ++half) {
-      Vals bytes{left[2 * half], left[2 * half + 1], right[2 * half], right[2 * half + 1]}, raw, low;
-      for (Val byte : bytes) {
+      Vals raw, low;
+      for (Val byte : halves[half]) {
         raw.push_back(isSigned ? byte ^ number(int32_t(0x88888888)) : byte);
         low.push_back(isSigned ? (byte ^ number(0x08080808)) & 0x0f0f0f0f : byte & 0x0f0f0f0f);
       }
@@ -211,13 +206,10 @@ void AttendKernel::addAtOnce(ArrayRef<Val> rows, bool isSigned, ArrayRef<std::pa
   const int64_t each = valueRow.each();
   Vals zero(4, number(0));
   for (int64_t w = 0; w < each; ++w) {
-    auto word = [&](int64_t token) { return rows[token * each + w]; };
-    std::array<Val, 4> left = transpose(word(0), word(1), word(2), word(3)), right = transpose(word(4), word(5), word(6), word(7));
-    int64_t j = w / valueRow.vector, i = w % valueRow.vector;
-    Val at = g * valueRow.vector + (j * 8 * valueRow.vector + i);
+    std::array<Vals, 2> halves = transposed([&](int64_t token) { return rows[token * each + w]; });
     for (int64_t half = 0; half < 2; ++half) {
       Vals low, high;
-      for (Val byte : {left[2 * half], left[2 * half + 1], right[2 * half], right[2 * half + 1]}) {
+      for (Val byte : halves[half]) {
         Val nibbles = isSigned ? byte ^ number(int32_t(0x88888888)) : byte;
         low.push_back(nibbles & 0x0f0f0f0f);
         high.push_back(shrLogical(nibbles, number(4)) & 0x0f0f0f0f);
@@ -225,8 +217,7 @@ void AttendKernel::addAtOnce(ArrayRef<Val> rows, bool isSigned, ArrayRef<std::pa
       for (int64_t n = 0; n < quads; ++n) {
         Vals l = e.multiplyUnsigned(low, {b[n].first, b[n].second}, zero), h = e.multiplyUnsigned(high, {b[n].first, b[n].second}, zero);
         auto sum = [&](Vals &c, int64_t k) { return (c[2 * k] << number(8)) + c[2 * k + 1]; };
-        auto add = [&] { addToOutput(n, at * 8 + 4 * half, {sum(l, 0), sum(h, 0), sum(l, 1), sum(h, 1)}, unit); };
-        valueRow.isWhole() || j + 1 < valueRow.chunks ? add() : e.when(at < valueWords, add);
+        whereInside(w, [&] { addToOutput(n, valueWord(w) * 8 + 4 * half, {sum(l, 0), sum(h, 0), sum(l, 1), sum(h, 1)}, unit); });
       }
     }
   }
@@ -345,10 +336,8 @@ void AttendKernel::takeLoud(Val at_, Val count) {
     e.when(wantV2 != 0, [&] {
       // A word of plane 0 has the channels of two words here.
       for (int64_t w = 0; w < valueEach; ++w) {
-        int64_t j = w / valueRow.vector, i = w % valueRow.vector;
-        Val word = g * valueRow.vector + (j * 8 * valueRow.vector + i), inside = word < valueWords;
-        bool whole = valueRow.isWhole() || j + 1 < valueRow.chunks;
-        if (!whole)
+        Val word = valueWord(w);
+        if (!valueRow.isInside(w))
           word = min(word, number(valueWords - 1));
         Vals rows;
         for (int64_t t = 0; t < 8; ++t)
@@ -358,17 +347,15 @@ void AttendKernel::takeLoud(Val at_, Val count) {
             return {aligned::lane(two, 0), aligned::lane(two, 1)};
           }));
         for (int64_t k = 0; k < 2; ++k) {
-          auto byte = [&](int64_t t) { return rows[2 * t + k]; };
-          std::array<Val, 4> left = transpose(byte(0), byte(1), byte(2), byte(3)), right = transpose(byte(4), byte(5), byte(6), byte(7));
+          std::array<Vals, 2> halves = transposed([&](int64_t t) { return rows[2 * t + k]; });
           for (int64_t n = 0; n < quads; ++n) {
             Vals sums;
-            for (int64_t half = 0; half < 2; ++half) {
-              Vals c = e.multiplyUnsigned({left[2 * half], left[2 * half + 1], right[2 * half], right[2 * half + 1]}, {b[n].first, b[n].second}, Vals(4, zero));
+            for (const Vals &half : halves) {
+              Vals c = e.multiplyUnsigned(half, {b[n].first, b[n].second}, Vals(4, zero));
               sums.push_back((c[0] << number(8)) + c[1]);
               sums.push_back((c[2] << number(8)) + c[3]);
             }
-            auto add = [&] { addToOutput(n, word * 8 + 4 * k, sums, 0x1p-12); };
-            whole ? add() : e.when(inside, add);
+            whereInside(w, [&] { addToOutput(n, valueWord(w) * 8 + 4 * k, sums, 0x1p-12); });
           }
         }
       }

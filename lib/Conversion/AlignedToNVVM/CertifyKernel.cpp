@@ -32,23 +32,34 @@ private:
     Val top, mass, norm, inherent, aside, step;
     Val spread, rounded; ///< of an error of a score for a scale of 1: |q'| / sqrt(3), for each unit that is missing of K; what rounding weights leaves, expected
   };
+  Val meanLargest, asideLargest; ///< of |x|: of the mean of V, in units of V's codes; of keys that are kept aside
+
+  Val largestOf(Val array, int64_t count, bool constant);
+  Val largestAside();
   Row rowOf(Val h);
-  Val largestMean();
   /// 2^-bits, and what rounding to 16 bits adds where some are missing (S4).
   Val left(Val bits) { return bitcast((number(127) - bits) << number(23), e.f32()) + 0x1p-16; }
-  Val codeScale(Val code) { return e.exp2(fma(convert(max(code, 1), e.f32()), real(0.125), real(-16))) * (1 + 0x1p-20); }
+  Val scaleAtMost(Val code) { return scaleOf(max(code, 1)) * (1 + 0x1p-20); }
+  /// Two parts of a sum as one.
+  Val combined(int64_t sum, Val a, Val b) { return sum == int64_t(CertifiedSum::Loudest) ? e.largest(a, b) : a + b; }
+  Val overWarp(int64_t sum, Val x) { return sum == int64_t(CertifiedSum::Loudest) ? warpMax(x) : warpAdd(x); }
   /// A score's error, as what it lets a weight grow by.
   Val grown(const Row &of, Val code, Val bits);
-  Vals overTiles(Val h, const Row &of, Val meanLargest);
+  Vals overTiles(Val h, const Row &of);
   void conclude();
 };
 
-/// In units of V's codes.
-Val CertifyKernel::largestMean() {
-  Val top = e.loop(lane, number(shape.valueDim), GpuEmitter::kWarp, {real(0)}, [&](Val c, Vals top) -> Vals {
-    return {e.largest(abs(e.loadGlobal(prepared, e.f32(), c + at.mean, false)), top[0])};
-  })[0];
-  return warpMax(top);
+/// The largest |x| of an array of f32, by a warp.
+Val CertifyKernel::largestOf(Val array, int64_t count, bool constant) {
+  return warpMax(e.loop(lane, number(count), GpuEmitter::kWarp, {real(0)}, [&](Val i, Vals most) -> Vals {
+    return {e.largest(abs(e.loadGlobal(array, e.f32(), i, constant)), most[0])};
+  })[0]);
+}
+
+Val CertifyKernel::largestAside() {
+  Variable most = e.variable(real(0));
+  forAsides(Argument::Key, [&](Val, Val values) { most.set(e.largest(most(), largestOf(values, shape.keyDim, true))); });
+  return most();
 }
 
 CertifyKernel::Row CertifyKernel::rowOf(Val h) {
@@ -72,26 +83,24 @@ CertifyKernel::Row CertifyKernel::rowOf(Val h) {
   of.rounded = step * (kFill * std::sqrt(dim / 12.0));
   of.inherent = of.mass * (rotation * 0x1p-24) + step * (0.5 * dim * (1 + 0x1p-5));
   // A key that is kept aside is a dot product of f32: |q|_1 <= sqrt(d) |q|_2 = sqrt(d) |q'|_2.
-  Variable top = e.variable(real(0));
-  forAsides(Argument::Key, [&](Val, Val values) {
-    Val own = e.loop(lane, number(dim), GpuEmitter::kWarp, {real(0)}, [&](Val c, Vals most) -> Vals { return {e.largest(abs(e.loadGlobal(values, e.f32(), c)), most[0])}; })[0];
-    top.set(e.largest(top(), warpMax(own)));
-  });
-  of.aside = of.norm * top() * (std::sqrt(double(dim)) * (dim + 8) * 0x1p-23);
+  of.aside = of.norm * asideLargest * (std::sqrt(double(dim)) * (dim + 8) * 0x1p-23);
   return of;
 }
 
 Val CertifyKernel::grown(const Row &of, Val code, Val bits) {
-  Val error = select(code == storage::kAside, of.aside, codeScale(code) * fma(left(bits), of.mass, of.inherent));
+  Val error = select(code == storage::kAside, of.aside, scaleAtMost(code) * fma(left(bits), of.mass, of.inherent));
   return growth(error + (kPowerRounding + kSoftcapRounding * shape.softcap));
 }
 
 /// The sums of this warp's tiles.
-Vals CertifyKernel::overTiles(Val h, const Row &of, Val meanLargest) {
+Vals CertifyKernel::overTiles(Val h, const Row &of) {
   SmallVector<Variable> total;
   for (int64_t i = 0; i < kSums; ++i)
     total.push_back(e.variable(real(0)));
-  auto add = [&](CertifiedSum which, Val addend) { total[size_t(which)].set(total[size_t(which)]() + addend); };
+  auto add = [&](CertifiedSum which, Val addend) {
+    Variable &sum = total[size_t(which)];
+    sum.set(combined(int64_t(which), sum(), addend));
+  };
   Val scores = tileScores(), tops = tileTops();
   Val finest = finestScores();
   Val keyBits = bitsOf(Argument::KeyBits), valueBits = bitsOf(Argument::ValueBits);
@@ -109,7 +118,7 @@ Vals CertifyKernel::overTiles(Val h, const Row &of, Val meanLargest) {
         Val isRead = read > 0, isAside = valueCode == storage::kAside, isAsideKey = code == storage::kAside, zero = real(0);
         Val x = e.choose(isRead, [&]() -> Vals { return {e.loadGlobal(finest, e.f32(), token * allRows + h, false)}; },
                          [&]() -> Vals { return {e.loadGlobal(scores, e.f32(), ((tile * 32 + lane) * allRows + h) * 2 + j, false) + origin}; })[0];
-        Val w = e.exp2(x), scale = codeScale(valueCode), valueLeft = scale * left(read), reach = select(isAside, zero, scale);
+        Val w = e.exp2(x), scale = scaleAtMost(valueCode), valueLeft = scale * left(read), reach = select(isAside, zero, scale);
         Val g = w * grown(of, code, keyRead);
         add(CertifiedSum::Grown, g);
         add(CertifiedSum::GrownReach, g * reach);
@@ -117,10 +126,9 @@ Vals CertifyKernel::overTiles(Val h, const Row &of, Val meanLargest) {
         // Weights are whole steps, and for the second plane whole 16ths of them. Under `exact` they have 16 bits more, which go with the first plane.
         Val steps = exact ? real(0.25) : select(read > 4, real(1.75), real(0.75)), moved = select(isRead, of.step * steps * (meanLargest / scale + 1.0), zero);
         add(CertifiedSum::Error, select(isAside, zero, w * select(isRead, valueLeft, reach + meanLargest) + moved));
-        Val loudest = total[size_t(CertifiedSum::Loudest)]();
-        total[size_t(CertifiedSum::Loudest)].set(e.largest(loudest, reach));
+        add(CertifiedSum::Loudest, reach);
         // Expected.
-        Val missing = left(keyRead) * of.spread, sigma = codeScale(code) * e.squareRoot(fma(missing, missing, of.rounded * of.rounded)), square = e.smallest(sigma * sigma, real(40));
+        Val missing = left(keyRead) * of.spread, sigma = scaleAtMost(code) * e.squareRoot(fma(missing, missing, of.rounded * of.rounded)), square = e.smallest(sigma * sigma, real(40));
         Val weighed = w * kFill, byScores = weighed * weighed * misledSquare(square), rounded = select(isRead, of.step * kFill, zero);
         Val rowsError = select(isRead, valueLeft * (1 / std::sqrt(3.0)), scale * kFill);
         Val isExact = isAside | isAsideKey;
@@ -133,24 +141,22 @@ Vals CertifyKernel::overTiles(Val h, const Row &of, Val meanLargest) {
   });
   Vals result;
   for (int64_t i = 0; i < kSums; ++i)
-    result.push_back(i == int64_t(CertifiedSum::Loudest) ? warpMax(total[i]()) : warpAdd(total[i]()));
+    result.push_back(overWarp(i, total[i]()));
   return result;
 }
 
 /// A warp for each query row.
 void CertifyKernel::conclude() {
-  Val all = ofSplits(Argument::Certified, kSums), valueUnit = rowFact(RowFact::ValueUnit), meanLargest = largestMean();
+  Val all = ofSplits(Argument::Certified, kSums), valueUnit = rowFact(RowFact::ValueUnit);
   forHeadsOfWarp(rows, [&](Val h) {
     Row of = rowOf(h);
     Vals total = e.loop(lane, splits, GpuEmitter::kWarp, Vals(kSums, real(0)), [&](Val s, Vals total) {
-      for (int64_t i = 0; i < kSums; ++i) {
-        Val own = e.loadGlobal(all, e.f32(), (s * allRows + h) * kSums + i, false);
-        total[i] = i == int64_t(CertifiedSum::Loudest) ? e.largest(total[i], own) : total[i] + own;
-      }
+      for (int64_t i = 0; i < kSums; ++i)
+        total[i] = combined(i, total[i], e.loadGlobal(all, e.f32(), (s * allRows + h) * kSums + i, false));
       return total;
     });
     for (int64_t i = 0; i < kSums; ++i)
-      total[i] = i == int64_t(CertifiedSum::Loudest) ? warpMax(total[i]) : warpAdd(total[i]);
+      total[i] = overWarp(i, total[i]);
     auto sum = [&](CertifiedSum which) { return total[size_t(which)]; };
     // Rows of V that are kept aside are exact but for their weights: sums of w g m and w m, and the largest m, in V's own units; and of w g.
     SmallVector<Variable> aside;
@@ -161,16 +167,12 @@ void CertifyKernel::conclude() {
       if (shape.mask)
         seen = seen & isInSight(h, token);
       e.when(seen, [&] {
-        Val scores = tileScores(), tops = tileTops();
-        Val coarse = e.loadGlobal(scores, e.f32(), ((tile * 32 + shrLogical(within, number(1))) * allRows + h) * 2 + (within & 1), false) + e.loadGlobal(tops, e.f32(), (tile * allRows + h) * 2, false) - of.top;
+        Val coarse = coarseScore(h, token, of.top);
         Val code = zext(e.loadGlobal(tileOf(key.codes, placeAt(key.places, tile), kTile), e.i8(), within), e.i32());
         // Its weight by all bits is at most what the coarse one's error lets it be.
-        Val w = e.exp2(coarse) * (growth(codeScale(code) * fma(left(number(4)), of.mass, of.inherent)) + 1.0);
+        Val w = e.exp2(coarse) * (growth(scaleAtMost(code) * fma(left(number(4)), of.mass, of.inherent)) + 1.0);
         w = select(code == storage::kAside, e.exp2(coarse), w);
-        Val g = w * grown(of, code, number(16)), own = e.loop(lane, number(shape.valueDim), GpuEmitter::kWarp, {real(0)}, [&](Val c, Vals most) -> Vals {
-          return {e.largest(abs(e.loadGlobal(values, e.f32(), c)), most[0])};
-        })[0];
-        Val m = warpMax(own);
+        Val g = w * grown(of, code, number(16)), m = largestOf(values, shape.valueDim, true);
         aside[0].set(aside[0]() + g * m);
         aside[1].set(aside[1]() + w * m);
         aside[2].set(e.largest(aside[2](), m));
@@ -200,10 +202,12 @@ void CertifyKernel::conclude() {
 }
 
 void CertifyKernel::emit() {
-  Val meanLargest = largestMean(), all = ofSplits(Argument::Certified, kSums);
+  Val all = ofSplits(Argument::Certified, kSums);
+  meanLargest = largestOf(e.at(prepared, e.f32(), number(at.mean)), shape.valueDim, false);
+  asideLargest = largestAside();
   e.loop(number(0), number(rows), 1, [&](Val h) {
     Row of = rowOf(h);
-    Vals own = overTiles(h, of, meanLargest);
+    Vals own = overTiles(h, of);
     e.when(lane == 0, [&] {
       for (int64_t i = 0; i < kSums; ++i)
         e.store(own[i], sums, warp * kSums + i);

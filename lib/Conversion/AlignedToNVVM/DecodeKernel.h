@@ -11,7 +11,7 @@
 #include "GpuKernel.h"
 
 #include "../Common/Masks.h"
-#include "aligned/Storage/Layout.h"
+#include "../Common/StoredBits.h"
 
 #include <cstddef>
 

@@ -32,14 +32,18 @@ private:
   Shared x = shared("x", e.f32(), kStepWarps * shape.keyDim);                       ///< a warp's query row, rotated
   Shared raw = shared("raw", e.i32(), at.columns * scanWords), low = shared("low", e.i32(), at.columns * scanWords);
   Shared units = shared("units", e.f32(), padded), sums = shared("sums", e.i32(), padded), norms = shared("norms", e.f32(), padded);
-  Shared shifts = shared("shifts", e.f32(), padded);
+  Shared shifts = shape.softcap ? shared("shifts", e.f32(), padded) : Shared{};
   Shared usual = shared("usual", e.f32(), kStepWarps), lows = shared("lows", e.i32(), kStepWarps);
   Shared stats = shared("stats", e.f32(), kStepWarps * padded * 3);
   Val isFirst, someLow, floor;
 
   void prepareQuery(Val h);
-  void storeWeights(Val h, Val inverse, Val isRow, Val word, llvm::function_ref<void(int64_t digit, Val raw, Val low)> store);
-  std::pair<Val, Val> digitsOf(std::array<Val, 4> wholes);
+  /// The weights of a word of 4-bit values, and what goes with its lower halves, by digit.
+  struct WordWeights {
+    std::array<Val, 2> raw, low;
+  };
+  WordWeights wordWeights(Val inverse, bool isRow, Val word);
+  std::array<Val, 2> digitsOf(std::array<Val, 4> wholes);
   void prepareRow();
   void lookForLow();
   Val biasScale(const StepCache &cache) { return e.exp2(fma(cache.bias, real(-0.125), real(16))); }
@@ -57,7 +61,7 @@ private:
 //===----------------------------------------------------------------------===//
 
 /// Bytes of four weights: their upper digits, and the lower ones.
-std::pair<Val, Val> ScanKernel::digitsOf(std::array<Val, 4> v) {
+std::array<Val, 2> ScanKernel::digitsOf(std::array<Val, 4> v) {
   auto pack = [&](std::array<Val, 4> w, int byte) {
     return e.permuteBytes(e.permuteBytes(w[0], w[1], {byte, byte + 4, 0, 0}), e.permuteBytes(w[2], w[3], {byte, byte + 4, 0, 0}), {0, 1, 4, 5});
   };
@@ -67,9 +71,10 @@ std::pair<Val, Val> ScanKernel::digitsOf(std::array<Val, 4> v) {
   return {pack(rounded, 1), pack(v, 0)};
 }
 
-/// The weights of a word of 4-bit values of a query row, and how much they are together. Plane 0 of K has channels c and c + 4 in a byte, rows have 2 b and 2 b + 1.
-void ScanKernel::storeWeights(Val h, Val inverse, Val isRow, Val word, function_ref<void(int64_t, Val, Val)> store) {
-  Val base = warp * shape.keyDim + word * 8, step = select(isRow, number(2), number(1)), apart = select(isRow, number(1), number(4));
+/// Of the warp's query row. Plane 0 of K has channels c and c + 4 in a byte, rows have 2 b and 2 b + 1.
+ScanKernel::WordWeights ScanKernel::wordWeights(Val inverse, bool isRow, Val word) {
+  const int64_t step = isRow ? 2 : 1, apart = isRow ? 1 : 4;
+  Val base = warp * shape.keyDim + word * 8;
   std::array<Val, 4> odd, even;
   for (int64_t j = 0; j < 4; ++j) {
     Val lowAt = base + step * j;
@@ -77,10 +82,7 @@ void ScanKernel::storeWeights(Val h, Val inverse, Val isRow, Val word, function_
     odd[j] = whole;
     even[j] = e.nearest(fma(real_, real(-1.0 / 16), e.load(x, lowAt) * inverse)).first;
   }
-  auto [rawHigh, rawLow] = digitsOf(odd);
-  auto [lowHigh, lowLow] = digitsOf(even);
-  store(0, rawHigh, lowHigh);
-  store(1, rawLow, lowLow);
+  return {digitsOf(odd), digitsOf(even)};
 }
 
 void ScanKernel::prepareQuery(Val h) {
@@ -152,18 +154,17 @@ void ScanKernel::prepareQuery(Val h) {
   // Weights of plane 0's words, zeros behind them.
   Val one = number(0x01010101), zero = number(0);
   Val sum = e.loop(lane, number(scanWords), GpuEmitter::kWarp, {zero}, [&](Val word, Vals total) -> Vals {
-    Val inside = word < keyWords;
-    Variable own = e.variable(zero);
-    storeWeights(h, inverse, e.flag(false), min(word, number(keyWords - 1)), [&](int64_t digit, Val rawWord, Val lowWord) {
-      Val place = (h * 2 + digit) * scanWords + (word & 3) * (2 * steps) + shrLogical(word, this->number(2)); // a lane's words side by side
-      rawWord = select(inside, rawWord, zero);
-      lowWord = select(inside, lowWord, zero);
+    Val inside = word < keyWords, own = total[0];
+    WordWeights weights = wordWeights(inverse, /*isRow=*/false, min(word, number(keyWords - 1)));
+    for (int64_t digit = 0; digit < 2; ++digit) {
+      Val place = (h * 2 + digit) * scanWords + (word & 3) * (2 * steps) + shrLogical(word, number(2)); // a lane's words side by side
+      Val rawWord = select(inside, weights.raw[digit], zero), lowWord = select(inside, weights.low[digit], zero);
       e.store(rawWord, raw, place);
       e.store(lowWord, low, place);
       auto bytes = [&](Val w) { return e.intrinsic("llvm.nvvm.idp4a.s.u", e.i32(), {w, one, zero}); };
-      own.set(own() + (bytes(rawWord) * 17 + bytes(lowWord) * 16) * (digit ? 1 : 256));
-    });
-    return {total[0] + own()};
+      own = own + (bytes(rawWord) * 17 + bytes(lowWord) * 16) * (digit ? 1 : 256);
+    }
+    return {own};
   })[0];
   sum = e.warpAdd(sum, {16, 8, 4, 2, 1});
   Val unit = step * biasScale(key) * (kLog2e / 128), norm = e.squareRoot(square);
@@ -185,35 +186,35 @@ void ScanKernel::prepareQuery(Val h) {
     if (!shape.softcap)
       shift = shiftOf();
     e.loop(lane, number(keyWords), GpuEmitter::kWarp, [&](Val word) {
-      storeWeights(h, inverse, e.flag(true), word, [&](int64_t digit, Val rawWord, Val lowWord) {
+      WordWeights weights = wordWeights(inverse, /*isRow=*/true, word);
+      for (int64_t digit = 0; digit < 2; ++digit) {
         Val place = (h * 2 + digit) * keyWords + word;
-        e.storeGlobal(rawWord, prepared, place + at.raw);
-        e.storeGlobal(lowWord, prepared, place + at.low);
-      });
+        e.storeGlobal(weights.raw[digit], prepared, place + at.raw);
+        e.storeGlobal(weights.low[digit], prepared, place + at.low);
+      }
     });
     e.loop(lane, number(2 * keyWords), GpuEmitter::kWarp, [&](Val word) {
       std::array<Val, 4> v;
       for (int64_t j = 0; j < 4; ++j)
         v[j] = e.nearest(e.load(x, warp * dim + word * 4 + j) * inverse).first;
-      auto [high, lowDigits] = digitsOf(v);
-      e.storeGlobal(high, prepared, (h * 2) * (2 * keyWords) + word + at.full);
-      e.storeGlobal(lowDigits, prepared, (h * 2 + 1) * (2 * keyWords) + word + at.full);
+      for (auto [digit, bytes] : llvm::enumerate(digitsOf(v)))
+        e.storeGlobal(bytes, prepared, (h * 2 + int64_t(digit)) * (2 * keyWords) + word + at.full);
     });
     e.when(lane == 0, [&] {
       setHeadFact(h, HeadFact::Unit, unit);
       setHeadFact(h, HeadFact::Sum, sum);
       // P5: half of sigma^2, of the median token.
-      Val median = convert(scalesField(key, offsetof(aligned_scales, median)), e.f32());
-      Val sigma = e.exp2(fma(median, real(0.125), real(-16))) * biasScale(key) * norm * (1.0 / 16 / std::sqrt(3.0));
+      Val sigma = scaleOf(scalesField(key, offsetof(aligned_scales, median))) * biasScale(key) * norm * (1.0 / 16 / std::sqrt(3.0));
       Val shrink = e.smallest(sigma * sigma * 0.5, real(kLargestShrink)) * -kLog2e;
       setHeadFact(h, HeadFact::Shrink, shrink);
       Val seen = visibleTokens(h % shape.queries, tokens, tokens, shape);
       setHeadFact(h, HeadFact::LogSeen, e.log2(convert(max(seen, number(1)), e.f32())));
       setHeadFact(h, HeadFact::NotFinite, select(isFinite, real(0), real(NAN)));
       setHeadFact(h, HeadFact::Shift, shift);
-      setHeadFact(h, HeadFact::Norm, norm);
-      if (shape.certified)
+      if (shape.certified) {
+        setHeadFact(h, HeadFact::Norm, norm);
         setHeadFact(h, HeadFact::Mass, mass);
+      }
     });
   });
 }
@@ -269,7 +270,7 @@ void ScanKernel::prepareRow() {
   Val sigma = longest * biasScale(key) * (1.0 / 16 / std::sqrt(3.0));
   Vals ofKey, ofValue;
   for (int64_t i = 0; i < 2; ++i) {
-    Val octave = fma(convert(thread * 2 + i, e.f32()), real(0.125), real(-16));
+    Val octave = octavesOf(thread * 2 + i);
     ofKey.push_back(log2Misled(sigma * e.exp2(octave), [&](Val y) { return e.exp2(y); }, [&](Val y) { return e.log2(y); }));
     ofValue.push_back(e.log2(e.exp2(octave + 16.0 - logUsual) + 1.0));
   }
@@ -278,7 +279,7 @@ void ScanKernel::prepareRow() {
   e.storeGlobal(e.pack(f16, ofValue[0], ofValue[1]), prepared, thread + at.valueTable);
   // M1, in units of codes: sum (n - dither) / 2^15 over sum 1 / scale. Sums hold the bits of the planes that the cache has.
   Val planes = small(Argument::Value, offsetof(aligned_cache, planes)), middle = real(0);
-  aligned_format format{ALIGNED_FORMAT_FIXED, ALIGNED_ROLE_VALUE, 0, 3, {4, 4, 8}};
+  const aligned_format format = formatOf(shape.valuePlanes);
   for (int32_t p = 1; p < format.planes; ++p)
     middle = select(planes == p, real(std::exp2(15 - storage::bitsBefore(format, p))), middle);
   Val channelSums = e.at(addressOf(argument(Argument::Value), offsetof(aligned_cache, sum)), e.i64(), wide(row) * shape.valueDim);
@@ -358,8 +359,7 @@ void ScanKernel::emit() {
     });
   };
   ask(index);
-  // Padding rows have no weights.
-  if (rows < padded)
+  if (rows < padded) { // padding rows have no weights
     e.when(warp == 0, [&] {
       e.loop(lane, number((padded - rows) * 2 * scanWords), GpuEmitter::kWarp, [&](Val i) {
         e.store(number(0), raw, i + rows * 2 * scanWords);
@@ -370,7 +370,6 @@ void ScanKernel::emit() {
         e.store(number(0), sums, lane + rows);
       });
     });
-  if (rows < padded)
     e.when(isFirst, [&] {
       Val padding = number((padded - rows) * 2 * keyWords);
       e.loop(thread, padding, threads, [&](Val i) {
@@ -381,6 +380,7 @@ void ScanKernel::emit() {
       });
       e.loop(thread, number((padded - rows) * int64_t(HeadFact::Count)), threads, [&](Val i) { e.storeGlobal(real(0), prepared, i + (at.heads + rows * int64_t(HeadFact::Count))); });
     });
+  }
   lookForLow();
   forHeadsOfWarp(rows, [&](Val h) { prepareQuery(h); });
   e.barrier();
@@ -414,7 +414,7 @@ void ScanKernel::emit() {
     Val h = q + 4 * int64_t(n), sum = e.load(sums, h);
     quad.unit = e.load(units, h);
     quad.negative = number(0) - sum;
-    quad.begin = convert(roundEven(convert(sum, e.f32()) * -7.5), e.i32());
+    quad.begin = beginOf(convert(sum, e.f32()));
     quad.reference = e.variable(real(kNothing));
     quad.sum = e.variable(real(0));
     quad.lowSum = e.variable(real(0));

@@ -39,6 +39,12 @@ Val StepKernel::sinkOf(Val h) {
   return shape.softcap ? logit : logit - headFact(h, HeadFact::Shift);
 }
 
+Val StepKernel::coarseScore(Val h, Val token, Val top) {
+  Val tile = shrLogical(token, number(6)), pair = shrLogical(token, number(1));
+  Val score = e.loadGlobal(tileScores(), scoreType(), (pair * allRows + h) * 2 + (token & 1), false);
+  return convert(score, e.f32()) + (e.loadGlobal(tileTops(), e.f32(), (tile * allRows + h) * 2, false) - top);
+}
+
 void StepKernel::joinSplits(Val counter, Val index, Shared last, function_ref<void()> body) {
   e.fence();
   e.barrier();

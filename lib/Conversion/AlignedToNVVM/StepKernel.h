@@ -37,7 +37,7 @@ enum class HeadFact {
   LogSeen,   ///< log2 of the tokens that it sees, of 1 where it sees none
   NotFinite, ///< NaN where the query is not finite, else 0
   Shift,     ///< what the offset takes off every score
-  Norm, Mass, ///< |q'|, |q'|_1
+  Norm, Mass, ///< |q'|, |q'|_1, where they are asked for
   Count
 };
 enum class RowFact {
@@ -109,7 +109,9 @@ protected:
   Val capped(Val score, Val shift) { return softcapped(score + shift, shape.softcap * kLog2e); }
 
   // What scan has made ready.
-  Val headFact(Val h, HeadFact which) { return e.loadGlobal(prepared, e.f32(), h * int64_t(HeadFact::Count) + (at.heads + int64_t(which)), false); }
+  Val headFact(Val h, HeadFact which) {
+    return e.loadGlobal(prepared, which == HeadFact::Sum ? e.i32() : e.f32(), h * int64_t(HeadFact::Count) + (at.heads + int64_t(which)), false);
+  }
   Val rowFact(RowFact which) { return e.loadGlobal(prepared, e.f32(), number(at.row + int64_t(which)), false); }
   /// The logit without a value of a query row, in the terms of scores.
   Val sinkOf(Val h);
@@ -123,10 +125,19 @@ protected:
   Val bitsOf(Argument record) { return ofRow(record, e.i8(), key.capacity * kTile); }
   Val ofSplits(Argument which, int64_t count) { return ofRow(which, e.f32(), splits * (allRows * count)); }
 
+  /// A query row's score of a token as scan left it, relative to `top`.
+  Val coarseScore(Val h, Val token, Val top);
+
+  /// log2 of the scale that a code stands for, and the scale, in units of codes.
+  Val octavesOf(Val code) { return fma(convert(code, e.f32()), real(0.125), real(-16)); }
+  Val scaleOf(Val code) { return e.exp2(octavesOf(code)); }
   /// Scale of byte `which` of a word of codes.
   Val scaleOf(Val codes, int which) { return e.exp2(fma(e.byteAsFloat(codes, which), real(0.125), real(-1048576.0 - 16))); }
   /// A multiple of 2^20: what the middle of dither's range is at the place of a token (S5), as a signed number of 2^-32 steps of 4 bits. `token` is shifted left by 20.
   Val ditherOf(Val shifted, int32_t factor) { return shifted * factor + number(INT32_MIN); }
+
+  /// Where sums of products of a plane of 4 bits begin: 16 times 7.5 less, the middle of a plane's values. `sum`: of 16 W over channels, as f32.
+  Val beginOf(Val sum) { return convert(roundEven(sum * -7.5), e.i32()); }
 
 private:
   StepCache stepViewOf(Argument cache, PlanesAttr planes);

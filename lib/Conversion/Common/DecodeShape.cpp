@@ -78,6 +78,16 @@ DecodeShape aligned::shapeOf(PrepareOp op) { return shapeOfStage(op); }
 DecodeShape aligned::shapeOf(ScanOp op) { return shapeOfStage(op); }
 DecodeShape aligned::shapeOf(AttendOp op) { return shapeOfStage(op); }
 
+aligned_format aligned::formatOf(PlanesAttr attr) {
+  aligned_format format = {};
+  format.kind = attr.getKind() == FormatKind::Fixed ? ALIGNED_FORMAT_FIXED : ALIGNED_FORMAT_FLOAT;
+  format.role = attr.getRole() == CacheRole::Key ? ALIGNED_ROLE_KEY : ALIGNED_ROLE_VALUE;
+  format.planes = attr.getNumPlanes();
+  for (auto [plane, width] : llvm::enumerate(attr.getWidths()))
+    format.width[plane] = width;
+  return format;
+}
+
 LayerPlace aligned::placeOf(PlanesAttr split, int64_t layer) {
   int64_t plane = 0;
   while (split.getFirstLayer(plane + 1) <= layer)

@@ -3,6 +3,7 @@
 #define ALIGNED_LIB_CONVERSION_COMMON_DECODESHAPE_H
 
 #include "aligned/Dialect/Aligned/IR/Aligned.h"
+#include "aligned/Runtime/Cache.h"
 
 namespace aligned {
 
@@ -33,6 +34,9 @@ mlir::FailureOr<DecodeShape> decodeShape(DecodeAttentionOp op, bool takesLater =
 DecodeShape shapeOf(PrepareOp op);
 DecodeShape shapeOf(ScanOp op);
 DecodeShape shapeOf(AttendOp op);
+
+/// What an encoding says, as Storage/ wants it, but for the element type.
+aligned_format formatOf(PlanesAttr attr);
 
 /// Nibble layers of a cache's resident planes.
 inline int64_t residentLayers(PlanesAttr split) { return split.getFirstLayer(split.getResident()); }
