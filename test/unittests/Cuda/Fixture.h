@@ -2,30 +2,18 @@
 #ifndef ALIGNED_TEST_UNITTESTS_CUDA_FIXTURE_H
 #define ALIGNED_TEST_UNITTESTS_CUDA_FIXTURE_H
 
-#include "aligned/Runtime/Cuda.h"
-
-#include <gtest/gtest.h>
+#include "../Handles.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <fstream>
-#include <memory>
 #include <random>
 #include <sstream>
 #include <string>
 #include <vector>
 
 namespace aligned::test {
-
-struct Destroy {
-  void operator()(aligned_cache *cache) const { aligned_cache_destroy(cache); }
-  void operator()(aligned_program *program) const { aligned_program_destroy(program); }
-  void operator()(aligned_graph *graph) const { aligned_graph_destroy(graph); }
-};
-using CachePtr = std::unique_ptr<aligned_cache, Destroy>;
-using ProgramPtr = std::unique_ptr<aligned_program, Destroy>;
-using GraphPtr = std::unique_ptr<aligned_graph, Destroy>;
 
 constexpr int64_t kHeads = 2, kGroup = 3, kDim = 16; // as kernels.c has them
 
@@ -128,25 +116,6 @@ inline std::vector<char> randomTokens(int64_t rows, int64_t tokens, unsigned see
   }
   return data;
 }
-
-/// Memory on the device, filled.
-class DeviceData {
-public:
-  explicit DeviceData(const std::vector<char> &data) : DeviceData(data.size()) {
-    EXPECT_EQ(aligned_cuda_copy_to_device(memory, data.data(), data.size()), 0);
-  }
-  explicit DeviceData(int64_t bytes) : memory(aligned_cuda_allocate(bytes)) {
-    EXPECT_NE(memory, nullptr) << aligned_last_error();
-  }
-  ~DeviceData() { aligned_cuda_free(memory); }
-  DeviceData(const DeviceData &) = delete;
-  template <typename T> std::vector<T> get(int64_t count) const {
-    std::vector<T> values(count);
-    EXPECT_EQ(aligned_cuda_copy_to_host(values.data(), memory, count * sizeof(T)), 0);
-    return values;
-  }
-  void *const memory;
-};
 
 class Cuda : public testing::Test {
 protected:

@@ -358,12 +358,7 @@ TEST_F(DecodeCalls, ReadNoFurtherThanTheListOfTokensKeptAside) {
   constexpr int64_t kDim = 64, kLaunches = 40;
   const Inputs in(c, kLaunches);
   const Values infinite(c.element, kRows * kDim, [](int64_t) { return INFINITY; });
-  std::vector<std::unique_ptr<void, decltype(&aligned_cuda_free)>> memory;
-  auto onDevice = [&](const void *data, size_t bytes) {
-    memory.emplace_back(aligned_cuda_allocate(int64_t(bytes)), aligned_cuda_free);
-    EXPECT_EQ(aligned_cuda_copy_to_device(memory.back().get(), data, int64_t(bytes)), 0) << aligned_last_error();
-    return memory.back().get();
-  };
+  DeviceArrays arrays;
   Caches caches;
   for (int32_t role : {ALIGNED_ROLE_KEY, ALIGNED_ROLE_VALUE}) {
     const aligned_format format = c.format(role);
@@ -374,10 +369,10 @@ TEST_F(DecodeCalls, ReadNoFurtherThanTheListOfTokensKeptAside) {
   aligned_step step = {};
   step.call = callOf(c, caches, in, got);
   step.call.location = ALIGNED_LOCATION_CUDA;
-  step.call.query = onDevice(in.q.bytes.data(), in.q.bytes.size());
+  step.call.query = arrays.add(in.q.bytes);
   for (auto [field, numbers] : {std::pair(&step.call.acc, &got.acc), std::pair(&step.call.max, &got.max), std::pair(&step.call.sum, &got.sum)})
-    *field = static_cast<float *>(onDevice(numbers->data(), numbers->size() * sizeof(float)));
-  step.key_data = step.value_data = onDevice(infinite.bytes.data(), infinite.bytes.size());
+    *field = arrays.add<float>(int64_t(numbers->size() * sizeof(float)));
+  step.key_data = step.value_data = arrays.add(infinite.bytes);
   const GraphPtr graph(aligned_program_capture(program.get(), &step, 1));
   ASSERT_TRUE(graph) << aligned_last_error();
   for (int64_t i = 0; i < kLaunches; ++i)
@@ -396,13 +391,7 @@ TEST_F(DecodeCalls, AreReplayedWhileCachesGrow) {
   constexpr int64_t kFirst = 60, kSteps = 70, kCapacity = 192;
   Inputs in(c, kFirst + kSteps);
   Caches host, device;
-  std::vector<std::unique_ptr<void, decltype(&aligned_cuda_free)>> memory;
-  auto onDevice = [&](int64_t bytes, const void *data = nullptr) {
-    memory.emplace_back(aligned_cuda_allocate(bytes), aligned_cuda_free);
-    if (data)
-      EXPECT_EQ(aligned_cuda_copy_to_device(memory.back().get(), data, bytes), 0) << aligned_last_error();
-    return memory.back().get();
-  };
+  DeviceArrays arrays;
   for (int32_t role : {ALIGNED_ROLE_KEY, ALIGNED_ROLE_VALUE}) {
     const aligned_format format = c.format(role);
     (role == ALIGNED_ROLE_KEY ? host.key : host.value).reset(aligned_cache_create(&format, kBatch, kKvHeads, 64, kCapacity));
@@ -416,12 +405,12 @@ TEST_F(DecodeCalls, AreReplayedWhileCachesGrow) {
   aligned_step step = {};
   step.call = callOf(c, device, in, got, /*splits=*/2);
   step.call.location = ALIGNED_LOCATION_CUDA;
-  step.call.query = onDevice(int64_t(in.q.bytes.size()), in.q.bytes.data());
+  step.call.query = arrays.add(in.q.bytes);
   for (auto [field, numbers] :
        {std::pair(&step.call.acc, &got.acc), std::pair(&step.call.max, &got.max), std::pair(&step.call.sum, &got.sum)})
-    *field = static_cast<float *>(onDevice(int64_t(numbers->size() * sizeof(float))));
+    *field = arrays.add<float>(int64_t(numbers->size() * sizeof(float)));
   constexpr int64_t kTokenBytes = 64 * 2;
-  void *data[] = {onDevice(kRows * kTokenBytes), onDevice(kRows * kTokenBytes)};
+  void *data[] = {arrays.add(kRows * kTokenBytes), arrays.add(kRows * kTokenBytes)};
   step.key_data = data[0];
   step.value_data = data[1];
   const GraphPtr graph(aligned_program_capture(program.get(), &step, 1));

@@ -2,9 +2,10 @@
 #ifndef ALIGNED_TEST_UNITTESTS_GPU_EMULATED_H
 #define ALIGNED_TEST_UNITTESTS_GPU_EMULATED_H
 
+#include "../Handles.h"
+
 #include "aligned/JIT/Module.h"
 #include "aligned/Reference/Attention.h"
-#include "aligned/Runtime/Cuda.h"
 #include "aligned/Support/Json.h"
 
 #include <gtest/gtest.h>
@@ -22,15 +23,6 @@
 #include <vector>
 
 namespace aligned::test {
-
-struct Destroy {
-  void operator()(aligned_cache *cache) const { aligned_cache_destroy(cache); }
-  void operator()(aligned_program *program) const { aligned_program_destroy(program); }
-  void operator()(aligned_graph *graph) const { aligned_graph_destroy(graph); }
-};
-using CachePtr = std::unique_ptr<aligned_cache, Destroy>;
-using ProgramPtr = std::unique_ptr<aligned_program, Destroy>;
-using GraphPtr = std::unique_ptr<aligned_graph, Destroy>;
 
 /// The environment of the interpreter, which reads it once.
 class Emulated : public testing::Test {
@@ -133,6 +125,47 @@ struct MaskOperand {
     return element == std::string("i1") ? (x != 0 ? 0 : -INFINITY) : x;
   }
 };
+
+/// An attention as MLIR, of a case that says element types, heads, sizes, `sight` (mask and softcap, as the op says them) and operands; `clauses` come behind these.
+template <typename Case> std::string attentionOf(const Case &c, int64_t kvHeads, const std::string &batch, const std::string &clauses = "") {
+  auto type = [&](int64_t heads, const std::string &tokens, int64_t dim, const std::string &element) {
+    return "tensor<" + batch + "x" + std::to_string(heads) + "x" + tokens + "x" + std::to_string(dim) + "x" + element + ">";
+  };
+  const int64_t heads = kvHeads * c.group;
+  const std::string q = type(heads, std::to_string(c.queries), c.keyDim, c.queryElement()), k = type(kvHeads, "?", c.keyDim, c.element), v = type(kvHeads, "?", c.valueDim, c.element),
+                    out = type(heads, std::to_string(c.queries), c.valueDim, "f32");
+  std::string arguments, operands;
+  auto addOperand = [&](const std::string &name, const std::string &type) {
+    arguments += ", %" + name + ": " + type;
+    operands += " " + name + " %" + name + " : " + type;
+  };
+  if (const MaskOperand &mask = c.operand; mask.element)
+    addOperand("attn_mask", "tensor<" + std::to_string(mask.batch) + "x" + std::to_string(mask.heads) + "x" + std::to_string(mask.queries) + "x?x" + mask.element + ">");
+  if (c.sinks)
+    addOperand("sink_logits", "tensor<" + std::to_string(heads) + "xf32>");
+  return "func.func @step(%q: " + q + ", %k: " + k + ", %v: " + v + ", %scale: f32" + arguments + ") -> " + out + " {\n  %out = aligned.attention %q, %k, %v scale %scale " + c.sight + operands +
+         clauses + " : " + q + ", " + k + ", " + v + " -> " + out + "\n  return %out : " + out + "\n}\n";
+}
+
+inline void setOperands(aligned_decode_call &call, const Values &mask, const Values &sinks) {
+  call.attn_mask = mask.bytes.empty() ? nullptr : mask.bytes.data();
+  call.sink_logits = sinks.bytes.empty() ? nullptr : reinterpret_cast<const float *>(sinks.bytes.data());
+}
+
+/// The output of a query row, acc / sum, against what it should be: NaN and infinities where they belong, and a relative error of the others.
+inline void expectRow(const float *acc, double sum, const double *want, int64_t dim, double tolerance) {
+  double off = 0, size = 0;
+  for (int64_t i = 0; i < dim; ++i) {
+    const double actual = sum == 0 ? 0 : acc[i] / sum;
+    if (!std::isfinite(want[i])) {
+      EXPECT_TRUE(std::isnan(want[i]) ? std::isnan(actual) : actual == want[i]) << i << ": " << actual << " for " << want[i];
+      continue;
+    }
+    off += (actual - want[i]) * (actual - want[i]);
+    size += want[i] * want[i];
+  }
+  EXPECT_LE(std::sqrt(off), tolerance * std::sqrt(size));
+}
 
 } // namespace aligned::test
 

@@ -43,6 +43,7 @@ struct Case {
   bool certified = false;
 
   int64_t heads() const { return group * queries; } ///< query rows of a kv head
+  const char *queryElement() const { return query; }
   float scale() const { return float(1 / std::sqrt(double(keyDim))); }
   bool isExact() const { return policy == "exact"; }
   double tolerance() const { return isExact() ? 0 : aligned_policy_tolerance(policy.c_str()); }
@@ -69,28 +70,7 @@ inline std::ostream &operator<<(std::ostream &os, const Case &c) {
 
 /// The attention as MLIR.
 inline std::string sourceOf(const Case &c) {
-  auto type = [](int64_t heads, const std::string &tokens, int64_t dim, const std::string &element) {
-    return "tensor<" + std::to_string(kBatch) + "x" + std::to_string(heads) + "x" + tokens + "x" + std::to_string(dim) + "x" +
-           element + ">";
-  };
-  const int64_t heads = kKvHeads * c.group;
-  const std::string q = type(heads, std::to_string(c.queries), c.keyDim, c.query), k = type(kKvHeads, "?", c.keyDim, c.element),
-                    v = type(kKvHeads, "?", c.valueDim, c.element),
-                    out = type(heads, std::to_string(c.queries), c.valueDim, "f32");
-  std::string arguments, operands;
-  auto addOperand = [&](const std::string &name, const std::string &type) {
-    arguments += ", %" + name + ": " + type;
-    operands += " " + name + " %" + name + " : " + type;
-  };
-  if (const MaskOperand &mask = c.operand; mask.element)
-    addOperand("attn_mask", "tensor<" + std::to_string(mask.batch) + "x" + std::to_string(mask.heads) + "x" +
-                                std::to_string(mask.queries) + "x?x" + mask.element + ">");
-  if (c.sinks)
-    addOperand("sink_logits", "tensor<" + std::to_string(heads) + "xf32>");
-  return "func.func @step(%q: " + q + ", %k: " + k + ", %v: " + v + ", %scale: f32" + arguments + ") -> " + out +
-         " {\n  %out = aligned.attention %q, %k, %v scale %scale " + c.sight + operands + " " + c.policies +
-         (c.maskedZero ? " masked_zero" : "") + " : " + q + ", " + k + ", " + v + " -> " + out + "\n  return %out : " + out +
-         "\n}\n";
+  return attentionOf(c, kKvHeads, std::to_string(kBatch), " " + c.policies + (c.maskedZero ? " masked_zero" : ""));
 }
 
 /// What the compiler makes of it.
@@ -316,8 +296,7 @@ protected:
     call.key = caches.key.get();
     call.value = caches.value.get();
     call.query = in.q.bytes.data();
-    call.attn_mask = in.mask.bytes.empty() ? nullptr : in.mask.bytes.data();
-    call.sink_logits = in.sinks.bytes.empty() ? nullptr : reinterpret_cast<const float *>(in.sinks.bytes.data());
+    setOperands(call, in.mask, in.sinks);
     call.scale = c.scale();
     call.splits = splits;
     call.acc = state.acc.data();

@@ -1,20 +1,16 @@
 // Caches on the device, which the compiler's kernels append to, hold bit by bit what the host's hold of the same tokens. Only NaNs are the device's own.
+#include "../Handles.h"
 #include "../Runtime/Caches.h"
 #include "Kernels.h"
-
-#include "aligned/Runtime/Cuda.h"
 
 #include <cstdlib>
 
 using namespace caches;
 using aligned::test::compileAppend;
+using aligned::test::DeviceData;
+using aligned::test::ProgramPtr;
 
 namespace {
-
-struct DestroyProgram {
-  void operator()(aligned_program *program) const { aligned_program_destroy(program); }
-};
-using ProgramPtr = std::unique_ptr<aligned_program, DestroyProgram>;
 
 /// Of each kind of cache one, compiled when it is first asked for.
 aligned_program *programFor(const aligned_format &format, int64_t channels) {
@@ -37,16 +33,6 @@ Contents known(Contents contents) {
       value = (value & 0x7fffffff) > 0x7f800000 ? 0x7fc00000 : value;
   return contents;
 }
-
-class DeviceData {
-public:
-  explicit DeviceData(const std::vector<char> &data) : memory(aligned_cuda_allocate(int64_t(data.size()))) {
-    EXPECT_EQ(aligned_cuda_copy_to_device(memory, data.data(), int64_t(data.size())), 0) << aligned_last_error();
-  }
-  ~DeviceData() { aligned_cuda_free(memory); }
-  DeviceData(const DeviceData &) = delete;
-  void *const memory;
-};
 
 /// A cache on the device and one on the host that do the same.
 struct Pair {

@@ -78,24 +78,7 @@ struct State {
 class DenseOnGpu : public Emulated, public testing::WithParamInterface<Case> {
 protected:
   static ProgramPtr compile(const Case &c) {
-    auto type = [](const std::string &tokens, int64_t heads, int64_t dim, const char *element) {
-      return "tensor<?x" + std::to_string(heads) + "x" + tokens + "x" + std::to_string(dim) + "x" + element + ">";
-    };
-    std::string q = type(std::to_string(c.queries), kKvHeads * c.group, c.keyDim, c.queryElement()), k = type("?", kKvHeads, c.keyDim, c.element),
-                v = type("?", kKvHeads, c.valueDim, c.element), out = type(std::to_string(c.queries), kKvHeads * c.group, c.valueDim, "f32"), arguments, operands;
-    if (c.operand.element) {
-      std::string mask = "tensor<" + std::to_string(c.operand.batch) + "x" + std::to_string(c.operand.heads) + "x" + std::to_string(c.operand.queries) + "x?x" + c.operand.element + ">";
-      arguments += ", %mask: " + mask;
-      operands += " attn_mask %mask : " + mask;
-    }
-    if (c.sinks) {
-      std::string sinks = "tensor<" + std::to_string(kKvHeads * c.group) + "xf32>";
-      arguments += ", %sinks: " + sinks;
-      operands += " sink_logits %sinks : " + sinks;
-    }
-    return Emulated::compile("func.func @step(%q: " + q + ", %k: " + k + ", %v: " + v + arguments + ") -> " + out + " {\n  %scale = arith.constant 0.125 : f32\n  %out = aligned.attention %q, %k, %v scale %scale " +
-                                 c.sight + operands + " : " + q + ", " + k + ", " + v + " -> " + out + "\n  return %out : " + out + "\n}\n",
-                             "format=dense");
+    return Emulated::compile(attentionOf(c, kKvHeads, "?"), "format=dense");
   }
 
   static State decode(const Case &c, const ProgramPtr &program, const Inputs &in, int32_t splits = 0) {
@@ -108,7 +91,7 @@ protected:
     call.dense_value = in.v.bytes.data();
     call.lengths = in.lengths.data();
     call.capacity = in.capacity;
-    setOperands(call, in);
+    setOperands(call, in.mask, in.sinks);
     call.scale = 0.125f;
     call.splits = splits;
     call.acc = state.acc.data();
@@ -118,41 +101,23 @@ protected:
     return state;
   }
 
-  static void setOperands(aligned_decode_call &call, const Inputs &in) {
-    call.attn_mask = in.mask.bytes.empty() ? nullptr : in.mask.bytes.data();
-    call.sink_logits = in.sinks.bytes.empty() ? nullptr : reinterpret_cast<const float *>(in.sinks.bytes.data());
+  /// A call with arrays on the device.
+  static aligned_decode_call callOf(const Case &c, const Inputs &in, DeviceArrays &arrays) {
+    int64_t rows = in.batch * kKvHeads * c.heads();
+    aligned_decode_call call = {};
+    call.batch = in.batch;
+    call.location = ALIGNED_LOCATION_CUDA;
+    call.scale = 0.125f;
+    call.query = arrays.add(in.q.bytes);
+    call.dense_key = arrays.add(in.k.bytes);
+    call.dense_value = arrays.add(in.v.bytes);
+    call.lengths = arrays.add<int64_t>(in.lengths.data(), in.batch * sizeof(int64_t));
+    call.capacity = in.capacity;
+    call.acc = arrays.add<float>(rows * c.valueDim * sizeof(float));
+    call.max = arrays.add<float>(rows * sizeof(float));
+    call.sum = arrays.add<float>(rows * sizeof(float));
+    return call;
   }
-
-  /// Arrays on the device.
-  class Device {
-  public:
-    template <typename T = void> T *upload(const void *data, int64_t bytes) {
-      memory.emplace_back(aligned_cuda_allocate(bytes), aligned_cuda_free);
-      EXPECT_TRUE(memory.back()) << aligned_last_error();
-      if (data)
-        EXPECT_EQ(aligned_cuda_copy_to_device(memory.back().get(), data, bytes), 0) << aligned_last_error();
-      return static_cast<T *>(memory.back().get());
-    }
-    aligned_decode_call call(const Case &c, const Inputs &in) {
-      int64_t rows = in.batch * kKvHeads * c.heads();
-      aligned_decode_call call = {};
-      call.batch = in.batch;
-      call.location = ALIGNED_LOCATION_CUDA;
-      call.scale = 0.125f;
-      call.query = upload(in.q.bytes.data(), in.q.bytes.size());
-      call.dense_key = upload(in.k.bytes.data(), in.k.bytes.size());
-      call.dense_value = upload(in.v.bytes.data(), in.v.bytes.size());
-      call.lengths = upload<int64_t>(in.lengths.data(), in.batch * sizeof(int64_t));
-      call.capacity = in.capacity;
-      call.acc = upload<float>(nullptr, rows * c.valueDim * sizeof(float));
-      call.max = upload<float>(nullptr, rows * sizeof(float));
-      call.sum = upload<float>(nullptr, rows * sizeof(float));
-      return call;
-    }
-
-  private:
-    std::vector<std::unique_ptr<void, decltype(&aligned_cuda_free)>> memory;
-  };
 
   static State fetch(const Case &c, const Inputs &in, const aligned_decode_call &call) {
     int64_t rows = in.batch * kKvHeads * c.heads();
@@ -178,17 +143,8 @@ protected:
                      /*maskedZero=*/false, want.data(), c.mask, c.softcap, additive.empty() ? nullptr : additive.data(), sinks.empty() ? nullptr : sinks.data());
       for (int64_t h = 0; h < heads; ++h) {
         SCOPED_TRACE("row " + std::to_string(row) + ", query row " + std::to_string(h));
-        double off = 0, size = 0, sum = got.sum[row * heads + h];
-        for (int64_t i = 0; i < c.valueDim; ++i) {
-          double expected = want[h * c.valueDim + i], acc = got.acc[(row * heads + h) * c.valueDim + i], actual = sum == 0 ? 0 : acc / sum;
-          if (!std::isfinite(expected)) {
-            EXPECT_TRUE(std::isnan(expected) ? std::isnan(actual) : actual == expected) << i << ": " << actual << " for " << expected;
-            continue;
-          }
-          off += (actual - expected) * (actual - expected);
-          size += expected * expected;
-        }
-        EXPECT_LE(std::sqrt(off), c.tolerance() * std::sqrt(size));
+        const double sum = got.sum[row * heads + h];
+        expectRow(&got.acc[(row * heads + h) * c.valueDim], sum, &want[h * c.valueDim], c.valueDim, c.tolerance());
         if (tokens == 0 && c.sinks) {
           EXPECT_EQ(got.max[row * heads + h], float(sinks[h]));
           EXPECT_EQ(sum, std::isinf(sinks[h]) ? 0 : 1);
@@ -280,9 +236,9 @@ TEST_F(DenseCalls, AreReplayedWhileCachesGrow) {
   ProgramPtr program = compile(c);
   ASSERT_TRUE(program);
   Inputs in(c, 300);
-  Device device;
+  DeviceArrays arrays;
   aligned_step step = {};
-  step.call = device.call(c, in);
+  step.call = callOf(c, in, arrays);
   step.call.splits = 3;
   aligned_graph *graph = aligned_program_capture(program.get(), &step, 1);
   ASSERT_TRUE(graph) << aligned_last_error();
@@ -302,8 +258,8 @@ TEST_F(DenseCalls, StayWithinTheCapacity) {
   ASSERT_TRUE(program);
   Inputs in(c, 60);
   in.lengths = {60, 20};
-  Device device;
-  aligned_decode_call call = device.call(c, in);
+  DeviceArrays arrays;
+  aligned_decode_call call = callOf(c, in, arrays);
   const int64_t wrong[] = {int64_t(1) << 40, -5};
   ASSERT_EQ(aligned_cuda_copy_to_device(const_cast<int64_t *>(call.lengths), wrong, sizeof wrong), 0);
   ASSERT_EQ(aligned_program_decode(program.get(), 0, &call), 0) << aligned_last_error();
@@ -319,9 +275,9 @@ TEST_F(DenseCalls, AreRefusedWithAReason) {
   ProgramPtr program = compile(c);
   ASSERT_TRUE(program);
   Inputs in(c, 60);
-  Device device;
+  DeviceArrays arrays;
   auto refuses = [&](const std::function<void(aligned_decode_call &)> &spoil, const std::string &reason) {
-    aligned_decode_call call = device.call(c, in);
+    aligned_decode_call call = callOf(c, in, arrays);
     spoil(call);
     EXPECT_NE(aligned_program_decode(program.get(), 0, &call), 0) << reason;
     EXPECT_EQ(std::string(aligned_last_error()), reason);
@@ -344,7 +300,7 @@ TEST_F(DenseCalls, AreRefusedWithAReason) {
       "expected a length from 0 to the capacity of 65, got 66 in batch entry 1");
 
   aligned_step step = {};
-  step.call = device.call(c, in);
+  step.call = callOf(c, in, arrays);
   step.key_data = step.value_data = step.call.query;
   EXPECT_FALSE(aligned_program_capture(program.get(), &step, 1));
   EXPECT_EQ(std::string(aligned_last_error()), "expected no tokens to append at dense site 0, got some");
@@ -388,8 +344,8 @@ TEST_F(DenseCalls, ReadEveryByteOnceWithFewInstructions) {
   for (int64_t tokens : {1024, 3072}) {
     Inputs in(c, tokens);
     in.lengths = {tokens, tokens};
-    Device device;
-    aligned_decode_call call = device.call(c, in);
+    DeviceArrays arrays;
+    aligned_decode_call call = callOf(c, in, arrays);
     call.splits = 1;
     name(call.dense_key, "key");
     name(call.dense_value, "value");

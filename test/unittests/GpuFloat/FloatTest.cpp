@@ -123,24 +123,7 @@ struct Outcome {
 class FloatOnGpu : public Emulated, public testing::WithParamInterface<Case> {
 protected:
   static ProgramPtr compile(const Case &c) {
-    auto type = [](int64_t heads, const std::string &tokens, int64_t dim, const char *element) {
-      return "tensor<2x" + std::to_string(heads) + "x" + tokens + "x" + std::to_string(dim) + "x" + element + ">";
-    };
-    std::string q = type(kKvHeads * c.group, std::to_string(c.queries), c.keyDim, c.queryElement()), k = type(kKvHeads, "?", c.keyDim, c.element),
-                v = type(kKvHeads, "?", c.valueDim, c.element), out = type(kKvHeads * c.group, std::to_string(c.queries), c.valueDim, "f32"), arguments, operands;
-    if (c.operand.element) {
-      std::string mask = "tensor<" + std::to_string(c.operand.batch) + "x" + std::to_string(c.operand.heads) + "x" + std::to_string(c.operand.queries) + "x?x" + c.operand.element + ">";
-      arguments += ", %mask: " + mask;
-      operands += " attn_mask %mask : " + mask;
-    }
-    if (c.sinks) {
-      std::string sinks = "tensor<" + std::to_string(kKvHeads * c.group) + "xf32>";
-      arguments += ", %sinks: " + sinks;
-      operands += " sink_logits %sinks : " + sinks;
-    }
-    return Emulated::compile("func.func @step(%q: " + q + ", %k: " + k + ", %v: " + v + arguments + ") -> " + out + " {\n  %scale = arith.constant 0.125 : f32\n  %out = aligned.attention %q, %k, %v scale %scale " +
-                                 c.sight + operands + (c.exact ? " policy <exact>" : std::string(" policy <alignedkv") + c.limits + ">") + " : " + q + ", " + k + ", " + v + " -> " + out +
-                                 "\n  return %out : " + out + "\n}\n",
+    return Emulated::compile(attentionOf(c, kKvHeads, std::to_string(kBatch), c.exact ? " policy <exact>" : std::string(" policy <alignedkv") + c.limits + ">"),
                              std::string("format=float<") + (c.storage() == Storage::BFloat16 ? "12,4" : "8,4,4") + ">");
   }
 
@@ -174,8 +157,7 @@ protected:
     call.key = key.get();
     call.value = value.get();
     call.query = in.q.bytes.data();
-    call.attn_mask = in.mask.bytes.empty() ? nullptr : in.mask.bytes.data();
-    call.sink_logits = in.sinks.bytes.empty() ? nullptr : reinterpret_cast<const float *>(in.sinks.bytes.data());
+    setOperands(call, in.mask, in.sinks);
     call.scale = 0.125f;
     call.splits = splits;
     call.acc = outcome.acc.data();
@@ -220,22 +202,12 @@ protected:
       }
       for (int64_t h = 0; h < head.heads; ++h) {
         SCOPED_TRACE("query row " + std::to_string(h));
-        double off = 0, size = 0;
         const float sum = outcome.sum[row * head.heads + h];
         if (!head.tokens && !c.sinks) {
           EXPECT_EQ(sum, 0);
           EXPECT_EQ(outcome.max[row * head.heads + h], -INFINITY);
         }
-        for (int64_t i = 0; i < c.valueDim; ++i) {
-          const double expected = want.out[h * c.valueDim + i], acc = outcome.acc[(row * head.heads + h) * c.valueDim + i], actual = sum == 0 ? 0 : acc / sum;
-          if (!std::isfinite(expected)) {
-            EXPECT_TRUE(std::isnan(expected) ? std::isnan(actual) : actual == expected) << i << ": " << actual << " for " << expected;
-            continue;
-          }
-          off += (actual - expected) * (actual - expected);
-          size += expected * expected;
-        }
-        EXPECT_LE(std::sqrt(off), (c.exact ? 2e-4 : 5e-3) * std::sqrt(size));
+        expectRow(&outcome.acc[(row * head.heads + h) * c.valueDim], sum, &want.out[h * c.valueDim], c.valueDim, c.exact ? 2e-4 : 5e-3);
       }
     }
   }
@@ -416,13 +388,7 @@ TEST_F(FloatCalls, AreReplayedWhileCachesGrow) {
   Inputs in(c, kTokens);
   in.lengths = {kTokens, kTokens};
   const int64_t rows = kBatch * kKvHeads * c.heads();
-  std::vector<std::unique_ptr<void, decltype(&aligned_cuda_free)>> memory;
-  auto onDevice = [&](const void *data, int64_t bytes) {
-    memory.emplace_back(aligned_cuda_allocate(bytes), aligned_cuda_free);
-    if (data)
-      EXPECT_EQ(aligned_cuda_copy_to_device(memory.back().get(), data, bytes), 0) << aligned_last_error();
-    return memory.back().get();
-  };
+  DeviceArrays arrays;
   auto tokenOf = [&](const Values &values, int64_t token) { // of all rows
     std::vector<char> bytes;
     for (int64_t row = 0; row < kBatch * kKvHeads; ++row)
@@ -443,10 +409,10 @@ TEST_F(FloatCalls, AreReplayedWhileCachesGrow) {
   step.call.value = caches[1].get();
   step.call.location = ALIGNED_LOCATION_CUDA;
   step.call.scale = 0.125f;
-  step.call.query = onDevice(in.q.bytes.data(), int64_t(in.q.bytes.size()));
-  step.call.acc = static_cast<float *>(onDevice(nullptr, rows * 64 * 4));
-  step.call.sum = static_cast<float *>(onDevice(nullptr, rows * 4));
-  void *key = onDevice(nullptr, 4 * 128), *value = onDevice(nullptr, 4 * 128);
+  step.call.query = arrays.add(in.q.bytes);
+  step.call.acc = arrays.add<float>(rows * 64 * 4);
+  step.call.sum = arrays.add<float>(rows * 4);
+  void *key = arrays.add(4 * 128), *value = arrays.add(4 * 128);
   step.key_data = key;
   step.value_data = value;
   GraphPtr graph(aligned_program_capture(program.get(), &step, 1));
