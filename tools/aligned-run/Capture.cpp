@@ -1,8 +1,6 @@
 // See the header.
 #include "Capture.h"
 
-#include "llvm/Support/MemoryBuffer.h"
-
 #include <map>
 #include <numeric>
 
@@ -19,10 +17,10 @@ std::optional<Capture> aligned::loadCapture(const std::string &folder) {
     if (array->shape.size() != 4)
       return refuse(folder + "/" + name + ".npy: expected rank 4, got shape " + shapeText(array->shape));
   }
-  auto file = llvm::MemoryBuffer::getFile(metaPath);
-  if (!file)
-    return refuse(metaPath + ": expected a readable file, got: " + file.getError().message());
-  auto meta = llvm::json::parse((*file)->getBuffer());
+  auto text = readText(metaPath);
+  if (!text)
+    return std::nullopt;
+  auto meta = llvm::json::parse(*text);
   if (!meta)
     return refuse(metaPath + ": expected JSON, got: " + llvm::toString(meta.takeError()));
   const llvm::json::Object *object = meta->getAsObject();

@@ -3,20 +3,15 @@
 #include "OutputFile.h"
 
 #include "llvm/Support/FileSystem.h"
-#include "llvm/Support/MemoryBuffer.h"
 #include "llvm/Support/Path.h"
 
 using namespace aligned;
 
 static std::optional<std::string> sourceOf(const std::string &modelPath, const std::string &captureFolder) {
-  if (modelPath.empty()) {
-    std::optional<Capture> capture = loadCapture(captureFolder);
-    return capture ? std::optional(moduleText(*capture)) : std::nullopt;
-  }
-  auto file = llvm::MemoryBuffer::getFile(modelPath, /*IsText=*/true);
-  if (!file)
-    return refuse(modelPath + ": expected a readable file, got: " + file.getError().message());
-  return (*file)->getBuffer().str();
+  if (!modelPath.empty())
+    return readText(modelPath);
+  std::optional<Capture> capture = loadCapture(captureFolder);
+  return capture ? std::optional(moduleText(*capture)) : std::nullopt;
 }
 
 bool aligned::emitKernels(const std::string &modelPath, const std::string &captureFolder, const RunOptions &options, const std::string &folder) {

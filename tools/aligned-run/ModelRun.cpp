@@ -3,7 +3,6 @@
 
 #include "aligned/Reference/Attention.h"
 
-#include "llvm/Support/MemoryBuffer.h"
 #include "llvm/Support/raw_ostream.h"
 
 #include <algorithm>
@@ -172,15 +171,15 @@ double defaultAtol(const RunOptions &options) {
 } // namespace
 
 std::optional<ModelReport> aligned::runModel(const std::string &modelPath, const std::string &npzPath, const RunOptions &options) {
-  auto file = llvm::MemoryBuffer::getFile(modelPath);
-  if (!file)
-    return refuse(modelPath + ": expected a readable file, got: " + file.getError().message());
-  std::string error, source = (*file)->getBuffer().str();
+  std::optional<std::string> source = readText(modelPath);
+  if (!source)
+    return std::nullopt;
+  std::string error;
   auto archive = readNpz(npzPath, error);
   if (!archive)
     return refuse(error);
 
-  Module module = compile(source, options.pipeline() + " probe=true");
+  Module module = compile(*source, options.pipeline() + " probe=true");
   if (!module)
     return std::nullopt;
   ModelReport report;
@@ -219,7 +218,7 @@ std::optional<ModelReport> aligned::runModel(const std::string &modelPath, const
   std::optional<std::vector<Dense>> exact;
   if (options.target != "reference") {
     // A graph that came with decode attention fused over what has no stages compiles, but not to float64.
-    Module reference(aligned_module_compile(source.c_str(), "target=reference probe=true", nullptr));
+    Module reference(aligned_module_compile(source->c_str(), "target=reference probe=true", nullptr));
     if (!reference)
       llvm::errs() << "aligned-run: warning: not compared with float64: " << aligned_last_error() << "\n";
     std::vector<aligned_tally> read(report.attentions, aligned_tally{});

@@ -2,6 +2,7 @@
 #include "Run.h"
 
 #include "llvm/Support/Format.h"
+#include "llvm/Support/MemoryBuffer.h"
 #include "llvm/Support/Path.h"
 #include "llvm/Support/raw_ostream.h"
 
@@ -19,6 +20,13 @@ double aligned::now() { return std::chrono::duration<double>(std::chrono::steady
 std::nullopt_t aligned::refuse(const std::string &why) {
   llvm::errs() << program_invocation_short_name << ": error: " << why << "\n";
   return std::nullopt;
+}
+
+std::optional<std::string> aligned::readText(const std::string &path) {
+  auto file = llvm::MemoryBuffer::getFile(path);
+  if (!file)
+    return refuse(path + ": expected a readable file, got: " + file.getError().message());
+  return (*file)->getBuffer().str();
 }
 
 const double *aligned::machineCosts() {

@@ -108,6 +108,8 @@ llvm::json::Value jsonNumber(double x);
 
 /// Prints the error and returns nothing, for `return refuse(...)`.
 std::nullopt_t refuse(const std::string &why);
+/// What is in a file. Prints why it can't be read.
+std::optional<std::string> readText(const std::string &path);
 
 /// A progress bar on standard error, on a terminal; elsewhere one line when a run takes over two seconds.
 class Progress {

@@ -37,6 +37,10 @@ int64_t countAsides(const aligned_format &format, const void *values, int64_t to
   return countTokens<uint16_t>(static_cast<const uint16_t *>(values), tokens, channels, 0x7fff, format.element == ALIGNED_ELEMENT_BF16 ? 0x7f80 : 0x7c00);
 }
 
+bool failWithoutKernels(const aligned_format &format, int64_t headDim) {
+  return fail("expected kernels in the program that append to a " + formatText(format) + ", head_dim " + std::to_string(headDim) + ", got none"), false;
+}
+
 DeviceCache *asDevice(aligned_cache *cache) { return static_cast<DeviceCache *>(cache); }
 const DeviceCache *asDevice(const aligned_cache *cache) { return static_cast<const DeviceCache *>(cache); }
 /// Reading a cache queues work, too.
@@ -277,11 +281,7 @@ bool DeviceCache::pushTable(int64_t entry, Stream stream) {
 // Append
 //===----------------------------------------------------------------------===//
 
-bool DeviceCache::checkKernels() const {
-  if (append)
-    return true;
-  return fail("expected kernels in the program that append to a " + formatText(format) + ", head_dim " + std::to_string(head_dim) + ", got none"), false;
-}
+bool DeviceCache::checkKernels() const { return append || failWithoutKernels(format, head_dim); }
 
 bool DeviceCache::plan(const int64_t *counts, int64_t count, Growth &growth) const {
   growth = {};
@@ -657,7 +657,7 @@ aligned_cache *createCache(aligned_program *program, const aligned_format *forma
     if (!program || !format)
       return fail(std::string("expected a ") + (program ? "format" : "program") + ", got null"), nullptr;
     if (!program->program->appendTo(*format, headDim))
-      return fail("expected kernels in the program that append to a " + formatText(*format) + ", head_dim " + std::to_string(headDim) + ", got none"), nullptr;
+      return failWithoutKernels(*format, headDim), nullptr;
     return DeviceCache::create(program->program, *format, batch, kvHeads, headDim, capacity, physical).release();
   });
 }
