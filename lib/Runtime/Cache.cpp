@@ -355,6 +355,21 @@ template <typename Body> void forRows(const aligned_cache &cache, int64_t values
       cache.rows, [](void *body, int64_t begin, int64_t end) { (*static_cast<const Body *>(body))(begin, end); }, const_cast<Body *>(&body));
 }
 
+/// Takes tokens [first, last) of a row out of what is known of it, which is sums of integers and counts.
+ALIGNED_LOOP void forget(Cache &cache, const Summaries &known, int64_t r, int64_t first, int64_t last) {
+  const Row row = cache.rowOf(known, r);
+  for (int64_t token = first; token < last; ++token) {
+    const Tile tile = cache.tileOf(r, token / kTile);
+    const uint8_t code = tile.code[withinTile(token)];
+    if (code == storage::kAside)
+      continue;
+    if (row.sum)
+      addToSums(row, tile, token, cache.head_dim, -1);
+    count(*row.scales, code, -1);
+  }
+  settle(*row.scales);
+}
+
 //===----------------------------------------------------------------------===//
 // Append
 //===----------------------------------------------------------------------===//
@@ -364,13 +379,13 @@ template <typename Element> class Append {
   using Bits = typename Element::Bits;
 
 public:
-  /// counts: of each batch entry; null where all get `count`.
-  Append(Cache &cache, const void *data, const int64_t *counts, int64_t count, const int64_t *strides)
-      : cache(cache), data(static_cast<const Bits *>(data)), counts(counts), count(count), strides(strides), bias(int32_t(cache.bias)) {}
+  /// counts: of each batch entry; null where all get `count`. position: of the tokens whose place is taken; -1 behind the last.
+  Append(Cache &cache, const void *data, const int64_t *counts, int64_t count, const int64_t *strides, int64_t position = -1)
+      : cache(cache), data(static_cast<const Bits *>(data)), counts(counts), count(count), strides(strides), position(position), bias(int32_t(cache.bias)) {}
 
   int run() {
     for (int64_t n = 0; n < cache.batch; ++n) {
-      const int64_t longer = lengthOf(cache, n) + countOf(n);
+      const int64_t longer = replaces() ? lengthOf(cache, n) : lengthOf(cache, n) + countOf(n);
       most = std::max(most, countOf(n));
       longest = std::max(longest, longer);
       if (cache.pages && longer > cache.capacity)
@@ -380,6 +395,11 @@ public:
       return -1;
     settleOffsets();
     settleBias();
+    if (replaces() && isFixed(cache))
+      vectorized([&](auto) ALIGNED_BODY {
+        for (int64_t row = 0; row < cache.rows; ++row)
+          forget(cache, work(), row, position, position + count);
+      });
     std::atomic<int64_t> found = 0;
     forRows(cache, most * cache.head_dim, [&](int64_t begin, int64_t end) {
       if (int64_t some = vectorized([&](auto unroll) ALIGNED_BODY { return packRows(begin, end, unroll); }))
@@ -397,6 +417,7 @@ public:
   }
 
 private:
+  bool replaces() const { return position >= 0; }
   int64_t countOf(int64_t n) const { return counts ? counts[n] : count; }
   auto lengthBefore() const {
     return [this](int64_t entry) { return lengthOf(cache, entry); };
@@ -427,7 +448,7 @@ private:
                     (long long)cache.pageTable.physicalPages()),
                false;
     }
-    if (most <= few && !cache.asideList.reserve(cache, cache.asideList.count + cache.rows * most)) {
+    if ((most <= few || replaces()) && !cache.asideList.reserve(cache, cache.asideList.count + cache.rows * most)) { // what is replaced is lost if this comes later
       if (cache.pages)
         cache.pageTable.undo(lengthBefore());
       return false;
@@ -458,7 +479,7 @@ private:
     const int64_t *const lengths = cache.lengths, *const given = counts;
     const Bits *const from = data;
     for (RowIndex at = cache.indexOf(begin); at.row < end; ++at.row) {
-      const int64_t had = lengths ? lengths[at.entry] : tokens;
+      const int64_t had = replaces() ? position : lengths ? lengths[at.entry] : tokens;
       body(Arrivals{at, had, had + (given ? given[at.entry] : each), from + at.entry * apart[0] + at.head * apart[1], apart[2], apart[3]});
       if (++at.head == heads) {
         at.head = 0;
@@ -492,7 +513,7 @@ private:
 
   /// S2: rows that are empty and get a tile's tokens take their mean off. Fewer tokens take nothing off, and that is what an empty row has.
   void settleOffsets() {
-    if (most < kTile || !hasOffset(cache) || cache.offsetIsSet)
+    if (most < kTile || !hasOffset(cache) || cache.offsetIsSet || replaces())
       return;
     vectorized([&](auto) ALIGNED_BODY {
       forEachRow(0, cache.rows, [&](const Arrivals &arrivals) ALIGNED_BODY {
@@ -663,6 +684,8 @@ private:
 
   /// Makes all of it visible; nothing here can fail.
   void commit(int64_t found) {
+    if (replaces())
+      cache.asideList.remove(cache, [&](const aligned_aside &aside) { return aside.token >= position && aside.token < position + count; });
     if (found)
       listAsides();
     if (grown)
@@ -676,7 +699,7 @@ private:
     cache.pageTable.commit();
     if (lengths)
       cache.lengthList = std::move(lengths);
-    for (int64_t n = 0; n < cache.batch && cache.lengthList; ++n)
+    for (int64_t n = 0; n < cache.batch && cache.lengthList && !replaces(); ++n)
       cache.lengthList.as<int64_t>()[n] += countOf(n);
     cache.tokens = longest;
     cache.bias = bias;
@@ -689,6 +712,7 @@ private:
   const int64_t *counts;
   int64_t count;
   const int64_t *strides;
+  const int64_t position;
   int64_t most = 0, longest = 0; // tokens that an entry gets, and that an entry has then
   int32_t bias;
   bool biasIsSettled = false;         // by this append
@@ -704,27 +728,15 @@ private:
 //===----------------------------------------------------------------------===//
 
 /// Takes the tokens of a row from `left` on out of what is known of it.
-ALIGNED_LOOP void forget(Cache &cache, int64_t r, int64_t left, int64_t length) {
+ALIGNED_LOOP void forgetNewest(Cache &cache, int64_t r, int64_t left, int64_t length) {
+  if (left)
+    return forget(cache, cache.summaries, r, left, length);
   const Row row = cache.rowOf(cache.summaries, r);
-  const int64_t channels = cache.head_dim;
-  if (left == 0) {
-    *row.scales = {};
-    if (row.sum)
-      std::fill_n(row.sum, channels, 0);
-    if (row.offset && !cache.offsetIsSet)
-      std::fill_n(cache.offset + r * channels, channels, 0.0f);
-    return;
-  }
-  for (int64_t token = left; token < length; ++token) {
-    const Tile tile = cache.tileOf(r, token / kTile);
-    const uint8_t code = tile.code[withinTile(token)];
-    if (code == storage::kAside)
-      continue;
-    if (row.sum)
-      addToSums(row, tile, token, channels, -1);
-    count(*row.scales, code, -1);
-  }
-  settle(*row.scales);
+  *row.scales = {};
+  if (row.sum)
+    std::fill_n(row.sum, cache.head_dim, 0);
+  if (row.offset && !cache.offsetIsSet)
+    std::fill_n(cache.offset + r * cache.head_dim, cache.head_dim, 0.0f);
 }
 
 /// Leaves no more than `left` tokens of entries [first, last).
@@ -735,7 +747,7 @@ void truncate(Cache &cache, int64_t first, int64_t last, int64_t left) {
       vectorized([&](auto) ALIGNED_BODY {
         for (int64_t row = std::max(begin, first * cache.kv_heads); row < std::min(end, last * cache.kv_heads); ++row)
           if (left < length(row))
-            forget(cache, row, left, length(row));
+            forgetNewest(cache, row, left, length(row));
       });
     });
   cache.asideList.remove(cache, [&](const aligned_aside &aside) {
@@ -1068,6 +1080,24 @@ int aligned_cache_append_ragged(aligned_cache *cache, const void *data, const in
   if (!counts)
     return fail("expected the number of tokens of %lld batch entries, got null", (long long)cache->batch);
   return append(cache, data, counts, 0, strides);
+}
+
+int aligned_cache_overwrite(aligned_cache *cache, int64_t position, const void *data, int64_t count, const int64_t strides[4]) {
+  if (!check(cache))
+    return -1;
+  int64_t shortest = cache->tokens;
+  for (int64_t n = 0; n < cache->batch && cache->lengths; ++n)
+    shortest = std::min(shortest, cache->lengths[n]);
+  if (position < 0 || count < 0 || position > shortest || count > shortest - position)
+    return fail("expected to overwrite some of %lld tokens, got %lld from token %lld on", (long long)shortest, (long long)count, (long long)position);
+  if (count && (!data || !strides))
+    return fail("expected %lld tokens to overwrite others, got null %s", (long long)count, data ? "strides" : "data");
+  if (!onHost(cache) || cache->pages)
+    return fail("expected a cache on the host and without pages, got one %s", onHost(cache) ? "with pages" : "elsewhere");
+  if (!count)
+    return 0;
+  return withElement(cache->format.element,
+                     [&](auto element) { return Append<decltype(element)>(*ownerOf(cache), data, nullptr, count, strides, position).run(); });
 }
 
 int64_t aligned_cache_length(const aligned_cache *cache, int64_t entry) {

@@ -220,6 +220,42 @@ func.func @count(%new: tensor<1x2x1x16xf16>, %cache: tensor<1x2x63x16xf16>) {
 
 // -----
 
+// A17: in the place of others.
+
+func.func @replaced_count(%new: tensor<1x2x1x16xf16>, %cache: tensor<1x2x63x16xf16>, %position: index) {
+  // expected-error@+1 {{'aligned.append' op expected cache and result to agree in tokens, got 63 and 64}}
+  %c = aligned.append %new at %position to %cache : tensor<1x2x1x16xf16> to tensor<1x2x63x16xf16> -> tensor<1x2x64x16xf16>
+  return
+}
+
+// -----
+
+func.func @replaced_too_many(%new: tensor<1x2x64x16xf16>, %cache: tensor<1x2x63x16xf16>, %position: index) {
+  // expected-error@+1 {{'aligned.append' op expected at most 63 tokens in the place of others, got 64}}
+  %c = aligned.append %new at %position to %cache : tensor<1x2x64x16xf16> to tensor<1x2x63x16xf16> -> tensor<1x2x63x16xf16>
+  return
+}
+
+// -----
+
+func.func @replaced_beyond(%new: tensor<1x2x3x16xf16>, %cache: tensor<1x2x63x16xf16>) {
+  %position = arith.constant 61 : index
+  // expected-error@+1 {{'aligned.append' op expected a position from 0 to 60, got 61}}
+  %c = aligned.append %new at %position to %cache : tensor<1x2x3x16xf16> to tensor<1x2x63x16xf16> -> tensor<1x2x63x16xf16>
+  return
+}
+
+// -----
+
+func.func @replaced_before(%new: tensor<1x2x3x16xf16>, %cache: tensor<1x2x63x16xf16>) {
+  %position = arith.constant -1 : index
+  // expected-error@+1 {{'aligned.append' op expected a position from 0 to 60, got -1}}
+  %c = aligned.append %new at %position to %cache : tensor<1x2x3x16xf16> to tensor<1x2x63x16xf16> -> tensor<1x2x63x16xf16>
+  return
+}
+
+// -----
+
 func.func @append_heads(%new: tensor<1x3x1x16xf16>, %cache: tensor<1x2x63x16xf16>) {
   // expected-error@+1 {{expected tokens and cache to agree in kv_heads, got 3 and 2}}
   %c = aligned.append %new to %cache : tensor<1x3x1x16xf16> to tensor<1x2x63x16xf16> -> tensor<1x2x64x16xf16>

@@ -20,12 +20,14 @@ func.func @masked_zero(%q: tensor<1x9x7x64xf16>, %k: !key, %v: !value, %scale: f
 
 // CHECK-LABEL: func.func @storage(
 // CHECK: aligned.append %{{.*}} to %{{.*}} : tensor<1x3x1x64xf16> to tensor<1x3x63x64xf16> -> tensor<1x3x64x64xf16>
+// CHECK: aligned.append %{{.*}} at %{{.*}} to %{{.*}} : tensor<1x3x1x64xf16> to tensor<1x3x64x64xf16> -> tensor<1x3x64x64xf16>
 // CHECK: aligned.pack %{{.*}} : tensor<1x3x64x64xf16> to tensor<1x3x64x64xf16, #aligned.planes<float<8, 4, 4>, value, resident = 2>>
 // CHECK: aligned.unpack %{{.*}} bits 8 : tensor<1x3x64x64xf16, #aligned.planes<float<8, 4, 4>, value, resident = 2>> to tensor<1x3x64x64xf16>
 // CHECK: aligned.unpack %{{[^ ]*}} : tensor
-func.func @storage(%new: tensor<1x3x1x64xf16>, %cache: tensor<1x3x63x64xf16>) -> (tensor<1x3x64x64xf16>, tensor<1x3x64x64xf16>) {
+func.func @storage(%new: tensor<1x3x1x64xf16>, %cache: tensor<1x3x63x64xf16>, %position: index) -> (tensor<1x3x64x64xf16>, tensor<1x3x64x64xf16>) {
   %all = aligned.append %new to %cache : tensor<1x3x1x64xf16> to tensor<1x3x63x64xf16> -> tensor<1x3x64x64xf16>
-  %split = aligned.pack %all : tensor<1x3x64x64xf16> to tensor<1x3x64x64xf16, #aligned.planes<float<8, 4, 4>, value, resident = 2>>
+  %other = aligned.append %new at %position to %all : tensor<1x3x1x64xf16> to tensor<1x3x64x64xf16> -> tensor<1x3x64x64xf16>
+  %split = aligned.pack %other : tensor<1x3x64x64xf16> to tensor<1x3x64x64xf16, #aligned.planes<float<8, 4, 4>, value, resident = 2>>
   %coarse = aligned.unpack %split bits 8 : tensor<1x3x64x64xf16, #aligned.planes<float<8, 4, 4>, value, resident = 2>> to tensor<1x3x64x64xf16>
   %full = aligned.unpack %split : tensor<1x3x64x64xf16, #aligned.planes<float<8, 4, 4>, value, resident = 2>> to tensor<1x3x64x64xf16>
   return %coarse, %full : tensor<1x3x64x64xf16>, tensor<1x3x64x64xf16>

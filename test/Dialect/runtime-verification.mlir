@@ -33,6 +33,20 @@ func.func @append(%new: tensor<1x?x1x16xf16>, %cache: tensor<1x2x?x16xf16>) -> t
   return %out : tensor<1x2x64x16xf16>
 }
 
+// What takes the place of others lies within them; a position below zero is a large one.
+// CHECK-LABEL: func.func @replace(
+// CHECK-SAME: %{{.*}}: tensor<1x2x3x16xf16>, %[[CACHE:[^:]*]]: tensor<1x2x?x16xf16>, %[[AT:[^:]*]]: index)
+// CHECK-DAG: %[[TOKENS:.*]] = tensor.dim %[[CACHE]], %c2
+// CHECK: %[[ENOUGH:.*]] = arith.cmpi uge, %[[TOKENS]], %c3
+// CHECK: cf.assert %[[ENOUGH]], "'aligned.append' op expected positions of the cache's tokens"
+// CHECK: %[[LAST:.*]] = arith.{{.*}} %[[TOKENS]], %c
+// CHECK: %[[WITHIN:.*]] = arith.cmpi ule, %[[AT]], %[[LAST]]
+// CHECK: cf.assert %[[WITHIN]], "'aligned.append' op expected positions of the cache's tokens"
+func.func @replace(%new: tensor<1x2x3x16xf16>, %cache: tensor<1x2x?x16xf16>, %position: index) -> tensor<1x2x?x16xf16> {
+  %out = aligned.append %new at %position to %cache : tensor<1x2x3x16xf16> to tensor<1x2x?x16xf16> -> tensor<1x2x?x16xf16>
+  return %out : tensor<1x2x?x16xf16>
+}
+
 // A mask by numbers has one for each token.
 // CHECK-LABEL: func.func @mask(
 // CHECK-SAME: %[[K:[^:]*]]: tensor<1x2x?x16xf16>, %{{.*}}: f32, %[[M:[^:]*]]: tensor<1x1x1x?xf32>)

@@ -26,6 +26,16 @@ func.func @append_keeping_the_old(%tokens: !one, %cache: !key) -> (!key, !key) {
   return %cache, %new : !key, !key
 }
 
+// CHECK-LABEL: func.func @replace_keeping_the_old(
+// CHECK-SAME: %[[CACHE:[a-z0-9]+]]: memref<1x2x?x64xf16, #aligned.planes<fixed<4, 4, 8>, key>>, %[[AT:[a-z0-9]+]]: index)
+func.func @replace_keeping_the_old(%tokens: !one, %cache: !key, %position: index) -> (!key, !key) {
+  // CHECK: %[[FORK:.*]] = aligned.fork %[[CACHE]]
+  // CHECK: %[[NEW:.*]] = aligned.append %{{.*}} at %[[AT]] to %[[FORK]]
+  // CHECK: return %[[CACHE]], %[[NEW]]
+  %new = aligned.append %tokens at %position to %cache : !one to !key -> !key
+  return %cache, %new : !key, !key
+}
+
 // CHECK-LABEL: func.func @two_appends(
 // CHECK-SAME: %[[CACHE:[a-z0-9]+]]: memref<1x2x?x64xf16, #aligned.planes<fixed<4, 4, 8>, key>>)
 func.func @two_appends(%tokens: !one, %cache: !key) -> (!key, !key) {

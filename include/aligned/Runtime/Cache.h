@@ -89,6 +89,11 @@ int aligned_cache_keep_dense(aligned_cache *cache, int64_t tokens);
  * Nothing changes where it fails. Returns 0. */
 int aligned_cache_append(aligned_cache *cache, const void *data, int64_t count, const int64_t strides[4]);
 
+/* Puts `count` tokens from such an array in the place of those from `position` on, in every batch entry. What is known of the cache is then as if those before had never been
+ * there, but for the largest magnitudes of float formats. The tokens must be there, and the cache be on the host and without pages. Nothing changes where it fails.
+ * Returns 0. */
+int aligned_cache_overwrite(aligned_cache *cache, int64_t position, const void *data, int64_t count, const int64_t strides[4]);
+
 /* Appends counts[n] tokens to batch entry n: the first counts[n] of its part of an array [batch, kv_heads, largest count, head_dim]. From then on the cache
  * has own lengths. Returns 0. */
 int aligned_cache_append_ragged(aligned_cache *cache, const void *data, const int64_t *counts, const int64_t strides[4]);

@@ -6,6 +6,7 @@
 #include "aligned/Runtime/Cache.h"
 
 #include "mlir/Dialect/Arith/IR/Arith.h"
+#include "mlir/Dialect/ControlFlow/IR/ControlFlowOps.h"
 #include "mlir/Dialect/Func/IR/FuncOps.h"
 #include "mlir/Dialect/Func/Transforms/FuncConversions.h"
 #include "mlir/Dialect/MemRef/IR/MemRef.h"
@@ -38,8 +39,8 @@ Value formatOf(Surroundings &around, MemRefType type) {
   return format;
 }
 
-/// Appends a dense buffer of any strides.
-void append(Surroundings &around, Value cache, Value tokens) {
+/// Appends a dense buffer of any strides, or puts it at a position.
+void append(Surroundings &around, Value cache, Value tokens, Value position = {}) {
   ImplicitLocOpBuilder &b = around.b;
   Value strides = around.slots(4);
   if (cast<MemRefType>(tokens.getType()).getLayout().isIdentity()) {
@@ -53,7 +54,12 @@ void append(Surroundings &around, Value cache, Value tokens) {
     for (auto [dim, stride] : llvm::enumerate(layout.getStrides()))
       around.store(around.asI64(stride), strides, dim * 8);
   }
-  around.call("aligned_cache_append", b.getI32Type(), {cache, around.address(tokens), around.extent(tokens, kTokens), strides});
+  if (!position) {
+    around.call("aligned_cache_append", b.getI32Type(), {cache, around.address(tokens), around.extent(tokens, kTokens), strides});
+    return;
+  }
+  Value status = around.call("aligned_cache_overwrite", b.getI32Type(), {cache, around.asI64(position), around.address(tokens), around.extent(tokens, kTokens), strides});
+  cf::AssertOp::create(b, arith::CmpIOp::create(b, arith::CmpIPredicate::eq, status, around.code(0)), "'aligned.append' op expected a cache without pages");
 }
 
 //===----------------------------------------------------------------------===//
@@ -85,7 +91,7 @@ struct ConvertPack : CachePattern<PackOp> {
 struct ConvertAppend : CachePattern<AppendOp> {
   using CachePattern::CachePattern;
   void convert(AppendOp op, OpAdaptor adaptor, Surroundings &around, ConversionPatternRewriter &rewriter) const override {
-    append(around, adaptor.getCache(), adaptor.getTokens());
+    append(around, adaptor.getCache(), adaptor.getTokens(), adaptor.getPosition());
     rewriter.replaceOp(op, adaptor.getCache());
   }
 };
@@ -150,12 +156,15 @@ struct ConvertDealloc : OpConversionPattern<memref::DeallocOp> {
 struct ConvertDim : OpConversionPattern<memref::DimOp> {
   using OpConversionPattern::OpConversionPattern;
   LogicalResult matchAndRewrite(memref::DimOp op, OpAdaptor adaptor, ConversionPatternRewriter &rewriter) const override {
-    std::optional<int64_t> dim = op.getConstantIndex();
-    if (!dim)
-      return rewriter.notifyMatchFailure(op, "expected a constant dimension of a cache");
     Surroundings around(rewriter, op.getLoc());
-    Value size = *dim == kTokens ? around.field(adaptor.getSource(), offsetof(aligned_cache, tokens))
-                                 : around.number(cast<MemRefType>(op.getSource().getType()).getDimSize(*dim));
+    auto type = cast<MemRefType>(op.getSource().getType());
+    auto extent = [&](int64_t dim) { return dim == kTokens ? around.field(adaptor.getSource(), offsetof(aligned_cache, tokens)) : around.number(type.getDimSize(dim)); };
+    std::optional<int64_t> known = op.getConstantIndex();
+    Value size = known && *known >= 0 && *known < type.getRank() ? extent(*known) : around.number(0); // what is out of range says nothing
+    for (int64_t dim = 0; dim < type.getRank() && !known; ++dim) {
+      Value is = arith::CmpIOp::create(around.b, arith::CmpIPredicate::eq, adaptor.getIndex(), arith::ConstantIndexOp::create(around.b, dim));
+      size = arith::SelectOp::create(around.b, is, extent(dim), size);
+    }
     rewriter.replaceOpWithNewOp<arith::IndexCastOp>(op, rewriter.getIndexType(), size);
     return success();
   }

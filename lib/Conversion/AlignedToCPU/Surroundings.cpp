@@ -38,6 +38,7 @@ void aligned::declareRuntime(ModuleOp module) {
   declare("aligned_cache_destroy", {pointer}, {});
   declare("aligned_cache_drop_planes", {pointer, i32}, {i32});
   declare("aligned_cache_append", {pointer, pointer, i64, pointer}, {i32});
+  declare("aligned_cache_overwrite", {pointer, i64, pointer, i64, pointer}, {i32});
   declare("aligned_cache_unpack", {pointer, i32, pointer}, {i32});
 }
 

@@ -421,6 +421,67 @@ TEST_P(EveryFormat, TruncateUndoesAppend) {
   }
 }
 
+/// Puts tokens [begin, end) of `values` in the place of those that are there.
+int overwrite(const CachePtr &cache, const Values &values, int64_t begin, int64_t end, int arrangement = 0) {
+  Block block(values, begin, end, arrangement);
+  return aligned_cache_overwrite(cache.get(), begin, block.data.data(), end - begin, block.strides);
+}
+
+TEST_P(EveryFormat, OverwritingIsAsIfTheOldHadNeverBeen) {
+  std::mt19937 random(12);
+  const int64_t channels = 48, tokens = 140;
+  Values first = randomValues(element(), 1, 2, tokens, channels), values = randomValues(element(), 1, 2, tokens, channels, 7);
+  for (Values *some : {&first, &values})
+    for (int64_t t = some == &first ? 1 : 5; t < tokens; t += 13) // kept aside, here and there
+      some->at(t % 2, t, t % channels) = encode(element(), INFINITY);
+  for (int64_t dense : {0, 200}) {
+    CachePtr cache = create(format(), 1, 2, channels);
+    setOffset(cache);
+    ASSERT_EQ(aligned_cache_keep_dense(cache.get(), isFixed(format()) ? dense : 0), 0);
+    ASSERT_EQ(append(cache, first, 0, 1), 0); // settles the bias
+    ASSERT_EQ(append(cache, first, 1, tokens), 0);
+    Values now = first;
+    for (int round = 0; round < 12; ++round) {
+      const int64_t begin = random() % tokens, end = std::min<int64_t>(tokens, begin + 1 + random() % (round % 2 ? 80 : 3));
+      ASSERT_EQ(overwrite(cache, values, begin, end, round % 3), 0) << aligned_last_error();
+      for (int64_t row = 0; row < 2; ++row)
+        for (int64_t t = begin; t < end; ++t)
+          for (int64_t c = 0; c < channels; ++c)
+            now.at(row, t, c) = values.at(row, t, c);
+      CachePtr fresh = create(format(), 1, 2, channels);
+      setOffset(fresh);
+      ASSERT_EQ(append(fresh, first, 0, 1), 0);
+      ASSERT_EQ(append(fresh, now, 1, tokens), 0);
+      ASSERT_EQ(overwrite(fresh, now, 0, 1), 0);
+      expectSameCaches(*cache, *fresh, false);
+      if (HasFailure())
+        return;
+    }
+  }
+}
+
+TEST(Cache, OverwriteRefuses) {
+  const Values values = randomValues(ALIGNED_ELEMENT_F16, 2, 1, 90, 16);
+  CachePtr cache = create(usual(ALIGNED_ROLE_KEY), 2, 1, 16);
+  ASSERT_EQ(append(cache, values, 0, 90), 0);
+  const aligned_cache before = *cache;
+  const int64_t strides[4] = {16, 16, 16, 1};
+  std::vector<uint16_t> data(16 * 91);
+  EXPECT_LT(aligned_cache_overwrite(cache.get(), 90, data.data(), 1, strides), 0);
+  EXPECT_STREQ(aligned_last_error(), "expected to overwrite some of 90 tokens, got 1 from token 90 on");
+  for (auto [position, count] : {std::pair<int64_t, int64_t>(-1, 1), {0, 91}, {0, -1}, {INT64_MAX, 1}, {1, INT64_MAX}})
+    EXPECT_LT(aligned_cache_overwrite(cache.get(), position, data.data(), count, strides), 0);
+  EXPECT_LT(aligned_cache_overwrite(cache.get(), 0, nullptr, 1, strides), 0);
+  EXPECT_STREQ(aligned_last_error(), "expected 1 tokens to overwrite others, got null data");
+  EXPECT_LT(aligned_cache_overwrite(cache.get(), 0, data.data(), 1, nullptr), 0);
+  EXPECT_EQ(aligned_cache_overwrite(cache.get(), 90, nullptr, 0, nullptr), 0);
+  EXPECT_EQ(std::memcmp(&before, cache.get(), sizeof before), 0);
+  expectCache(*cache, values);
+  ASSERT_EQ(aligned_cache_truncate_entry(cache.get(), 1, 40), 0); // the shortest entry counts
+  EXPECT_LT(aligned_cache_overwrite(cache.get(), 40, data.data(), 1, strides), 0);
+  EXPECT_STREQ(aligned_last_error(), "expected to overwrite some of 40 tokens, got 1 from token 40 on");
+}
+
 TEST_P(EveryFormat, Fork) {
   Values values = randomValues(element(), 1, 3, 200, 16);
   values.at(2, 5, 3) = encode(element(), INFINITY);
@@ -1014,6 +1075,7 @@ TEST(Cache, NullIsRefused) {
                                             [] { return aligned_cache_length(nullptr, 0); },
                                             [] { return aligned_cache_release(nullptr, 0); },
                                             [] { return aligned_cache_free_pages(nullptr); },
+                                            [] { return aligned_cache_overwrite(nullptr, 0, nullptr, 1, nullptr); },
                                             [] { return aligned_cache_unpack(nullptr, 16, nullptr); },
                                             [] { return aligned_cache_truncate(nullptr, 0); },
                                             [] { return aligned_cache_truncate_entry(nullptr, 0, 0); },

@@ -1,6 +1,7 @@
 // Verifiers, folders and text forms of the ops. Constraint labels are those of the op descriptions.
 #include "Verification.h"
 
+#include "mlir/IR/Matchers.h"
 #include "mlir/IR/OpImplementation.h"
 
 using namespace mlir;
@@ -258,6 +259,16 @@ LogicalResult AppendOp::verify() {
         failed(expectSame(*this, name, "cache", cache.getDimSize(dim), "result", result.getDimSize(dim))))
       return failure();
   int64_t added = tokens.getDimSize(kTokens), held = cache.getDimSize(kTokens), sum = result.getDimSize(kTokens);
+  if (Value position = getPosition()) { // A17
+    APInt first;
+    if (!ShapedType::isDynamic(held) && !ShapedType::isDynamic(added)) {
+      if (added > held)
+        return emitOpError() << "expected at most " << held << " tokens in the place of others, got " << added;
+      if (matchPattern(position, m_ConstantInt(&first)) && (first.isNegative() || first.getSExtValue() > held - added))
+        return emitOpError() << "expected a position from 0 to " << held - added << ", got " << first.getSExtValue();
+    }
+    return expectSame(*this, "tokens", "cache", held, "result", sum);
+  }
   if (!ShapedType::isDynamic(added) && !ShapedType::isDynamic(held) && !compatible(added + held, sum))
     return emitOpError() << "expected " << added + held << " tokens in the result, got " << sum;
   return success();

@@ -88,7 +88,7 @@ struct AppendModel : ReadingModel<AppendModel, AppendOp> {
     FailureOr<Value> tokens = getBuffer(rewriter, append.getTokens(), options, state), cache = getBuffer(rewriter, append.getCache(), options, state);
     if (failed(tokens) || failed(cache))
       return failure();
-    replaceOpWithNewBufferizedOp<AppendOp>(rewriter, op, bufferTypeOf(append.getResult()), *tokens, *cache);
+    replaceOpWithNewBufferizedOp<AppendOp>(rewriter, op, bufferTypeOf(append.getResult()), *tokens, append.getPosition(), *cache);
     return success();
   }
 };

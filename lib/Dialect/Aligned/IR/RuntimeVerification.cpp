@@ -12,7 +12,7 @@ using namespace aligned;
 
 namespace {
 
-enum Dim { kBatch, kHeads, kTokens, kChannels };
+enum Dim { kBatch, kHeads, kTokens, kQueries = kTokens, kChannels };
 constexpr StringRef kDimName[] = {"batch", "heads", "tokens", "head_dim"};
 
 using MessageFn = function_ref<std::string(Operation *, StringRef)>;
@@ -63,12 +63,29 @@ template <typename Op> struct AttentionModel : RuntimeVerifiableOpInterface::Ext
     checks.agree("key", attention.getKey(), "value", attention.getValue(), {kBatch, kHeads, kTokens});
     checks.agree("query", attention.getQuery(), "key", attention.getKey(), {kBatch, kChannels});
     checks.promise(attention.getQuery(), "query", op->getResult(0), {kBatch, kHeads, kTokens});
-    if (Value mask = attention.getAttnMask())
+    checkGroups(attention, checks);
+    if (Value mask = attention.getAttnMask()) {
       checks.agree("attn_mask", mask, kChannels, "key", attention.getKey(), kTokens); // its last dimension
+      for (Dim dim : {kBatch, kHeads, kQueries})
+        if (Checks::size(mask, dim) != 1) // which serves all
+          checks.agree("attn_mask", mask, dim, "query", attention.getQuery(), dim);
+    }
+    if (Value sinks = attention.getSinkLogits())
+      checks.agree("sink_logits", sinks, kBatch, "query", attention.getQuery(), kHeads); // its only dimension
     checks.promise(attention.getValue(), "value", op->getResult(0), {kChannels});
     if constexpr (std::is_same_v<Op, DecodeAttentionOp>)
       if (attention.getFromDenseCopy())
         checks.expect(HasDenseCopyOp::create(checks.b, attention.getKey(), attention.getValue()), "expected caches with dense copies");
+  }
+
+  /// A2: the division is by no 0 where the first assertion holds.
+  static void checkGroups(Op attention, Checks &checks) {
+    if (!ShapedType::isDynamic(Checks::size(attention.getQuery(), kHeads)) && !ShapedType::isDynamic(Checks::size(attention.getKey(), kHeads)))
+      return;
+    constexpr StringRef kMultiple = "expected query heads to be a multiple of kv heads";
+    Value queryHeads = checks.extent(attention.getQuery(), kHeads), kvHeads = checks.extent(attention.getKey(), kHeads), none = arith::ConstantIndexOp::create(checks.b, 0);
+    checks.expect(arith::CmpIPredicate::ne, kvHeads, none, kMultiple);
+    checks.equal(arith::RemUIOp::create(checks.b, queryHeads, kvHeads), none, kMultiple);
   }
 };
 
@@ -79,6 +96,13 @@ struct AppendModel : RuntimeVerifiableOpInterface::ExternalModel<AppendModel, Ap
     Checks checks(builder, loc, op);
     checks.agree("tokens", tokens, "cache", cache, {kBatch, kHeads, kChannels});
     checks.promise(cache, "cache", result, {kBatch, kHeads, kChannels});
+    if (Value position = append.getPosition()) { // A17, where a position below zero is a large one
+      checks.promise(cache, "cache", result, {kTokens});
+      Value held = checks.extent(cache, kTokens), added = checks.extent(tokens, kTokens);
+      checks.expect(arith::CmpIPredicate::ule, added, held, "expected positions of the cache's tokens");
+      checks.expect(arith::CmpIPredicate::ule, position, arith::SubIOp::create(checks.b, held, added), "expected positions of the cache's tokens");
+      return;
+    }
     bool dynamic = ShapedType::isDynamic(Checks::size(tokens, kTokens)) || ShapedType::isDynamic(Checks::size(cache, kTokens));
     if (dynamic && !ShapedType::isDynamic(Checks::size(result, kTokens)))
       checks.equal(arith::AddIOp::create(checks.b, checks.extent(cache, kTokens), checks.extent(tokens, kTokens)), checks.extent(result, kTokens),

@@ -140,23 +140,29 @@ def Aligned_UnpackOp : Aligned_BufferizableOp<"unpack"> {
 }
 
 def Aligned_AppendOp : Aligned_BufferizableOp<"append", [DeclareOpInterfaceMethods<ViewLikeOpInterface>]> {
-  let summary = "a cache with new tokens behind its old ones";
+  let summary = "a cache with new tokens behind its old ones, or in their place";
   let description = [{
     result[b, h, :, c] is cache[b, h, :, c] followed by tokens[b, h, :, c]. On a packed cache this packs the new tokens; what is stored of the old ones stays as it is (S1).
 
+    With `at` the new tokens take the place of those from that position on, as in a cache that was made for a largest number of tokens; the result has as many
+    tokens as the cache.
+
     Constraints:
-    - (A5) cache, tokens and result agree in all but the token dimension, which adds up where it is static
+    - (A5) cache, tokens and result agree in all but the token dimension, which adds up where it is static; with `at` cache and result agree there, too
     - (A6) tokens are dense; the result has the cache's encoding
+    - (A17) the positions of the new tokens are the cache's
 
     On buffers the cache is a packed one and the result is the same object, which now holds more: whoever still has the old memref sees the new tokens, too.
 
     ```mlir
     %c1 = aligned.append %new to %c0 : tensor<1x3x1x64xf16> to tensor<1x3x63x64xf16> -> tensor<1x3x64x64xf16>
+    %c2 = aligned.append %new at %position to %c1 : tensor<1x3x1x64xf16> to tensor<1x3x64x64xf16> -> tensor<1x3x64x64xf16>
     ```
   }];
-  let arguments = (ins Aligned_Heads:$tokens, Aligned_Heads:$cache);
+  let arguments = (ins Aligned_Heads:$tokens, Optional<Index>:$position, Aligned_Heads:$cache);
   let results = (outs Aligned_Heads:$result);
-  let assemblyFormat = "$tokens `to` $cache attr-dict `:` type($tokens) `to` type($cache) `->` type($result)";
+  let assemblyFormat = "$tokens (`at` $position^)? `to` $cache attr-dict `:` type($tokens) `to` type($cache) `->` type($result)";
+  let builders = [OpBuilder<(ins "::mlir::Type":$result, "::mlir::Value":$tokens, "::mlir::Value":$cache), "build($_builder, $_state, result, tokens, ::mlir::Value(), cache);">];
   let hasVerifier = 1;
   let hasFolder = 1; // appending zero tokens
 }
