@@ -384,10 +384,17 @@ nb::tuple copyPair(Cache &key, Cache &value) {
 // Modules
 //===----------------------------------------------------------------------===//
 
+/// What a text may hold while this lives.
+struct Unregistered {
+  explicit Unregistered(bool allow) { aligned_allow_unregistered_dialects(allow); }
+  ~Unregistered() { aligned_allow_unregistered_dialects(false); }
+};
+
 class Module {
 public:
-  Module(const std::string &source, const std::string &options, const std::optional<std::string> &function) {
+  Module(const std::string &source, const std::string &options, const std::optional<std::string> &function, bool allowUnregistered) {
     nb::gil_scoped_release release;
+    Unregistered allowed(allowUnregistered);
     module = aligned_module_compile(source.c_str(), options.c_str(), function ? function->c_str() : nullptr);
     if (!module)
       throwLast();
@@ -503,8 +510,9 @@ private:
   Tally lastTally;
 };
 
-std::string transform(const std::string &source, const std::string &pipeline) {
+std::string transform(const std::string &source, const std::string &pipeline, bool allowUnregistered) {
   nb::gil_scoped_release release;
+  Unregistered allowed(allowUnregistered);
   std::unique_ptr<char, decltype(&aligned_text_free)> text(aligned_transform(source.c_str(), pipeline.c_str()), aligned_text_free);
   if (!text)
     throwLast();
@@ -525,10 +533,11 @@ NB_MODULE(_alignedkv, m) {
   nb::exception<Error>(m, "Error", PyExc_ValueError).doc() =
       "What the compiler or the runtime refuses: MLIR's diagnostics, or what was expected of an argument and what was found.";
 
-  m.def("transform", &transform, "text"_a, "pipeline"_a,
+  m.def("transform", &transform, "text"_a, "pipeline"_a, "allow_unregistered_dialect"_a = false,
         R"(Runs an MLIR pass pipeline over a module's text and returns the text that it becomes.
 
 pipeline: as on aligned-opt's command line, 'aligned-pipeline{to=store}' or 'builtin.module(aligned-raise-attention)'.
+allow_unregistered_dialect: as in compile.
 Raises Error with the diagnostics if the text, the pipeline or a pass fails.)");
 
   nb::class_<Cache>(m, "Cache", R"(One KV cache tensor, [batch, kv_heads, tokens, head_dim], stored in bit planes.
@@ -573,9 +582,9 @@ is appended to in place: the result is the Cache that was passed.
 
 Raises Error for arguments that do not fit, before anything happens, and for what the function finds wrong while it runs; by then it may
 have appended.)")
-      .def("__init__", [](Module *self, const std::string &text, const std::string &options, const std::optional<std::string> &function) {
-        new (self) Module(text, options, function);
-      }, "text"_a, "options"_a, "function"_a = nb::none())
+      .def("__init__", [](Module *self, const std::string &text, const std::string &options, const std::optional<std::string> &function, bool allowUnregistered) {
+        new (self) Module(text, options, function, allowUnregistered);
+      }, "text"_a, "options"_a, "function"_a = nb::none(), "allow_unregistered_dialect"_a = false)
       .def("__call__", &Module::call)
       .def("_call_with_reads", &Module::callWithReads)
       .def("new_cache", &Module::newCache, "index"_a, R"(An empty cache for the argument with this index: of its type, with the planes that it reads, and with the offset of keys that the model says,

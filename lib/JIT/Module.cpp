@@ -2,6 +2,7 @@
 // each dense tensor and the cache's address for each packed one.
 #include "aligned/JIT/Module.h"
 
+#include "CallMemory.h"
 #include "Engine.h"
 #include "ObjectCache.h"
 
@@ -50,6 +51,8 @@ const DialectRegistry &dialects() {
   return *registry;
 }
 
+thread_local bool allowsUnregistered = false;
+
 /// A context whose diagnostics are collected instead of printed.
 struct Session {
   Session() : context(dialects(), MLIRContext::Threading::DISABLED), handler(&context, [this](Diagnostic &diagnostic) {
@@ -57,6 +60,7 @@ struct Session {
       return success();
     }) {
     context.printOpOnDiagnostic(false); // one line each
+    context.allowUnregisteredDialects(allowsUnregistered);
   }
 
   void collect(Diagnostic &diagnostic) {
@@ -115,6 +119,8 @@ LogicalResult runPipeline(Session &session, ModuleOp module, StringRef pipeline)
 }
 
 } // namespace
+
+void aligned_allow_unregistered_dialects(int allow) { allowsUnregistered = allow; }
 
 char *aligned_transform(const char *source, const char *pipeline) {
   Session session;
@@ -254,7 +260,7 @@ LogicalResult parseOptions(Session &session, StringRef text, PipelineOptions &op
 
 //===-- cf.assert ----------------------------------------------------------===//
 // A failed assertion in a model (torch writes them for shapes) prints with puts and calls abort. Compiled code gets these two instead, which take
-// the message and return to aligned_module_call; what the call had allocated is lost, the process is not.
+// the message and return to aligned_module_call, which frees what the call had allocated.
 
 thread_local std::jmp_buf *assertionTarget = nullptr;
 thread_local std::string assertionMessage;
@@ -273,11 +279,13 @@ int takeMessage(const char *text) {
 struct ParallelLoop {
   void (*const body)(void *, int64_t, int64_t);
   void *const args;
+  CallMemory *const memory;
   std::mutex mutex;
   std::optional<std::string> failure;
 
   static void run(void *self, int64_t begin, int64_t end) {
     auto *loop = static_cast<ParallelLoop *>(self);
+    CallMemoryScope scope(loop->memory);
     std::jmp_buf target;
     std::jmp_buf *outer = assertionTarget;
     if (setjmp(target)) {
@@ -295,7 +303,7 @@ struct ParallelLoop {
 void parallel(int64_t count, void (*body)(void *, int64_t, int64_t), void *args) {
   bool failed;
   {
-    ParallelLoop loop{body, args, {}, {}};
+    ParallelLoop loop{body, args, CallMemory::current(), {}, {}};
     aligned_rt_parallel(count, &ParallelLoop::run, &loop);
     if ((failed = loop.failure.has_value()))
       assertionMessage = *loop.failure;
@@ -320,12 +328,15 @@ llvm::orc::SymbolMap runtimeSymbols(llvm::orc::MangleAndInterner intern) {
   add("aligned_rt_reference_prepare", &aligned_rt_reference_prepare);
   add("aligned_rt_reference_scan", &aligned_rt_reference_scan);
   add("aligned_rt_reference_attend", &aligned_rt_reference_attend);
-  add("aligned_cache_create", &aligned_cache_create);
-  add("aligned_cache_fork", &aligned_cache_fork);
+  add("aligned_cache_create", &callCacheCreate);
+  add("aligned_cache_fork", &callCacheFork);
   add("aligned_cache_drop_planes", &aligned_cache_drop_planes);
-  add("aligned_cache_destroy", &aligned_cache_destroy);
+  add("aligned_cache_destroy", &callCacheDestroy);
   add("aligned_cache_append", &aligned_cache_append);
+  add("aligned_cache_overwrite", &aligned_cache_overwrite);
   add("aligned_cache_unpack", &aligned_cache_unpack);
+  add("malloc", &callMalloc);
+  add("free", &callFree);
   add("puts", &takeMessage);
   add("abort", &assertionFailed);
   return symbols;
@@ -471,7 +482,7 @@ aligned_module *aligned_module_compile(const char *source, const char *text, con
     options.costs = llvm::ArrayRef(numbers, Costs::kNumbers);
     costs.assign(reinterpret_cast<const char *>(numbers), Costs::kNumbers * sizeof(double));
   }
-  ObjectCache cache({machineIdentity(), text ? text : "", costs, contentOf(options.budget), name ? name : "", source});
+  ObjectCache cache({machineIdentity(), text ? text : "", costs, contentOf(options.budget), name ? name : "", allowsUnregistered ? "unregistered" : "", source});
   if (std::optional<std::string> entry = cache.load())
     return link(deserialize(*entry, *compiled));
 
@@ -491,8 +502,10 @@ aligned_module *aligned_module_compile(const char *source, const char *text, con
   for (auto function : given.getOps<func::FuncOp>())
     ownResults[function.getSymName()] = function.getNumResults();
   options.to = "store";
-  if (failed(run(false)))
+  if (failed(run(false))) {
+    session.errors += session.remarks; // such as why an op that has no lowering was not raised
     return session.fail();
+  }
   FailureOr<func::FuncOp> function = findFunction(*module, name);
   if (failed(function) || failed(describe(*module, *function, ownResults.lookup(function->getSymName()), *compiled)))
     return session.fail();
@@ -728,17 +741,22 @@ int aligned_module_call(const aligned_module *module, aligned_value *arguments, 
     packed.push_back(resultMemory.data());
 
   aligned_set_last_error("");
+  CallMemory memory;
+  CallMemoryScope scope(&memory);
   std::jmp_buf target;
   std::jmp_buf *outer = assertionTarget;
   if (setjmp(target)) {
     assertionTarget = outer;
+    memory.release();
     return refuseCall("assertion failed in the model: " + llvm::Twine(assertionMessage));
   }
   assertionTarget = &target;
   module->engine->entry()(packed.data());
   assertionTarget = outer;
-  if (*aligned_last_error()) // a runtime call inside the module failed
+  if (*aligned_last_error()) { // a runtime call inside the module failed: results are nobody's
+    memory.release();
     return -1;
+  }
 
   // Each dense result must be memory of its own: not an argument's, not another result's, not a constant's.
   SmallVector<void *, 8> taken;

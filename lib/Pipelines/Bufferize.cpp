@@ -24,28 +24,35 @@ namespace {
 struct AlignedBufferizePass : aligned::impl::AlignedBufferizeBase<AlignedBufferizePass> {
   void runOnOperation() override {
     ModuleOp module = getOperation();
-    if (failed(readSizesEarly(module)) || failed(bufferize(module)) || failed(forkCaches(module)))
+    readSizesEarly(module);
+    if (failed(bufferize(module)) || failed(forkCaches(module)))
       signalPassFailure();
   }
 
   /// How many tokens there are is said by the cache itself, which an append changes. Upstream holds that asking for an extent reads no memory; so it is asked where
-  /// the cache is made, ahead of every append.
-  static LogicalResult readSizesEarly(ModuleOp module) {
+  /// the cache is made, ahead of every append; of a dimension that only the program knows all extents are.
+  static void readSizesEarly(ModuleOp module) {
     SmallVector<tensor::DimOp> dims;
     module.walk([&](tensor::DimOp dim) {
       if (getPlanes(dim.getSource().getType()))
         dims.push_back(dim);
     });
     for (tensor::DimOp dim : dims) {
-      std::optional<int64_t> number = dim.getConstantIndex();
-      if (!number)
-        return dim.emitOpError("expected a constant dimension of a cache, got a variable one");
-      OpBuilder b(dim);
-      b.setInsertionPointAfterValue(dim.getSource());
-      dim.replaceAllUsesWith(tensor::DimOp::create(b, dim.getLoc(), dim.getSource(), *number).getResult());
+      OpBuilder early(dim), b(dim);
+      early.setInsertionPointAfterValue(dim.getSource());
+      auto extent = [&](int64_t number) -> Value { return tensor::DimOp::create(early, dim.getLoc(), dim.getSource(), number); };
+      Value size;
+      if (std::optional<int64_t> number = dim.getConstantIndex()) {
+        size = extent(*number);
+      } else {
+        for (int64_t number = 0; number < dim.getSource().getType().getRank(); ++number) {
+          Value is = arith::CmpIOp::create(b, dim.getLoc(), arith::CmpIPredicate::eq, dim.getIndex(), arith::ConstantIndexOp::create(b, dim.getLoc(), number));
+          size = size ? Value(arith::SelectOp::create(b, dim.getLoc(), is, extent(number), size)) : extent(number);
+        }
+      }
+      dim.replaceAllUsesWith(size);
       dim.erase();
     }
-    return success();
   }
 
   static LogicalResult bufferize(ModuleOp module) {

@@ -74,6 +74,13 @@ void verify(OpPassManager &pm, StringRef phase, uint64_t denseBelow = 0) {
   pm.addPass(createAlignedVerifyPhase(options));
 }
 
+/// Named ops first, which linalg and tosa may surround.
+void raise(OpPassManager &pm, const AlignedRaiseAttentionOptions &options) {
+  pm.addPass(createAlignedRaiseNamedOps());
+  pm.addPass(createAlignedLowerTosa());
+  pm.addPass(createAlignedRaiseAttention(options));
+}
+
 void applyBudget(OpPassManager &pm, const PipelineOptions &options) {
   AlignedApplyBudgetOptions budget;
   budget.file = options.budget;
@@ -121,7 +128,7 @@ void lower(OpPassManager &pm, const PipelineOptions &options) {
   ConvertAlignedToLinalgOptions tensors;
   tensors.reference = options.target == "reference";
   pm.addPass(createConvertAlignedToLinalg(tensors));
-  pm.addNestedPass<func::FuncOp>(createAlignedDecomposeConcat()); // after the above, which writes dense appends as concatenations
+  pm.addNestedPass<func::FuncOp>(createAlignedDecomposeAggregates()); // after the above, which writes dense appends as concatenations
   cleanUp(pm);
 
   // Buffers, while caches and what is done with them can still be told: what is read and written decides where a cache is copied, and who owns it where it is freed.
@@ -213,8 +220,10 @@ void aligned::buildPipeline(OpPassManager &pm, const PipelineOptions &options, b
 
   const bool isReference = options.target == "reference"; // which runs attention as it is declared
   if (!isBehindStore) {
-    pm.addPass(createAlignedLowerTosa());
-    pm.addPass(createAlignedRaiseAttention());
+    if (options.raise)
+      raise(pm, {});
+    else
+      pm.addPass(createAlignedLowerTosa());
     pm.addPass(createAlignedAssignPolicies());
     if (!options.budget.empty())
       applyBudget(pm, options);
@@ -289,6 +298,17 @@ void aligned::registerPipelines() {
         AlignedApplyBudgetOptions budget;
         budget.file = file.str();
         pm.addPass(createAlignedApplyBudget(budget));
+        return success();
+      },
+      [](function_ref<void(const mlir::detail::PassOptions &)>) {});
+  registerPassPipeline(
+      "aligned-raise-report", "FILE: find attention, and write what became of each candidate to a file, in JSON",
+      [](OpPassManager &pm, StringRef file, function_ref<LogicalResult(const Twine &)> refuse) {
+        if (file.empty())
+          return refuse("expected --aligned-raise-report=FILE, got no file");
+        AlignedRaiseAttentionOptions options;
+        options.report = file.str();
+        raise(pm, options);
         return success();
       },
       [](function_ref<void(const mlir::detail::PassOptions &)>) {});

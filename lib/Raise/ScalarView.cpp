@@ -2,8 +2,11 @@
 #include "ScalarView.h"
 
 #include "mlir/Dialect/Arith/IR/Arith.h"
+#include "mlir/Dialect/Math/IR/Math.h"
 #include "mlir/Dialect/Tensor/IR/Tensor.h"
 #include "mlir/IR/Matchers.h"
+#include "mlir/Interfaces/SideEffectInterfaces.h"
+#include "llvm/Support/MathExtras.h"
 
 using namespace mlir;
 using namespace aligned;
@@ -13,7 +16,93 @@ AffineExpr ScalarTracer::addDim(int64_t extent) {
   return extent == 1 ? getAffineConstantExpr(0, context) : getAffineDimExpr(extents.size() - 1, context);
 }
 
-AffineExpr ScalarTracer::simplify(AffineExpr expr) { return simplifyAffineExpr(expr, extents.size(), /*numSymbols=*/0); }
+//===----------------------------------------------------------------------===//
+// Index arithmetic
+//===----------------------------------------------------------------------===//
+
+int64_t aligned::valueAt(AffineExpr expr, ArrayRef<int64_t> dims) {
+  if (auto constant = dyn_cast<AffineConstantExpr>(expr))
+    return constant.getValue();
+  if (auto dim = dyn_cast<AffineDimExpr>(expr))
+    return dims[dim.getPosition()];
+  auto binary = cast<AffineBinaryOpExpr>(expr);
+  int64_t lhs = valueAt(binary.getLHS(), dims), rhs = valueAt(binary.getRHS(), dims);
+  switch (expr.getKind()) {
+  case AffineExprKind::Add:
+    return lhs + rhs;
+  case AffineExprKind::Mul:
+    return lhs * rhs;
+  case AffineExprKind::Mod:
+    return lhs - rhs * llvm::divideFloorSigned(lhs, rhs);
+  case AffineExprKind::FloorDiv:
+    return llvm::divideFloorSigned(lhs, rhs);
+  default:
+    return llvm::divideCeilSigned(lhs, rhs);
+  }
+}
+
+std::optional<std::pair<int64_t, int64_t>> ScalarTracer::boundsOf(AffineExpr expr) {
+  using Bounds = std::optional<std::pair<int64_t, int64_t>>;
+  if (auto constant = dyn_cast<AffineConstantExpr>(expr))
+    return std::pair(constant.getValue(), constant.getValue());
+  if (auto dim = dyn_cast<AffineDimExpr>(expr)) {
+    int64_t extent = extents[dim.getPosition()];
+    return ShapedType::isDynamic(extent) || extent == 0 ? Bounds() : Bounds(std::pair(int64_t(0), extent - 1));
+  }
+  auto binary = cast<AffineBinaryOpExpr>(expr);
+  Bounds lhs = boundsOf(binary.getLHS()), rhs = boundsOf(binary.getRHS());
+  if (expr.getKind() == AffineExprKind::Mod && rhs && rhs->first == rhs->second && rhs->first > 0)
+    return lhs && lhs->first >= 0 && lhs->second < rhs->first ? lhs : Bounds(std::pair(int64_t(0), rhs->first - 1));
+  if (!lhs || !rhs)
+    return std::nullopt;
+  if (expr.getKind() == AffineExprKind::Add)
+    return std::pair(lhs->first + rhs->first, lhs->second + rhs->second);
+  if (rhs->first != rhs->second)
+    return std::nullopt;
+  if (expr.getKind() == AffineExprKind::Mul)
+    return std::pair(std::min(lhs->first * rhs->first, lhs->second * rhs->first), std::max(lhs->first * rhs->first, lhs->second * rhs->first));
+  if (expr.getKind() == AffineExprKind::FloorDiv && rhs->first > 0)
+    return std::pair(llvm::divideFloorSigned(lhs->first, rhs->first), llvm::divideFloorSigned(lhs->second, rhs->first));
+  return std::nullopt;
+}
+
+/// Calls `take` for each term of a sum, with its coefficient; constants are terms of 1.
+static void forTerms(AffineExpr expr, int64_t coefficient, function_ref<void(AffineExpr, int64_t)> take) {
+  auto binary = dyn_cast<AffineBinaryOpExpr>(expr);
+  if (binary && expr.getKind() == AffineExprKind::Add) {
+    forTerms(binary.getLHS(), coefficient, take);
+    forTerms(binary.getRHS(), coefficient, take);
+  } else if (auto factor = binary && expr.getKind() == AffineExprKind::Mul ? dyn_cast<AffineConstantExpr>(binary.getRHS()) : AffineConstantExpr()) {
+    forTerms(binary.getLHS(), coefficient * factor.getValue(), take);
+  } else if (auto constant = dyn_cast<AffineConstantExpr>(expr)) {
+    take(getAffineConstantExpr(1, expr.getContext()), coefficient * constant.getValue());
+  } else {
+    take(expr, coefficient);
+  }
+}
+
+AffineExpr ScalarTracer::simplify(AffineExpr expr) {
+  expr = simplifyAffineExpr(expr, extents.size(), /*numSymbols=*/0);
+  auto binary = dyn_cast<AffineBinaryOpExpr>(expr);
+  if (!binary)
+    return expr;
+  AffineExpr lhs = simplify(binary.getLHS()), rhs = simplify(binary.getRHS());
+  auto divisor = dyn_cast<AffineConstantExpr>(rhs);
+  bool isQuotient = expr.getKind() == AffineExprKind::FloorDiv;
+  if (divisor && divisor.getValue() > 0 && (isQuotient || expr.getKind() == AffineExprKind::Mod)) {
+    // lhs = divisor * quotient + rest: exact where the rest stays below the divisor.
+    AffineExpr quotient = constant(0), rest = constant(0);
+    forTerms(lhs, 1, [&](AffineExpr term, int64_t coefficient) {
+      if (coefficient % divisor.getValue() == 0)
+        quotient = quotient + term * (coefficient / divisor.getValue());
+      else
+        rest = rest + term * coefficient;
+    });
+    if (auto bounds = boundsOf(rest); bounds && bounds->first >= 0 && bounds->second < divisor.getValue())
+      return isQuotient ? quotient : rest;
+  }
+  return getAffineBinaryOpExpr(expr.getKind(), lhs, rhs);
+}
 
 //===----------------------------------------------------------------------===//
 // Moving elements
@@ -39,6 +128,19 @@ static std::optional<Index> delinearize(ScalarTracer &tracer, AffineExpr linear,
     rest = tracer.simplify(rest.floorDiv(shape[dim]));
   }
   return entries;
+}
+
+/// The one unknown extent of a group whose product is known.
+static void inferExtent(MutableArrayRef<int64_t> shape, int64_t product) {
+  int64_t *unknown = llvm::find_if(shape, ShapedType::isDynamic);
+  if (unknown == shape.end() || ShapedType::isDynamic(product))
+    return;
+  int64_t others = 1;
+  for (int64_t &extent : shape)
+    if (&extent != unknown)
+      others = ShapedType::isDynamic(extent) ? 0 : others * extent;
+  if (others && product % others == 0)
+    *unknown = product / others;
 }
 
 static std::optional<AffineExpr> linearize(ScalarTracer &tracer, ArrayRef<AffineExpr> entries, ArrayRef<int64_t> shape) {
@@ -100,11 +202,13 @@ std::optional<ScalarView> ScalarTracer::step(const ScalarView &view) {
   auto element = [](Value value, Index index) { return ScalarView{value, std::move(index), nullptr}; };
 
   if (auto op = dyn_cast<tensor::CollapseShapeOp>(producer)) {
-    Index index(op.getSrcType().getRank());
+    Index index(op.getSrcType().getRank(), constant(0));
+    SmallVector<int64_t> known = shapeOf(op.getResult());
     for (auto [result, group] : llvm::enumerate(op.getReassociationIndices())) {
       SmallVector<int64_t> shape;
       for (int64_t dim : group)
         shape.push_back(op.getSrcType().getDimSize(dim));
+      inferExtent(shape, known[result]);
       std::optional<Index> entries = delinearize(*this, view.index[result], shape);
       if (!entries)
         return std::nullopt;
@@ -129,8 +233,37 @@ std::optional<ScalarView> ScalarTracer::step(const ScalarView &view) {
     }
     return element(op.getSrc(), index);
   }
-  if (auto op = dyn_cast<tensor::CastOp>(producer))
-    return isa<RankedTensorType>(op.getSource().getType()) ? std::optional(element(op.getSource(), view.index)) : std::nullopt;
+  if (auto op = dyn_cast<tensor::CastOp>(producer)) {
+    if (!isa<RankedTensorType>(op.getSource().getType()))
+      return std::nullopt;
+    SmallVector<int64_t> shape = shapeOf(op.getSource());
+    for (auto [extent, other] : llvm::zip(shape, shapeOf(op.getResult())))
+      if (ShapedType::isDynamic(extent))
+        extent = other;
+    castShapes[op.getSource()] = shape;
+    for (auto [extent, expr] : llvm::zip(shape, view.index)) // loops of unknown extent run over all of it
+      if (auto loop = dyn_cast<AffineDimExpr>(expr); loop && ShapedType::isDynamic(extents[loop.getPosition()]))
+        extents[loop.getPosition()] = extent;
+    return element(op.getSource(), view.index);
+  }
+  if (auto op = dyn_cast<tensor::ExtractSliceOp>(producer)) {
+    // Of static slices it is plain which elements they leave out.
+    Index index;
+    unsigned next = 0;
+    llvm::SmallBitVector dropped = op.getDroppedDims();
+    RankedTensorType source = op.getSourceType();
+    for (int64_t dim = 0; dim < source.getRank(); ++dim) {
+      int64_t offset = op.getStaticOffsets()[dim], stride = op.getStaticStrides()[dim];
+      if (ShapedType::isDynamic(offset) || ShapedType::isDynamic(stride) || ShapedType::isDynamic(op.getStaticSizes()[dim]) || source.isDynamicDim(dim))
+        return std::nullopt;
+      index.push_back(dropped.test(dim) ? constant(offset) : simplify(view.index[next++] * stride + offset));
+    }
+    return element(op.getSource(), index);
+  }
+  if (auto op = dyn_cast<tensor::ConcatOp>(producer))
+    return stepIntoConcat(op, view);
+  if (auto op = dyn_cast<tensor::InsertSliceOp>(producer))
+    return stepIntoInsertion(op, view);
   if (auto op = dyn_cast<linalg::TransposeOp>(producer)) {
     Index index(view.index.size());
     for (auto [result, source] : llvm::enumerate(op.getPermutation()))
@@ -146,18 +279,75 @@ std::optional<ScalarView> ScalarTracer::step(const ScalarView &view) {
   }
   if (auto op = dyn_cast<linalg::FillOp>(producer))
     return ScalarView{op.getInputs()[0], {}, nullptr};
-  if (auto op = dyn_cast<linalg::GenericOp>(producer)) {
-    if (op.getNumReductionLoops())
+  if (auto op = dyn_cast<linalg::LinalgOp>(producer)) {
+    if (op.getNumReductionLoops() || !op.hasPureTensorSemantics())
       return std::nullopt;
     unsigned number = cast<OpResult>(view.value).getResultNumber();
     Index none;
     std::optional<Index> loops = loopsOf(op, op.getIndexingMapMatchingResult(cast<OpResult>(view.value)), view.index, none);
     if (!loops)
       return std::nullopt;
-    return ScalarView{op.getBody()->getTerminator()->getOperand(number), *loops, op};
+    return ScalarView{op.getBlock()->getTerminator()->getOperand(number), *loops, op};
   }
   return std::nullopt;
 }
+
+/// An element of the one input that its index can lie in.
+std::optional<ScalarView> ScalarTracer::stepIntoConcat(tensor::ConcatOp concat, const ScalarView &view) {
+  auto bounds = boundsOf(view.index[concat.getDim()]);
+  int64_t offset = 0;
+  for (Value input : concat.getInputs()) {
+    int64_t extent = cast<RankedTensorType>(input.getType()).getDimSize(concat.getDim());
+    if (!bounds || ShapedType::isDynamic(extent))
+      return std::nullopt;
+    if (bounds->first >= offset && bounds->second < offset + extent) {
+      Index index = view.index;
+      index[concat.getDim()] = simplify(index[concat.getDim()] - offset);
+      return ScalarView{input, index, nullptr};
+    }
+    offset += extent;
+  }
+  return std::nullopt;
+}
+
+/// An element of what is inserted, or of what it is inserted into, where its index tells.
+std::optional<ScalarView> ScalarTracer::stepIntoInsertion(tensor::InsertSliceOp insert, const ScalarView &view) {
+  Index index;
+  for (int64_t dim = 0; dim < insert.getDestType().getRank(); ++dim) {
+    auto bounds = boundsOf(view.index[dim]);
+    int64_t offset = insert.getStaticOffsets()[dim], size = insert.getStaticSizes()[dim];
+    if (offset == 0 && !ShapedType::isDynamic(size) && size == insert.getDestType().getDimSize(dim)) {
+      index.push_back(view.index[dim]);
+      continue;
+    }
+    if (!bounds || ShapedType::isDynamic(offset) || ShapedType::isDynamic(size) || insert.getStaticStrides()[dim] != 1)
+      return std::nullopt;
+    if (bounds->second < offset || bounds->first >= offset + size)
+      return ScalarView{insert.getDest(), view.index, nullptr};
+    if (bounds->first < offset || bounds->second >= offset + size)
+      return std::nullopt;
+    index.push_back(simplify(view.index[dim] - offset));
+  }
+  if (insert.getSourceType().getRank() != insert.getDestType().getRank())
+    return std::nullopt;
+  return ScalarView{insert.getSource(), index, nullptr};
+}
+
+SmallVector<int64_t> ScalarTracer::shapeOf(Value tensor) {
+  auto known = castShapes.find(tensor);
+  return known != castShapes.end() ? known->second : SmallVector<int64_t>(cast<RankedTensorType>(tensor.getType()).getShape());
+}
+
+ScalarView ScalarTracer::resolveRounded(ScalarView view) {
+  while (true) {
+    view = resolve(view);
+    if (view.isElement() || !isRounding(view.value.getDefiningOp()))
+      return view;
+    view = operand(view, 0);
+  }
+}
+
+bool aligned::isRounding(Operation *op) { return isa_and_nonnull<arith::TruncFOp>(op) && op->getResult(0).getType().getIntOrFloatBitWidth() >= 16; }
 
 ScalarView ScalarTracer::resolve(ScalarView view) {
   while (true) {
@@ -174,34 +364,128 @@ ScalarView ScalarTracer::operand(const ScalarView &view, unsigned number) const 
   return {view.value.getDefiningOp()->getOperand(number), view.index, view.body};
 }
 
-bool ScalarTracer::same(const ScalarView &a, const ScalarView &b, AffineExpr from, AffineExpr to) {
-  if (a.value != b.value || a.body != b.body || a.index.size() != b.index.size())
-    return false;
-  return llvm::all_of(llvm::zip(a.index, b.index), [&](auto pair) {
-    auto [left, right] = pair;
-    return simplify(left - (from ? right.replace(from, to) : right)) == getAffineConstantExpr(0, context);
-  });
+/// A scalar that is computed outside of the body that reads it, and so the same at every place.
+bool aligned::isOutside(const ScalarView &view) {
+  if (!view.body || view.isElement())
+    return !view.isElement();
+  Operation *op = view.value.getDefiningOp();
+  return !view.body->isAncestor(op ? op : cast<BlockArgument>(view.value).getOwner()->getParentOp());
 }
 
-std::optional<double> aligned::constantOf(ScalarTracer &tracer, ScalarView view) {
-  view = tracer.resolve(view);
-  if (!view.isElement() && view.as<arith::TruncFOp>()) {
-    std::optional<double> wide = constantOf(tracer, tracer.operand(view, 0));
-    if (!wide)
-      return std::nullopt;
-    APFloat value(*wide);
-    bool inexact;
-    value.convert(cast<FloatType>(view.value.getType()).getFloatSemantics(), APFloat::rmNearestTiesToEven, &inexact);
-    return value.convertToDouble();
+bool ScalarTracer::same(const ScalarView &a, const ScalarView &b, AffineExpr from, AffineExpr to) {
+  auto equal = [&](AffineExpr left, AffineExpr right) { return simplify(left - (from ? right.replace(from, to) : right)) == constant(0); };
+  if (a.value == b.value && isOutside(a) && isOutside(b))
+    return true;
+  if (a.value == b.value && a.body == b.body && a.index.size() == b.index.size())
+    return llvm::all_of(llvm::zip(a.index, b.index), [&](auto pair) { return equal(std::get<0>(pair), std::get<1>(pair)); });
+  // The same formula, written twice.
+  Operation *left = a.value.getDefiningOp(), *right = b.value.getDefiningOp();
+  if (a.isElement() || b.isElement() || !left || !right || left->getName() != right->getName() || left->getResultTypes() != right->getResultTypes() ||
+      left->getNumOperands() != right->getNumOperands() || left->getNumRegions() || !isPure(left))
+    return false;
+  if (auto index = dyn_cast<linalg::IndexOp>(left))
+    return equal(a.index[index.getDim()], b.index[cast<linalg::IndexOp>(right).getDim()]);
+  if (isa<tensor::ExtractOp>(left) || left->getAttrDictionary() != right->getAttrDictionary() || left->getPropertiesAsAttribute() != right->getPropertiesAsAttribute())
+    return false;
+  return llvm::all_of(llvm::seq<unsigned>(0, left->getNumOperands()), [&](unsigned number) { return same(resolve(operand(a, number)), resolve(operand(b, number)), from, to); });
+}
+
+bool ScalarTracer::dependsOn(ScalarView view, AffineExpr dim) {
+  auto position = dyn_cast<AffineDimExpr>(dim);
+  if (!position)
+    return false; // of one iteration
+  view = resolve(view);
+  auto reads = [&](AffineExpr expr) { return expr.isFunctionOfDim(position.getPosition()); };
+  if (view.isElement())
+    return llvm::any_of(view.index, reads);
+  Operation *op = view.value.getDefiningOp();
+  if (!op) // a running result is another at every place
+    return view.body && view.body->isAncestor(cast<BlockArgument>(view.value).getOwner()->getParentOp());
+  if (view.body && !view.body->isAncestor(op))
+    return false; // computed outside of any loop
+  if (auto index = dyn_cast<linalg::IndexOp>(op))
+    return reads(view.index[index.getDim()]);
+  if (op->getNumRegions())
+    return true;
+  for (unsigned number = isa<tensor::ExtractOp>(op) ? 1 : 0; number < op->getNumOperands(); ++number) // a tensor is the same everywhere, indices choose
+    if (dependsOn(operand(view, number), dim))
+      return true;
+  return false;
+}
+
+//===----------------------------------------------------------------------===//
+// Constants
+//===----------------------------------------------------------------------===//
+
+/// A float in another type, rounded to nearest.
+static TypedAttr rounded(TypedAttr value, Type type) {
+  auto real = dyn_cast_or_null<FloatAttr>(value);
+  if (!real)
+    return {};
+  APFloat number = real.getValue();
+  bool inexact;
+  number.convert(cast<FloatType>(type).getFloatSemantics(), APFloat::rmNearestTiesToEven, &inexact);
+  return FloatAttr::get(type, number);
+}
+
+TypedAttr ScalarTracer::evaluate(ScalarView view, ArrayRef<int64_t> dims) {
+  while (auto next = step(view))
+    view = *next;
+  auto at = [&](AffineExpr expr) -> std::optional<int64_t> {
+    for (unsigned dim = dims.size(); dim < extents.size(); ++dim)
+      if (expr.isFunctionOfDim(dim))
+        return std::nullopt;
+    return valueAt(expr, dims);
+  };
+  if (view.isElement()) {
+    DenseElementsAttr elements;
+    if (!matchPattern(view.value, m_Constant(&elements)))
+      return {};
+    if (elements.isSplat())
+      return dyn_cast<TypedAttr>(elements.getSplatValue<Attribute>());
+    SmallVector<uint64_t> index;
+    for (auto [expr, extent] : llvm::zip(view.index, elements.getType().getShape())) {
+      std::optional<int64_t> entry = at(expr);
+      if (!entry || *entry < 0 || *entry >= extent)
+        return {};
+      index.push_back(*entry);
+    }
+    return dyn_cast<TypedAttr>(elements.getValues<Attribute>()[index]);
   }
-  Attribute attr;
-  if (!matchPattern(view.value, m_Constant(&attr)))
-    return std::nullopt;
-  if (auto splat = dyn_cast<SplatElementsAttr>(attr))
-    attr = splat.getSplatValue<Attribute>();
-  if (auto real = dyn_cast<FloatAttr>(attr))
+  Operation *op = view.value.getDefiningOp();
+  if (!op || op->getNumResults() != 1)
+    return {};
+  if (auto index = dyn_cast<linalg::IndexOp>(op)) {
+    std::optional<int64_t> entry = at(view.index[index.getDim()]);
+    return entry ? IntegerAttr::get(IndexType::get(context), *entry) : IntegerAttr();
+  }
+  if (Attribute constant; matchPattern(op, m_Constant(&constant)))
+    return dyn_cast<TypedAttr>(constant);
+  if (!isa<arith::ArithDialect, math::MathDialect>(op->getDialect()))
+    return {};
+  if (isa<arith::SelectOp>(op)) {
+    auto condition = dyn_cast_or_null<IntegerAttr>(evaluate(operand(view, 0), dims));
+    return condition ? evaluate(operand(view, condition.getValue().isZero() ? 2 : 1), dims) : TypedAttr();
+  }
+  if (isa<arith::TruncFOp>(op)) // which folds only where it is exact
+    return rounded(evaluate(operand(view, 0), dims), op->getResult(0).getType());
+  SmallVector<Attribute> operands;
+  for (unsigned number = 0; number < op->getNumOperands(); ++number)
+    if (!operands.emplace_back(evaluate(operand(view, number), dims)))
+      return {};
+  SmallVector<OpFoldResult> results;
+  if (failed(op->fold(operands, results)) || results.size() != 1)
+    return {};
+  if (auto value = dyn_cast<Value>(results.front()))
+    return evaluate({value, view.index, view.body}, dims);
+  return dyn_cast<TypedAttr>(cast<Attribute>(results.front()));
+}
+
+std::optional<double> aligned::constantOf(ScalarTracer &tracer, const ScalarView &view) {
+  TypedAttr value = tracer.evaluate(view);
+  if (auto real = dyn_cast_or_null<FloatAttr>(value))
     return real.getValueAsDouble();
-  if (auto whole = dyn_cast<IntegerAttr>(attr))
+  if (auto whole = dyn_cast_or_null<IntegerAttr>(value))
     return whole.getType().isInteger(1) ? double(whole.getValue().getBoolValue()) : double(whole.getValue().getSExtValue());
   return std::nullopt;
 }

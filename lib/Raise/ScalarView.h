@@ -12,6 +12,7 @@
 #define ALIGNED_LIB_RAISE_SCALARVIEW_H
 
 #include "mlir/Dialect/Linalg/IR/Linalg.h"
+#include "mlir/Dialect/Tensor/IR/Tensor.h"
 #include "mlir/IR/AffineExpr.h"
 
 namespace aligned {
@@ -31,6 +32,8 @@ struct ScalarView {
 };
 
 /// The loop dimensions that indices are written in, and the walk.
+///
+/// Where casts say of a tensor more than its type does (tensor<2x?xf32> that becomes tensor<2x9xf32>), the walk remembers it.
 class ScalarTracer {
 public:
   explicit ScalarTracer(mlir::MLIRContext *context) : context(context) {}
@@ -38,11 +41,14 @@ public:
   /// A new loop dimension; the constant 0 where it has one iteration.
   mlir::AffineExpr addDim(int64_t extent);
   int64_t extentOf(unsigned dim) const { return extents[dim]; }
+  unsigned numDims() const { return extents.size(); }
 
   /// One step back, or nothing where the value is computed here (a scalar op, a reduction, an argument).
   std::optional<ScalarView> step(const ScalarView &view);
   /// All steps back. Exact widening casts are passed through.
   ScalarView resolve(ScalarView view);
+  /// Also through casts that round a float. A formula without them is nearer to the exact result than the graph is.
+  ScalarView resolveRounded(ScalarView view);
   /// An operand of the scalar op that computes `view`.
   ScalarView operand(const ScalarView &view, unsigned number) const;
 
@@ -52,18 +58,42 @@ public:
   /// Operand `operand` of `op` at these loop indices.
   ScalarView input(mlir::linalg::LinalgOp op, unsigned operand, llvm::ArrayRef<mlir::AffineExpr> loops);
 
-  /// Whether both are the same element, with `from` in the second read as `to`.
+  /// The constant that a view stands for where dimensions have these values; null where it is none, or depends on others.
+  mlir::TypedAttr evaluate(ScalarView view, llvm::ArrayRef<int64_t> dims = {});
+  /// Whether a formula reads an element that the dimension chooses.
+  bool dependsOn(ScalarView view, mlir::AffineExpr dim);
+
+  /// Whether both are the same element, or the same formula of such, with `from` in the second read as `to`.
   bool same(const ScalarView &a, const ScalarView &b, mlir::AffineExpr from = {}, mlir::AffineExpr to = {});
 
+  /// In the light of the dimensions' extents: (d0 * 32 + d1) floordiv 32 is d0 where d1 has 32 values.
   mlir::AffineExpr simplify(mlir::AffineExpr expr);
+  mlir::AffineExpr constant(int64_t value) { return mlir::getAffineConstantExpr(value, context); }
   mlir::MLIRContext *context;
 
 private:
+  /// The least and the largest value, as far as extents tell.
+  std::optional<std::pair<int64_t, int64_t>> boundsOf(mlir::AffineExpr expr);
+  std::optional<ScalarView> stepIntoConcat(mlir::tensor::ConcatOp concat, const ScalarView &view);
+  std::optional<ScalarView> stepIntoInsertion(mlir::tensor::InsertSliceOp insert, const ScalarView &view);
+  /// Extents of a tensor, with what casts add to its type.
+  llvm::SmallVector<int64_t> shapeOf(mlir::Value tensor);
+
   llvm::SmallVector<int64_t> extents;
+  llvm::DenseMap<mlir::Value, llvm::SmallVector<int64_t>> castShapes;
 };
 
-/// The constant that a scalar view stands for, through casts and splats.
-std::optional<double> constantOf(ScalarTracer &tracer, ScalarView view);
+/// Whether a scalar is computed outside of any loop.
+bool isOutside(const ScalarView &view);
+
+/// A cast to a float of 16 bits or more, whose loss is that of a cache or a query. Narrower floats are quantised on purpose.
+bool isRounding(mlir::Operation *op);
+
+/// The number that a formula of constants alone gives.
+std::optional<double> constantOf(ScalarTracer &tracer, const ScalarView &view);
+
+/// An index expression where dimensions have these values; all that it reads are given.
+int64_t valueAt(mlir::AffineExpr expr, llvm::ArrayRef<int64_t> dims);
 
 } // namespace aligned
 

@@ -1,4 +1,6 @@
 // aligned-fuse-decode-attention: from attention as it is declared to attention as it is computed, under a policy.
+//
+// Every shape is fused: what no kernel takes at once goes query by query, and is written out where kernels are made.
 #include "aligned/Transforms/Passes.h"
 
 #include "aligned/Dialect/Aligned/IR/Aligned.h"
@@ -22,15 +24,41 @@ enum Dim { kBatch, kHeads, kQueries, kChannels };
 
 RankedTensorType typeOf(Value value) { return cast<RankedTensorType>(value.getType()); }
 
-/// The most queries that a kernel can take at once and that divide `queries`; 0 where even one is too many.
-int64_t queriesPerKernel(int64_t queries, int64_t group) {
-  int64_t most = kMaxQueryRows / group;
-  if (ShapedType::isDynamic(queries))
-    return std::min<int64_t>(most, 1);
-  most = std::min(most, std::max<int64_t>(queries, 1));
+/// Query heads that share a kv head; nothing where types don't say.
+std::optional<int64_t> groupOf(AttentionOp attention) {
+  int64_t queryHeads = typeOf(attention.getQuery()).getDimSize(kHeads), kvHeads = typeOf(attention.getKey()).getDimSize(kHeads);
+  return ShapedType::isDynamic(queryHeads) || ShapedType::isDynamic(kvHeads) ? std::nullopt : std::optional(queryHeads / kvHeads);
+}
+
+/// The most queries that a kernel can take at once and that divide `queries`; where even one is too many, one.
+int64_t queriesPerKernel(int64_t queries, std::optional<int64_t> group) {
+  if (ShapedType::isDynamic(queries) || !group)
+    return 1;
+  int64_t most = std::min(kMaxQueryRows / *group, queries);
   while (most > 1 && queries % most)
     --most;
-  return most;
+  return std::max<int64_t>(most, 1);
+}
+
+/// Where the mask says how many queries there are and the query's type does not, the type can.
+void refineQueries(ImplicitLocOpBuilder &b, AttentionOp attention) {
+  RankedTensorType query = typeOf(attention.getQuery());
+  Value mask = attention.getAttnMask();
+  if (!query.isDynamicDim(kQueries) || !mask || typeOf(mask).getDimSize(kQueries) == 1)
+    return;
+  SmallVector<int64_t> shape(query.getShape());
+  shape[kQueries] = typeOf(mask).getDimSize(kQueries);
+  attention.getQueryMutable().set(tensor::CastOp::create(b, query.clone(shape), attention.getQuery()));
+}
+
+/// No kernel takes so many query rows over planes, or a number that types don't say.
+void unpackCaches(ImplicitLocOpBuilder &b, AttentionOp attention) {
+  if (!getPlanes(attention.getKey().getType()))
+    return;
+  attention.emitRemark("caches are unpacked at every step: expected at most ")
+      << kMaxQueryRows << " query heads per kv head, got " << attention.getQuery().getType() << " and " << attention.getKey().getType();
+  for (OpOperand *side : {&attention.getKeyMutable(), &attention.getValueMutable()})
+    side->set(UnpackOp::create(b, typeOf(side->get()).dropEncoding(), side->get()).getResult());
 }
 
 /// Whether policies of this kind can choose bits of what key and value are stored in; P1 and P2 of the verifier, said in the user's words.
@@ -73,7 +101,7 @@ SmallVector<Value> fuseInStretches(ImplicitLocOpBuilder &b, AttentionOp attentio
   /// Extents of a result: of the output, or of what there is once per row.
   auto sizesOf = [&](Value result) {
     SmallVector<OpFoldResult> resultSizes = sizes;
-    resultSizes[kChannels] = b.getIndexAttr(typeOf(attention.getValue()).getDimSize(kChannels));
+    resultSizes[kChannels] = tensor::getMixedSize(b, b.getLoc(), attention.getValue(), kChannels);
     resultSizes.resize(typeOf(result).getRank());
     return resultSizes;
   };
@@ -112,6 +140,21 @@ SmallVector<Value> fuseInStretches(ImplicitLocOpBuilder &b, AttentionOp attentio
   return loop.getResults();
 }
 
+/// Attention of which the result has no elements: there is nothing to compute, and no error.
+SmallVector<Value> nothing(ImplicitLocOpBuilder &b, AttentionOp attention) {
+  SmallVector<Value> results, sizes;
+  for (Value result : attention->getResults()) {
+    RankedTensorType type = typeOf(result);
+    Value zero = arith::ConstantOp::create(b, b.getZeroAttr(type.getElementType()));
+    sizes.clear();
+    for (int64_t dim = 0; dim < type.getRank(); ++dim)
+      if (type.isDynamicDim(dim))
+        sizes.push_back(tensor::DimOp::create(b, dim == kChannels ? attention.getValue() : attention.getQuery(), dim));
+    results.push_back(tensor::SplatOp::create(b, zero, type, sizes));
+  }
+  return results;
+}
+
 struct AlignedFuseDecodeAttentionPass : aligned::impl::AlignedFuseDecodeAttentionBase<AlignedFuseDecodeAttentionPass> {
   using AlignedFuseDecodeAttentionBase::AlignedFuseDecodeAttentionBase;
 
@@ -129,10 +172,17 @@ struct AlignedFuseDecodeAttentionPass : aligned::impl::AlignedFuseDecodeAttentio
   }
 
   static LogicalResult rewrite(AttentionOp attention, ArrayAttr policies, int32_t id) {
+    ImplicitLocOpBuilder b(attention.getLoc(), attention);
+    refineQueries(b, attention);
+    if (llvm::is_contained(typeOf(attention.getResult()).getShape(), 0)) {
+      attention->replaceAllUsesWith(nothing(b, attention));
+      attention.erase();
+      return success();
+    }
+    std::optional<int64_t> group = groupOf(attention);
+    if (!group || *group > kMaxQueryRows)
+      unpackCaches(b, attention);
     RankedTensorType query = typeOf(attention.getQuery()), key = typeOf(attention.getKey());
-    int64_t queryHeads = query.getDimSize(kHeads), kvHeads = key.getDimSize(kHeads);
-    if (ShapedType::isDynamic(queryHeads) || ShapedType::isDynamic(kvHeads))
-      return attention.emitOpError("expected static query heads and kv heads, got ") << query << " and " << key;
     if (!getPlanes(key))
       policies = ArrayAttr::get(attention.getContext(), PolicyAttr::get(attention.getContext(), PolicyKind::Exact));
     if (failed(checkFormat(attention, cast<PolicyAttr>(policies[0]).getKind())))
@@ -140,11 +190,7 @@ struct AlignedFuseDecodeAttentionPass : aligned::impl::AlignedFuseDecodeAttentio
     if (PlanesAttr keyPlanes = getPlanes(key), valuePlanes = getPlanes(attention.getValue().getType()); keyPlanes && keyPlanes.getKind() != valuePlanes.getKind())
       return attention.emitOpError("expected key and value to have one kind of format, got ")
              << stringifyFormatKind(keyPlanes.getKind()) << " and " << stringifyFormatKind(valuePlanes.getKind());
-    int64_t queries = query.getDimSize(kQueries), step = queriesPerKernel(queries, queryHeads / kvHeads);
-    if (step == 0)
-      return attention.emitOpError("expected at most ") << kMaxQueryRows << " query heads per kv head, got " << queryHeads / kvHeads;
-
-    ImplicitLocOpBuilder b(attention.getLoc(), attention);
+    int64_t queries = query.getDimSize(kQueries), step = queriesPerKernel(queries, group);
     SmallVector<Value> results = step == queries ? fuse(b, attention, attention.getQuery(), attention.getAttnMask(), policies, id) : fuseInStretches(b, attention, step, policies, id);
     for (auto [result, type] : llvm::zip(results, attention->getResultTypes()))
       if (result.getType() != type) // shapes known on one side only

@@ -283,7 +283,9 @@ private:
     for (OpOperand &use : llvm::make_early_inc_range(cache.getUses())) {
       if (passesOn(use) || reads.contains(&use))
         continue;
-      if (auto dim = dyn_cast<tensor::DimOp>(use.getOwner()); dim && dim.getConstantIndex()) {
+      if (auto dim = dyn_cast<tensor::DimOp>(use.getOwner())) {
+        if (!dim.getConstantIndex()) // which may not be known where the cache is
+          continue;
         Value index = arith::ConstantIndexOp::create(b, dim.getLoc(), *dim.getConstantIndex());
         dim.replaceAllUsesWith(Value(tensor::DimOp::create(b, dim.getLoc(), cache, index)));
         dim.erase();

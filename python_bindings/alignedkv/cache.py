@@ -11,9 +11,10 @@ import numpy as np
 from ._alignedkv import Error, Module, _append, _cache, _copy, _drop_planes, _keep_dense, _lower_dense, _most_dense, _truncate, transform
 
 _MLIR_TYPES = {"float16": "f16", "bfloat16": "bf16", "uint16": "bf16", "float32": "f32"}
+_MASK_TYPES = {**_MLIR_TYPES, "bool": "i1"}
 
 
-def _options(policy, tolerance, format, budget=None, certify=False, dense_up_to=0):
+def _options(policy, tolerance, format, budget=None, certify=False, dense_up_to=0, raise_attention=True):
     """What the pipeline reads as its options; values of one word each, or quoted, so that none can pass for another option."""
     options = {"policy": policy, "format": re.sub(r"\s", "", str(format))}
     if tolerance is not None:
@@ -29,6 +30,8 @@ def _options(policy, tolerance, format, budget=None, certify=False, dense_up_to=
         options["certify"] = "true"
     if dense_up_to:
         options["dense-up-to"] = dense_up_to
+    if not raise_attention:
+        options["raise"] = "false"
     return " ".join(f"{name}={value}" for name, value in options.items())
 
 
@@ -72,7 +75,8 @@ def _scoring(causal, window, sinks, softcap):
     return text + (f" mask <{', '.join(parts)}>" if parts else "")
 
 
-def compile(text, policy="balanced", tolerance=None, format="auto", function=None, budget=None, certify=False, dense_up_to=0):
+def compile(text, policy="balanced", tolerance=None, format="auto", function=None, budget=None, certify=False, dense_up_to=0, raise_attention=True,
+            allow_unregistered_dialect=False):
     """Compiles a module's MLIR text for this machine and returns a callable `Module`.
 
     text: functions over tensors, in linalg, tensor, arith, math, scf, func (what torch-mlir writes, for one) or `aligned` ops. Attention in
@@ -89,10 +93,14 @@ def compile(text, policy="balanced", tolerance=None, format="auto", function=Non
     certify: whether to return, behind the function's own results, `bound` and `estimate` of each attention (see `KVCache.attend`), in order of
     appearance. A remark says where they can't be returned.
     dense_up_to: tokens up to which attention reads caches as they were appended, where they hold that, too (see `KVCache`); `Module.new_cache` makes such caches.
+    raise_attention: whether to find attention in the text; False compiles the graph as it stands, which is what to compare with.
+    allow_unregistered_dialect: whether the text may hold ops of dialects that are not linked, in generic form. Attention that they say by name is found, such as
+    'tm_tensor.attention' and 'onnx.Attention'; what is left of them is refused.
 
     Raises Error with MLIR's diagnostics.
     """
-    return Module(text, _options(policy, tolerance, format, budget, certify, _dense_up_to(dense_up_to)), function)
+    return Module(text, _options(policy, tolerance, format, budget, certify, _dense_up_to(dense_up_to), raise_attention), function,
+                  allow_unregistered_dialect)
 
 
 @functools.lru_cache(maxsize=256)
@@ -204,7 +212,8 @@ class KVCache:
     def __deepcopy__(self, memo):
         return self.copy()
 
-    def attend(self, q, scale=None, policy="balanced", tolerance=None, certify=False, causal=False, window=None, sinks=0, softcap=None):
+    def attend(self, q, scale=None, policy="balanced", tolerance=None, certify=False, causal=False, window=None, sinks=0, softcap=None,
+               mask=None, sink_logits=None):
         """softmax(scale * q k^T) v over all tokens: float32 [batch, q_heads, queries, value_dim].
 
         q: [batch, q_heads, queries, head_dim], float16, bfloat16 (ml_dtypes or uint16) or float32; q_heads is a multiple of kv_heads, at
@@ -224,6 +233,10 @@ class KVCache:
                       not read.
           A query that sees no token, as there may be where tokens are fewer than queries, gets NaN.
         softcap: a score s becomes softcap * tanh(s / softcap).
+        mask: of numbers (float16, bfloat16, float32), added to scores after the cap, or of bool, which says what is seen. It has the shape [batch, q_heads,
+        queries, tokens], where any of the first three may be 1 or, from the left, absent. Where it is -inf or False, a token takes no part, whatever it
+        holds; tiles of 64 tokens that it hides from all queries are not read. It goes with causal and window: both must let a token pass.
+        sink_logits: [q_heads] of numbers: a logit for each query head that has no value. It adds exp(logit) to the sum that weights are divided by.
 
         No tokens give zeros. The first call with a new shape, dtype, policy or number of planes compiles. Raises Error if something does not fit.
         """
@@ -233,13 +246,14 @@ class KVCache:
         scale = _number("scale", 1 / math.sqrt(self.head_dim) if scale is None else scale)
         options = _options(policy, tolerance, "auto", certify=certify, dense_up_to=self._dense_up_to)
         scoring = _scoring(causal, window, sinks, softcap)
+        operands = self._operands(q, mask, sink_logits)
         while True:
             planes = self._key.planes
-            module = _attention(self._text(q, scoring, planes), options)
+            module = _attention(self._text(q, scoring, operands, planes), options)
             if self._dense_up_to:  # policies that read planes sooner hold less
                 _lower_dense(self._key, self._value, module.dense_up_to)
             try:
-                out, (self._reads,) = module._call_with_reads(q, self._key, self._value, scale)
+                out, (self._reads,) = module._call_with_reads(q, self._key, self._value, scale, *operands.values())
                 return out
             except Error:
                 if planes == self._key.planes:
@@ -279,12 +293,40 @@ class KVCache:
         planes = f"#aligned.planes<{self.format}, {role}, resident = {resident}>"
         return f"tensor<{self.batch}x{self.kv_heads}x?x{dim}x{_MLIR_TYPES[self.dtype]}, {planes}>"
 
-    def _text(self, q, scoring, planes):
+    def _operands(self, q, mask, sink_logits):
+        """The operands `attn_mask` and `sink_logits` that are given, as arrays of the shapes that the op takes."""
+        operands = {}
+        if mask is not None:
+            mask = np.asarray(mask)
+            if mask.dtype.name not in _MASK_TYPES:
+                raise Error(f"expected mask of float16, bfloat16, float32 or bool, got {mask.dtype.name}")
+            wanted = (*q.shape[:3], len(self))
+            shape = (1,) * (4 - mask.ndim) + mask.shape
+            if len(shape) != 4 or shape[3] != wanted[3] or any(got not in (1, want) for got, want in zip(shape, wanted)):
+                raise Error(f"expected mask to be [batch, q_heads, queries, tokens] = {list(wanted)}, where the first three may be 1 or absent, got {list(mask.shape)}")
+            operands["attn_mask"] = mask.reshape(shape)
+        if sink_logits is not None:
+            try:
+                logits = np.asarray(sink_logits, np.float32)
+            except (TypeError, ValueError):
+                raise Error(f"expected sink_logits to be an array of numbers, got {type(sink_logits).__name__}") from None
+            if logits.shape != q.shape[1:2]:
+                raise Error(f"expected sink_logits to be [q_heads] = {list(q.shape[1:2])}, got {list(logits.shape)}")
+            operands["sink_logits"] = logits
+        return operands
+
+    def _text(self, q, scoring, operands, planes):
         batch, heads, queries, _ = q.shape
         query = f"tensor<{'x'.join(map(str, q.shape))}x{_MLIR_TYPES[q.dtype.name]}>"
         key, value, out = self._type("key", planes), self._type("value", planes), f"tensor<{batch}x{heads}x{queries}x{self.value_dim}xf32>"
+        arguments = ""
+        for name, array in operands.items():
+            shape = [*array.shape[:-1], "?"] if name == "attn_mask" else array.shape
+            kind = f"tensor<{'x'.join(map(str, shape))}x{_MASK_TYPES[array.dtype.name]}>"
+            arguments += f", %{name}: {kind}"
+            scoring += f" {name} %{name} : {kind}"
         return f"""
-            func.func @attend(%q: {query}, %k: {key}, %v: {value}, %s: tensor<f32>) -> {out} {{
+            func.func @attend(%q: {query}, %k: {key}, %v: {value}, %s: tensor<f32>{arguments}) -> {out} {{
               %scale = tensor.extract %s[] : tensor<f32>
               %out = aligned.attention %q, %k, %v scale %scale{scoring} : {query}, {key}, {value} -> {out}
               return %out : {out}

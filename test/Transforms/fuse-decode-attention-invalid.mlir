@@ -21,19 +21,3 @@ func.func @format(%q: tensor<1x2x1x16xf16>, %k: tensor<1x2x64x16xf16, #aligned.p
       tensor<1x2x64x16xf16, #aligned.planes<fixed<8, 8>, value>> -> tensor<1x2x1x16xf16>
   return %out : tensor<1x2x1x16xf16>
 }
-
-// -----
-
-func.func @heads(%q: tensor<1x?x1x16xf16>, %k: tensor<1x2x64x16xf16>, %v: tensor<1x2x64x16xf16>, %s: f32) -> tensor<1x?x1x16xf16> {
-  // expected-error@+1 {{'aligned.attention' op expected static query heads and kv heads, got 'tensor<1x?x1x16xf16>' and 'tensor<1x2x64x16xf16>'}}
-  %out = aligned.attention %q, %k, %v scale %s : tensor<1x?x1x16xf16>, tensor<1x2x64x16xf16>, tensor<1x2x64x16xf16> -> tensor<1x?x1x16xf16>
-  return %out : tensor<1x?x1x16xf16>
-}
-
-// -----
-
-func.func @group(%q: tensor<1x33x1x16xf16>, %k: tensor<1x1x64x16xf16>, %v: tensor<1x1x64x16xf16>, %s: f32) -> tensor<1x33x1x16xf16> {
-  // expected-error@+1 {{'aligned.attention' op expected at most 32 query heads per kv head, got 33}}
-  %out = aligned.attention %q, %k, %v scale %s : tensor<1x33x1x16xf16>, tensor<1x1x64x16xf16>, tensor<1x1x64x16xf16> -> tensor<1x33x1x16xf16>
-  return %out : tensor<1x33x1x16xf16>
-}

@@ -52,6 +52,7 @@ struct CommandLine {
   cl::opt<int> layer{"report-layer", cl::value_desc("N"), cl::desc("Layer of the capture that the page pictures, from 0 (default the middle one)"), cl::cat(category)};
   cl::opt<int> head{"report-head", cl::value_desc("N"), cl::desc("Its kv head, from 0 (default 0)"), cl::cat(category)};
   cl::opt<int> step{"report-step", cl::value_desc("N"), cl::desc("Its decode step, from 0 (default the last)"), cl::cat(category)};
+  cl::opt<bool> unregistered{"allow-unregistered-dialect", cl::desc("The model may hold ops of dialects that are not linked, in generic form: attention that they say by name is found"), cl::cat(category)};
   cl::opt<bool> json{"json", cl::desc("Print one JSON object for machines"), cl::cat(category)};
 };
 
@@ -112,7 +113,7 @@ int main(int argc, char **argv) {
     return usageError("expected either MODEL.mlir or --decode DIR");
   bool calibrates = line.calibrate.getNumOccurrences() > 0;
   if (calibrates) {
-    if (isDecode || line.npz.getNumOccurrences() || line.tune)
+    if (isDecode || line.npz.getNumOccurrences() || line.tune || line.unregistered)
       return usageError("expected --calibrate with MODEL.mlir and -o FILE alone");
     if (line.output.empty())
       return usageError("expected -o FILE with --calibrate");
@@ -138,6 +139,9 @@ int main(int argc, char **argv) {
     if (isDecode && line.budget.getNumOccurrences())
       return usageError("expected --budget with MODEL.mlir, got it with --emit of one attention for all layers of --decode");
   }
+  if (line.unregistered && isDecode)
+    return usageError("expected --allow-unregistered-dialect with MODEL.mlir, got it with --decode");
+  aligned_allow_unregistered_dialects(line.unregistered);
   if (isDecode && line.target == "reference")
     return usageError("expected --target reference with MODEL.mlir, got it with --decode");
   if (!isDecode && !emits && !line.npz.getNumOccurrences())

@@ -45,6 +45,10 @@ typedef union {
 
 typedef struct aligned_module aligned_module;
 
+/* Whether texts that this thread gives from now on may hold ops of dialects that are not linked, in generic form: attention that such ops say by name is raised, all else of
+ * them is refused behind that. At first they may not. */
+void aligned_allow_unregistered_dialects(int allow);
+
 /* Runs a pass pipeline, such as "aligned-pipeline{to=store}" or "builtin.module(...)", over a module's text. Returns text to free with aligned_text_free. */
 char *aligned_transform(const char *source, const char *pipeline);
 void aligned_text_free(char *text);

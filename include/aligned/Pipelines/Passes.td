@@ -56,12 +56,13 @@ def AlignedLowerTosa : Pass<"aligned-lower-tosa", "::mlir::ModuleOp"> {
     "::mlir::scf::SCFDialect", "::mlir::tensor::TensorDialect", "::mlir::tosa::TosaDialect"];
 }
 
-def AlignedDecomposeConcat : Pass<"aligned-decompose-concat", "::mlir::func::FuncOp"> {
-  let summary = "turn tensor.concat into slices of one tensor";
+def AlignedDecomposeAggregates : Pass<"aligned-decompose-aggregates", "::mlir::func::FuncOp"> {
+  let summary = "turn ops that stand for several into those";
   let description = [{
-    `tensor.concat` does not bufferize. Its parts become `tensor.insert_slice` into one new tensor.
+    `tensor.concat` does not bufferize: its parts become `tensor.insert_slice` into one new tensor. `linalg.softmax` that is no part of attention has no loops: it becomes
+    a maximum, exponentials, their sum and a division, as upstream decomposes it.
   }];
-  let dependentDialects = ["::mlir::arith::ArithDialect", "::mlir::tensor::TensorDialect"];
+  let dependentDialects = ["::mlir::arith::ArithDialect", "::mlir::linalg::LinalgDialect", "::mlir::math::MathDialect", "::mlir::tensor::TensorDialect"];
 }
 
 def AlignedLowerCopies : Pass<"aligned-lower-copies", "::mlir::func::FuncOp"> {

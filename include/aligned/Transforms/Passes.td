@@ -82,7 +82,8 @@ def AlignedFuseDecodeAttention : Pass<"aligned-fuse-decode-attention", "::mlir::
   let description = [{
     Replaces `aligned.attention` by `aligned.decode_attention` and `aligned.finish`: scores, softmax, values and
     dequantisation in one op that holds the policy: the attention's own `policies` where it has any, else the one of the options. Attention over dense tensors is
-    fused too, with policy `exact`.
+    fused too, with policy `exact`, whatever its shape. Planes of which no kernel takes the query heads, more than 32 per kv head or a number that types don't say, are unpacked for it, with
+    a remark.
 
     Attention is numbered in order of appearance, by the attribute `attention_id`. Where the query rows of a kv head are more than a kernel holds, queries are
     taken in stretches that it does hold, all under one number.

@@ -94,6 +94,7 @@ struct ConvertDecodeAttention : OpConversionPattern<DecodeAttentionOp> {
       pass(Slot::AttnMask, around.address(adaptor.getAttnMask()));
     if (adaptor.getSinkLogits())
       pass(Slot::SinkLogits, around.address(adaptor.getSinkLogits()));
+    pass(Slot::Attention, around.code(op.getAttentionId()));
     constexpr Slot slotOf[] = {Slot::Acc, Slot::Max, Slot::Sum, Slot::Certificate};
     for (auto [slot, target] : llvm::zip(slotOf, adaptor.getTargets()))
       pass(slot, around.address(target));
@@ -104,9 +105,9 @@ struct ConvertDecodeAttention : OpConversionPattern<DecodeAttentionOp> {
     return success();
   }
 
-  /// The kernel of this attention, emitted where an op of its shape asks for it first: several may be stretches of one.
+  /// The kernel of this attention, emitted where an op of its shape asks for it first.
   func::FuncOp insertKernel(DecodeAttentionOp op, const KernelShape &shape, OpBuilder &b) const {
-    func::FuncOp &known = kernels[kernelKey(op)];
+    func::FuncOp &known = kernels[kernelKey(op, "attention_id")]; // which is an argument
     if (known)
       return known;
     OpBuilder::InsertionGuard guard(b);

@@ -1,5 +1,6 @@
-// convert-aligned-to-linalg: what is elementwise work on tensors, for upstream's passes: merging and finishing softmax states, appends to dense tensors.
+// convert-aligned-to-linalg: what is elementwise work on tensors, for upstream's passes: merging and finishing softmax states, appends to dense tensors, and attention that no kernel takes.
 // With `reference`, attention that is not fused, too, as a call of the runtime's oracle.
+#include "DecomposeAttention.h"
 #include "Surroundings.h"
 #include "aligned/Conversion/AlignedToCPU/Passes.h"
 #include "aligned/Conversion/Common/Emitter.h"
@@ -302,7 +303,16 @@ struct ConvertDenseAppend : OpRewritePattern<AppendOp> {
   LogicalResult matchAndRewrite(AppendOp op, PatternRewriter &rewriter) const override {
     if (!isa<RankedTensorType>(op.getType()) || getPlanes(op.getType()))
       return rewriter.notifyMatchFailure(op, "expected a dense tensor, got a cache: it is appended to in place");
-    rewriter.replaceOpWithNewOp<tensor::ConcatOp>(op, op.getType(), /*dim=*/2, ValueRange{op.getCache(), op.getTokens()});
+    if (!op.getPosition()) {
+      rewriter.replaceOpWithNewOp<tensor::ConcatOp>(op, op.getType(), /*dim=*/2, ValueRange{op.getCache(), op.getTokens()});
+      return success();
+    }
+    SmallVector<OpFoldResult> offsets(4, rewriter.getIndexAttr(0)), strides(4, rewriter.getIndexAttr(1));
+    offsets[2] = op.getPosition();
+    Value replaced = tensor::InsertSliceOp::create(rewriter, op.getLoc(), op.getTokens(), op.getCache(), offsets, tensor::getMixedSizes(rewriter, op.getLoc(), op.getTokens()), strides);
+    if (replaced.getType() != op.getType())
+      replaced = tensor::CastOp::create(rewriter, op.getLoc(), op.getType(), replaced);
+    rewriter.replaceOp(op, replaced);
     return success();
   }
 };
@@ -330,6 +340,8 @@ struct ConvertAlignedToLinalgPass : aligned::impl::ConvertAlignedToLinalgBase<Co
     if (reference) {
       declareRuntime(module);
       patterns.add<ConvertAttention, ConvertDecodeAttention>(&getContext());
+    } else {
+      populateAttentionDecomposition(patterns);
     }
     walkAndApplyPatterns(module, std::move(patterns));
   }

@@ -146,8 +146,8 @@ private:
               Val weight = e.splat(e.load(p, (head + h) * padded + t), lanes);
               for (int64_t v = 0; v < vectors; ++v) {
                 Val &sum = sums[h * vectors + v];
-                if (shape.mask) // where it hides a value that is not finite, 0 times that is not 0
-                  sum = sum + select(sees(head + h, t), weight * row[v], e.constant(sum.type(), 0));
+                if (mayHide()) // where a value that is not finite is hidden, 0 times that is not 0
+                  sum = sum + select(takesPart(head + h, t), weight * row[v], e.constant(sum.type(), 0));
                 else
                   sum = fma(weight, row[v], sum);
               }

@@ -161,7 +161,7 @@ void FloatKernel::planValues() {
       Val start = best[1] * kTile;
       Val weights = e.load(probeWeights, start, kTile);
       Val hits = maskBits(weights == e.splat(best[0], kTile)), found = hits != 0;
-      if (shape.mask) // the rows that it hides weigh nothing, and hold anything
+      if (mayHide()) // rows that are hidden weigh nothing, and hold anything
         found = found & (best[0] > 0);
       e.when(found, [&] {
         Val bit = convert(e.wrap(math::CountTrailingZerosOp::create(e.b, hits.value)), e.types.getIndexType());
@@ -205,8 +205,8 @@ void FloatKernel::addValues() {
         Val row = readRow(t, zext(e.load(valueRead, t), e.i32()));
         for (int64_t h = 0; h < heads; ++h) {
           Val addend = e.splat(e.load(p, (head + h) * padded + t), dim) * row;
-          if (shape.mask) // where it hides a value that is not finite, 0 times that is not 0
-            addend = select(sees(head + h, t), addend, e.constant(addend.type(), 0));
+          if (mayHide()) // where a value that is not finite is hidden, 0 times that is not 0
+            addend = select(takesPart(head + h, t), addend, e.constant(addend.type(), 0));
           sums[h] = sums[h] + addend;
         }
         return sums;

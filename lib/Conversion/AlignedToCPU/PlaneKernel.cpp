@@ -118,7 +118,7 @@ void PlaneKernel::reportReading() {
     inBits(valueRead, padded);
     auto asI64 = [&](Val number) { return convert(number, e.i64()).value; };
     func::CallOp::create(e.b, "aligned_rt_bits", TypeRange(),
-                         ValueRange{e.constant(e.i32(), shape.attention).value, asI64(row), asI64(index(0)), asI64(tokens), asI64(index(units)),
+                         ValueRange{attention(), asI64(row), asI64(index(0)), asI64(tokens), asI64(index(units)),
                                     keyRead.pointer.value, valueRead.pointer.value});
   });
 }
@@ -140,8 +140,8 @@ void PlaneKernel::addAside(function_ref<void()> body) {
   value.aside.forEach([&](Val t, Buffer values) {
     forHeads([&](Val h) {
       auto add = [&] { e.store(e.load(out, h * dim, dim) + e.splat(e.load(p, h * padded + t), dim) * e.load(values, index(0), dim), out, h * dim); };
-      if (shape.mask)
-        e.when(sees(h, t), add);
+      if (mayHide())
+        e.when(takesPart(h, t), add);
       else
         add();
       e.store(f32(0), p, h * padded + t);
@@ -152,8 +152,8 @@ void PlaneKernel::addAside(function_ref<void()> body) {
     forHeads([&](Val h) {
       constexpr double kLeast = -3.4028234663852886e38; // a row of -inf must not turn into -inf - -inf
       Val weight = exp(e.load(s, h * padded + t) - max(e.load(rowMax, h), kLeast));
-      if (shape.mask)
-        weight = select(sees(h, t), weight, f32(0));
+      if (mayHide())
+        weight = select(takesPart(h, t), weight, f32(0));
       e.store(weight, p, h * padded + t);
     });
   });

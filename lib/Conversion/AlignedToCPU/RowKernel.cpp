@@ -51,7 +51,7 @@ void RowKernel::emit(Val argumentsPointer, Val rowIndex) {
 void RowKernel::tally(Val keyBits, Val valueBits) {
   auto asI64 = [&](Val number) { return convert(number, e.i64()).value; };
   func::CallOp::create(e.b, "aligned_rt_tally", TypeRange(),
-                       ValueRange{e.constant(e.i32(), shape.attention).value, asI64(keyBits), asI64(tokens * shape.keyDim), asI64(valueBits),
+                       ValueRange{attention(), asI64(keyBits), asI64(tokens * shape.keyDim), asI64(valueBits),
                                   asI64(tokens * shape.valueDim)});
 }
 
@@ -149,14 +149,29 @@ void RowKernel::finishScores(Val tile) {
   e.when((tile + 1) * kTile > tokens, finish); // lanes behind the last token
 }
 
-Val RowKernel::underMask(Val score, Val h, Val tile) {
+std::pair<Buffer, Val> RowKernel::maskOf(Val h) {
   MemRefType type = shape.attnMask;
-  bool isBool = type.getElementType().isInteger(1);
-  Buffer memory = e.buffer(e.field(arguments, int64_t(Slot::AttnMask) * kSlotBytes, e.pointer()), isBool ? e.i8() : type.getElementType());
+  Buffer memory = e.buffer(e.field(arguments, int64_t(Slot::AttnMask) * kSlotBytes, e.pointer()), type.getElementType().isInteger(1) ? e.i8() : type.getElementType());
   auto along = [&](int64_t dim, Val at, Val coordinate, int64_t extent) { return type.getDimSize(dim) == 1 ? at : at * extent + coordinate; };
   Val at = along(0, index(0), row / index(shape.kvHeads), 1);
   at = along(1, at, headOf(h), shape.heads / shape.queries * shape.kvHeads);
-  at = along(2, at, h % index(shape.queries), shape.queries) * tokens + tile * kTile;
+  return {memory, along(2, at, h % index(shape.queries), shape.queries) * tokens};
+}
+
+/// Of numbers of a mask: -inf and false hide a token.
+static Val isSeen(Val number) { return number.isFloat() ? number != -INFINITY : number != 0; }
+
+Val RowKernel::takesPart(Val h, Val t) {
+  Val seen = shape.mask ? sees(h, t) : e.constant(e.types.getI1Type(), 1);
+  if (!shape.attnMask)
+    return seen;
+  auto [memory, first] = maskOf(h);
+  return seen & isSeen(e.load(memory, first + t));
+}
+
+Val RowKernel::underMask(Val score, Val h, Val tile) {
+  auto [memory, first] = maskOf(h);
+  Val at = first + tile * kTile;
   Buffer tail = e.local(memory.element, kTile);
   Val number = e.choose((tile + 1) * kTile <= tokens, [&]() -> Vals { return {e.load(memory, at, kTile)}; },
                         [&]() -> Vals { // nothing lies behind the last token
@@ -164,7 +179,7 @@ Val RowKernel::underMask(Val score, Val h, Val tile) {
                           e.loop(index(0), tokens - tile * kTile, 1, [&](Val i) { e.store(e.load(memory, at + i), tail, i); });
                           return {e.load(tail, index(0), kTile)};
                         })[0];
-  return isBool ? select(number != 0, score, e.constant(score.type(), -INFINITY)) : score + convert(number, e.f32());
+  return select(isSeen(number), number.isFloat() ? score + convert(number, e.f32()) : score, e.constant(score.type(), -INFINITY)); // a score that is no number says nothing there
 }
 
 void RowKernel::softmax() {

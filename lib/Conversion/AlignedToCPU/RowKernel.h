@@ -22,8 +22,8 @@ namespace aligned {
 constexpr int64_t kTileLanes = 16;
 
 /// The arguments of a kernel, `aligned_kernel_arguments`: one 8-byte slot each.
-enum class Slot { Query, Key, Value, Acc, Max, Sum, Certificate, Scale, Tokens, Later, AttnMask, SinkLogits };
-constexpr int64_t kSlots = 12, kSlotBytes = 8;
+enum class Slot { Query, Key, Value, Acc, Max, Sum, Certificate, Scale, Tokens, Later, AttnMask, SinkLogits, Attention };
+constexpr int64_t kSlots = 13, kSlotBytes = 8;
 
 class RowKernel {
 public:
@@ -87,12 +87,17 @@ protected:
   /// Whether query row h sees token t, of any integer type; and lane by lane, whether any row sees the kTile tokens from t on. Only where there is a mask.
   Val sees(Val h, Val t) { return isVisible(t, h % index(shape.queries), newest, shape); }
   Val areSeen(Val t);
+  /// Whether tokens may be hidden, by position or by numbers, and whether query row h sees token t: where not, not even 0 times its value takes part.
+  bool mayHide() const { return shape.mask || shape.attnMask; }
+  Val takesPart(Val h, Val t);
   /// Caps and masks the scores of a tile, and those behind the last token; every reader of scores ends with it.
   void finishScores(Val tile);
 
   /// Query head of query row h, of all.
   Val headOf(Val h) { return (row % index(shape.kvHeads)) * (shape.heads / shape.queries) + h / index(shape.queries); }
-  /// A tile's scores of query row h under the mask that is an operand (P8).
+  /// What the mask that is an operand (P8) says of query row h: its memory, and where the tokens of the row begin.
+  std::pair<Buffer, Val> maskOf(Val h);
+  /// A tile's scores of query row h under it.
   Val underMask(Val score, Val h, Val tile);
   void softmax();
   /// Reports how many bits of K and V were read.
@@ -102,6 +107,8 @@ protected:
   void forHeadGroups(int64_t vectorsPerHead, llvm::function_ref<void(Val first, int64_t count)> body);
   void forHeads(llvm::function_ref<void(Val head)> body);
 
+  /// The attention's number, i32: attention of one shape shares a kernel.
+  mlir::Value attention() { return e.field(arguments, int64_t(Slot::Attention) * kSlotBytes, e.i32()).value; }
   Val index(int64_t n) { return e.index(n); }
   Val f32(double x) { return e.constant(e.f32(), x); }
   /// Reserves scratch memory; `buffer` is filled in once all requests are known.

@@ -40,7 +40,7 @@ func.func @dense(%q: tensor<1x4x1x32xf32>, %k: tensor<1x2x?x32xf32>, %v: tensor<
   return %acc : tensor<1x4x1x48xf32>
 }
 
-// A kernel belongs to its op; the number of the attention may be that of another, which it shares its account with. A certificate is one more buffer, what is newer
+// A kernel belongs to a shape and a policy; the number of the attention is handed to it. A certificate is one more buffer, what is newer
 // than the last query one more number.
 // CHECK-LABEL: func.func @more(
 // CHECK-SAME: %[[LATER:[a-z0-9]+]]: index)

@@ -82,3 +82,75 @@ func.func @nested(%buffer: memref<?x?xf32>, %x: vector<8xf32>, %m: index, %n: in
   }
   return
 }
+
+// -----
+
+// Bodies that differ in nothing but a number that they hand on are one function, which gets the number.
+// CHECK-LABEL: func.func @same(
+// CHECK-DAG: %[[ONE:.*]] = arith.constant 1 : i32
+// CHECK-DAG: %[[TWO:.*]] = arith.constant 2 : i32
+// CHECK-DAG: %[[BODY:.*]] = constant @same_parallel_0 :
+// CHECK: llvm.store %[[ONE]]
+// CHECK: call @aligned_rt_parallel(%{{.*}}, %[[BODY]],
+// CHECK: llvm.store %[[TWO]]
+// CHECK: call @aligned_rt_parallel(%{{.*}}, %[[BODY]],
+// CHECK: func.func private @same_parallel(
+// CHECK: %[[NUMBER:.*]] = llvm.load %{{.*}} -> i32
+// CHECK: call @report(%{{.*}}, %[[NUMBER]])
+// CHECK: func.func private @same_parallel_0(
+// CHECK: constant @same_parallel :
+// CHECK: llvm.load %{{.*}} -> i32
+// CHECK-NOT: func.func private @same_parallel
+func.func private @report(index, i32)
+func.func @same(%m: index, %n: index) {
+  scf.forall (%i) in (%m) {
+    scf.forall (%j) in (%n) {
+      %one = arith.constant 1 : i32
+      func.call @report(%j, %one) : (index, i32) -> ()
+    }
+  }
+  scf.forall (%i) in (%m) {
+    scf.forall (%j) in (%n) {
+      %two = arith.constant 2 : i32
+      func.call @report(%j, %two) : (index, i32) -> ()
+    }
+  }
+  return
+}
+
+// -----
+
+// Others stay apart.
+// CHECK-LABEL: func.func @other(
+// CHECK: func.func private @other_parallel(
+// CHECK: func.func private @other_parallel_0(
+func.func @other(%buffer: memref<8xf32>, %n: index) {
+  %one = arith.constant 1.0 : f32
+  %two = arith.constant 2.0 : f32
+  scf.forall (%i) in (%n) {
+    memref.store %one, %buffer[%i] : memref<8xf32>
+  }
+  scf.forall (%i) in (%n) {
+    memref.store %two, %buffer[%i] : memref<8xf32>
+  }
+  return
+}
+
+// -----
+
+// Of a buffer whose type says all else its address is passed.
+// CHECK-LABEL: func.func @address(
+// CHECK-SAME: %[[BUFFER:[^:]*]]: memref<4x8xf32>
+// CHECK: llvm.alloca %{{.*}} x !llvm.struct<(ptr)>
+// CHECK: memref.extract_aligned_pointer_as_index %[[BUFFER]]
+// CHECK: func.func private @address_parallel(
+// CHECK: %[[ADDRESS:.*]] = llvm.load %{{.*}} -> !llvm.ptr
+// CHECK: llvm.insertvalue %[[ADDRESS]]
+// LLVM: llvm.func @address_parallel(
+func.func @address(%buffer: memref<4x8xf32>) {
+  %one = arith.constant 1.0 : f32
+  scf.forall (%i) in (4) {
+    memref.store %one, %buffer[%i, %i] : memref<4x8xf32>
+  }
+  return
+}

@@ -10,6 +10,9 @@ def ConvertAlignedToLinalg : Pass<"convert-aligned-to-linalg", "::mlir::ModuleOp
     `aligned.merge` and `aligned.finish` become `linalg.generic`, and `aligned.append` of dense tensors `tensor.concat`. What kernels and the runtime perform
     stays: decode attention, and all that makes, reads or writes a cache.
 
+    Decode attention over dense tensors of a shape that no kernel takes does not stay as it is. A head_dim that is no multiple of 16 is padded with zeros; one above 256, more than 32 query
+    rows per kv head and extents of heads, queries or head_dim that types don't say are written out in `linalg.generic`: scores, masks, softmax, values.
+
     With `reference`, `aligned.attention` may remain unfused and runs in float64, as an oracle; so does `aligned.decode_attention` under policy `exact`, unless it is certified. Caches
     are read with every bit that is stored.
   }];
@@ -25,7 +28,8 @@ def ConvertAlignedToCPU : Pass<"convert-aligned-to-cpu", "::mlir::ModuleOp"> {
   let description = [{
     Every `aligned.decode_attention` becomes a kernel, a function over a range of kv heads in scf, vector, memref and arith, and
     a call that runs it on the runtime's threads. A buffer in plane storage becomes a pointer to the runtime's cache; `pack`, `append`, `unpack`
-    and `fork`, and `memref.alloc` and `memref.dealloc` of such buffers become calls to it. No `aligned` op is left.
+    and `fork`, and `memref.alloc` and `memref.dealloc` of such buffers become calls to it. No `aligned` op is left. Ops of one shape and policy share a kernel, which is told their
+    `attention_id`.
 
     With `reference`, the stages of a decode step run in float64, as they are defined, instead of in kernels. Decode attention that is not in stages has
     no such form by now: `convert-aligned-to-linalg` takes what it can.
@@ -46,7 +50,8 @@ def AlignedParallelizeForall : Pass<"aligned-parallelize-forall", "::mlir::Modul
   let summary = "run scf.forall on the runtime's threads";
   let description = [{
     Each `scf.forall` on buffers, which has no shared outputs, becomes a call of `aligned_rt_parallel`. Its body becomes a private function over a range of iterations,
-    numbered through all dimensions, the last one fastest. Loops in loops become calls in functions; the runtime decides which of them uses more than one thread.
+    numbered through all dimensions, the last one fastest. Loops in loops become calls in functions; the runtime decides which of them uses more than one thread. Bodies that differ in
+    nothing but i32 numbers that they hand on, such as an `attention_id`, share one function.
 
     ```mlir
     scf.forall (%i, %j) in (%n, 4) {
