@@ -2,6 +2,7 @@
 BUILD ?= build
 JOBS ?= 2
 SECONDS ?= 60
+COUNT ?= 2000
 CORPUS ?= $(BUILD)/fuzz
 CAPTURE ?= test/data/smollm2-slice
 GGML ?=
@@ -12,7 +13,7 @@ PYTHON := .venv/bin/python
 export CCACHE_SLOPPINESS := pch_defines,time_macros,include_file_mtime,include_file_ctime
 
 .DEFAULT_GOAL := build
-.PHONY: help setup build check demo bench bench-gpu fuzz update-phases update-resources update-performance clean
+.PHONY: help setup build check demo bench bench-gpu fuzz update-phases update-resources update-coverage update-performance mutate clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,11 +46,17 @@ fuzz: build ## search for caches on which an error exceeds its certified bound (
 	@mkdir -p $(CORPUS)
 	@$(BUILD)/bin/aligned-fuzz $(CORPUS) -artifact_prefix=$(CORPUS)- -max_total_time=$(SECONDS) -len_control=0 -print_final_stats=1
 
+mutate: build ## change graphs a little and see that none is raised to what it does not say (COUNT=2000)
+	@$(PYTHON) utils/mutate.py $(BUILD) --count $(COUNT)
+
 update-phases: build ## write test/Pipelines/decode/{1-raise,...}.mlir again
 	@$(PYTHON) utils/phases.py $(BUILD)
 
 update-resources: build ## write test/Conversion/AlignedToNVVM/Inputs/resources.txt again
 	@$(PYTHON) utils/resources.py $(BUILD) --write
+
+update-coverage: build ## write test/Raise/COVERAGE.md again: which graphs of real front ends are understood
+	@$(PYTHON) utils/coverage.py $(BUILD) --write
 
 update-performance: bench-gpu ## write docs/Performance.md again
 	@cp $(BUILD)/bench-results/interpreter.json $(BUILD)/bench-results/interpreter.svg benchmarks/results
