@@ -1,11 +1,12 @@
 """Runs every test of the project and adds them up: lit, the GoogleTest programs, pytest, the phase files and lint.
 
-A suite is a function that yields one Result per test. What breaks a suite as a whole (a crash, a time limit, a missing program, no
+A suite is one or several functions that yield one Result per test; two of them run at a time. What breaks a suite as a whole (a crash, a time limit, a missing program, no
 test at all) is a failed test too, so that nothing can be lost in the sum. The last line is `N passed, N failed`; exit 1 on a failure.
 """
+import collections
 import concurrent.futures
 import difflib
-import itertools
+import functools
 import json
 import os
 import pathlib
@@ -77,19 +78,26 @@ def lit(build, scratch):
     return complete(results, status, output, "lit")
 
 
-def gtest(build, scratch):
-    """One program per folder of test/unittests that holds sources."""
-    for folder in sorted({path.parent for path in ROOT.glob("test/unittests/*/*.cpp")}):
-        program, report = build / f"test/unittests/{folder.name}Tests", scratch / f"{folder.name}.json"
-        status, output = run([program, f"--gtest_output=json:{report}"], cwd=scratch)
-        results = []
-        for suite in json.loads(report.read_text())["testsuites"] if report.exists() else []:
-            for test in suite["testsuite"]:
-                skipped = test["result"] == "SKIPPED" or test["status"] == "NOTRUN"
-                failures = "\n".join(failure["failure"] for failure in test.get("failures", []))
-                outcome = "failed" if failures else "skipped" if skipped else "passed"
-                results.append(Result(f"{program.name}: {suite['name']}.{test['name']}", outcome, failures))
-        yield from complete(results, status, output, program.name)
+def gtest(folder, build, scratch):
+    """The program of one folder of test/unittests."""
+    program, report = build / f"test/unittests/{folder}Tests", scratch / "report.json"
+    status, output = run([program, f"--gtest_output=json:{report}"], cwd=scratch)
+    results = []
+    for suite in json.loads(report.read_text())["testsuites"] if report.exists() else []:
+        for test in suite["testsuite"]:
+            skipped = test["result"] == "SKIPPED" or test["status"] == "NOTRUN"
+            failures = "\n".join(failure["failure"] for failure in test.get("failures", []))
+            outcome = "failed" if failures else "skipped" if skipped else "passed"
+            results.append(Result(f"{program.name}: {suite['name']}.{test['name']}", outcome, failures))
+    return complete(results, status, output, program.name)
+
+
+def gtests():
+    """A part of the suite for each folder that holds sources, the one with most text, which tends to take longest, first."""
+    sources = collections.Counter()
+    for path in ROOT.glob("test/unittests/*/*.cpp"):
+        sources[path.parent.name] += path.stat().st_size
+    return [functools.partial(gtest, folder) for folder, _ in sources.most_common()]
 
 
 def pytest(build, scratch):
@@ -179,11 +187,14 @@ def main():
     build = pathlib.Path(sys.argv[1]).resolve()
     os.environ["ALIGNED_CACHE_DIR"] = str(build / "kernels")
     totals = {"passed": 0, "failed": 0, "skipped": 0}
-    suites = [lit, gtest, pytest, phase_files, lint]
     workers = concurrent.futures.ThreadPoolExecutor(2)
-    lit_first = finished(lit, build)  # which has workers of its own
-    others = [workers.submit(finished, suite, build) for suite in suites[1:]]
-    for suite, (results, seconds) in zip(suites, itertools.chain([lit_first], (other.result() for other in others))):
+    runs = {"lit": [concurrent.futures.Future()]}
+    runs["lit"][0].set_result(finished(lit, build))  # first and alone: it has workers of its own
+    for suite, parts in {"pytest": [pytest], "gtest": gtests(), "phase files": [phase_files], "lint": [lint]}.items():
+        runs[suite] = [workers.submit(finished, part, build) for part in parts]
+    for suite, parts in runs.items():
+        ends = [part.result() for part in parts]
+        results, seconds = [result for found, _ in ends for result in found], sum(took for _, took in ends)
         counts = {outcome: sum(result.outcome == outcome for result in results) for outcome in totals}
         for outcome in totals:
             totals[outcome] += counts[outcome]
@@ -194,7 +205,7 @@ def main():
             elif result.outcome == "skipped":
                 print(f"skipped {result.name}")
         said = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
-        print(f"{suite.__name__}: {said} in {seconds:.1f} s", flush=True)
+        print(f"{suite}: {said} in {seconds:.1f} s", flush=True)
     print(f"{totals['passed']} passed, {totals['failed']} failed")
     return 1 if totals["failed"] else 0
 

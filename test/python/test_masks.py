@@ -143,3 +143,39 @@ def test_wrong_masks_change_nothing(rng, format):
     wide = np.full((1, HEADS, 3, 140), -np.inf, np.float32)
     wide[:, :, 1:2, ::2] = mask
     assert (np.asarray(model(q, *caches, wide[:, :, 1:2, ::2], logits)) == out).all()
+
+
+@pytest.mark.parametrize("policy, tolerance", [("exact", 3e-4), ("tight", 6e-3)])
+@pytest.mark.parametrize("element, shape", [("f16", (1, 4, 2, 130)), ("f32", (2, 130)), ("i1", (4, 1, 130)), ("i1", (130,))])
+def test_a_cache_takes_masks_and_sinks(rng, element, shape, policy, tolerance):
+    k, v = rng.standard_normal((2, 1, KV_HEADS, 130, DIM)).astype(np.float16)
+    q = rng.standard_normal((1, HEADS, QUERIES, DIM)).astype(np.float32)
+    sinks = rng.standard_normal(HEADS)
+    mask, added = numbers(rng, element, "x".join(map(str, shape[:-1])) or "1", 130)
+    mask, added = mask.reshape(shape), added.reshape(shape)
+    cache = alignedkv.KVCache(KV_HEADS, DIM)
+    cache.append(k, v)
+    out = cache.attend(q, policy=policy, mask=mask, sink_logits=sinks)
+    np.testing.assert_allclose(out, attention(q, k, v, added, sinks, 0), atol=tolerance)
+    np.testing.assert_allclose(cache.attend(q, policy=policy, mask=mask, softcap=20.0), attention(q, k, v, added, None, 20.0), atol=tolerance)
+
+
+def test_a_cache_refuses_other_masks(rng):
+    cache = alignedkv.KVCache(KV_HEADS, DIM)
+    cache.append(*rng.standard_normal((2, 1, KV_HEADS, 65, DIM)).astype(np.float16))
+    q = rng.standard_normal((1, HEADS, QUERIES, DIM)).astype(np.float32)
+    for mask, message in [
+        (np.zeros(64, np.float32), r"expected mask to be [batch, q_heads, queries, tokens] = [1, 4, 2, 65], where the first three may be 1 or absent, got [64]"),
+        (np.zeros((3, 2, 65), np.float32), r"got [3, 2, 65]"),
+        (np.zeros((1, 1, 1, 1, 65), np.float32), r"got [1, 1, 1, 1, 65]"),
+        (np.zeros(65), "expected mask of float16, bfloat16, float32 or bool, got float64"),
+        (np.zeros(65, np.int8), "got int8"),
+        ("mask", "expected mask of float16"),
+    ]:
+        with pytest.raises(alignedkv.Error, match=re.escape(message)):
+            cache.attend(q, mask=mask)
+    with pytest.raises(alignedkv.Error, match=re.escape("expected sink_logits to be [q_heads] = [4], got [2]")):
+        cache.attend(q, sink_logits=np.zeros(2))
+    with pytest.raises(alignedkv.Error, match="expected sink_logits to be an array of numbers, got str"):
+        cache.attend(q, sink_logits="none")
+    assert np.isfinite(cache.attend(q)).all()
