@@ -18,7 +18,7 @@ namespace {
 
 constexpr double kLog2e = 1.4426950408889634;
 /// The score of what a query doesn't see, and what is below all others.
-constexpr double kHidden = -1e38f, kLowest = -5e37;
+constexpr double kHidden = -1e38f, kLowest = -5e37, kLeastOfMask = -1e36;
 constexpr double kInfinitelyLow = 0.9 * kHidden; // of a token that is seen: a row of V kept aside may make more of no weight than 0
 constexpr double kOctaves = 8;             // codes to an octave
 constexpr int kCodeOfOne = 16 * 8;         // facts leave this out of scales instead of the bias
@@ -235,8 +235,8 @@ protected:
     at = at * keySide.cache.tokens + t;
     if (stage.mask_element == ALIGNED_MASK_BOOL)
       return static_cast<const uint8_t *>(numbers)[at] ? x : kHidden;
-    const double sum = x + kLog2e * widened(numbers, stage.mask_element, at);
-    return sum < kHidden ? kHidden : sum;
+    const double number = widened(numbers, stage.mask_element, at);
+    return number == -INFINITY || x <= kHidden ? kHidden : x + kLog2e * (number < kLeastOfMask ? kLeastOfMask : number);
   }
 
   /// A score in the buffer as softmax sees it.

@@ -179,3 +179,19 @@ def test_a_cache_refuses_other_masks(rng):
     with pytest.raises(alignedkv.Error, match="expected sink_logits to be an array of numbers, got str"):
         cache.attend(q, sink_logits="none")
     assert np.isfinite(cache.attend(q)).all()
+
+
+@pytest.mark.parametrize("format", ["fixed<4,4,8>", "float<8,4,4>"])
+@pytest.mark.parametrize("low", [np.finfo(np.float32).min, -1e38, -1e9])
+@pytest.mark.parametrize("softcap", [None, 20.0])
+def test_a_low_number_hides_nothing(rng, format, low, softcap):
+    """A row of nothing but the lowest float is one of equal scores, as float arithmetic has it; beside others it has no weight."""
+    k, v = rng.standard_normal((2, 1, KV_HEADS, 70, DIM)).astype(np.float16)
+    q = rng.standard_normal((1, HEADS, QUERIES, DIM)).astype(np.float32)
+    cache = alignedkv.KVCache(KV_HEADS, DIM, format=format)
+    cache.append(k, v)
+    mask = np.zeros((QUERIES, 70), np.float32)
+    mask[0], mask[1, 3:] = low, low
+    out = cache.attend(q, policy="exact", mask=mask, softcap=softcap)
+    np.testing.assert_allclose(out[:, :, 0], np.repeat(v.astype(float).mean(2), HEADS // KV_HEADS, 1), atol=3e-4)
+    np.testing.assert_allclose(out[:, :, 1], attention(q, k[:, :, :3], v[:, :, :3], None, None, softcap or 0)[:, :, 1], atol=3e-4)

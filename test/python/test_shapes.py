@@ -157,9 +157,7 @@ def test_what_is_hidden_takes_no_part(rng, heads, kv_heads, key_dim, value_dim, 
 
 @HIDING
 @pytest.mark.parametrize("format", ["fixed<4,4,8>", "float<8,4,4>"])
-def test_what_is_hidden_in_planes_takes_no_part(request, rng, format, operands, type, hide):
-    if format == "fixed<4,4,8>" and hide == -np.inf:
-        request.applymarker(pytest.mark.xfail(reason="stages add -inf to the score of a key that is not finite", strict=True))
+def test_what_is_hidden_in_planes_takes_no_part(rng, format, operands, type, hide):
     more = [("m", f"tensor<{type}>")] if type else []
     operands += f"tensor<{type}>" if type else ""
     model = alignedkv.compile(text("1x4x2x16", "1x2x?x16", "1x2x?x32", "1x4x2x32", operands, more), format=format, policy="exact")
@@ -180,21 +178,23 @@ def test_what_is_hidden_in_planes_takes_no_part(request, rng, format, operands, 
 @WAYS
 @pytest.mark.parametrize("element, bits", [("f16", 11), ("bf16", 8), ("f32", 24)])
 def test_types_and_certificates(rng, heads, kv_heads, key_dim, value_dim, element, bits):
-    """K, V and the result in each type; the bound holds, and is not far from what rounding the result takes."""
-    shapes = f"2x{heads}x1x{key_dim}", f"2x{kv_heads}x?x{key_dim}", f"2x{kv_heads}x?x{value_dim}", f"2x{heads}x1x{value_dim}"
+    """K, V and the result in each type; the bound holds, and is not far from what rounding the result takes. Values cancel to a fraction of what they are."""
+    shapes, large = (f"2x{heads}x1x{key_dim}", f"2x{kv_heads}x?x{key_dim}", f"2x{kv_heads}x?x{value_dim}", f"2x{heads}x1x{value_dim}"), 1024
     for certified in (False, True):
         written = text(*shapes, certified=certified, element=element).replace(f"tensor<{shapes[3]}xf32>", f"tensor<{shapes[3]}x{element}>")
         model = alignedkv.compile(written, format="dense")
-        for tokens in (0, 1, 65, 300):
+        for tokens in (0, 1, 65, 1300):
             q, k, v = draw(rng, 2, heads, 1, key_dim, element=element), draw(rng, 2, kv_heads, tokens, key_dim, element=element), draw(rng, 2, kv_heads, tokens, value_dim, element=element)
+            v = v * DTYPES[element](large)
+            q = q * DTYPES[element](0.125)
             out, *certificate = model(q, k, v) if certified else (model(q, k, v),)
             out = np.asarray(out).view(DTYPES[element]).astype(np.float64)
             expected = attention(q, k, v)
-            error = np.abs(out - expected).max(-1)
-            assert (error <= TOLERANCE + 2.0**-bits * np.abs(expected).max(-1)).all()
+            error, rounding = np.abs(out - expected).max(-1), 2.0**-bits * np.abs(expected).max(-1)
+            assert (error <= large * TOLERANCE + rounding).all()
             if certified:
                 bound, estimate = certificate
-                assert (error <= bound).all() and (bound <= 2e-3 + 2.0 ** (1 - bits) * np.abs(expected).max(-1)).all() and (estimate == 0).all()
+                assert (error <= bound).all() and (bound <= large * 3e-3 + 2 * rounding).all() and (estimate == 0).all()
 
 
 @pytest.mark.parametrize("mask", ["", "softcap 30.0 mask <causal, window = 50>"])

@@ -6,6 +6,7 @@
 #include "mlir/Dialect/Func/IR/FuncOps.h"
 #include "mlir/Dialect/LLVMIR/LLVMDialect.h"
 
+#include <cfloat>
 #include <cstddef>
 
 using namespace mlir;
@@ -174,13 +175,15 @@ Val Step::maskAt(Val h, Val token) {
   return at * key.held + token; // rows are as long as the tensor, whatever an entry holds
 }
 
-/// A score under the mask's number, f32 or an element of the mask. What is hidden stays so, whatever the number.
+/// A score under the mask's number, f32 or an element of the mask. What is hidden stays so, whatever the other is; the lowest
+/// float hides nothing.
 Val Step::masked(Val x, Val number) {
   Val hidden = e.constant(x.type(), kHidden);
   if (shape.attnMask.getElementType().isInteger(1))
     return select(number != 0, x, hidden);
-  Val sum = fma(convert(number, e.f32()), e.constant(x.type(), kLog2e), x);
-  return select((sum < hidden) | (x == hidden), hidden, sum); // -inf; keeps NaN
+  number = convert(number, e.f32());
+  Val least = e.constant(x.type(), kLeastOfMask), added = select(number < least, least, number); // keeps NaN
+  return select((number < -FLT_MAX) | (x == hidden), hidden, fma(added, e.constant(x.type(), kLog2e), x));
 }
 
 Val Step::withMask(Val x, Val h, Val token) {

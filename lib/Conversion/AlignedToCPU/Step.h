@@ -34,6 +34,8 @@ struct KernelShape : DecodeShape {
 
 /// The score of what a query doesn't see, and where running maxima start: no score of its own is as low, and differences of any two stay floats.
 constexpr double kHidden = -1e38, kLowest = -5e37;
+/// What lower numbers of a mask count as, but for -inf: low enough that no score shows in the sum, and far from what is hidden.
+constexpr double kLeastOfMask = -1e36;
 
 /// Facts of a query row, f32 each.
 enum class Fact { Unit, Sum, Norm, Mass, Shrink, NotFinite, LogSeen, Shift };
