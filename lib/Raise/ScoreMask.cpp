@@ -180,7 +180,7 @@ Value ScoreMask::writeAsItIs(ImplicitLocOpBuilder &b, const ScalarView &view) {
     groups.push_back(group);
     next = kind + 1;
   }
-  if (next != 4 || groups.empty())
+  if (next != 4 || shape[3] != tokens) // or it has one number for all tokens
     return {};
   auto expanded = RankedTensorType::get(shape, type.getElementType());
   return type == expanded ? element.value : tensor::ExpandShapeOp::create(b, expanded, element.value, groups).getResult();

@@ -170,8 +170,9 @@ Val RowKernel::takesPart(Val h, Val t) {
 }
 
 Val RowKernel::underMask(Val score, Val h, Val tile) {
-  auto [memory, first] = maskOf(h);
-  Val at = first + tile * kTile;
+  const std::pair<Buffer, Val> mask = maskOf(h);
+  const Buffer memory = mask.first;
+  Val at = mask.second + tile * kTile;
   Buffer tail = e.local(memory.element, kTile);
   Val number = e.choose((tile + 1) * kTile <= tokens, [&]() -> Vals { return {e.load(memory, at, kTile)}; },
                         [&]() -> Vals { // nothing lies behind the last token

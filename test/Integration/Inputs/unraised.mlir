@@ -1,4 +1,4 @@
-// Attention that no pass recognises yet.
+// What looks like attention and is none: scores are never lower than some number.
 #elt = affine_map<(b, h, m, t) -> (b, h, m, t)>
 #row = affine_map<(b, h, m, t) -> (b, h, m)>
 #qmap = affine_map<(b, h, m, t, c) -> (b, h, m, c)>
@@ -11,7 +11,7 @@
 #grpswap = affine_map<(b, k, g, t, c) -> (b, g, t, c)>
 #all = affine_map<(b, k, g, t, c) -> (b, k, g, t, c)>
 
-func.func @additive_mask(%q: tensor<1x4x1x16xf32>, %k: tensor<1x2x?x16xf32>, %v: tensor<1x2x?x16xf32>, %mask: tensor<1x4x1x?xf32>) -> tensor<1x4x1x16xf32> {
+func.func @bounded_scores(%q: tensor<1x4x1x16xf32>, %k: tensor<1x2x?x16xf32>, %v: tensor<1x2x?x16xf32>, %least: tensor<1x4x1x?xf32>) -> tensor<1x4x1x16xf32> {
   %zero = arith.constant 0.0 : f32
   %ninf = arith.constant 0xFF800000 : f32
   %scale = arith.constant 0.25 : f32
@@ -41,10 +41,10 @@ func.func @additive_mask(%q: tensor<1x4x1x16xf32>, %k: tensor<1x2x?x16xf32>, %v:
       linalg.yield %r : f32
     } -> tensor<1x4x1x?xf32>
   %scaled = linalg.generic {indexing_maps = [#elt, #elt, #elt], iterator_types = ["parallel", "parallel", "parallel", "parallel"]}
-      ins(%scores, %mask : tensor<1x4x1x?xf32>, tensor<1x4x1x?xf32>) outs(%ss : tensor<1x4x1x?xf32>) {
+      ins(%scores, %least : tensor<1x4x1x?xf32>, tensor<1x4x1x?xf32>) outs(%ss : tensor<1x4x1x?xf32>) {
     ^bb0(%in: f32, %bias: f32, %out: f32):
       %y = arith.mulf %in, %scale : f32
-      %x = arith.addf %y, %bias : f32
+      %x = arith.maximumf %y, %bias : f32
       linalg.yield %x : f32
     } -> tensor<1x4x1x?xf32>
   %m0 = linalg.fill ins(%ninf : f32) outs(%rs : tensor<1x4x1xf32>) -> tensor<1x4x1xf32>
