@@ -74,10 +74,16 @@ void verify(OpPassManager &pm, StringRef phase, uint64_t denseBelow = 0) {
   pm.addPass(createAlignedVerifyPhase(options));
 }
 
+/// Whatever is not linalg yet.
+void toLinalg(OpPassManager &pm) {
+  pm.addPass(createAlignedLowerTosa());
+  pm.addNestedPass<func::FuncOp>(createConvertElementwiseToLinalgPass());
+}
+
 /// Named ops first, which linalg and tosa may surround.
 void raise(OpPassManager &pm, const AlignedRaiseAttentionOptions &options) {
   pm.addPass(createAlignedRaiseNamedOps());
-  pm.addPass(createAlignedLowerTosa());
+  toLinalg(pm);
   pm.addPass(createAlignedRaiseAttention(options));
 }
 
@@ -223,7 +229,7 @@ void aligned::buildPipeline(OpPassManager &pm, const PipelineOptions &options, b
     if (options.raise)
       raise(pm, {});
     else
-      pm.addPass(createAlignedLowerTosa());
+      toLinalg(pm);
     pm.addPass(createAlignedAssignPolicies());
     if (!options.budget.empty())
       applyBudget(pm, options);

@@ -88,7 +88,7 @@ static bool isExponential(ScalarTracer &tracer, ScalarView view) {
   if (view.isElement())
     return false;
   if (view.as<arith::SelectOp>())
-    return isExponential(tracer, tracer.operand(view, 1)) || isExponential(tracer, tracer.operand(view, 2));
+    return !tracer.allOperands(view, [&](const ScalarView &own) { return !isExponential(tracer, own); });
   return view.as<math::ExpOp>() || view.as<math::Exp2Op>();
 }
 
@@ -187,6 +187,9 @@ bool AttentionMatcher::matchProbability(ScalarView probability, std::optional<Sc
       std::optional<double> zero = constantOf(tracer, tracer.operand(probability, zeroWhenTrue ? 1 : 2));
       if (!zero || *zero != 0)
         continue;
+      constexpr size_t kMostGuards = 16;
+      if (guards.size() == kMostGuards)
+        return fail("expected " + Twine(kMostGuards) + " selects among probabilities at most, got more");
       ScalarView guarded = tracer.resolveRounded(tracer.operand(probability, zeroWhenTrue ? 2 : 1));
       guards.push_back({guarded, {tracer.operand(probability, 0), zeroWhenTrue}});
       return matchProbability(guarded, divisor);
@@ -249,16 +252,16 @@ bool AttentionMatcher::isShift(ScalarView view) {
     return std::abs(*number) <= kMostShift;
   if (view.isElement())
     return reductionOf(tracer, view, Combine::Max) && !tracer.dependsOn(view, token);
-  if (view.as<arith::MaximumFOp>() || view.as<arith::MaxNumFOp>())
-    return isShift(tracer.operand(view, 0)) && isShift(tracer.operand(view, 1));
-  return view.as<arith::SelectOp>() && !tracer.dependsOn(tracer.operand(view, 0), token) && isShift(tracer.operand(view, 1)) && isShift(tracer.operand(view, 2));
+  if (!view.as<arith::MaximumFOp>() && !view.as<arith::MaxNumFOp>() && !view.as<arith::SelectOp>())
+    return false;
+  return tracer.allOperands(view, [&](const ScalarView &own) { return own.value.getType().isInteger(1) ? !tracer.dependsOn(own, token) : isShift(own); });
 }
 
 /// exp(x) is e^x, exp2(x) is e^(x ln 2); factors of x multiply scores, and what is the same for all tokens is taken off: `shifts` times at most.
 std::optional<AttentionMatcher::Exponential> AttentionMatcher::splitExponential(const ScalarView &weight, size_t shifts) {
   if (weight.isElement() || (!weight.as<math::ExpOp>() && !weight.as<math::Exp2Op>()))
     return std::nullopt;
-  Exponential exponential{tracer.resolveRounded(tracer.operand(weight, 0)), {}, {}};
+  Exponential exponential{tracer.resolveRounded(tracer.operand(weight, 0)), {}, {}, {}};
   if (weight.as<math::Exp2Op>())
     exponential.multiplier.number = M_LN2;
   ScalarView &scores = exponential.scores;
@@ -372,9 +375,15 @@ std::optional<bool> AttentionMatcher::saysHidden(ScalarView condition, const Sca
           return hidden;
     return std::nullopt;
   }
-  if (condition.as<arith::XOrIOp>() && constantOf(tracer, tracer.operand(condition, 1)) == 1.0)
-    if (std::optional<bool> other = saysHidden(tracer.operand(condition, 0), probability))
-      return !*other;
+  bool isInverted = false;
+  while (!condition.isElement() && condition.as<arith::XOrIOp>() && constantOf(tracer, tracer.operand(condition, 1)) == 1.0) {
+    condition = tracer.resolve(tracer.operand(condition, 0));
+    isInverted = !isInverted;
+  }
+  if (isInverted) {
+    std::optional<bool> other = saysHidden(condition, probability);
+    return other ? std::optional(!*other) : std::nullopt;
+  }
   auto compare = condition.as<arith::CmpFOp>();
   if (!compare)
     return std::nullopt;
@@ -412,8 +421,7 @@ bool AttentionMatcher::matchShifts() {
     if (constantOf(tracer, shift))
       return true;
     if (!shift.isElement())
-      return llvm::all_of(llvm::seq<unsigned>(shift.as<arith::SelectOp>() ? 1 : 0, shift.value.getDefiningOp()->getNumOperands()),
-                          [&](unsigned operand) { return isKnown(tracer.operand(shift, operand)); });
+      return tracer.allOperands(shift, [&](const ScalarView &own) { return own.value.getType().isInteger(1) || isKnown(own); });
     Reduction top = *reductionOf(tracer, shift, Combine::Max);
     ScalarView over = tracer.resolveRounded(top.input);
     auto is = [&](const ScalarView &view) { return tracer.same(view, over, top.dim, token); };
@@ -459,16 +467,11 @@ bool AttentionMatcher::isUniform(ScalarView view) {
   auto isConstant = [](AffineExpr expr) { return isa<AffineConstantExpr>(expr); };
   if (view.isElement())
     return llvm::all_of(view.index, isConstant);
-  Operation *op = view.value.getDefiningOp();
-  if (!op)
-    return !view.body || !view.body->isAncestor(cast<BlockArgument>(view.value).getOwner()->getParentOp());
-  if (!view.body || !view.body->isAncestor(op))
+  if (isOutside(view))
     return true;
-  if (op->getNumRegions() || !isPure(op) || isa<tensor::ExtractOp>(op))
-    return false;
-  if (auto index = dyn_cast<linalg::IndexOp>(op))
+  if (auto index = view.as<linalg::IndexOp>())
     return isConstant(view.index[index.getDim()]);
-  return llvm::all_of(llvm::seq<unsigned>(0, op->getNumOperands()), [&](unsigned number) { return isUniform(tracer.operand(view, number)); });
+  return tracer.allOperands(view, [&](const ScalarView &own) { return isUniform(own); });
 }
 
 /// Takes one multiplication by something that is the same for every element off a formula.
@@ -505,10 +508,7 @@ bool AttentionMatcher::leadsToProduct(ScalarView view) {
   if (!view.as<arith::AddFOp>() && !view.as<arith::SubFOp>() && !view.as<arith::MulFOp>() && !view.as<arith::DivFOp>() && !view.as<arith::SelectOp>() &&
       !view.as<math::TanhOp>() && !view.as<arith::NegFOp>())
     return false;
-  for (unsigned number = view.as<arith::SelectOp>() ? 1 : 0; number < view.value.getDefiningOp()->getNumOperands(); ++number)
-    if (leadsToProduct(tracer.operand(view, number)))
-      return true;
-  return false;
+  return !tracer.allOperands(view, [&](const ScalarView &own) { return !leadsToProduct(own); });
 }
 
 bool AttentionMatcher::matchScores(ScalarView score, Multiplier multiplier) {
@@ -528,6 +528,9 @@ bool AttentionMatcher::matchScores(ScalarView score, Multiplier multiplier) {
       score = tracer.operand(score, 0);
       continue;
     }
+    constexpr size_t kMostTerms = 64;
+    if (found.terms.size() == kMostTerms)
+      return fail("expected " + Twine(kMostTerms) + " masks at most, got more");
     bool isSum = bool(score.as<arith::AddFOp>()), isDifference = bool(score.as<arith::SubFOp>()), isChoice = bool(score.as<arith::SelectOp>());
     if (!isSum && !isDifference && !isChoice)
       break;

@@ -30,17 +30,12 @@ bool FormulaWriter::canWrite(ScalarView view, llvm::SmallBitVector &used) {
     return llvm::all_of(view.index, fits);
   if (isOutside(view))
     return true;
-  Operation *op = view.value.getDefiningOp();
-  if (!op)
-    return false; // a running result
-  if (auto index = dyn_cast<linalg::IndexOp>(op))
+  if (auto index = view.as<linalg::IndexOp>())
     return fits(view.index[index.getDim()]);
-  if (op->getNumRegions() || op->getNumResults() != 1 || !isPure(op))
-    return false;
-  for (unsigned number = isa<tensor::ExtractOp>(op) ? 1 : 0; number < op->getNumOperands(); ++number)
-    if (!canWrite(tracer.operand(view, number), used))
-      return false;
-  return true;
+  auto canBe = [&](const ScalarView &own) { return canWrite(own, used); };
+  if (ExtractedElement extracted = extractedElement(view); extracted.op)
+    return llvm::all_of(extracted.indices, [&](Value index) { return canBe({index, view.index, view.body}); });
+  return tracer.allOperands(view, canBe);
 }
 
 Value FormulaWriter::writeIndex(ImplicitLocOpBuilder &b, AffineExpr index, ValueRange place) {

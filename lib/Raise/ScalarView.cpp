@@ -27,6 +27,8 @@ int64_t aligned::valueAt(AffineExpr expr, ArrayRef<int64_t> dims) {
     return dims[dim.getPosition()];
   auto binary = cast<AffineBinaryOpExpr>(expr);
   int64_t lhs = valueAt(binary.getLHS(), dims), rhs = valueAt(binary.getRHS(), dims);
+  if (rhs <= 0 && expr.getKind() != AffineExprKind::Add && expr.getKind() != AffineExprKind::Mul)
+    return 0; // divided by nothing: an index that means nothing
   switch (expr.getKind()) {
   case AffineExprKind::Add:
     return lhs + rhs;
@@ -347,7 +349,38 @@ ScalarView ScalarTracer::resolveRounded(ScalarView view) {
   }
 }
 
-bool aligned::isRounding(Operation *op) { return isa_and_nonnull<arith::TruncFOp>(op) && op->getResult(0).getType().getIntOrFloatBitWidth() >= 16; }
+bool aligned::isRounding(Operation *op) {
+  auto type = isa_and_nonnull<arith::TruncFOp>(op) ? dyn_cast<FloatType>(op->getResult(0).getType()) : FloatType();
+  return type && type.getWidth() >= 16;
+}
+
+Operation *aligned::scalarOp(const ScalarView &view) {
+  auto isScalar = [](Type type) { return type.isIntOrIndexOrFloat(); };
+  Operation *op = view.value.getDefiningOp();
+  return op && !view.isElement() && op->getNumResults() == 1 && !op->getNumRegions() && !op->getNumSuccessors() && isPure(op) && llvm::all_of(op->getOperandTypes(), isScalar) &&
+                 isScalar(op->getResult(0).getType())
+             ? op
+             : nullptr;
+}
+
+/// One step of a walk over a formula. A walk that goes deep or far ends: formulas are trees here, and what is shared in them counts each time.
+struct ScalarTracer::Visit {
+  explicit Visit(ScalarTracer &tracer) : tracer(tracer) {
+    constexpr int kMostSteps = 4096;
+    if (tracer.depth++ == 0)
+      tracer.stepsLeft = kMostSteps;
+    --tracer.stepsLeft;
+  }
+  ~Visit() { --tracer.depth; }
+  bool isTooFar() const { return tracer.depth > 256 || tracer.stepsLeft < 0; }
+  ScalarTracer &tracer;
+};
+
+bool ScalarTracer::allOperands(const ScalarView &view, function_ref<bool(const ScalarView &)> holds) {
+  Visit visit(*this);
+  Operation *op = scalarOp(view);
+  return op && !visit.isTooFar() && llvm::all_of(llvm::seq<unsigned>(0, op->getNumOperands()), [&](unsigned number) { return holds(operand(view, number)); });
+}
 
 ScalarView ScalarTracer::resolve(ScalarView view) {
   while (true) {
@@ -379,15 +412,23 @@ bool ScalarTracer::same(const ScalarView &a, const ScalarView &b, AffineExpr fro
   if (a.value == b.value && a.body == b.body && a.index.size() == b.index.size())
     return llvm::all_of(llvm::zip(a.index, b.index), [&](auto pair) { return equal(std::get<0>(pair), std::get<1>(pair)); });
   // The same formula, written twice.
-  Operation *left = a.value.getDefiningOp(), *right = b.value.getDefiningOp();
-  if (a.isElement() || b.isElement() || !left || !right || left->getName() != right->getName() || left->getResultTypes() != right->getResultTypes() ||
-      left->getNumOperands() != right->getNumOperands() || left->getNumRegions() || !isPure(left))
+  Operation *left = scalarOp(a), *right = scalarOp(b);
+  if (!left || !right || left->getName() != right->getName() || left->getResultTypes() != right->getResultTypes() || left->getNumOperands() != right->getNumOperands())
     return false;
   if (auto index = dyn_cast<linalg::IndexOp>(left))
     return equal(a.index[index.getDim()], b.index[cast<linalg::IndexOp>(right).getDim()]);
-  if (isa<tensor::ExtractOp>(left) || left->getAttrDictionary() != right->getAttrDictionary() || left->getPropertiesAsAttribute() != right->getPropertiesAsAttribute())
+  if (left->getAttrDictionary() != right->getAttrDictionary() || left->getPropertiesAsAttribute() != right->getPropertiesAsAttribute())
     return false;
-  return llvm::all_of(llvm::seq<unsigned>(0, left->getNumOperands()), [&](unsigned number) { return same(resolve(operand(a, number)), resolve(operand(b, number)), from, to); });
+  unsigned number = 0;
+  return allOperands(a, [&](const ScalarView &own) { return same(resolve(own), resolve(operand(b, number++)), from, to); });
+}
+
+ExtractedElement aligned::extractedElement(const ScalarView &view) {
+  auto extract = view.isElement() ? tensor::ExtractOp() : view.as<tensor::ExtractOp>();
+  // The tensor is the graph's own, not one that a body puts together.
+  if (!extract || (view.body && view.body->isAncestor(extract.getTensor().getParentRegion()->getParentOp())))
+    return {};
+  return {extract, llvm::to_vector(extract.getIndices())};
 }
 
 bool ScalarTracer::dependsOn(ScalarView view, AffineExpr dim) {
@@ -398,19 +439,13 @@ bool ScalarTracer::dependsOn(ScalarView view, AffineExpr dim) {
   auto reads = [&](AffineExpr expr) { return expr.isFunctionOfDim(position.getPosition()); };
   if (view.isElement())
     return llvm::any_of(view.index, reads);
-  Operation *op = view.value.getDefiningOp();
-  if (!op) // a running result is another at every place
-    return view.body && view.body->isAncestor(cast<BlockArgument>(view.value).getOwner()->getParentOp());
-  if (view.body && !view.body->isAncestor(op))
-    return false; // computed outside of any loop
-  if (auto index = dyn_cast<linalg::IndexOp>(op))
+  if (isOutside(view))
+    return false;
+  if (auto index = view.as<linalg::IndexOp>())
     return reads(view.index[index.getDim()]);
-  if (op->getNumRegions())
-    return true;
-  for (unsigned number = isa<tensor::ExtractOp>(op) ? 1 : 0; number < op->getNumOperands(); ++number) // a tensor is the same everywhere, indices choose
-    if (dependsOn(operand(view, number), dim))
-      return true;
-  return false;
+  if (ExtractedElement extracted = extractedElement(view); extracted.op)
+    return llvm::any_of(extracted.indices, [&](Value index) { return dependsOn({index, view.index, view.body}, dim); });
+  return !allOperands(view, [&](const ScalarView &own) { return !dependsOn(own, dim); }); // what isn't understood may
 }
 
 //===----------------------------------------------------------------------===//
@@ -452,8 +487,8 @@ TypedAttr ScalarTracer::evaluate(ScalarView view, ArrayRef<int64_t> dims) {
     }
     return dyn_cast<TypedAttr>(elements.getValues<Attribute>()[index]);
   }
-  Operation *op = view.value.getDefiningOp();
-  if (!op || op->getNumResults() != 1)
+  Operation *op = scalarOp(view);
+  if (!op)
     return {};
   if (auto index = dyn_cast<linalg::IndexOp>(op)) {
     std::optional<int64_t> entry = at(view.index[index.getDim()]);
@@ -461,18 +496,20 @@ TypedAttr ScalarTracer::evaluate(ScalarView view, ArrayRef<int64_t> dims) {
   }
   if (Attribute constant; matchPattern(op, m_Constant(&constant)))
     return dyn_cast<TypedAttr>(constant);
-  if (!isa<arith::ArithDialect, math::MathDialect>(op->getDialect()))
+  if (!isa_and_present<arith::ArithDialect, math::MathDialect>(op->getDialect()))
     return {};
   if (isa<arith::SelectOp>(op)) {
-    auto condition = dyn_cast_or_null<IntegerAttr>(evaluate(operand(view, 0), dims));
+    Visit visit(*this);
+    auto condition = visit.isTooFar() ? IntegerAttr() : dyn_cast_or_null<IntegerAttr>(evaluate(operand(view, 0), dims));
     return condition ? evaluate(operand(view, condition.getValue().isZero() ? 2 : 1), dims) : TypedAttr();
   }
-  if (isa<arith::TruncFOp>(op)) // which folds only where it is exact
-    return rounded(evaluate(operand(view, 0), dims), op->getResult(0).getType());
+  if (isa<arith::TruncFOp>(op)) { // which folds only where it is exact
+    Visit visit(*this);
+    return visit.isTooFar() ? TypedAttr() : rounded(evaluate(operand(view, 0), dims), op->getResult(0).getType());
+  }
   SmallVector<Attribute> operands;
-  for (unsigned number = 0; number < op->getNumOperands(); ++number)
-    if (!operands.emplace_back(evaluate(operand(view, number), dims)))
-      return {};
+  if (!allOperands(view, [&](const ScalarView &own) { return bool(operands.emplace_back(evaluate(own, dims))); }))
+    return {};
   SmallVector<OpFoldResult> results;
   if (failed(op->fold(operands, results)) || results.size() != 1)
     return {};
@@ -486,6 +523,6 @@ std::optional<double> aligned::constantOf(ScalarTracer &tracer, const ScalarView
   if (auto real = dyn_cast_or_null<FloatAttr>(value))
     return real.getValueAsDouble();
   if (auto whole = dyn_cast_or_null<IntegerAttr>(value))
-    return whole.getType().isInteger(1) ? double(whole.getValue().getBoolValue()) : double(whole.getValue().getSExtValue());
+    return whole.getType().isInteger(1) ? double(whole.getValue().getBoolValue()) : whole.getValue().signedRoundToDouble();
   return std::nullopt;
 }

@@ -58,6 +58,8 @@ public:
   /// Operand `operand` of `op` at these loop indices.
   ScalarView input(mlir::linalg::LinalgOp op, unsigned operand, llvm::ArrayRef<mlir::AffineExpr> loops);
 
+  /// Whether something holds of all operands of the scalar op that computes a view. False where none does, or where the formula is too large to be walked.
+  bool allOperands(const ScalarView &view, llvm::function_ref<bool(const ScalarView &)> holds);
   /// The constant that a view stands for where dimensions have these values; null where it is none, or depends on others.
   mlir::TypedAttr evaluate(ScalarView view, llvm::ArrayRef<int64_t> dims = {});
   /// Whether a formula reads an element that the dimension chooses.
@@ -72,6 +74,8 @@ public:
   mlir::MLIRContext *context;
 
 private:
+  struct Visit;
+
   /// The least and the largest value, as far as extents tell.
   std::optional<std::pair<int64_t, int64_t>> boundsOf(mlir::AffineExpr expr);
   std::optional<ScalarView> stepIntoConcat(mlir::tensor::ConcatOp concat, const ScalarView &view);
@@ -80,11 +84,22 @@ private:
   llvm::SmallVector<int64_t> shapeOf(mlir::Value tensor);
 
   llvm::SmallVector<int64_t> extents;
+  int depth = 0, stepsLeft = 0; ///< of the walk that goes on
   llvm::DenseMap<mlir::Value, llvm::SmallVector<int64_t>> castShapes;
 };
 
 /// Whether a scalar is computed outside of any loop.
 bool isOutside(const ScalarView &view);
+
+/// The op that computes a scalar from other scalars, and nothing else; null where it is another, or none.
+mlir::Operation *scalarOp(const ScalarView &view);
+
+/// An element of a tensor of the graph at indices that the body computes; of no op where a view is none.
+struct ExtractedElement {
+  mlir::tensor::ExtractOp op;
+  llvm::SmallVector<mlir::Value> indices;
+};
+ExtractedElement extractedElement(const ScalarView &view);
 
 /// A cast to a float of 16 bits or more, whose loss is that of a cache or a query. Narrower floats are quantised on purpose.
 bool isRounding(mlir::Operation *op);

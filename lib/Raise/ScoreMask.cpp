@@ -19,7 +19,8 @@ constexpr float kHiddenScore = -1e30f;
 /// Adds a term, sums apart. What adds zero here and -inf there is a condition, what adds zero everywhere nothing.
 void ScoreMask::flatten(const ScoreTerm &term) {
   ScalarView view = tracer->resolveRounded(term.view);
-  if (term.isAddend && !view.isElement() && view.as<arith::AddFOp>()) {
+  constexpr size_t kMostTerms = 16; // of one that is written as a sum of itself, say
+  if (term.isAddend && !view.isElement() && view.as<arith::AddFOp>() && terms.size() < kMostTerms) {
     for (unsigned side : {0u, 1u}) {
       ScoreTerm part = term;
       part.view = tracer->operand(view, side);

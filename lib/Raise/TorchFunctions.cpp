@@ -70,7 +70,7 @@ Attr constantOf(Value value, StringRef kind) {
 }
 std::optional<int64_t> intOf(Value value) {
   auto attr = constantOf<IntegerAttr>(value, "int");
-  return attr ? std::optional(attr.getValue().getSExtValue()) : std::nullopt;
+  return attr && attr.getValue().getSignificantBits() <= 64 ? std::optional(attr.getValue().getSExtValue()) : std::nullopt;
 }
 std::optional<bool> boolOf(Value value) {
   auto attr = constantOf<BoolAttr>(value, "bool");

@@ -216,8 +216,8 @@ class KVCache:
                mask=None, sink_logits=None):
         """softmax(scale * q k^T) v over all tokens: float32 [batch, q_heads, queries, value_dim].
 
-        q: [batch, q_heads, queries, head_dim], float16, bfloat16 (ml_dtypes or uint16) or float32; q_heads is a multiple of kv_heads, at
-        most 32 times as many, and query head h reads kv head h // (q_heads // kv_heads).
+        q: [batch, q_heads, queries, head_dim], float16, bfloat16 (ml_dtypes or uint16) or float32; q_heads is a multiple of kv_heads, and
+        query head h reads kv head h // (q_heads // kv_heads). Where it is more than 32 times as many, the cache is unpacked in each call.
         scale: of the scores, 1 / sqrt(head_dim) if left out.
         policy, tolerance: as in `compile`. A tolerance is the error aimed at, relative to the usual size of a row of V. 'alignedkv' needs a float
         format, policies with a tolerance a fixed one.

@@ -41,7 +41,7 @@ struct CommandLine {
   cl::opt<std::string> isa{"isa", cl::init("host"), cl::desc("Instructions of the kernels: host (the widest that this machine has), avx512, avxvnni, avx2 or portable"), cl::cat(category)};
   cl::opt<int> threads{"threads", cl::init(1), cl::desc("Threads that share the kv heads of a step (default 1)"), cl::cat(category)};
   cl::opt<double> relative{"rtol", cl::desc("Allowed |got - want| is atol + rtol |want|. Default 2e-3, or 2^-7 for bf16 outputs"), cl::cat(category)};
-  cl::opt<double> absolute{"atol", cl::desc("Default 2e-3 for exact and tight, 2e-2 for balanced, 6e-2 for fast and alignedkv, 0.12 for draft, max(2e-3, 8 T) for a tolerance, 6e-2 for a budget file"), cl::cat(category)};
+  cl::opt<double> absolute{"atol", cl::desc("Default 2e-3 for exact and tight, 2e-2 for balanced, 6e-2 for fast and alignedkv, 0.12 for draft, max(2e-3, 8 T) for a tolerance, 6e-2 for a budget file; for bf16 outputs at least 2^-6"), cl::cat(category)};
   cl::opt<bool> lastStep{"last-step", cl::desc("Of a captured cache, run only the last step"), cl::cat(category)};
   cl::opt<std::string> denseUpTo{"dense-up-to", cl::init("0"), cl::value_desc("N"),
                                cl::desc("Tokens up to which caches hold their tokens as they came, too, and attention reads those; auto: as long as that is faster on this machine (default 0)"),
