@@ -295,12 +295,17 @@ def page(outcomes):
     return "\n".join(parts)
 
 
+def find_package(build, parser):
+    """Makes the package of a build folder the one to import."""
+    if not (build / "python/alignedkv").is_dir():
+        parser.error(f"expected a build folder, with python/alignedkv, got {build}")
+    sys.path.insert(0, str(build / "python"))
+
+
 def all_outcomes(build, only=""):
     """Every graph, measured in one process, its compiled code kept in the build folder."""
     build = pathlib.Path(build).resolve()
     os.environ.setdefault("ALIGNED_CACHE_DIR", str(build / "kernels"))
-    if str(build / "python") not in sys.path:
-        sys.path.append(str(build / "python"))
     import alignedkv
 
     cases = json.loads((GRAPHS / "onnx/cases.json").read_text())
@@ -317,7 +322,10 @@ def main():
     given = parser.parse_args()
     if given.write and given.only:
         parser.error("expected --write of all graphs, got it with --only")
+    find_package(pathlib.Path(given.build).resolve(), parser)
     outcomes = all_outcomes(given.build, given.only)
+    if not outcomes:
+        parser.error(f"expected a graph whose path contains {given.only!r}, found none")
     if given.only or given.errors:
         for outcome in outcomes:
             shares = " ".join(f"{policy} {outcome.verdicts[policy]} {outcome.errors.get(policy, float('nan')):.3g}" for policy in outcome.verdicts)

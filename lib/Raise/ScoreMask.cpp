@@ -4,6 +4,7 @@
 #include "mlir/Dialect/Arith/IR/Arith.h"
 #include "mlir/Dialect/Utils/ReshapeOpsUtils.h"
 
+#include <cfloat>
 #include <cmath>
 
 using namespace mlir;
@@ -222,7 +223,7 @@ Value ScoreMask::writeFormula(ImplicitLocOpBuilder &b, Value key) {
         score = score ? arith::AndIOp::create(inner, score, kept).getResult() : kept;
         continue;
       }
-      Value other = number(std::isinf(term.other) ? term.other : kHiddenScore);
+      Value other = number(std::isinf(term.other) ? term.other : std::clamp<double>(term.other, -FLT_MAX, kHiddenScore));
       if (!score)
         score = number(0);
       score = arith::SelectOp::create(inner, kept, term.keptWhenTrue ? score : other, term.keptWhenTrue ? other : score);

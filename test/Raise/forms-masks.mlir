@@ -121,7 +121,7 @@ func.func @hidden(%q: !q, %k: !kt, %v: !v, %hidden: !m) -> !q {
 
 // A low number hides a token where there is another; where there is none, all tokens weigh the same.
 // CHECK-LABEL: func.func @selected_to_lowest(
-// CHECK: %[[LOW:.*]] = arith.constant -1.0{{0*}}e+30 : f32
+// CHECK: %[[LOW:.*]] = arith.constant -3.40282347E+38 : f32
 // CHECK: arith.select %{{.*}}, %{{.*}}, %[[LOW]]
 // CHECK: aligned.attention %{{[^ ]+}}, %{{[^ ]+}}, %{{[^ ]+}} scale %{{[^ ]+}} attn_mask %{{[^ ]+}} : tensor<1x2x3x5xf32>
 func.func @selected_to_lowest(%q: !q, %k: !kt, %v: !v, %seen: !m) -> !q {

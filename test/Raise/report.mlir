@@ -1,5 +1,5 @@
 // RUN: aligned-opt %s --aligned-raise-report=%t.json -o /dev/null 2>&1 | FileCheck %s --check-prefix=REMARK
-// RUN: FileCheck %s < %t.json
+// RUN: cat %t.json | FileCheck %s
 // RUN: not aligned-opt %s --aligned-raise-report=%t/no/such/folder.json -o /dev/null 2>&1 | FileCheck %s --check-prefix=NOFILE
 // RUN: not aligned-opt %s --aligned-raise-report= -o /dev/null 2>&1 | FileCheck %s --check-prefix=NONAME
 

@@ -1,6 +1,7 @@
 """The page of graphs that are understood says what is so today, and never less than it said once."""
 import difflib
 import pathlib
+import subprocess
 import sys
 
 import numpy as np
@@ -83,3 +84,13 @@ def test_the_narrowest_type_decides():
     assert coverage.rounding("tensor<2x?xbf16> f32") == 2.0**-8
     assert coverage.rounding("tensor<2x3xf16> f32") == 2.0**-11
     assert coverage.rounding("tensor<f32>, tensor<2x3xi64>") == 2.0**-24
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ([BUILD / "nowhere"], "expected a build folder, with python/alignedkv, got "),
+    ([BUILD, "--write", "--only", "x"], "expected --write of all graphs, got it with --only"),
+    ([BUILD, "--only", "no such"], "expected a graph whose path contains 'no such', found none"),
+])
+def test_impossible_options(arguments, message):
+    said = subprocess.run([sys.executable, coverage.ROOT / "utils/coverage.py", *arguments], capture_output=True, text=True)
+    assert said.returncode == 2 and message in said.stderr

@@ -82,6 +82,15 @@ def test_refusing_alone_is_wrong():
     assert verdict(lambda text: text, TEXT.replace("    return ", ASSERTION)) == "right"
 
 
+def test_overflow_is_no_difference_and_excuses_none():
+    """Scores of some hundreds from which no maximum is taken off: exp is infinite, attention is not."""
+    shifted = TEXT.replace("5.6568542494923806", "1.0e-02")
+    unshifted = re.sub(r"(arith\.subf .*\n +linalg\.yield) %\w+", r"\1 %in", shifted)
+    assert unshifted != shifted != TEXT
+    assert verdict(lambda _: shifted, unshifted, is_raised=True) == "right, overflow aside"
+    assert verdict(lambda _: shifted.replace("collapse_shape %arg2", "collapse_shape %arg1"), unshifted, is_raised=True) == "wrong"
+
+
 def test_what_is_not_raised_is_refused():
     assert verdict(lambda text: text, TEXT.replace("math.exp ", "math.tanh ")) == "refused"
 
@@ -108,6 +117,9 @@ def test_a_widened_graph_says_the_same(graph):
     assert wide.results[0].startswith("float64" if unit == 2.0**-24 else "float32")
     share = mutate.differences(mutate.results_of(narrow, arguments), mutate.results_of(wide, [mutate.widened_array(array) for array in arguments]), 4 * unit)
     assert 0 < share <= 8
+    same = alignedkv.compile(mutate.bounded(mutate.widened(text)), policy="exact", format="dense", raise_attention=False)
+    np.testing.assert_array_equal(mutate.results_of(same, [mutate.widened_array(array) for array in arguments])[0],
+                                  mutate.results_of(wide, [mutate.widened_array(array) for array in arguments])[0])
     full = alignedkv.compile(mutate.filled(text, 6), policy="exact", format="dense", raise_attention=False)
     np.testing.assert_array_equal(mutate.results_of(full, arguments)[0], mutate.results_of(narrow, arguments)[0])
 
@@ -172,6 +184,7 @@ def test_a_kept_mutant_is_judged_again(tmp_path):
     path = mutate.keep(tmp_path, mutant, "wrong", "of old")
     said = run("--replay", path)
     assert said.returncode == 0 and said.stdout == "right\n"
+    assert "expected a readable file, got: No such file" in run("--replay", tmp_path / "none.mlir").stderr
     path.write_text(TEXT)
     said = run("--replay", path)
     assert said.returncode == 1 and "expected a line '// graph: NAME' with a graph of test/data/graphs, found none" in said.stderr

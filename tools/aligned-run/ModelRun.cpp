@@ -184,7 +184,7 @@ std::optional<ModelReport> aligned::runModel(const std::string &modelPath, const
     return std::nullopt;
   ModelReport report;
   report.attentions = aligned_module_attentions(module.get());
-  if (!report.attentions) {
+  if (!report.attentions && options.raise) {
     std::string remarks = aligned_module_remarks(module.get());
     refuse("expected at least one attention in " + modelPath + ", found none");
     llvm::errs() << remarks;

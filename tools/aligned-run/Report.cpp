@@ -56,6 +56,8 @@ std::string RunOptions::pipeline() const {
     text += " budget='" + budget + "'";
   if (denseUpTo != "0")
     text += " dense-up-to=" + denseUpTo;
+  if (!raise)
+    text += " raise=false";
   return text;
 }
 

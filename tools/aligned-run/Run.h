@@ -20,6 +20,7 @@ struct RunOptions {
   std::optional<double> tolerance;    ///< of policy `budget`
   std::string budget;                 ///< a file that goes ahead of the policy where it says something
   std::string target = "cpu", format = "auto", isa = "host";
+  bool raise = true; ///< whether attention is found
   std::string chip = "sm_90";         ///< of kernels that are emitted
   int ptx = 0;                        ///< and the version of PTX; 0: the first that knows the chip
   int threads = 1;

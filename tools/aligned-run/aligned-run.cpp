@@ -52,6 +52,7 @@ struct CommandLine {
   cl::opt<int> layer{"report-layer", cl::value_desc("N"), cl::desc("Layer of the capture that the page pictures, from 0 (default the middle one)"), cl::cat(category)};
   cl::opt<int> head{"report-head", cl::value_desc("N"), cl::desc("Its kv head, from 0 (default 0)"), cl::cat(category)};
   cl::opt<int> step{"report-step", cl::value_desc("N"), cl::desc("Its decode step, from 0 (default the last)"), cl::cat(category)};
+  cl::opt<bool> raise{"raise", cl::init(true), cl::desc("Find attention in the model; --raise=false runs its graph as it stands"), cl::cat(category)};
   cl::opt<bool> unregistered{"allow-unregistered-dialect", cl::desc("The model may hold ops of dialects that are not linked, in generic form: attention that they say by name is found"), cl::cat(category)};
   cl::opt<bool> json{"json", cl::desc("Print one JSON object for machines"), cl::cat(category)};
 };
@@ -141,6 +142,8 @@ int main(int argc, char **argv) {
   }
   if (line.unregistered && isDecode)
     return usageError("expected --allow-unregistered-dialect with MODEL.mlir, got it with --decode");
+  if (!line.raise && isDecode)
+    return usageError("expected --raise=false with MODEL.mlir, got it with --decode");
   aligned_allow_unregistered_dialects(line.unregistered);
   if (isDecode && line.target == "reference")
     return usageError("expected --target reference with MODEL.mlir, got it with --decode");
@@ -180,6 +183,7 @@ int main(int argc, char **argv) {
   base.budget = line.budget;
   base.format = line.format;
   base.isa = line.isa;
+  base.raise = line.raise;
   base.threads = line.threads;
   base.lastStep = line.lastStep;
   base.denseUpTo = line.denseUpTo;
