@@ -1,6 +1,8 @@
 // See the header for the idea.
 #include "AttentionMatcher.h"
 
+#include "Shapes.h"
+
 #include "mlir/Dialect/Arith/IR/Arith.h"
 #include "mlir/Dialect/Math/IR/Math.h"
 #include "llvm/Support/FormatVariadic.h"
@@ -75,6 +77,8 @@ static std::optional<bool> comparesMinusInfinity(ScalarTracer &tracer, const Sca
 // The anchor
 //===----------------------------------------------------------------------===//
 
+static bool fitsFloat(const Multiplier &multiplier) { return std::isfinite(static_cast<float>(multiplier.number)); }
+
 static std::optional<unsigned> probabilitiesOf(ScalarTracer &tracer, const Contraction &product, const Index &loops) {
   for (unsigned factor : {0u, 1u})
     if (looksLikeSoftmax(tracer, product.factor(factor, loops)))
@@ -141,7 +145,7 @@ bool AttentionMatcher::matchAnchor() {
     return fail(*refusal);
   if (!product.startsFromZero(tracer))
     return fail("expected the product with V to start from zero");
-  if (!type.getElementType().isF16() && !type.getElementType().isBF16() && !type.getElementType().isF32())
+  if (!isAttentionFloat(type.getElementType()))
     return fail(llvm::formatv("expected a result in f16, bf16 or f32, got {0}", type.getElementType()).str());
   found.token = token;
   tokens = product.extent;
@@ -613,6 +617,9 @@ std::vector<AttentionMatcher::Candidate> AttentionMatcher::follow(ScalarView vie
   }
   std::reverse(candidates.begin(), candidates.end());
   candidates.insert(candidates.end(), transposed.rbegin(), transposed.rend());
+  constexpr size_t kMostCandidates = 4; // each is tried with each of the others'
+  if (candidates.size() > kMostCandidates)
+    candidates.erase(candidates.begin() + kMostCandidates - 1, candidates.end() - 1);
   if (candidates.empty())
     fail("expected the " + name + " to be read from a tensor of f16, bf16 or f32 with a dimension of " + (name == "query" ? "" : "tokens and one of ") + "channels" +
          (last ? llvm::formatv(", got {0}", last.getType()).str() : gotOp(view)));
@@ -637,8 +644,8 @@ bool AttentionMatcher::matchLayout(ArrayRef<Candidate> allQueries, ArrayRef<Cand
             found.scale.number *= candidate->multiplier.number;
             found.scale.scalars.append(candidate->multiplier.scalars);
           }
-          if (!std::isfinite(found.scale.number))
-            return fail("expected a finite scale");
+          if (!fitsFloat(found.scale) || !fitsFloat(found.sinkScale) || !llvm::all_of(found.terms, [](const ScoreTerm &term) { return fitsFloat(term.multiplier); }))
+            return fail("expected factors that are finite in f32");
           auto type = cast<RankedTensorType>(anchor.output.getType());
           return found.grid.canLayOut(type) || fail(llvm::formatv("expected a result of batch, heads, queries and value channels in some order, got {0}", type).str());
         }

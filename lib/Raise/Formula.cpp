@@ -81,10 +81,15 @@ Value FormulaWriter::writeFloat(ImplicitLocOpBuilder &b, ScalarView view, ValueR
 }
 
 Value FormulaWriter::writeMultiplier(ImplicitLocOpBuilder &b, const Multiplier &multiplier, ValueRange place) {
-  Value product = arith::ConstantOp::create(b, b.getF32FloatAttr(static_cast<float>(multiplier.number)));
+  if (multiplier.scalars.empty())
+    return arith::ConstantOp::create(b, b.getF32FloatAttr(static_cast<float>(multiplier.number)));
+  // In f64, where no product of some of them is too large.
+  Value product = arith::ConstantOp::create(b, b.getF64FloatAttr(multiplier.number));
   for (const Factor &factor : multiplier.scalars) {
-    Value scalar = writeFloat(b, factor.scalar, place);
+    Value scalar = write(b, factor.scalar, place);
+    if (scalar.getType().getIntOrFloatBitWidth() < 64)
+      scalar = arith::ExtFOp::create(b, b.getF64Type(), scalar);
     product = factor.isDivisor ? arith::DivFOp::create(b, product, scalar).getResult() : arith::MulFOp::create(b, product, scalar).getResult();
   }
-  return product;
+  return arith::TruncFOp::create(b, b.getF32Type(), product);
 }

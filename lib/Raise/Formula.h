@@ -9,7 +9,7 @@
 
 namespace aligned {
 
-/// A scalar of the graph in the form a + b * view, or what it is divided by.
+/// A scalar of the graph that something is multiplied by, or divided.
 struct Factor {
   ScalarView scalar;
   bool isDivisor;
@@ -33,8 +33,6 @@ public:
   mlir::Value writeFloat(mlir::ImplicitLocOpBuilder &b, ScalarView view, mlir::ValueRange place);
   /// All of a multiplier, as f32. Its scalars are the same everywhere.
   mlir::Value writeMultiplier(mlir::ImplicitLocOpBuilder &b, const Multiplier &multiplier, mlir::ValueRange place);
-  /// A new body, of which what was written before is no part.
-  void clear() { written.clear(); }
 
 private:
   mlir::Value writeIndex(mlir::ImplicitLocOpBuilder &b, mlir::AffineExpr index, mlir::ValueRange place);

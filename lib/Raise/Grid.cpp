@@ -1,7 +1,8 @@
 // See the header.
 #include "Grid.h"
 
-#include "mlir/Dialect/Linalg/IR/Linalg.h"
+#include "Shapes.h"
+
 #include "mlir/Dialect/Utils/ReshapeOpsUtils.h"
 #include "llvm/Support/FormatVariadic.h"
 
@@ -20,7 +21,7 @@ bool Reading::inOrder() const { return outer.size() == (token ? 2u : 3u) && chan
 
 std::optional<Reading> aligned::readingOf(ScalarTracer &tracer, const ScalarView &element, AffineExpr token, AffineExpr channel, AffineExpr valueChannel) {
   auto type = cast<RankedTensorType>(element.value.getType());
-  if (!type.getElementType().isF16() && !type.getElementType().isBF16() && !type.getElementType().isF32())
+  if (!isAttentionFloat(type.getElementType()))
     return std::nullopt;
   auto reads = [](AffineExpr expr, AffineExpr other) {
     auto dim = dyn_cast_or_null<AffineDimExpr>(other);
@@ -228,16 +229,6 @@ static Value reshape(ImplicitLocOpBuilder &b, Value tensor, ArrayRef<int64_t> sh
   return tensor::ExpandShapeOp::create(b, type, line, SmallVector<ReassociationIndices>{all});
 }
 
-static Value transpose(ImplicitLocOpBuilder &b, Value tensor, ArrayRef<int64_t> permutation) {
-  if (llvm::is_sorted(permutation))
-    return tensor;
-  SmallVector<OpFoldResult> sizes, from = tensor::getMixedSizes(b, b.getLoc(), tensor);
-  for (int64_t dim : permutation)
-    sizes.push_back(from[dim]);
-  Value init = tensor::EmptyOp::create(b, sizes, getElementTypeOrSelf(tensor));
-  return linalg::TransposeOp::create(b, tensor, init, permutation)->getResult(0);
-}
-
 Value Grid::canonical(ImplicitLocOpBuilder &b, const Reading &reading) const {
   SmallVector<int64_t> permutation, shape;
   if (reading.token) {
@@ -251,7 +242,7 @@ Value Grid::canonical(ImplicitLocOpBuilder &b, const Reading &reading) const {
   }
   permutation.push_back(reading.channel);
   shape.push_back(reading.channels());
-  return reshape(b, transpose(b, reading.tensor, permutation), shape);
+  return reshape(b, transposed(b, reading.tensor, permutation), shape);
 }
 
 /// How far apart in memory elements of the result are whose batch, kv head, head of a group, query or channel differ by one. Nothing where that is not the
@@ -289,6 +280,6 @@ Value Grid::layOut(ImplicitLocOpBuilder &b, Value attention, RankedTensorType ty
   SmallVector<int64_t> permutation = llvm::to_vector(llvm::seq<int64_t>(0, order.size()));
   llvm::sort(permutation, [&](int64_t a, int64_t c) { return strides[order[a]] > strides[order[c]]; });
   if (!llvm::is_sorted(permutation))
-    attention = transpose(b, reshape(b, attention, wide), permutation);
+    attention = transposed(b, reshape(b, attention, wide), permutation);
   return reshape(b, attention, type.getShape());
 }

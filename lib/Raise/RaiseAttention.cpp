@@ -163,8 +163,8 @@ struct AlignedRaiseAttentionPass : aligned::impl::AlignedRaiseAttentionBase<Alig
     json.array([&] {
       for (Outcome &outcome : outcomes)
         json.object([&] {
-          json.attribute("function", outcome.function);
-          json.attribute("location", outcome.location);
+          json.attribute("function", llvm::json::fixUTF8(outcome.function));
+          json.attribute("location", llvm::json::fixUTF8(outcome.location));
           json.attribute("raised", outcome.reason.empty());
           if (outcome.reason.empty())
             json.attribute("match", std::move(outcome.match));

@@ -6,6 +6,7 @@
 #include "mlir/Dialect/Tensor/IR/Tensor.h"
 #include "mlir/IR/Matchers.h"
 #include "mlir/Interfaces/SideEffectInterfaces.h"
+#include "llvm/ADT/TypeSwitch.h"
 #include "llvm/Support/MathExtras.h"
 
 using namespace mlir;
@@ -186,126 +187,134 @@ ScalarView ScalarTracer::input(linalg::LinalgOp op, unsigned operand, ArrayRef<A
   return {op->getOperand(operand), index, nullptr};
 }
 
+static ScalarView element(Value tensor, Index index) { return {tensor, std::move(index), nullptr}; }
+
 std::optional<ScalarView> ScalarTracer::step(const ScalarView &view) {
-  if (!view.isElement()) {
-    // A scalar in a body: block arguments stand for elements of the op's operands.
-    auto argument = dyn_cast<BlockArgument>(view.value);
-    auto op = dyn_cast_or_null<linalg::LinalgOp>(view.body);
-    if (!argument || !op || argument.getOwner()->getParentOp() != view.body)
-      return std::nullopt;
-    unsigned number = argument.getArgNumber();
-    if (number >= static_cast<unsigned>(op.getNumDpsInputs())) // a running result is no element of anything
-      return std::nullopt;
-    return input(op, number, view.index);
-  }
+  if (!view.isElement())
+    return stepOutOfBody(view);
   Operation *producer = view.value.getDefiningOp();
   if (!producer)
     return std::nullopt;
-  auto element = [](Value value, Index index) { return ScalarView{value, std::move(index), nullptr}; };
+  return llvm::TypeSwitch<Operation *, std::optional<ScalarView>>(producer)
+      .Case<tensor::CollapseShapeOp, tensor::ExpandShapeOp, tensor::CastOp, tensor::ExtractSliceOp, tensor::ConcatOp, tensor::InsertSliceOp>(
+          [&](auto op) { return stepInto(op, view.index); })
+      .Case([&](linalg::TransposeOp op) {
+        Index index(view.index.size());
+        for (auto [result, source] : llvm::enumerate(op.getPermutation()))
+          index[source] = view.index[result];
+        return element(op.getInput(), index);
+      })
+      .Case([&](linalg::BroadcastOp op) {
+        Index index;
+        for (auto [dim, expr] : llvm::enumerate(view.index))
+          if (!llvm::is_contained(op.getDimensions(), static_cast<int64_t>(dim)))
+            index.push_back(expr);
+        return element(op.getInput(), index);
+      })
+      .Case([&](linalg::FillOp op) { return ScalarView{op.getInputs()[0], {}, nullptr}; })
+      .Case([&](linalg::LinalgOp op) { return stepIntoBody(op, view); })
+      .Default(std::nullopt);
+}
 
-  if (auto op = dyn_cast<tensor::CollapseShapeOp>(producer)) {
-    Index index(op.getSrcType().getRank(), constant(0));
-    SmallVector<int64_t> known = shapeOf(op.getResult());
-    for (auto [result, group] : llvm::enumerate(op.getReassociationIndices())) {
-      SmallVector<int64_t> shape;
-      for (int64_t dim : group)
-        shape.push_back(op.getSrcType().getDimSize(dim));
-      inferExtent(shape, known[result]);
-      std::optional<Index> entries = delinearize(*this, view.index[result], shape);
-      if (!entries)
-        return std::nullopt;
-      for (auto [dim, entry] : llvm::zip(group, *entries))
-        index[dim] = entry;
-    }
-    return element(op.getSrc(), index);
-  }
-  if (auto op = dyn_cast<tensor::ExpandShapeOp>(producer)) {
-    Index index;
-    for (const auto &group : op.getReassociationIndices()) {
-      Index entries;
-      SmallVector<int64_t> shape;
-      for (int64_t dim : group) {
-        entries.push_back(view.index[dim]);
-        shape.push_back(op.getResultType().getDimSize(dim));
-      }
-      std::optional<AffineExpr> linear = linearize(*this, entries, shape);
-      if (!linear)
-        return std::nullopt;
-      index.push_back(*linear);
-    }
-    return element(op.getSrc(), index);
-  }
-  if (auto op = dyn_cast<tensor::CastOp>(producer)) {
-    if (!isa<RankedTensorType>(op.getSource().getType()))
+/// A scalar in a body: block arguments stand for elements of the op's operands.
+std::optional<ScalarView> ScalarTracer::stepOutOfBody(const ScalarView &view) {
+  auto argument = dyn_cast<BlockArgument>(view.value);
+  auto op = dyn_cast_or_null<linalg::LinalgOp>(view.body);
+  if (!argument || !op || argument.getOwner()->getParentOp() != view.body)
+    return std::nullopt;
+  unsigned number = argument.getArgNumber();
+  if (number >= static_cast<unsigned>(op.getNumDpsInputs())) // a running result is no element of anything
+    return std::nullopt;
+  return input(op, number, view.index);
+}
+
+/// What an elementwise op yields.
+std::optional<ScalarView> ScalarTracer::stepIntoBody(linalg::LinalgOp op, const ScalarView &view) {
+  if (op.getNumReductionLoops() || !op.hasPureTensorSemantics())
+    return std::nullopt;
+  auto result = cast<OpResult>(view.value);
+  Index none;
+  std::optional<Index> loops = loopsOf(op, op.getIndexingMapMatchingResult(result), view.index, none);
+  if (!loops)
+    return std::nullopt;
+  return ScalarView{op.getBlock()->getTerminator()->getOperand(result.getResultNumber()), *loops, op};
+}
+
+std::optional<ScalarView> ScalarTracer::stepInto(tensor::CollapseShapeOp op, const Index &result) {
+  Index index(op.getSrcType().getRank(), constant(0));
+  SmallVector<int64_t> known = shapeOf(op.getResult());
+  for (auto [dim, group] : llvm::enumerate(op.getReassociationIndices())) {
+    SmallVector<int64_t> shape;
+    for (int64_t source : group)
+      shape.push_back(op.getSrcType().getDimSize(source));
+    inferExtent(shape, known[dim]);
+    std::optional<Index> entries = delinearize(*this, result[dim], shape);
+    if (!entries)
       return std::nullopt;
-    SmallVector<int64_t> shape = shapeOf(op.getSource());
-    for (auto [extent, other] : llvm::zip(shape, shapeOf(op.getResult())))
-      if (ShapedType::isDynamic(extent))
-        extent = other;
-    castShapes[op.getSource()] = shape;
-    for (auto [extent, expr] : llvm::zip(shape, view.index)) // loops of unknown extent run over all of it
-      if (auto loop = dyn_cast<AffineDimExpr>(expr); loop && ShapedType::isDynamic(extents[loop.getPosition()]))
-        extents[loop.getPosition()] = extent;
-    return element(op.getSource(), view.index);
+    for (auto [source, entry] : llvm::zip(group, *entries))
+      index[source] = entry;
   }
-  if (auto op = dyn_cast<tensor::ExtractSliceOp>(producer)) {
-    // Of static slices it is plain which elements they leave out.
-    Index index;
-    unsigned next = 0;
-    llvm::SmallBitVector dropped = op.getDroppedDims();
-    RankedTensorType source = op.getSourceType();
-    for (int64_t dim = 0; dim < source.getRank(); ++dim) {
-      int64_t offset = op.getStaticOffsets()[dim], stride = op.getStaticStrides()[dim];
-      if (ShapedType::isDynamic(offset) || ShapedType::isDynamic(stride) || ShapedType::isDynamic(op.getStaticSizes()[dim]) || source.isDynamicDim(dim))
-        return std::nullopt;
-      index.push_back(dropped.test(dim) ? constant(offset) : simplify(view.index[next++] * stride + offset));
+  return element(op.getSrc(), index);
+}
+
+std::optional<ScalarView> ScalarTracer::stepInto(tensor::ExpandShapeOp op, const Index &result) {
+  Index index;
+  for (const auto &group : op.getReassociationIndices()) {
+    Index entries;
+    SmallVector<int64_t> shape;
+    for (int64_t dim : group) {
+      entries.push_back(result[dim]);
+      shape.push_back(op.getResultType().getDimSize(dim));
     }
-    return element(op.getSource(), index);
-  }
-  if (auto op = dyn_cast<tensor::ConcatOp>(producer))
-    return stepIntoConcat(op, view);
-  if (auto op = dyn_cast<tensor::InsertSliceOp>(producer))
-    return stepIntoInsertion(op, view);
-  if (auto op = dyn_cast<linalg::TransposeOp>(producer)) {
-    Index index(view.index.size());
-    for (auto [result, source] : llvm::enumerate(op.getPermutation()))
-      index[source] = view.index[result];
-    return element(op.getInput(), index);
-  }
-  if (auto op = dyn_cast<linalg::BroadcastOp>(producer)) {
-    Index index;
-    for (auto [dim, expr] : llvm::enumerate(view.index))
-      if (!llvm::is_contained(op.getDimensions(), static_cast<int64_t>(dim)))
-        index.push_back(expr);
-    return element(op.getInput(), index);
-  }
-  if (auto op = dyn_cast<linalg::FillOp>(producer))
-    return ScalarView{op.getInputs()[0], {}, nullptr};
-  if (auto op = dyn_cast<linalg::LinalgOp>(producer)) {
-    if (op.getNumReductionLoops() || !op.hasPureTensorSemantics())
+    std::optional<AffineExpr> linear = linearize(*this, entries, shape);
+    if (!linear)
       return std::nullopt;
-    unsigned number = cast<OpResult>(view.value).getResultNumber();
-    Index none;
-    std::optional<Index> loops = loopsOf(op, op.getIndexingMapMatchingResult(cast<OpResult>(view.value)), view.index, none);
-    if (!loops)
-      return std::nullopt;
-    return ScalarView{op.getBlock()->getTerminator()->getOperand(number), *loops, op};
+    index.push_back(*linear);
   }
-  return std::nullopt;
+  return element(op.getSrc(), index);
+}
+
+std::optional<ScalarView> ScalarTracer::stepInto(tensor::CastOp op, const Index &result) {
+  if (!isa<RankedTensorType>(op.getSource().getType()))
+    return std::nullopt;
+  SmallVector<int64_t> shape = shapeOf(op.getSource());
+  for (auto [extent, other] : llvm::zip(shape, shapeOf(op.getResult())))
+    if (ShapedType::isDynamic(extent))
+      extent = other;
+  castShapes[op.getSource()] = shape;
+  for (auto [extent, expr] : llvm::zip(shape, result)) // loops of unknown extent run over all of it
+    if (auto loop = dyn_cast<AffineDimExpr>(expr); loop && ShapedType::isDynamic(extents[loop.getPosition()]))
+      extents[loop.getPosition()] = extent;
+  return element(op.getSource(), result);
+}
+
+/// Of static slices it is plain which elements they leave out.
+std::optional<ScalarView> ScalarTracer::stepInto(tensor::ExtractSliceOp op, const Index &result) {
+  Index index;
+  unsigned next = 0;
+  llvm::SmallBitVector dropped = op.getDroppedDims();
+  RankedTensorType source = op.getSourceType();
+  for (int64_t dim = 0; dim < source.getRank(); ++dim) {
+    int64_t offset = op.getStaticOffsets()[dim], stride = op.getStaticStrides()[dim];
+    if (ShapedType::isDynamic(offset) || ShapedType::isDynamic(stride) || ShapedType::isDynamic(op.getStaticSizes()[dim]) || source.isDynamicDim(dim))
+      return std::nullopt;
+    index.push_back(dropped.test(dim) ? constant(offset) : simplify(result[next++] * stride + offset));
+  }
+  return element(op.getSource(), index);
 }
 
 /// An element of the one input that its index can lie in.
-std::optional<ScalarView> ScalarTracer::stepIntoConcat(tensor::ConcatOp concat, const ScalarView &view) {
-  auto bounds = boundsOf(view.index[concat.getDim()]);
+std::optional<ScalarView> ScalarTracer::stepInto(tensor::ConcatOp concat, const Index &result) {
+  auto bounds = boundsOf(result[concat.getDim()]);
   int64_t offset = 0;
   for (Value input : concat.getInputs()) {
     int64_t extent = cast<RankedTensorType>(input.getType()).getDimSize(concat.getDim());
     if (!bounds || ShapedType::isDynamic(extent))
       return std::nullopt;
     if (bounds->first >= offset && bounds->second < offset + extent) {
-      Index index = view.index;
+      Index index = result;
       index[concat.getDim()] = simplify(index[concat.getDim()] - offset);
-      return ScalarView{input, index, nullptr};
+      return element(input, index);
     }
     offset += extent;
   }
@@ -313,26 +322,26 @@ std::optional<ScalarView> ScalarTracer::stepIntoConcat(tensor::ConcatOp concat, 
 }
 
 /// An element of what is inserted, or of what it is inserted into, where its index tells.
-std::optional<ScalarView> ScalarTracer::stepIntoInsertion(tensor::InsertSliceOp insert, const ScalarView &view) {
+std::optional<ScalarView> ScalarTracer::stepInto(tensor::InsertSliceOp insert, const Index &result) {
   Index index;
   for (int64_t dim = 0; dim < insert.getDestType().getRank(); ++dim) {
-    auto bounds = boundsOf(view.index[dim]);
+    auto bounds = boundsOf(result[dim]);
     int64_t offset = insert.getStaticOffsets()[dim], size = insert.getStaticSizes()[dim];
     if (offset == 0 && !ShapedType::isDynamic(size) && size == insert.getDestType().getDimSize(dim)) {
-      index.push_back(view.index[dim]);
+      index.push_back(result[dim]);
       continue;
     }
     if (!bounds || ShapedType::isDynamic(offset) || ShapedType::isDynamic(size) || insert.getStaticStrides()[dim] != 1)
       return std::nullopt;
     if (bounds->second < offset || bounds->first >= offset + size)
-      return ScalarView{insert.getDest(), view.index, nullptr};
+      return element(insert.getDest(), result);
     if (bounds->first < offset || bounds->second >= offset + size)
       return std::nullopt;
-    index.push_back(simplify(view.index[dim] - offset));
+    index.push_back(simplify(result[dim] - offset));
   }
   if (insert.getSourceType().getRank() != insert.getDestType().getRank())
     return std::nullopt;
-  return ScalarView{insert.getSource(), index, nullptr};
+  return element(insert.getSource(), index);
 }
 
 SmallVector<int64_t> ScalarTracer::shapeOf(Value tensor) {
@@ -357,6 +366,8 @@ bool aligned::isRounding(Operation *op) {
 Operation *aligned::scalarOp(const ScalarView &view) {
   auto isScalar = [](Type type) { return type.isIntOrIndexOrFloat(); };
   Operation *op = view.value.getDefiningOp();
+  if (isa_and_nonnull<linalg::IndexOp>(op) && op->getParentOp() != view.body)
+    return nullptr; // it counts the loops of an op around this one
   return op && !view.isElement() && op->getNumResults() == 1 && !op->getNumRegions() && !op->getNumSuccessors() && isPure(op) && llvm::all_of(op->getOperandTypes(), isScalar) &&
                  isScalar(op->getResult(0).getType())
              ? op

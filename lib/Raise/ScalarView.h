@@ -78,8 +78,15 @@ private:
 
   /// The least and the largest value, as far as extents tell.
   std::optional<std::pair<int64_t, int64_t>> boundsOf(mlir::AffineExpr expr);
-  std::optional<ScalarView> stepIntoConcat(mlir::tensor::ConcatOp concat, const ScalarView &view);
-  std::optional<ScalarView> stepIntoInsertion(mlir::tensor::InsertSliceOp insert, const ScalarView &view);
+  std::optional<ScalarView> stepOutOfBody(const ScalarView &view);
+  std::optional<ScalarView> stepIntoBody(mlir::linalg::LinalgOp op, const ScalarView &view);
+  /// From element `result` of what the op gives to one of an operand.
+  std::optional<ScalarView> stepInto(mlir::tensor::CollapseShapeOp op, const Index &result);
+  std::optional<ScalarView> stepInto(mlir::tensor::ExpandShapeOp op, const Index &result);
+  std::optional<ScalarView> stepInto(mlir::tensor::CastOp op, const Index &result);
+  std::optional<ScalarView> stepInto(mlir::tensor::ExtractSliceOp op, const Index &result);
+  std::optional<ScalarView> stepInto(mlir::tensor::ConcatOp op, const Index &result);
+  std::optional<ScalarView> stepInto(mlir::tensor::InsertSliceOp op, const Index &result);
   /// Extents of a tensor, with what casts add to its type.
   llvm::SmallVector<int64_t> shapeOf(mlir::Value tensor);
 

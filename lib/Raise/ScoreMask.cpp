@@ -1,6 +1,8 @@
 // See the header.
 #include "ScoreMask.h"
 
+#include "Shapes.h"
+
 #include "mlir/Dialect/Arith/IR/Arith.h"
 #include "mlir/Dialect/Utils/ReshapeOpsUtils.h"
 
@@ -154,7 +156,7 @@ Value ScoreMask::write(ImplicitLocOpBuilder &b, Value key) {
 Value ScoreMask::writeAsItIs(ImplicitLocOpBuilder &b, const ScalarView &view) {
   ScalarView element = tracer->resolve(view);
   auto type = element.isElement() ? cast<RankedTensorType>(element.value.getType()) : RankedTensorType();
-  if (!type || !(type.getElementType().isInteger(1) || type.getElementType().isF16() || type.getElementType().isBF16() || type.getElementType().isF32()))
+  if (!type || !isMaskElement(type.getElementType()))
     return {};
   const Grid &grid = match->grid;
   const int64_t tokens = tracer->extentOf(cast<AffineDimExpr>(match->token).getPosition()), extents[] = {grid.batch, grid.heads, grid.queries, tokens};

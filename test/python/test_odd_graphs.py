@@ -1,5 +1,7 @@
 """Graphs that nobody writes, and that raising must survive: it walks bodies that may hold anything."""
 
+import json
+
 import alignedkv
 import pytest
 
@@ -55,6 +57,34 @@ def test_bodies_that_are_no_formula_are_left_alone(name):
     assert not raised(graph(*[BODIES[name][0], "", BODIES[name][1]]))
 
 
+def test_an_index_of_other_loops():
+    """Attention in the body of another op, which counts its own loops: what those say is known only when they run."""
+    inner = graph("%e0 = arith.index_cast %outer : index to i64\n%e = arith.sitofp %e0 : i64 to f32\n%r = arith.addf %a, %e : f32", "", "%other: tensor<70xf32>")
+    head, body = inner.split("%zero = arith.constant", 1)
+    body, _ = body.rsplit("return", 1)
+    text = head + f"""%all = linalg.generic {{indexing_maps = [affine_map<(i) -> (i)>], iterator_types = ["parallel"]}} outs(%other : tensor<70xf32>) {{
+        ^bb0(%every: f32):
+          %outer = linalg.index 0 : index
+          %zero = arith.constant{body}
+          %c = arith.constant 0 : index
+          %some = tensor.extract %o[%c, %c, %c] : {OUT}
+          linalg.yield %some : f32
+      }} -> tensor<70xf32>
+      %e = tensor.extract %all[%z] : tensor<70xf32>
+      %read = linalg.fill ins(%e : f32) outs(%q : {OUT}) -> {OUT}
+      return %read : {OUT}
+    }}"""
+    text = text.replace("%all = ", "%z = arith.constant 0 : index\n%all = ", 1)
+    result = alignedkv.transform(text, "builtin.module(aligned-raise-attention)")
+    assert "linalg.index 0" in result and "causal" not in result
+
+
+def test_a_report_of_any_function_name(tmp_path):
+    text = graph("%r = arith.addf %a, %a : f32").replace("@f(", '@"\\FF"(')
+    alignedkv.transform(text, f"builtin.module(aligned-raise-attention{{report={tmp_path}/report.json}})")
+    assert json.loads((tmp_path / "report.json").read_text())[0]["raised"] is False
+
+
 def test_an_index_that_divides_by_nothing():
     raised(graph("%r = arith.addf %a, %b : f32", "%m : tensor<?xf32>", "%m: tensor<?xf32>", "affine_map<(h, i, t) -> (i floordiv 0)>, "))
 
@@ -78,10 +108,12 @@ T = "tensor<1x2x3x16xf32>"
 @pytest.mark.parametrize("op, rest", [
     (f'"onnx.Attention"(%q, %q, %q) ({{\n  %n = "onnx.Attention"(%q, %q, %q) : ({T}, {T}, {T}) -> {T}\n  "test.yield"(%n) : ({T}) -> ()\n}})', ""),
     ('"onnx.Attention"(%q, %q, %q)[^next]', "^next:\n"),
+    ('"onnx.Attention"(%q, %q, %q)', None),
 ])
 def test_named_ops_that_hold_or_end_something(op, rest):
-    text = alignedkv.transform(f"func.func @f(%q: {T}) -> {T} {{\n%r = {op} : ({T}, {T}, {T}) -> {T}\n{rest}return %q : {T}\n}}", "builtin.module(aligned-raise-named-ops)",
-                               allow_unregistered_dialect=True)
+    end = "" if rest is None else f"{rest}return %q : {T}\n"
+    text = f"func.func @f(%q: {T}) -> {T} {{\n%r = {op} : ({T}, {T}, {T}) -> {T}\n{end}}}"
+    text = alignedkv.transform(text, "builtin.module(aligned-raise-named-ops)", allow_unregistered_dialect=True)
     assert '"onnx.Attention"' in text
 
 

@@ -7,12 +7,24 @@ include "mlir/Pass/PassBase.td"
 def AlignedRaiseAttention : Pass<"aligned-raise-attention", "::mlir::ModuleOp"> {
   let summary = "find attention in linalg and say so";
   let description = [{
-    Finds scaled dot-product attention over tensors and replaces it by `aligned.attention`; appends of new tokens to the
-    tensors that it reads become `aligned.append`. Meaning is unchanged.
+    Finds scaled dot-product attention over tensors and replaces it by `aligned.attention`; tokens that are appended to the tensors that it reads, or put into the
+    place of others, become `aligned.append`. Meaning is unchanged, but for roundings on the way that are skipped (docs/Raising.md).
 
     The anchor is the product with V. From there the pass walks back, composing how dimensions map through reshapes,
-    transposes, broadcasts and casts, to the softmax, its scores and the product with K. A product that looks like attention but
-    was not recognised gets a remark that says why.
+    transposes, broadcasts, slices and casts, to the softmax, its scores with their masks, and the product with K. A product that looks like attention but
+    was not recognised gets a remark that says why. `--aligned-raise-report=FILE` is short for named ops, tosa and this pass with a report.
+
+    ```mlir
+    %s = linalg.batch_matmul ins(%q, %kt : tensor<2x3x16xf32>, tensor<2x16x5xf32>) outs(%zs : tensor<2x3x5xf32>) -> tensor<2x3x5xf32>
+    %x = linalg.add ins(%s, %mask : tensor<2x3x5xf32>, tensor<2x3x5xf32>) outs(%e : tensor<2x3x5xf32>) -> tensor<2x3x5xf32>
+    %p = linalg.softmax dimension(2) ins(%x : tensor<2x3x5xf32>) outs(%e : tensor<2x3x5xf32>) -> tensor<2x3x5xf32>
+    %o = linalg.batch_matmul ins(%p, %v : tensor<2x3x5xf32>, tensor<2x5x16xf32>) outs(%zo : tensor<2x3x16xf32>) -> tensor<2x3x16xf32>
+    ```
+    becomes, between reshapes to [batch, heads, tokens or queries, channels],
+    ```mlir
+    %o = aligned.attention %q, %k, %v scale %one attn_mask %mask : tensor<1x2x3x5xf32>
+        : tensor<1x2x3x16xf32>, tensor<1x2x5x16xf32>, tensor<1x2x5x16xf32> -> tensor<1x2x3x16xf32>
+    ```
   }];
   let options = [Option<"report", "report", "std::string", "", "a file to write what became of each candidate to, in JSON">];
   let dependentDialects = ["::aligned::AlignedDialect", "::mlir::affine::AffineDialect", "::mlir::arith::ArithDialect", "::mlir::linalg::LinalgDialect",

@@ -59,7 +59,7 @@ void append(Surroundings &around, Value cache, Value tokens, Value position = {}
     return;
   }
   Value status = around.call("aligned_cache_overwrite", b.getI32Type(), {cache, around.asI64(position), around.address(tokens), around.extent(tokens, kTokens), strides});
-  cf::AssertOp::create(b, arith::CmpIOp::create(b, arith::CmpIPredicate::eq, status, around.code(0)), "'aligned.append' op expected a cache without pages");
+  cf::AssertOp::create(b, arith::CmpIOp::create(b, arith::CmpIPredicate::eq, status, around.code(0)), "'aligned.append' op expected a cache without pages, and memory");
 }
 
 //===----------------------------------------------------------------------===//

@@ -10,7 +10,7 @@
 //   torch.aten.scaled_dot_product_attention, with the function around it: TorchFunctions.cpp
 //
 // and tm_tensor.scatter, which updates caches, to slices. Whatever does not fit is left as it is, with a remark that says what was expected.
-#include "Appends.h"
+#include "../Appends.h"
 #include "NamedOps.h"
 #include "aligned/Raise/Passes.h"
 
@@ -192,7 +192,7 @@ Results raiseTmScatter(Draft &draft, Operation *op) {
   RankedTensorType update = draft.typeOf(updates), index = draft.typeOf(indices), target = draft.typeOf(original);
   const int64_t slice = update.getRank() - 1, leading = target.getRank() - slice;
   auto map = dyn_cast_or_null<DenseI64ArrayAttr>(attributeOf(op, "dimension_map"));
-  bool fits = map && index.getRank() == 2 && index.getElementType().isSignlessInteger() && index.getDimSize(1) == map.size() && slice >= 0 && leading >= 0 &&
+  bool fits = map && index.getRank() == 2 && index.getElementType().isSignlessInteger() && !index.getElementType().isInteger(1) && index.getDimSize(1) == map.size() && slice >= 0 && leading >= 0 &&
               update.getElementType() == target.getElementType() && index.getDimSize(0) == update.getDimSize(0) && op->getResult(0).getType() == target;
   SmallVector<bool> indexed(target.getRank(), false);
   for (int64_t dim : fits ? map.asArrayRef() : ArrayRef<int64_t>()) {
@@ -537,8 +537,8 @@ struct AlignedRaiseNamedOpsPass : aligned::impl::AlignedRaiseNamedOpsBase<Aligne
     Results results;
     // Nobody has verified that an op of this name ends no block and holds no other.
     bool hasRegion = llvm::is_contained({"tm_tensor.scatter", "iree_linalg_ext.attention"}, op->getName().getStringRef());
-    if (op->getNumSuccessors() || op->getNumRegions() > hasRegion)
-      draft.refuse("expected no successors and " + Twine(hasRegion ? "one region" : "no regions") + ", got others");
+    if (op == &op->getBlock()->back() || op->getNumSuccessors() || op->getNumRegions() > hasRegion)
+      draft.refuse("expected an op that ends no block and has " + Twine(hasRegion ? "one region" : "no regions") + ", got another");
     else
       results = raiseOf(op)(draft, op);
     for (auto [number, value] : llvm::enumerate(results ? *results : SmallVector<Value>()))

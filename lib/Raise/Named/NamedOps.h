@@ -5,6 +5,7 @@
 #ifndef ALIGNED_LIB_RAISE_NAMEDOPS_H
 #define ALIGNED_LIB_RAISE_NAMEDOPS_H
 
+#include "../Shapes.h"
 #include "aligned/Dialect/Aligned/IR/Aligned.h"
 
 #include "mlir/Dialect/Func/IR/FuncOps.h"
@@ -69,7 +70,7 @@ public:
   /// The value in a type of the same elements and compatible shape; else refuses.
   mlir::Value cast(mlir::Value value, mlir::Type type);
   /// Dimension d of the result is dimension `permutation[d]` of the value.
-  mlir::Value transpose(mlir::Value value, llvm::ArrayRef<int64_t> permutation);
+  mlir::Value transpose(mlir::Value value, llvm::ArrayRef<int64_t> permutation) { return transposed(b, value, permutation); }
   /// Dimension d of the result is the next `counts[d]` dimensions of the value in one; 1 where that is none. The last count is above 0.
   mlir::Value group(mlir::Value value, llvm::ArrayRef<int64_t> counts);
   /// The way back, to dimensions of these extents.

@@ -94,16 +94,6 @@ Value Draft::cast(Value value, Type type) {
   return tensor::CastOp::create(b, type, value);
 }
 
-Value Draft::transpose(Value value, ArrayRef<int64_t> permutation) {
-  if (llvm::equal(permutation, llvm::seq<int64_t>(0, permutation.size())))
-    return value;
-  SmallVector<OpFoldResult> sizes;
-  for (int64_t dim : permutation)
-    sizes.push_back(extent(value, dim));
-  Value target = tensor::EmptyOp::create(b, sizes, typeOf(value).getElementType());
-  return linalg::TransposeOp::create(b, value, target, permutation)->getResult(0);
-}
-
 /// Which dimensions of the finer shape lie in which of the coarser one, where a group has `count` of each; groups of none go with the next.
 static SmallVector<ReassociationIndices> reassociationOf(ArrayRef<int64_t> counts) {
   SmallVector<ReassociationIndices> reassociation(counts.size());
@@ -192,7 +182,7 @@ Value Draft::expandMask(Value mask) {
     return nullptr;
   RankedTensorType type = typeOf(mask);
   Type element = type.getElementType();
-  if (!element.isF32() && !element.isF16() && !element.isBF16() && !element.isInteger(1))
+  if (!isMaskElement(element))
     return refuse("expected a mask of f32, f16, bf16 or i1, got " + textOf(type));
   if (type.getRank() < 1 || type.getRank() > 4)
     return refuse("expected a mask of rank 1 to 4, got " + textOf(type));
@@ -278,7 +268,7 @@ Value Draft::attend(const NamedAttention &attention) {
       return nullptr;
     RankedTensorType type = typeOf(operand);
     Type element = type.getElementType();
-    if (type.getRank() != 4 || !(element.isF32() || element.isF16() || element.isBF16()))
+    if (type.getRank() != 4 || !isAttentionFloat(element))
       return refuse("expected " + name + " to be [batch, heads, tokens, head_dim] of f32, f16 or bf16, got " + textOf(type));
     if (type.isDynamicDim(0) || type.isDynamicDim(1) || type.isDynamicDim(3))
       return refuse("expected " + name + " to have a static batch, heads and head_dim, got " + textOf(type));
