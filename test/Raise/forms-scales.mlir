@@ -297,7 +297,8 @@ func.func @argument(%q: !q, %k: !kt, %v: !v, %scale: tensor<1xf32>) -> !q {
 
 // CHECK-LABEL: func.func @argument_of_rank_zero(
 // CHECK: %[[SCALE:.*]] = tensor.extract %arg3[] : tensor<f32>
-// CHECK: arith.divf %{{.*}}, %[[SCALE]]
+// CHECK: %[[WIDE:.*]] = arith.extf %[[SCALE]] : f32 to f64
+// CHECK: arith.divf %{{.*}}, %[[WIDE]]
 // CHECK: aligned.attention %{{[^ ]+}}, %{{[^ ]+}}, %{{[^ ]+}} scale %{{[^ ]+}} :
 func.func @argument_of_rank_zero(%q: !q, %k: !kt, %v: !v, %scale: tensor<f32>) -> !q {
   %zs = arith.constant dense<0.0> : !s
