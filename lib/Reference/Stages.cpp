@@ -248,9 +248,20 @@ protected:
 
   int64_t scoreAt(int64_t h, int64_t t) const { return (((t - first) / kTileTokens) * rows + h) * kTileTokens + t % kTileTokens; }
 
+  /// Whether any query row sees a token of a tile, by position and by the mask's numbers.
+  bool isTileSeen(int64_t tile) const {
+    if (!mask.isTileSeen(tile, tokens))
+      return false;
+    for (int64_t h = 0; h < rows && numbers; ++h)
+      for (int64_t t = tile * kTileTokens; t < std::min((tile + 1) * kTileTokens, tokens); ++t)
+        if (!(withNumber(0, h, t) <= kHidden)) // NaN is no -inf
+          return true;
+    return !numbers;
+  }
+
   template <typename Body> void forTiles(Body body) const {
     for (int64_t tile = first / kTileTokens; tile * kTileTokens < last; ++tile)
-      if (mask.isTileSeen(tile, tokens))
+      if (isTileSeen(tile))
         body(tile);
   }
   /// Tokens of those tiles.

@@ -195,3 +195,43 @@ def test_a_low_number_hides_nothing(rng, format, low, softcap):
     out = cache.attend(q, policy="exact", mask=mask, softcap=softcap)
     np.testing.assert_allclose(out[:, :, 0], np.repeat(v.astype(float).mean(2), HEADS // KV_HEADS, 1), atol=3e-4)
     np.testing.assert_allclose(out[:, :, 1], attention(q, k[:, :, :3], v[:, :, :3], None, None, softcap or 0)[:, :, 1], atol=3e-4)
+
+
+@pytest.mark.parametrize("softcap", [None, 20.0])
+@pytest.mark.parametrize("policy, tolerance", [("exact", 3e-4), ("tight", 6e-3), ("fast", 6e-2)])
+@pytest.mark.parametrize("element, heads, queries", [("i1", 1, 1), ("f32", HEADS, QUERIES), ("f16", 1, QUERIES)])
+def test_tiles_that_a_mask_hides_are_not_read(rng, element, heads, queries, policy, tolerance, softcap):
+    """Of 10 tiles, the last a short one, the queries see some of three; what the others hold says nothing, kept aside or not."""
+    tokens, tiles = 600, [0, 4, 9]
+    k, v = rng.standard_normal((2, 1, KV_HEADS, tokens, DIM)).astype(np.float16)
+    seen = np.zeros((1, heads, queries, tokens), bool)
+    for tile in tiles:
+        seen[..., 64 * tile : 64 * tile + 20] = rng.random((1, heads, queries, len(range(64 * tile, min(64 * tile + 20, tokens))))) > 0.3
+    seen[..., 7] = True
+    k[:, :, 100], v[:, :, 150, 5], v[:, :, 300] = np.nan, np.inf, 1e4
+    seen[..., 300] = False
+    mask, added = seen, np.where(seen, 0, -np.inf)
+    if element != "i1":
+        mask = np.where(seen, rng.standard_normal(seen.shape), -np.inf).astype({"f16": np.float16, "f32": np.float32}[element])
+        added = mask.astype(float)
+    cache = alignedkv.KVCache(KV_HEADS, DIM)
+    cache.append(k, v)
+    q = rng.standard_normal((1, HEADS, QUERIES, DIM)).astype(np.float32)
+    out = cache.attend(q, policy=policy, mask=mask, softcap=softcap)
+    held = [token for tile in tiles for token in range(64 * tile, min(64 * tile + 64, tokens)) if token != 300]
+    expected = attention(q, k[:, :, held], v[:, :, held], np.broadcast_to(added, (1, heads, queries, tokens))[..., held], None, softcap or 0)
+    np.testing.assert_allclose(out, expected, atol=tolerance * 10 if policy == "fast" else tolerance)
+    tokens_read = KV_HEADS * (64 + 64 + tokens - 9 * 64)
+    assert cache.reads["key_bits"] <= tokens_read * (16 * DIM + 8) and cache.reads["value_bits"] <= tokens_read * (16 * DIM + 8)
+    assert cache.reads["key_bits"] >= tokens_read * (4 * DIM + 8)
+    certified, bound, _ = cache.attend(q, policy=policy, mask=mask, softcap=softcap, certify=True)
+    assert (np.abs(certified - expected).max(-1) <= bound + 1e-5).all()
+
+
+def test_a_mask_that_hides_all(rng):
+    cache = alignedkv.KVCache(KV_HEADS, DIM)
+    cache.append(*rng.standard_normal((2, 1, KV_HEADS, 130, DIM)).astype(np.float16))
+    q = rng.standard_normal((1, HEADS, QUERIES, DIM)).astype(np.float32)
+    assert np.isnan(cache.attend(q, policy="tight", mask=np.zeros(130, bool))).all()
+    assert cache.reads["key_bits"] == 0 and cache.reads["value_bits"] == 0
+    assert (cache.attend(q, policy="tight", mask=np.zeros(130, bool), sink_logits=np.zeros(HEADS)) == 0).all()

@@ -226,9 +226,7 @@ void Attend::finish(Val split, const StateBuffers &state) {
       Val tile = token / index(kTile);
       e.when((tile >= first) & (tile < last), [&] {
         e.loop(index(0), index(rows), 1, [&](Val h) {
-          Val x = e.load(buffers.scores, scoreAt(tile, h) + token % index(kTile));
-          if (shape.mask) // tiles that no query sees have no scores
-            x = select(isVisible(token, h % index(shape.queries), newest, shape), x, f32(kHidden));
+          Val x = shown(e.load(buffers.scores, scoreAt(tile, h) + token % index(kTile)), h, token);
           Val hidden = x <= kHidden; // NaN is not, nor is what a key kept aside makes -inf
           e.when(invert(hidden), [&] {
             Val p = power(final(x, h, token) - e.load(references, h));

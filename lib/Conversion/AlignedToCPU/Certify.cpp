@@ -100,9 +100,7 @@ void Attend::certify(Val split, const StateBuffers &state) {
     value.aside.forEach([&](Val token, Buffer values) {
       Val tile = token / index(kTile);
       e.when((tile >= first) & (tile < last), [&] {
-        Val x = e.load(finest, scoreAt(tile, h) + token % index(kTile));
-        if (shape.mask)
-          x = select(isVisible(token, h % index(shape.queries), newest, shape), x, f32(kHidden));
+        Val x = shown(e.load(finest, scoreAt(tile, h) + token % index(kTile)), h, token);
         e.when(invert(x <= kHidden), [&] { // what nobody sees may be NaN
           Val w = power(final(x, h, token) - reference);
           Val code = zext(e.load(key.codes, key.placeOf(tile) * kTile + token % index(kTile)), e.i32());

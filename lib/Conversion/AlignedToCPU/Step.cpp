@@ -90,7 +90,13 @@ Val Step::anyRow(function_ref<Val(Val)> test) {
   return any;
 }
 
-void Step::forTiles(Val begin, Val end, function_ref<void(Val)> body) {
+void Step::forTiles(Val begin, Val end, function_ref<void(Val)> each) {
+  auto body = [&](Val tile) {
+    if (shape.attnMask)
+      e.when(isTileSeen(tile), [&] { each(tile); });
+    else
+      each(tile);
+  };
   if (!shape.mask)
     return e.loop(begin, end, 1, body);
   // Visible are [0, sinks) and [begin, end) of the row: what lies between is stepped over.
@@ -175,6 +181,37 @@ Val Step::maskAt(Val h, Val token) {
   return at * key.held + token; // rows are as long as the tensor, whatever an entry holds
 }
 
+/// Whether the mask that is an operand hides a token, of its number there.
+Val Step::hides(Val number) {
+  if (shape.attnMask.getElementType().isInteger(1))
+    return number == 0;
+  return convert(number, e.f32()) < -FLT_MAX;
+}
+
+/// Whether it lets any query row see any token of a tile.
+Val Step::isTileSeen(Val tile) {
+  Buffer memory = maskMemory();
+  Val none = e.constant(e.types.getI1Type(), 0), held = min(key.tokens - tile * kTile, index(kTile));
+  const bool isOneForAll = shape.attnMask.getDimSize(1) == 1 && shape.attnMask.getDimSize(2) == 1;
+  return e.loop(index(0), index(isOneForAll ? 1 : rows), 1, {none}, [&](Val h, Vals any) -> Vals {
+    Val at = maskAt(h, tile * kTile);
+    auto whole = [&]() -> Vals {
+      Val some = none;
+      for (int64_t token = 0; token < kTile; token += lanes)
+        some = some | anyOf(invert(hides(e.load(memory, at + token, lanes))));
+      return {some};
+    };
+    auto part = [&]() -> Vals { return e.loop(index(0), held, 1, {none}, [&](Val token, Vals some) -> Vals { return {some[0] | invert(hides(e.load(memory, at + token)))}; }); };
+    return {any[0] | e.choose(held == kTile, whole, part)[0]};
+  })[0];
+}
+
+Val Step::shown(Val x, Val h, Val token) {
+  if (shape.mask)
+    x = select(isVisible(token, h % index(shape.queries), newest, shape), x, f32(kHidden));
+  return shape.attnMask ? select(hides(e.load(maskMemory(), maskAt(h, token))), f32(kHidden), x) : x;
+}
+
 /// A score under the mask's number, f32 or an element of the mask. What is hidden stays so, whatever the other is; the lowest
 /// float hides nothing.
 Val Step::masked(Val x, Val number) {
@@ -183,7 +220,7 @@ Val Step::masked(Val x, Val number) {
     return select(number != 0, x, hidden);
   number = convert(number, e.f32());
   Val least = e.constant(x.type(), kLeastOfMask), added = select(number < least, least, number); // keeps NaN
-  return select((number < -FLT_MAX) | (x == hidden), hidden, fma(added, e.constant(x.type(), kLog2e), x));
+  return select(hides(number) | (x == hidden), hidden, fma(added, e.constant(x.type(), kLog2e), x));
 }
 
 Val Step::withMask(Val x, Val h, Val token) {

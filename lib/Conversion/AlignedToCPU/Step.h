@@ -148,6 +148,8 @@ protected:
   Val finalOf(Val x, Val h, Val tokens);
   /// What the mask that is an operand (P8) makes of the score of a token, or of `lanes` from one on: added to, or hidden where it says so.
   Val withMask(Val x, Val h, Val token);
+  /// A score from the buffer, of any token: hidden where masks say so. Tiles that no query sees have none.
+  Val shown(Val x, Val h, Val token);
   /// The logit without a value of a query row, in base 2, in the terms that scores are kept in.
   Val sinkOf(Val h);
   /// Query head and query of a query row.
@@ -179,6 +181,8 @@ protected:
 
 private:
   Val capped(Val x, Val h);
+  Val hides(Val number);
+  Val isTileSeen(Val tile);
   Buffer maskMemory();
   Val maskAt(Val h, Val token);
   Val masked(Val x, Val number);
