@@ -3,14 +3,14 @@
 The graphs of test/data/graphs that raise, as they came and behind some of upstream's passes, are changed in one or two places, by rules that know MLIR's text: results of indexing maps,
 operands, constants, predicates, operations, iterators, offsets, permutations. Most changes break what makes the graph attention. A mutant that is not raised is none of our business.
 One that still is runs twice, on random inputs with masks, infinities and rows that nobody sees: raised at policy `exact`, and as it stands, by upstream's lowering alone. A difference
-beyond rounding is a wrong raise: attention was found where there is another function. It is printed, and the mutant kept. Mutants that read what they have not written, or lie out of
-bounds, say nothing and are counted apart.
+beyond rounding is a wrong raise: attention was found where there is another function. It is printed, and the mutant kept. Mutants that read what they have not written, lie out of
+bounds, or make an integer of a float beyond it say nothing and are counted apart.
 
 The same seed and graphs give the same mutants. Mutants run in a process of their own, since one that reads out of bounds may end it.
 
 Rounding: front ends round in f16 and bf16 where attention does not, and overflow there. So the graph that stands is run a second time with its floats widened (f16 and bf16 to f32, f32 to
 f64) where the two differ: a raise is right if it agrees with either. Where the graph as it stands is not finite and both agree once inputs are small, or exponentials bounded, the difference
-is overflow, of a softmax from which no maximum is taken off: it is counted apart. Where roundings of the inputs alone change its results as much, it is no difference.
+is overflow, of a softmax from which no maximum is taken off, or one from a number: it is counted apart. Where roundings of the inputs alone change its results as much, it is no difference.
 """
 import argparse
 import collections
@@ -532,11 +532,16 @@ def widened(text):
 
 
 def bounded(text):
-    """The same graph where exponentials do not overflow: of scores from which too little is taken off, the largest count, and one as much as the other."""
+    """The same graph where exponentials are neither infinite nor, of finite scores, zero: of scores from which too little is taken off, the largest count, and one as much as the
+    other; of those from which too much is, all count alike."""
     def bound(match):
         indent, name, function, value, type = match.groups()
-        return (f"{indent}%most_{name[1:]} = arith.constant {300.0 if type == 'f64' else 60.0} : {type}\n{indent}%bounded_{name[1:]} = arith.minimumf {value}, %most_{name[1:]} : {type}\n"
-                f"{indent}{name} = {function} %bounded_{name[1:]} : {type}")
+        most, lowest, id = (300.0 if type == "f64" else 60.0), hexadecimal(-np.inf, type), name[1:]
+        return "\n".join(indent + line for line in (
+            f"%most_{id} = arith.constant {most} : {type}", f"%least_{id} = arith.constant {-most} : {type}", f"%lowest_{id} = arith.constant {lowest} : {type}",
+            f"%capped_{id} = arith.minimumf {value}, %most_{id} : {type}", f"%raised_{id} = arith.maximumf %capped_{id}, %least_{id} : {type}",
+            f"%hidden_{id} = arith.cmpf oeq, {value}, %lowest_{id} : {type}", f"%bounded_{id} = arith.select %hidden_{id}, {value}, %raised_{id} : {type}",
+            f"{name} = {function} %bounded_{id} : {type}"))
 
     return re.sub(r"^( +)(%\w+) = (math\.exp2?) (%\w+) : (f32|f64)$", bound, text, flags=re.MULTILINE)
 
@@ -551,7 +556,8 @@ NAN = {"f16": 0x7E00, "bf16": 0x7FC0, "f32": 0x7FC00000, "f64": 0x7FF80000000000
 
 
 def filled(text, number):
-    """The same graph where memory that nobody has written yet is full of a number, floats of NaN for 0: a graph that reads it says nothing."""
+    """The same graph where what it leaves open is a number, NaN for a float and 0: memory that nobody has written yet, and integers of floats that lie beyond them. A graph that shows
+    it says nothing."""
     def fill(match):
         indent, name, type = match.groups()
         element = re.search(r"(\w+)>$", type.replace("x", " "))[1]
@@ -561,6 +567,19 @@ def filled(text, number):
         return (f"{indent}{empty}{match[0][len(indent) + len(name):]}\n{indent}{scalar} = arith.constant {constant}\n"
                 f"{indent}{name} = linalg.fill ins({scalar} : {element}) outs({empty} : {type}) -> {type}")
 
+    def convert(match):
+        indent, name, sign, value, type, bits = match.groups()
+        id, least, most = name[1:], -(2.0 ** (int(bits) - 1)) if sign == "s" else 0.0, 2.0 ** (int(bits) - (sign == "s"))
+        widen = f"arith.extf {value} : {type} to f64" if type != "f64" else f"arith.maximumf {value}, {value} : f64"
+        return "\n".join(indent + line for line in (
+            f"%wide_{id} = {widen}", f"%whole_{id} = math.trunc %wide_{id} : f64",
+            f"%least_{id} = arith.constant {least!r} : f64", f"%most_{id} = arith.constant {most!r} : f64", f"%none_{id} = arith.constant 0.0 : f64",
+            f"%above_{id} = arith.cmpf oge, %whole_{id}, %least_{id} : f64", f"%below_{id} = arith.cmpf olt, %whole_{id}, %most_{id} : f64",
+            f"%within_{id} = arith.andi %above_{id}, %below_{id} : i1", f"%fits_{id} = arith.select %within_{id}, %whole_{id}, %none_{id} : f64",
+            f"%integer_{id} = arith.fpto{sign}i %fits_{id} : f64 to i{bits}", f"%beyond_{id} = arith.constant {number} : i{bits}",
+            f"{name} = arith.select %within_{id}, %integer_{id}, %beyond_{id} : i{bits}"))
+
+    text = re.sub(r"^( +)(%\w+) = arith\.fpto([su])i (%\w+) : (bf16|f16|f32|f64) to i([2-9]|[1-9]\d)$", convert, text, flags=re.MULTILINE)
     return re.sub(r"^( +)(%\w+) = tensor\.empty\([^)\n]*\) : (tensor<[^>]*>)$", fill, text, flags=re.MULTILINE)
 
 

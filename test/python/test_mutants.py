@@ -91,6 +91,15 @@ def test_overflow_is_no_difference_and_excuses_none():
     assert verdict(lambda _: shifted.replace("collapse_shape %arg2", "collapse_shape %arg1"), unshifted, is_raised=True) == "wrong"
 
 
+def test_underflow_is_no_difference_and_excuses_none():
+    """Scores that a mask makes the lowest float, from which no maximum is taken off: all exponentials are zero, attention is the mean of V."""
+    lowered = TEXT.replace("    %0 =", "    %low = arith.constant -3.0e+38 : f32\n    %0 =", 1).replace("ins(%cst : f32) outs(%1 ", "ins(%low : f32) outs(%1 ", 1)
+    unshifted = re.sub(r"(arith\.subf .*\n +linalg\.yield) %\w+", r"\1 %in", lowered)
+    assert unshifted.count("%low") == 2 and unshifted != lowered
+    assert verdict(lambda _: lowered, unshifted, is_raised=True) == "right, overflow aside"
+    assert verdict(lambda _: lowered.replace("collapse_shape %arg2", "collapse_shape %arg1"), unshifted, is_raised=True) == "wrong"
+
+
 def test_what_is_not_raised_is_refused():
     assert verdict(lambda text: text, TEXT.replace("math.exp ", "math.tanh ")) == "refused"
 
@@ -104,6 +113,25 @@ def test_unwritten_memory_says_nothing():
     changed = re.sub(r"(arith\.divf .*\n +linalg\.yield) %\w+", r"\1 %out", TEXT)
     assert changed != TEXT
     assert verdict(lambda _: TEXT, changed, is_raised=True) == "undefined"
+
+
+@pytest.mark.parametrize("sign, bits, beyond", [("s", 32, [np.nan, -np.inf, 2.0**31, -(2.0**31) - 256]), ("u", 8, [-1, 256, 1e30, np.inf])], ids=["signed", "unsigned"])
+def test_integers_beyond_which_floats_lie_say_nothing(sign, bits, beyond):
+    text = f"""func.func @f(%x: tensor<8xf32>) -> tensor<8xi32> {{
+  %e = tensor.empty() : tensor<8xi32>
+  %r = linalg.generic {{indexing_maps = [affine_map<(d0) -> (d0)>, affine_map<(d0) -> (d0)>], iterator_types = ["parallel"]}} ins(%x : tensor<8xf32>) outs(%e : tensor<8xi32>) {{
+  ^bb0(%in: f32, %out: i32):
+    %i = arith.fpto{sign}i %in : f32 to i{bits}
+    {"%w = arith.extui %i : i8 to i32" if bits == 8 else "%w = arith.addi %i, %i : i32"}
+    linalg.yield %w : i32
+  }} -> tensor<8xi32>
+  return %r : tensor<8xi32>
+}}"""
+    within = [0.5, -0.75, 3.5, 200]
+    times = 1 if bits == 8 else 2
+    for number in (0, 3):
+        module = alignedkv.compile(mutate.filled(text, number))
+        np.testing.assert_array_equal(mutate.results_of(module, [np.float32(within + beyond)])[0], times * np.array([0, 0, 3, 200] + 4 * [number]))
 
 
 @pytest.mark.parametrize("graph", ["torch/sdpa_gqa_f16.linalg", "torch/sdpa_gqa_bf16_dynS.linalg", GRAPH])
