@@ -388,13 +388,18 @@ def one_at(dim, shape, inside, outside):
     return [inside if number == dim else (extent if outside is None else outside) for number, extent in enumerate(shape)]
 
 
+def placed_along(rng, text):
+    """A place where a tensor is read that has more than one entry along some dimension, and such a dimension."""
+    place = placed(rng, text, lambda shape: max(shape) > 1)
+    return place and (*place, choose(rng, (number for number, extent in enumerate(place[3]) if extent > 1)))
+
+
 def insert_roll(rng, text):
     """An op reads a tensor whose first entry along one dimension comes last."""
-    place = placed(rng, text, lambda shape: max(shape) > 1)
+    place = placed_along(rng, text)
     if not place:
         return None
-    begin, end, name, shape, element, line = place
-    dim = choose(rng, (number for number, extent in enumerate(shape) if extent > 1))
+    begin, end, name, shape, element, line, dim = place
     rest, first = one_at(dim, shape, shape[dim] - 1, None), one_at(dim, shape, 1, None)
     zeros, ones, whole = listed([0] * len(shape)), listed([1] * len(shape)), tensor(shape, element)
     new = (f"    %rest = tensor.extract_slice {name}{listed(one_at(dim, shape, 1, 0))} {listed(rest)} {ones} : {whole} to {tensor(rest, element)}\n"
@@ -421,11 +426,10 @@ def insert_transpose(rng, text):
 
 def insert_overwriting(rng, text):
     """An op reads a tensor whose first entry along one dimension is its last, too."""
-    place = placed(rng, text, lambda shape: max(shape) > 1)
+    place = placed_along(rng, text)
     if not place:
         return None
-    begin, end, name, shape, element, line = place
-    dim = choose(rng, (number for number, extent in enumerate(shape) if extent > 1))
+    begin, end, name, shape, element, line, dim = place
     part = one_at(dim, shape, 1, None)
     ones, whole, slice = listed([1] * len(shape)), tensor(shape, element), tensor(part, element)
     new = (f"    %last = tensor.extract_slice {name}{listed(one_at(dim, shape, shape[dim] - 1, 0))} {listed(part)} {ones} : {whole} to {slice}\n"

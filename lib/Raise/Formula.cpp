@@ -17,25 +17,14 @@ static ScalarView moved(ScalarTracer &tracer, ScalarView view) {
   return view;
 }
 
-bool FormulaWriter::canWrite(ScalarView view, llvm::SmallBitVector &used) {
-  view = moved(tracer, view);
-  auto fits = [&](AffineExpr index) {
+bool FormulaWriter::canWrite(const ScalarView &view, llvm::SmallBitVector &used) {
+  return tracer.allIndices(view, [&](AffineExpr index) {
     std::optional<AffineExpr> fitted = grid.fit(tracer, index, token);
     for (unsigned dim = 0; fitted && dim < 4; ++dim)
       if (fitted->isFunctionOfDim(dim))
         used.set(dim);
     return fitted.has_value();
-  };
-  if (view.isElement())
-    return llvm::all_of(view.index, fits);
-  if (isOutside(view))
-    return true;
-  if (auto index = view.as<linalg::IndexOp>())
-    return fits(view.index[index.getDim()]);
-  auto canBe = [&](const ScalarView &own) { return canWrite(own, used); };
-  if (ExtractedElement extracted = extractedElement(view); extracted.op)
-    return llvm::all_of(extracted.indices, [&](Value index) { return canBe({index, view.index, view.body}); });
-  return tracer.allOperands(view, canBe);
+  });
 }
 
 Value FormulaWriter::writeIndex(ImplicitLocOpBuilder &b, AffineExpr index, ValueRange place) {

@@ -26,7 +26,7 @@ public:
   FormulaWriter(ScalarTracer &tracer, const Grid &grid, mlir::AffineExpr token) : tracer(tracer), grid(grid), token(token) {}
 
   /// Whether a formula can be written: pure scalar ops over elements whose indices fit the grid. `used` gets the dimensions (0 to 3) that it depends on.
-  bool canWrite(ScalarView view, llvm::SmallBitVector &used);
+  bool canWrite(const ScalarView &view, llvm::SmallBitVector &used);
   /// The formula at (batch, head, query, token).
   mlir::Value write(mlir::ImplicitLocOpBuilder &b, ScalarView view, mlir::ValueRange place);
   /// As f32.

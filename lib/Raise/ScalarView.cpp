@@ -442,21 +442,22 @@ ExtractedElement aligned::extractedElement(const ScalarView &view) {
   return {extract, llvm::to_vector(extract.getIndices())};
 }
 
-bool ScalarTracer::dependsOn(ScalarView view, AffineExpr dim) {
-  auto position = dyn_cast<AffineDimExpr>(dim);
-  if (!position)
-    return false; // of one iteration
+bool ScalarTracer::allIndices(ScalarView view, function_ref<bool(AffineExpr)> holds) {
   view = resolve(view);
-  auto reads = [&](AffineExpr expr) { return expr.isFunctionOfDim(position.getPosition()); };
   if (view.isElement())
-    return llvm::any_of(view.index, reads);
+    return llvm::all_of(view.index, holds);
   if (isOutside(view))
-    return false;
+    return true;
   if (auto index = view.as<linalg::IndexOp>())
-    return reads(view.index[index.getDim()]);
+    return holds(view.index[index.getDim()]);
   if (ExtractedElement extracted = extractedElement(view); extracted.op)
-    return llvm::any_of(extracted.indices, [&](Value index) { return dependsOn({index, view.index, view.body}, dim); });
-  return !allOperands(view, [&](const ScalarView &own) { return !dependsOn(own, dim); }); // what isn't understood may
+    return llvm::all_of(extracted.indices, [&](Value index) { return allIndices({index, view.index, view.body}, holds); });
+  return allOperands(view, [&](const ScalarView &own) { return allIndices(own, holds); });
+}
+
+bool ScalarTracer::dependsOn(ScalarView view, AffineExpr dim) {
+  auto position = dyn_cast<AffineDimExpr>(dim); // a constant is of one iteration
+  return position && !allIndices(view, [&](AffineExpr expr) { return !expr.isFunctionOfDim(position.getPosition()); });
 }
 
 //===----------------------------------------------------------------------===//

@@ -62,6 +62,8 @@ public:
   bool allOperands(const ScalarView &view, llvm::function_ref<bool(const ScalarView &)> holds);
   /// The constant that a view stands for where dimensions have these values; null where it is none, or depends on others.
   mlir::TypedAttr evaluate(ScalarView view, llvm::ArrayRef<int64_t> dims = {});
+  /// Whether something holds of every index that a formula reads elements, or counts loops, at. False where the formula holds what isn't understood.
+  bool allIndices(ScalarView view, llvm::function_ref<bool(mlir::AffineExpr)> holds);
   /// Whether a formula reads an element that the dimension chooses.
   bool dependsOn(ScalarView view, mlir::AffineExpr dim);
 

@@ -214,8 +214,7 @@ private:
     }
     if (!op.getAttnMask())
       return yes;
-    Val number = maskNumber(e, at);
-    return number.isFloat() ? select(number == -INFINITY, other, yes) : select(number, yes, other);
+    return select(hides(maskNumber(e, at)), other, yes);
   }
 
   /// Scores of products.

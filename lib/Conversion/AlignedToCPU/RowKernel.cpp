@@ -158,15 +158,12 @@ std::pair<Buffer, Val> RowKernel::maskOf(Val h) {
   return {memory, along(2, at, h % index(shape.queries), shape.queries) * tokens};
 }
 
-/// Of numbers of a mask: -inf and false hide a token.
-static Val isSeen(Val number) { return number.isFloat() ? number != -INFINITY : number != 0; }
-
 Val RowKernel::takesPart(Val h, Val t) {
   Val seen = shape.mask ? sees(h, t) : e.constant(e.types.getI1Type(), 1);
   if (!shape.attnMask)
     return seen;
   auto [memory, first] = maskOf(h);
-  return seen & isSeen(e.load(memory, first + t));
+  return seen & invert(hides(e.load(memory, first + t)));
 }
 
 Val RowKernel::underMask(Val score, Val h, Val tile) {
@@ -180,7 +177,7 @@ Val RowKernel::underMask(Val score, Val h, Val tile) {
                           e.loop(index(0), tokens - tile * kTile, 1, [&](Val i) { e.store(e.load(memory, at + i), tail, i); });
                           return {e.load(tail, index(0), kTile)};
                         })[0];
-  return select(isSeen(number), number.isFloat() ? score + convert(number, e.f32()) : score, e.constant(score.type(), -INFINITY)); // a score that is no number says nothing there
+  return select(hides(number), e.constant(score.type(), -INFINITY), number.isFloat() ? score + convert(number, e.f32()) : score); // a score that is no number says nothing there
 }
 
 void RowKernel::softmax() {

@@ -6,7 +6,6 @@
 #include "mlir/Dialect/Func/IR/FuncOps.h"
 #include "mlir/Dialect/LLVMIR/LLVMDialect.h"
 
-#include <cfloat>
 #include <cstddef>
 
 using namespace mlir;
@@ -181,14 +180,7 @@ Val Step::maskAt(Val h, Val token) {
   return at * key.held + token; // rows are as long as the tensor, whatever an entry holds
 }
 
-/// Whether the mask that is an operand hides a token, of its number there.
-Val Step::hides(Val number) {
-  if (shape.attnMask.getElementType().isInteger(1))
-    return number == 0;
-  return convert(number, e.f32()) < -FLT_MAX;
-}
-
-/// Whether it lets any query row see any token of a tile.
+/// Whether the mask that is an operand lets any query row see any token of a tile.
 Val Step::isTileSeen(Val tile) {
   Buffer memory = maskMemory();
   Val none = e.constant(e.types.getI1Type(), 0), held = min(key.tokens - tile * kTile, index(kTile));

@@ -181,7 +181,6 @@ protected:
 
 private:
   Val capped(Val x, Val h);
-  Val hides(Val number);
   Val isTileSeen(Val tile);
   Buffer maskMemory();
   Val maskAt(Val h, Val token);

@@ -1,6 +1,8 @@
 // See the header for the idea.
 #include "Masks.h"
 
+#include <cmath>
+
 using namespace mlir;
 using namespace aligned;
 
@@ -35,6 +37,8 @@ static Val seenBy(const DecodeShape &shape, Val like, function_ref<Val()> isPast
     kept = kept | isSink(counted(shape.mask.getSinks()));
   return seen & kept;
 }
+
+Val aligned::hides(Val number) { return number.isFloat() ? number == -INFINITY : number == 0; }
 
 Val aligned::isVisible(Val token, Val query, Val tokens, const DecodeShape &shape) {
   auto position = [&] { return as(tokens, token) + as(query, token) - static_cast<double>(shape.queries); };

@@ -22,6 +22,8 @@ Val softcapped(Val score, double cap);
 
 /// Whether `token` is visible to `query` (0 .. queries - 1; of query row h of a kv head, h mod queries), i1. With no mask all are.
 Val isVisible(Val token, Val query, Val tokens, const DecodeShape &shape);
+/// Whether a number of a mask that is an operand (P8) hides its token: -inf does, and false. i1, lane by lane.
+Val hides(Val number);
 /// Whether any query sees any of the tokens first .. last.
 Val areVisible(Val first, Val last, Val tokens, const DecodeShape &shape);
 /// Whether every query sees all of the tokens first .. last.
