@@ -1,0 +1,117 @@
+#include "Arrays.h"
+
+#include <nanobind/stl/string.h>
+
+#include <cstring>
+#include <utility>
+#include <vector>
+
+void throwLast() { throw Error(aligned_last_error()); }
+
+const Dtype &dtypeOf(aligned_dtype value) {
+  using Code = nb::dlpack::dtype_code;
+  static const Dtype dtypes[] = {
+      {ALIGNED_DTYPE_F16, "float16", Code::Float, 16}, {ALIGNED_DTYPE_BF16, "bfloat16", Code::UInt, 16}, {ALIGNED_DTYPE_F32, "float32", Code::Float, 32},
+      {ALIGNED_DTYPE_F64, "float64", Code::Float, 64}, {ALIGNED_DTYPE_I1, "bool", Code::Bool, 8},         {ALIGNED_DTYPE_I8, "int8", Code::Int, 8},
+      {ALIGNED_DTYPE_I16, "int16", Code::Int, 16},     {ALIGNED_DTYPE_I32, "int32", Code::Int, 32},       {ALIGNED_DTYPE_I64, "int64", Code::Int, 64}};
+  return dtypes[value];
+}
+
+namespace {
+
+std::string nameOf(nb::dlpack::dtype dtype) {
+  using Code = nb::dlpack::dtype_code;
+  auto code = static_cast<Code>(dtype.code);
+  const char *kind = code == Code::Float ? "float" : code == Code::Bfloat ? "bfloat" : code == Code::Int ? "int" : code == Code::UInt ? "uint" : code == Code::Complex ? "complex" : nullptr;
+  return code == Code::Bool ? "bool" : kind ? kind + std::to_string(dtype.bits) : "a dtype of " + std::to_string(dtype.bits) + " bits";
+}
+
+/// Whether an array of dtype `got` holds what a tensor of this type needs. MLIR's integers have no sign; NumPy has no bfloat16, so its
+/// bits come as uint16.
+bool fits(const Dtype &dtype, nb::dlpack::dtype got) {
+  using Code = nb::dlpack::dtype_code;
+  if (got.bits != dtype.bits || got.lanes != 1)
+    return false;
+  auto code = static_cast<Code>(got.code);
+  return code == dtype.code || (dtype.value == ALIGNED_DTYPE_BF16 && code == Code::Bfloat) || (dtype.code == Code::Int && code == Code::UInt);
+}
+
+} // namespace
+
+std::string shapeText(int32_t rank, const int64_t *shape) {
+  std::string text = "[";
+  for (int32_t dim = 0; dim < rank; ++dim)
+    text += (dim ? ", " : "") + (shape[dim] == ALIGNED_DYNAMIC ? "?" : std::to_string(shape[dim]));
+  return text + "]";
+}
+
+std::string formatText(const aligned_format &format, int64_t resident) {
+  std::string text = format.kind == ALIGNED_FORMAT_FIXED ? "fixed<" : "float<";
+  for (int32_t plane = 0; plane < format.planes; ++plane)
+    text += (plane ? "," : "") + std::to_string(format.width[plane]);
+  text += format.role == ALIGNED_ROLE_KEY ? "> key" : "> value";
+  return resident < format.planes ? text + ", resident = " + std::to_string(resident) : text;
+}
+
+std::string typeText(const aligned_type &type) {
+  std::string text = dtypeOf(type.dtype).name + shapeText(type.rank, type.shape);
+  return type.is_cache ? text + " " + formatText(type.format, type.resident) : text;
+}
+
+/// Reads what NumPy and most others export, without DLPack and a look at the dtype's name, which take several times as long. False if it doesn't fit.
+static bool readBuffer(nb::handle object, const Dtype &dtype, int32_t rank, Input &input) {
+  using Code = nb::dlpack::dtype_code;
+  Buffer &buffer = input.buffer;
+  if (PyObject_GetBuffer(object.ptr(), &buffer, PyBUF_RECORDS_RO)) {
+    PyErr_Clear();
+    return false;
+  }
+  const char kind = buffer.format && !buffer.format[1] ? buffer.format[0] : 0;
+  const Code code = kind == '?' ? Code::Bool : strchr("efd", kind) ? Code::Float : strchr("bhilq", kind) ? Code::Int : Code::UInt;
+  if (!kind || !strchr("?efdbhilqBHILQ", kind) || buffer.ndim != rank || !fits(dtype, {uint8_t(code), uint8_t(buffer.itemsize * 8), 1}))
+    return false;
+  input.array.data = buffer.buf;
+  for (int32_t dim = 0; dim < rank; ++dim) {
+    if (buffer.strides[dim] % buffer.itemsize)
+      return false;
+    input.array.shape[dim] = buffer.shape[dim];
+    input.array.strides[dim] = buffer.strides[dim] / buffer.itemsize;
+  }
+  return true;
+}
+
+Input readArray(nb::handle object, const Dtype &dtype, int32_t rank, const std::string &what) {
+  if (Input input; PyObject_CheckBuffer(object.ptr()) && readBuffer(object, dtype, rank, input))
+    return input;
+  nb::object holder = nb::borrow(object);
+  // NumPy exports no dtype that it does not define itself, such as the bfloat16 of ml_dtypes.
+  nb::object given = nb::getattr(object, "dtype", nb::none());
+  nb::object name = nb::getattr(given, "name", nb::none()), kind = nb::getattr(given, "kind", nb::none());
+  if (nb::isinstance<nb::str>(name) && nb::isinstance<nb::str>(kind) && nb::cast<std::string>(name) == "bfloat16")
+    holder = object.attr("view")("uint16");
+  Input input;
+  if (!nb::try_cast(holder, input.owner))
+    throw Error("expected an array of " + std::string(dtype.name) + " in memory of the CPU as " + what + ", got " + nb::type_name(object.type()).c_str());
+  if (!fits(dtype, input.owner.dtype()))
+    throw Error("expected " + std::string(dtype.name) + " of " + what + ", got " + nameOf(input.owner.dtype()));
+  if (input.owner.ndim() != size_t(rank))
+    throw Error("expected rank " + std::to_string(rank) + " of " + what + ", got " + std::to_string(input.owner.ndim()));
+  input.array.data = const_cast<void *>(input.owner.data());
+  for (int32_t dim = 0; dim < rank; ++dim) {
+    input.array.shape[dim] = input.owner.shape(dim);
+    input.array.strides[dim] = input.owner.stride(dim);
+  }
+  return input;
+}
+
+using Numpy = nb::ndarray<nb::numpy>;
+
+nb::object takeArray(const aligned_type &type, const aligned_array &array) {
+  nb::capsule owner(array.owner, [](void *memory) noexcept {
+    aligned_array freed = {};
+    freed.owner = memory;
+    aligned_array_free(&freed);
+  });
+  std::vector<size_t> shape(array.shape, array.shape + type.rank);
+  return nb::cast(Numpy(array.data, type.rank, shape.data(), owner, array.strides, dtypeOf(type.dtype).dlpack()), nb::rv_policy::reference);
+}
