@@ -80,20 +80,51 @@ static bool readBuffer(nb::handle object, const Dtype &dtype, int32_t rank, Inpu
   return true;
 }
 
+/// Says why an object is no array that can be read here.
+[[noreturn]] static void refuse(nb::handle object, const std::string &what) {
+  const std::string type = nb::type_name(object.type()).c_str();
+  if (nb::hasattr(object, "__dlpack_device__")) {
+    constexpr int onCpu = 1;
+    if (const int device = nb::cast<int>(object.attr("__dlpack_device__")()[0]); device != onCpu) {
+      nb::object place = nb::getattr(object, "device", nb::str("another device"));
+      throw Error("expected " + what + " in memory of the CPU, got a " + type + " on " + nb::str(place).c_str() + ": pass a copy on the CPU");
+    }
+  }
+  nb::object dtype = nb::getattr(object, "dtype", nb::none());
+  if (nb::object native = nb::getattr(dtype, "isnative", nb::none()); native.is(nb::handle(Py_False)))
+    throw Error("expected " + what + " in the byte order of this machine, got " + nb::str(dtype.attr("str")).c_str() + ": pass .astype(dtype.newbyteorder('='))");
+  std::string why;
+  if (nb::hasattr(object, "__dlpack__"))
+    try {
+      object.attr("__dlpack__")();
+    } catch (const nb::python_error &error) {
+      why = std::string(": ") + nb::str(error.value()).c_str();
+    }
+  throw Error("expected an array as " + what + ", got " + type + why);
+}
+
+/// Any array in memory of the CPU. NumPy exports no dtype that it does not define itself, such as the bfloat16 of ml_dtypes: its bits are taken.
+static nb::ndarray<nb::ro, nb::device::cpu> exported(nb::handle object, const std::string &what, bool &isBFloat16) {
+  nb::object holder = nb::borrow(object), dtype = nb::getattr(object, "dtype", nb::none());
+  nb::object name = nb::getattr(dtype, "name", nb::none()), kind = nb::getattr(dtype, "kind", nb::none());
+  isBFloat16 = nb::isinstance<nb::str>(name) && nb::isinstance<nb::str>(kind) && nb::cast<std::string>(name) == "bfloat16";
+  nb::ndarray<nb::ro, nb::device::cpu> array;
+  if (isBFloat16 && nb::hasattr(object, "view"))
+    holder = object.attr("view")("uint16");
+  if (!nb::try_cast(holder, array))
+    refuse(object, what);
+  isBFloat16 |= array.dtype().code == uint8_t(nb::dlpack::dtype_code::Bfloat) && array.dtype().bits == 16;
+  return array;
+}
+
 Input readArray(nb::handle object, const Dtype &dtype, int32_t rank, const std::string &what) {
   if (Input input; PyObject_CheckBuffer(object.ptr()) && readBuffer(object, dtype, rank, input))
     return input;
-  nb::object holder = nb::borrow(object);
-  // NumPy exports no dtype that it does not define itself, such as the bfloat16 of ml_dtypes.
-  nb::object given = nb::getattr(object, "dtype", nb::none());
-  nb::object name = nb::getattr(given, "name", nb::none()), kind = nb::getattr(given, "kind", nb::none());
-  if (nb::isinstance<nb::str>(name) && nb::isinstance<nb::str>(kind) && nb::cast<std::string>(name) == "bfloat16")
-    holder = object.attr("view")("uint16");
   Input input;
-  if (!nb::try_cast(holder, input.owner))
-    throw Error("expected an array of " + std::string(dtype.name) + " in memory of the CPU as " + what + ", got " + nb::type_name(object.type()).c_str());
-  if (!fits(dtype, input.owner.dtype()))
-    throw Error("expected " + std::string(dtype.name) + " of " + what + ", got " + nameOf(input.owner.dtype()));
+  bool isBFloat16;
+  input.owner = exported(object, what, isBFloat16);
+  if (!fits(dtype, input.owner.dtype()) || (isBFloat16 && dtype.value != ALIGNED_DTYPE_BF16))
+    throw Error("expected " + std::string(dtype.name) + " of " + what + ", got " + (isBFloat16 ? "bfloat16" : nameOf(input.owner.dtype())));
   if (input.owner.ndim() != size_t(rank))
     throw Error("expected rank " + std::to_string(rank) + " of " + what + ", got " + std::to_string(input.owner.ndim()));
   input.array.data = const_cast<void *>(input.owner.data());
@@ -114,4 +145,19 @@ nb::object takeArray(const aligned_type &type, const aligned_array &array) {
   });
   std::vector<size_t> shape(array.shape, array.shape + type.rank);
   return nb::cast(Numpy(array.data, type.rank, shape.data(), owner, array.strides, dtypeOf(type.dtype).dlpack()), nb::rv_policy::reference);
+}
+
+nb::tuple viewAsNumpy(nb::handle object, const std::string &what) {
+  bool isBFloat16;
+  auto *array = new nb::ndarray<nb::ro, nb::device::cpu>(exported(object, what, isBFloat16));
+  nb::capsule owner(array, [](void *held) noexcept { delete static_cast<nb::ndarray<nb::ro, nb::device::cpu> *>(held); });
+  const nb::dlpack::dtype bits{uint8_t(nb::dlpack::dtype_code::UInt), 16, 1};
+  std::vector<size_t> shape;
+  std::vector<int64_t> strides;
+  for (size_t dim = 0; dim < array->ndim(); ++dim) {
+    shape.push_back(array->shape(dim));
+    strides.push_back(array->stride(dim));
+  }
+  nb::object view = nb::cast(Numpy(const_cast<void *>(array->data()), shape.size(), shape.data(), owner, strides.data(), isBFloat16 ? bits : array->dtype()), nb::rv_policy::reference);
+  return nb::make_tuple(view, isBFloat16 ? std::string("bfloat16") : nameOf(array->dtype()));
 }

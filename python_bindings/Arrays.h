@@ -66,6 +66,9 @@ struct Input {
 /// `object` as an array of this dtype and rank, or an Error about `what`.
 Input readArray(nb::handle object, const Dtype &dtype, int32_t rank, const std::string &what);
 
+/// Any array in memory of the CPU as a NumPy array over the same memory, and the name of its dtype; bfloat16 as its bits.
+nb::tuple viewAsNumpy(nb::handle object, const std::string &what);
+
 /// A NumPy array over a result, which it frees.
 nb::object takeArray(const aligned_type &type, const aligned_array &array);
 

@@ -2,21 +2,70 @@
 
 #include "aligned/Analysis/Costs.h"
 
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <optional>
 #include <string>
-#include <vector>
+#include <utility>
 
 using namespace nb::literals;
 
+CacheLocks::CacheLocks(std::vector<Cache *> caches) {
+  std::sort(caches.begin(), caches.end());
+  twins = std::adjacent_find(caches.begin(), caches.end()) != caches.end();
+  caches.erase(std::unique(caches.begin(), caches.end()), caches.end());
+  for (Cache *cache : caches) {
+    std::unique_lock<std::mutex> lock(cache->mutex, std::defer_lock);
+    if (cache->process == getpid())
+      lock.lock();
+    else if (!lock.try_lock()) // by a thread that this process does not have
+      throw Error("expected a cache that nobody used when this process was forked, got one in use by another thread of process " + std::to_string(cache->process));
+    locks.push_back(std::move(lock));
+  }
+}
+
 namespace {
 
-/// An empty cache from the words of the package, which has had the compiler check the format.
-std::unique_ptr<Cache> makeCache(const std::string &kind, const std::vector<int32_t> &widths, const std::string &role, const std::string &dtype, int64_t batch,
-                                 int64_t kvHeads, int64_t headDim) {
+using CachePtr = std::unique_ptr<Cache>;
+
+/// What a function of the C interface that returns 0 says.
+void require(int status) {
+  if (status)
+    throwLast();
+}
+
+/// What a cache is at this moment: of what holds for as long as it lives, and of its batch.
+aligned_cache factsOf(Cache &cache) {
+  return locked({&cache}, [&] { return *cache.get(); });
+}
+
+/// `tokens` as an array that can be appended to a cache of this shape.
+Input readTokens(const aligned_cache &cache, nb::handle tokens, const std::string &name) {
+  Input input = readArray(tokens, dtypeOf(elementDtypes[cache.format.element]), 4, name);
+  int64_t expected[] = {cache.batch, cache.kv_heads, ALIGNED_DYNAMIC, cache.head_dim};
+  for (int dim : {0, 1, 3})
+    if (input.array.shape[dim] != expected[dim])
+      throw Error("expected " + name + " of shape " + shapeText(4, expected) + ", got " + shapeText(4, input.array.shape));
+  return input;
+}
+
+/// The number of tokens of each batch entry, as callers list them.
+std::vector<int64_t> readLengths(const aligned_cache &cache, const std::vector<int64_t> &lengths, int64_t most, const char *name) {
+  if (int64_t(lengths.size()) != cache.batch)
+    throw Error("expected " + std::string(name) + " of " + std::to_string(cache.batch) + " batch entries, got " + std::to_string(lengths.size()));
+  for (int64_t length : lengths)
+    if (length < 0 || length > most)
+      throw Error("expected " + std::string(name) + " from 0 to " + std::to_string(most) + ", got " + std::to_string(length));
+  return lengths;
+}
+
+/// An empty cache from the words of the package, which has had the compiler check the format. `pages`, unless negative: how many, of `reserve` tokens in all.
+CachePtr makeCache(const std::string &kind, const std::vector<int32_t> &widths, const std::string &role, const std::string &dtype, int64_t batch, int64_t kvHeads,
+                   int64_t headDim, int64_t reserve, int64_t pages) {
   aligned_format format = {};
   const char *const *element = std::find(std::begin(elementNames), std::end(elementNames), dtype);
   if (element == std::end(elementNames))
@@ -28,63 +77,221 @@ std::unique_ptr<Cache> makeCache(const std::string &kind, const std::vector<int3
     throw Error("expected at most " + std::to_string(ALIGNED_MAX_PLANES) + " planes, got " + std::to_string(widths.size()));
   format.planes = widths.size();
   std::copy(widths.begin(), widths.end(), format.width);
-  return Cache::create(format, batch, kvHeads, headDim);
+  return Cache::take(pages < 0 ? aligned_cache_create(&format, batch, kvHeads, headDim, reserve)
+                               : aligned_cache_create_paged(&format, batch, kvHeads, headDim, pages, pages * ALIGNED_TILE));
+}
+
+//===----------------------------------------------------------------------===//
+// One cache
+//===----------------------------------------------------------------------===//
+
+void append(Cache &cache, nb::handle tokens) {
+  Input input = readTokens(factsOf(cache), tokens, "tokens");
+  locked({&cache}, [&] { require(aligned_cache_append(cache.get(), input.array.data, input.array.shape[2], input.array.strides)); });
+}
+
+void setOffset(Cache &cache, nb::handle offset, const std::string &name) {
+  Input input = readArray(offset, dtypeOf(ALIGNED_DTYPE_F32), 2, name);
+  locked({&cache}, [&] {
+    int64_t expected[] = {cache.get()->kv_heads, cache.get()->head_dim};
+    const int64_t *shape = input.array.shape, *strides = input.array.strides;
+    if (!std::equal(expected, expected + 2, shape))
+      throw Error("expected " + name + " of shape " + shapeText(2, expected) + ", got " + shapeText(2, shape));
+    std::vector<float> values;
+    for (int64_t head = 0; head < shape[0]; ++head)
+      for (int64_t channel = 0; channel < shape[1]; ++channel)
+        values.push_back(static_cast<const float *>(input.array.data)[head * strides[0] + channel * strides[1]]);
+    if (aligned_cache_set_offset(cache.get(), values.data()))
+      throw Error("expected " + name + " to fit the cache: " + aligned_last_error());
+  });
+}
+
+/// All tokens of a cache that is locked.
+aligned_array unpacked(const aligned_cache *cache, int bits, aligned_type &type) {
+  type = {};
+  type.dtype = elementDtypes[cache->format.element];
+  type.rank = 4;
+  aligned_array array = {};
+  int64_t shape[] = {cache->batch, cache->kv_heads, cache->tokens, cache->head_dim}, count = 1;
+  for (int dim = 3; dim >= 0; --dim) {
+    array.shape[dim] = shape[dim];
+    array.strides[dim] = count;
+    count *= shape[dim];
+  }
+  array.owner = array.data = malloc(std::max<int64_t>(1, count * dtypeOf(type.dtype).bits / 8));
+  if (!array.owner)
+    throw Error("out of memory: expected room for an array of shape " + shapeText(4, shape));
+  if (aligned_cache_unpack(cache, bits, array.data)) {
+    aligned_array_free(&array);
+    throwLast();
+  }
+  return array;
+}
+
+nb::object toNumpy(Cache &cache, int bits) {
+  aligned_type type;
+  aligned_array array = locked({&cache}, [&] { return unpacked(cache.get(), bits, type); });
+  return takeArray(type, array);
+}
+
+CachePtr copyOf(Cache &cache) {
+  return locked({&cache}, [&] { return Cache::take(aligned_cache_fork(cache.get())); });
+}
+
+std::string repr(Cache &cache) {
+  return locked({&cache}, [&] {
+    const aligned_cache &held = *cache.get();
+    int64_t shape[] = {held.batch, held.kv_heads, held.tokens, held.head_dim};
+    return std::string("<alignedkv.Cache ") + elementNames[held.format.element] + shapeText(4, shape) + " " + formatText(held.format, held.planes) + ">";
+  });
+}
+
+std::string saved(const aligned_cache *cache) {
+  const int64_t bytes = aligned_cache_save(cache, nullptr);
+  if (bytes < 0)
+    throwLast();
+  std::string out(bytes, 0);
+  aligned_cache_save(cache, out.data());
+  return out;
+}
+
+nb::bytes save(Cache &cache) {
+  std::string out = locked({&cache}, [&] { return saved(cache.get()); });
+  return nb::bytes(out.data(), out.size());
+}
+
+aligned_cache *loaded(const nb::bytes &bytes) {
+  const char *data = bytes.c_str();
+  const int64_t size = bytes.size();
+  nb::gil_scoped_release release;
+  aligned_cache *cache = aligned_cache_load(data, size);
+  if (!cache)
+    throwLast();
+  return cache;
 }
 
 //===----------------------------------------------------------------------===//
 // Keys and values together: all or nothing
 //===----------------------------------------------------------------------===//
 
-void appendPair(Cache &key, Cache &value, nb::handle k, nb::handle v) {
-  Input keys = key.check(k, "k"), values = value.check(v, "v");
-  if (keys.array.shape[2] != values.array.shape[2])
-    throw Error("expected as many keys as values, got " + std::to_string(keys.array.shape[2]) + " and " + std::to_string(values.array.shape[2]) + " tokens");
-  Cache::locked(key, value, [&] {
-    const int64_t before = key.cache->tokens, count = keys.array.shape[2];
-    if (aligned_cache_append(key.cache, keys.array.data, count, keys.array.strides))
-      throwLast();
-    if (aligned_cache_append(value.cache, values.array.data, count, values.array.strides)) {
+/// Has the handlers of signals run that came while the interpreter's lock was not held. Ctrl-C throws here, behind what `undo` does.
+template <typename Undo> void letSignalsIn(Undo undo) {
+  if (!PyErr_CheckSignals())
+    return;
+  nb::python_error interrupt;
+  undo();
+  throw interrupt;
+}
+
+void appendPair(Cache &key, Cache &value, nb::handle k, nb::handle v, const std::optional<std::vector<int64_t>> &counts) {
+  const aligned_cache facts = factsOf(key);
+  Input keys = readTokens(facts, k, "k"), values = readTokens(factsOf(value), v, "v");
+  const int64_t count = keys.array.shape[2];
+  if (values.array.shape[2] != count)
+    throw Error("expected as many keys as values, got " + std::to_string(count) + " and " + std::to_string(values.array.shape[2]) + " tokens");
+  const std::vector<int64_t> own = counts ? readLengths(facts, *counts, count, "lengths") : std::vector<int64_t>();
+  auto appendTo = [&](Cache &cache, const Input &input) {
+    return counts ? aligned_cache_append_ragged(cache.get(), input.array.data, own.data(), input.array.strides)
+                  : aligned_cache_append(cache.get(), input.array.data, count, input.array.strides);
+  };
+  locked({&key, &value}, [&] {
+    if (key.get()->batch != facts.batch)
+      throw Error("expected a cache whose batch stays, got one of which another thread selected entries");
+    const bool each = counts || key.get()->lengths;
+    std::vector<int64_t> before;
+    for (int64_t n = 0; n < key.get()->batch; ++n)
+      before.push_back(aligned_cache_length(key.get(), n));
+    auto undo = [&](Cache &cache) {
+      for (int64_t n = 0; n < cache.get()->batch && each; ++n)
+        aligned_cache_truncate_entry(cache.get(), n, before[n]);
+      if (!each)
+        aligned_cache_truncate(cache.get(), before[0]);
+    };
+    require(appendTo(key, keys));
+    if (appendTo(value, values)) {
       const std::string why = aligned_last_error();
-      aligned_cache_truncate(key.cache, before); // which takes back what the append did
+      undo(key);
       throw Error(why);
     }
+    nb::gil_scoped_acquire acquire;
+    letSignalsIn([&] {
+      undo(key);
+      undo(value);
+    });
   });
 }
 
-void truncatePair(Cache &key, Cache &value, int64_t tokens) {
-  Cache::locked(key, value, [&] {
-    // Of as many tokens each: what one side refuses, the other does too.
-    if (aligned_cache_truncate(key.cache, tokens) || aligned_cache_truncate(value.cache, tokens))
-      throwLast();
+/// tokens: of each batch entry, or one number for all.
+void truncatePair(Cache &key, Cache &value, const std::vector<int64_t> &tokens, bool each) {
+  locked({&key, &value}, [&] {
+    if (!each) {
+      // Of as many tokens each: what one side refuses, the other does too.
+      require(aligned_cache_truncate(key.get(), tokens.at(0)) || aligned_cache_truncate(value.get(), tokens.at(0)));
+      return;
+    }
+    readLengths(*key.get(), tokens, key.get()->tokens, "tokens");
+    for (int64_t n = 0; n < key.get()->batch; ++n)
+      if (int64_t length = aligned_cache_length(key.get(), n); tokens[n] > length)
+        throw Error("expected to keep 0 to " + std::to_string(length) + " tokens of batch entry " + std::to_string(n) + ", got " + std::to_string(tokens[n]));
+    for (Cache *cache : {&key, &value})
+      for (int64_t n = 0; n < key.get()->batch; ++n)
+        require(aligned_cache_truncate_entry(cache->get(), n, tokens[n]));
   });
 }
 
 void dropPair(Cache &key, Cache &value, int32_t planes) {
-  Cache::locked(key, value, [&] {
-    if (aligned_cache_drop_planes(key.cache, planes) || aligned_cache_drop_planes(value.cache, planes))
-      throwLast();
-  });
+  locked({&key, &value}, [&] { require(aligned_cache_drop_planes(key.get(), planes) || aligned_cache_drop_planes(value.get(), planes)); });
 }
 
 void keepDensePair(Cache &key, Cache &value, int64_t tokens) {
-  Cache::locked(key, value, [&] {
-    if (aligned_cache_keep_dense(key.cache, tokens) || aligned_cache_keep_dense(value.cache, tokens))
-      throwLast();
-  });
+  locked({&key, &value}, [&] { require(aligned_cache_keep_dense(key.get(), tokens) || aligned_cache_keep_dense(value.get(), tokens)); });
 }
 
 /// What is kept is no more than before.
 void lowerDensePair(Cache &key, Cache &value, int64_t tokens) {
-  Cache::locked(key, value, [&] {
-    for (aligned_cache *cache : {key.cache, value.cache})
-      if (tokens < cache->dense_limit && aligned_cache_keep_dense(cache, tokens))
-        throwLast();
+  locked({&key, &value}, [&] {
+    for (Cache *cache : {&key, &value})
+      require(tokens < cache->get()->dense_limit && aligned_cache_keep_dense(cache->get(), tokens));
   });
 }
 
 nb::tuple copyPair(Cache &key, Cache &value) {
-  auto copies = Cache::locked(key, value, [&] { return std::pair(key.fork(), value.fork()); });
+  auto copies = locked({&key, &value}, [&] { return std::pair(Cache::take(aligned_cache_fork(key.get())), Cache::take(aligned_cache_fork(value.get()))); });
   return nb::make_tuple(std::move(copies.first), std::move(copies.second));
+}
+
+/// Puts batch entries of the caches in their place.
+void selectPair(Cache &key, Cache &value, const std::vector<int64_t> &entries, bool sameBatch) {
+  locked({&key, &value}, [&] {
+    if (sameBatch && int64_t(entries.size()) != key.get()->batch)
+      throw Error("expected indices of " + std::to_string(key.get()->batch) + " batch entries, got " + std::to_string(entries.size()));
+    auto selected = [&](Cache &cache) { return Cache::take(aligned_cache_select(cache.get(), entries.data(), entries.size())); };
+    CachePtr keys = selected(key), values = selected(value);
+    key.swap(*keys);
+    value.swap(*values);
+  });
+}
+
+nb::tuple savePair(Cache &key, Cache &value) {
+  auto both = locked({&key, &value}, [&] { return std::pair(saved(key.get()), saved(value.get())); });
+  return nb::make_tuple(nb::bytes(both.first.data(), both.first.size()), nb::bytes(both.second.data(), both.second.size()));
+}
+
+nb::tuple unpackPair(Cache &key, Cache &value, int bits) {
+  aligned_type types[2];
+  std::vector<aligned_array> arrays;
+  locked({&key, &value}, [&] {
+    arrays.push_back(unpacked(key.get(), bits, types[0]));
+    arrays.push_back(unpacked(value.get(), bits, types[1]));
+  });
+  return nb::make_tuple(takeArray(types[0], arrays[0]), takeArray(types[1], arrays[1]));
+}
+
+void closePair(Cache &key, Cache &value) {
+  locked({&key, &value}, [&] {
+    key.close();
+    value.close();
+  });
 }
 
 } // namespace
@@ -92,35 +299,56 @@ nb::tuple copyPair(Cache &key, Cache &value) {
 void bindCaches(nb::module_ &m) {
   nb::class_<Cache>(m, "Cache", R"(One KV cache tensor, [batch, kv_heads, tokens, head_dim], stored in bit planes.
 
-Made by Module.new_cache; KVCache holds a pair of them. Safe to use from several threads, one at a time.)")
-      .def("append", &Cache::append, "tokens"_a.none(), R"(Adds tokens of shape [batch, kv_heads, n, head_dim] and the cache's dtype, with any strides.
+Made by Module.new_cache; KVCache holds a pair of them. Safe to use from several threads, one at a time. Can be pickled.)")
+      .def("append", &append, "tokens"_a.none(), R"(Adds tokens of shape [batch, kv_heads, n, head_dim] and the cache's dtype, with any strides.
 
-The array is read, not kept and not copied. bfloat16 comes as an array of ml_dtypes, or of its bits as uint16.
+The array is read, not kept and not copied. bfloat16 comes as an array of ml_dtypes or torch, or of its bits as uint16.
 Raises Error if dtype or shape differ; the cache is unchanged then.)")
-      .def("to_numpy", &Cache::toNumpy, "bits"_a = 16, R"(All tokens as a new array [batch, kv_heads, tokens, head_dim].
+      .def("to_numpy", &toNumpy, "bits"_a = 16, R"(All tokens as a new array [batch, kv_heads, tokens, head_dim].
 
 bits: how many of each value are read, 1 to 16, rounded up to whole planes that are there. Tokens with a NaN or an infinity are exact.
 bfloat16 is returned as its bits, uint16. Raises Error if bits is none of 1 to 16.)")
-      .def("drop_planes", &Cache::dropPlanes, "planes"_a, R"(Keeps the `planes` most significant bit planes and returns the memory of the others, for good.
+      .def("drop_planes", [](Cache &cache, int32_t planes) { locked({&cache}, [&] { require(aligned_cache_drop_planes(cache.get(), planes)); }); }, "planes"_a,
+           R"(Keeps the `planes` most significant bit planes and returns the memory of the others, for good.
 
 Tokens to come have no more planes either. Raises Error unless 1 to as many as there are. A module that was compiled for more refuses the cache then.)")
-      .def("truncate", &Cache::truncate, "tokens"_a, R"(Forgets the newest tokens until `tokens` are left, as if they had never come.
+      .def("truncate", [](Cache &cache, int64_t tokens) { locked({&cache}, [&] { require(aligned_cache_truncate(cache.get(), tokens)); }); }, "tokens"_a,
+           R"(Forgets the newest tokens until `tokens` are left, as if they had never come.
 
 Raises Error unless tokens is 0 to as many as there are; the cache is unchanged then.)")
-      .def("copy", &Cache::copy, "A cache with the same tokens that goes its own way.")
-      .def("__copy__", &Cache::copy)
-      .def("__deepcopy__", [](Cache &cache, nb::handle) { return cache.copy(); }, "memo"_a)
-      .def("_set_offset", &Cache::setOffset, "offset"_a.none(), "name"_a)
-      .def("__len__", &Cache::tokens)
-      .def_prop_ro("planes", &Cache::planes, "How many planes are there, of those of the format.")
-      .def_prop_ro("nbytes", &Cache::bytes, "Bytes of memory held: planes and scale codes up to the capacity, what is known of rows and channels, tokens kept aside, a dense copy.")
-      .def("__repr__", &Cache::repr);
-  m.def("_cache", &makeCache, "kind"_a, "widths"_a, "role"_a, "dtype"_a, "batch"_a, "kv_heads"_a, "head_dim"_a);
-  m.def("_append", &appendPair, "key"_a, "value"_a, "k"_a.none(), "v"_a.none());
-  m.def("_truncate", &truncatePair, "key"_a, "value"_a, "tokens"_a);
+      .def("copy", &copyOf, "A cache with the same tokens that goes its own way.")
+      .def("__copy__", &copyOf)
+      .def("__deepcopy__", [](Cache &cache, nb::handle) { return copyOf(cache); }, "memo"_a)
+      .def("__getstate__", &save)
+      .def("__setstate__", [](Cache &self, const nb::bytes &bytes) { new (&self) Cache(loaded(bytes)); })
+      .def("_set_offset", &setOffset, "offset"_a.none(), "name"_a)
+      .def("__len__", [](Cache &cache) { return locked({&cache}, [&] { return cache.get()->tokens; }); })
+      .def("__bool__", [](Cache &) { return true; }, "A cache is one, also while it holds nothing.")
+      .def_prop_ro("batch", [](Cache &cache) { return locked({&cache}, [&] { return cache.get()->batch; }); }, "How many batch entries there are.")
+      .def_prop_ro("lengths", [](Cache &cache) {
+        return locked({&cache}, [&] {
+          std::vector<int64_t> lengths;
+          for (int64_t n = 0; n < cache.get()->batch; ++n)
+            lengths.push_back(aligned_cache_length(cache.get(), n));
+          return lengths;
+        });
+      }, "How many tokens each batch entry holds.")
+      .def_prop_ro("planes", [](Cache &cache) { return locked({&cache}, [&] { return cache.get()->planes; }); }, "How many planes are there, of those of the format.")
+      .def_prop_ro("nbytes", [](Cache &cache) { return locked({&cache}, [&] { return aligned_cache_bytes(cache.get()); }); },
+                   "Bytes of memory held: planes and scale codes up to the capacity, what is known of rows and channels, tokens kept aside, a dense copy.")
+      .def_prop_ro("_free_pages", [](Cache &cache) { return locked({&cache}, [&] { return aligned_cache_free_pages(cache.get()); }); })
+      .def("__repr__", &repr);
+  m.def("_cache", &makeCache, "kind"_a, "widths"_a, "role"_a, "dtype"_a, "batch"_a, "kv_heads"_a, "head_dim"_a, "reserve"_a, "pages"_a);
+  m.def("_load", [](const nb::bytes &bytes) { return Cache::take(loaded(bytes)); }, "bytes"_a);
+  m.def("_append", &appendPair, "key"_a, "value"_a, "k"_a.none(), "v"_a.none(), "lengths"_a.none());
+  m.def("_truncate", &truncatePair, "key"_a, "value"_a, "tokens"_a, "each"_a);
   m.def("_drop_planes", &dropPair, "key"_a, "value"_a, "planes"_a);
   m.def("_keep_dense", &keepDensePair, "key"_a, "value"_a, "tokens"_a);
   m.def("_lower_dense", &lowerDensePair, "key"_a, "value"_a, "tokens"_a);
   m.attr("_most_dense") = aligned::Costs::kMostTokens;
   m.def("_copy", &copyPair, "key"_a, "value"_a);
+  m.def("_select", &selectPair, "key"_a, "value"_a, "entries"_a, "same_batch"_a);
+  m.def("_save", &savePair, "key"_a, "value"_a);
+  m.def("_unpack", &unpackPair, "key"_a, "value"_a, "bits"_a);
+  m.def("_close", &closePair, "key"_a, "value"_a);
 }

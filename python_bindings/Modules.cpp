@@ -53,10 +53,7 @@ public:
   }
 
   std::unique_ptr<Cache> newCache(int32_t index) const {
-    aligned_cache *cache = aligned_module_create_cache(module, index, 0);
-    if (!cache)
-      throwLast();
-    return std::make_unique<Cache>(cache);
+    return Cache::take(aligned_module_create_cache(module, index, 0));
   }
 
   nb::list reads() const { return listOf(lastTally); }
@@ -80,6 +77,7 @@ private:
     std::vector<aligned_value> in(arguments.size()), out(results.size());
     std::vector<Input> inputs; // keeps the arrays alive
     std::vector<Cache *> caches;
+    std::vector<size_t> places; // of the caches among the arguments
     for (size_t index = 0; index < arguments.size(); ++index) {
       const aligned_type &type = arguments[index];
       std::string what = "argument " + std::to_string(index);
@@ -88,13 +86,13 @@ private:
         in[index].array = inputs.back().array;
       } else if (Cache *cache = nullptr; nb::try_cast(given[index], cache) && cache) {
         caches.push_back(cache);
-        in[index].cache = cache->cache;
+        places.push_back(index);
       } else {
         throw Error("expected an alignedkv.Cache as " + what + ", got " + nb::type_name(given[index].type()).c_str());
       }
     }
     Tally tally(aligned_module_attentions(module), aligned_tally{});
-    run(caches, in, out, tally);
+    run(caches, places, in, out, tally);
 
     nb::list values;
     for (size_t index = 0; index < results.size(); ++index)
@@ -103,14 +101,13 @@ private:
     return {value, std::move(tally)};
   }
 
-  void run(std::vector<Cache *> &caches, std::vector<aligned_value> &in, std::vector<aligned_value> &out, Tally &tally) const {
-    std::sort(caches.begin(), caches.end()); // one order for all threads
-    if (std::adjacent_find(caches.begin(), caches.end()) != caches.end())
-      throw Error("expected a cache to be passed once, got it twice");
+  void run(const std::vector<Cache *> &caches, const std::vector<size_t> &places, std::vector<aligned_value> &in, std::vector<aligned_value> &out, Tally &tally) const {
     nb::gil_scoped_release release;
-    std::vector<std::unique_lock<std::mutex>> locks;
-    for (Cache *cache : caches)
-      locks.emplace_back(cache->mutex);
+    CacheLocks locks(caches);
+    if (locks.hasTwins())
+      throw Error("expected a cache to be passed once, got it twice");
+    for (size_t index = 0; index < caches.size(); ++index)
+      in[places[index]].cache = caches[index]->get();
     aligned_rt_record(tally.data(), tally.size());
     int failed = aligned_module_call(module, in.data(), out.data());
     aligned_rt_record(nullptr, 0);
@@ -121,9 +118,9 @@ private:
   /// The object of the argument that was appended to in place, or a new cache.
   static nb::object takeCache(aligned_cache *cache, const nb::args &given) {
     for (nb::handle argument : given)
-      if (Cache *known = nullptr; nb::try_cast(argument, known) && known && known->cache == cache)
+      if (Cache *known = nullptr; nb::try_cast(argument, known) && known && known->holds(cache))
         return nb::borrow(argument);
-    return nb::cast(std::make_unique<Cache>(cache));
+    return nb::cast(Cache::take(cache));
   }
 
   static nb::list listOf(const Tally &tally) {

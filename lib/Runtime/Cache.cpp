@@ -83,6 +83,22 @@ int64_t lengthOf(const aligned_cache &cache, int64_t entry) { return cache.lengt
 
 int64_t codeBytes(const aligned_cache &cache) { return isFixed(cache) ? kTile : 0; }
 
+/// Which batch entries of a cache are meant, in which order: some that are listed, or all.
+struct RowsOf {
+  const int64_t *entries = nullptr;
+  int64_t count = -1;
+
+  int64_t entriesOf(const aligned_cache &cache) const { return entries ? count : cache.batch; }
+  int64_t entry(int64_t n) const { return entries ? entries[n] : n; }
+
+  /// Calls body(n-th row, the cache's row that is meant).
+  template <typename Body> void forEach(const aligned_cache &cache, Body body) const {
+    for (int64_t n = 0; n < entriesOf(cache); ++n)
+      for (int64_t head = 0; head < cache.kv_heads; ++head)
+        body(n * cache.kv_heads + head, entry(n) * cache.kv_heads + head);
+  }
+};
+
 /// What planes grow by, up to 4096 tokens twofold and then by a quarter, to hold `tokens` tokens.
 int64_t grownCapacity(int64_t capacity, int64_t tokens) {
   return std::max(pagesFor(tokens) * kTile, capacity < 4096 ? 2 * capacity : capacity + capacity / 4 / kTile * kTile);
@@ -115,12 +131,13 @@ struct Planes {
       body(code.as<uint8_t>(), cache.code, codeBytes(cache));
   }
 
-  /// Copies the tokens of a cache without pages, of whatever capacity.
-  void copyFrom(const aligned_cache &cache) {
+  /// Copies the tokens of `rows` rows of a cache without pages, of whatever capacity.
+  void copyFrom(const aligned_cache &cache, const RowsOf &rows) {
     forEach(cache, [&](uint8_t *to, const uint8_t *from, int64_t bytes) {
-      for (int64_t row = 0; row < cache.rows; ++row)
-        if (int64_t used = pagesFor(lengthOf(cache, row / cache.kv_heads)))
-          std::memcpy(to + row * (capacity / kTile) * bytes, from + row * (cache.capacity / kTile) * bytes, used * bytes);
+      rows.forEach(cache, [&](int64_t row, int64_t source) {
+        if (int64_t used = pagesFor(lengthOf(cache, source / cache.kv_heads)))
+          std::memcpy(to + row * (capacity / kTile) * bytes, from + source * (cache.capacity / kTile) * bytes, used * bytes);
+      });
     });
   }
 
@@ -143,16 +160,21 @@ struct Summaries {
             hasOffset(cache) ? floats : 0, floats};
   }
 
-  /// Of a cache: zeros, or a copy of what others of its kind hold.
-  bool allocate(const aligned_cache &cache, const Summaries *others = nullptr) {
+  /// Zeros, for the rows of a cache.
+  bool allocate(const aligned_cache &cache) {
     const auto bytes = Summaries::bytes(cache);
-    for (int kind = 0; kind < kinds; ++kind) {
+    for (int kind = 0; kind < kinds; ++kind)
       if (!::allocate(of[kind], bytes[kind]))
         return false;
-      if (bytes[kind] && others)
-        std::memcpy(of[kind].as<void>(), others->of[kind].as<void>(), bytes[kind]);
-    }
     return true;
+  }
+
+  /// What is known of `rows` rows of a cache.
+  void copyFrom(const aligned_cache &cache, const Summaries &others, const RowsOf &rows) {
+    const auto bytes = Summaries::bytes(cache);
+    for (int kind = 0; kind < kinds; ++kind)
+      if (const int64_t each = bytes[kind] / cache.rows)
+        rows.forEach(cache, [&](int64_t row, int64_t source) { std::memcpy(of[kind].as<char>() + row * each, others.of[kind].as<char>() + source * each, each); });
   }
 
   aligned_scales *scales() const { return of[Scales].as<aligned_scales>(); }
@@ -170,14 +192,16 @@ struct DenseCopy {
   int64_t bytes(const aligned_cache &cache) const { return cache.rows * capacity * rowBytes(cache); }
   char *at(const aligned_cache &cache, int64_t row, int64_t token) const { return values.as<char>() + (row * capacity + token) * rowBytes(cache); }
 
-  /// Room for `tokens` tokens of each row, with those of `other` in it.
-  bool allocate(const aligned_cache &cache, int64_t tokens, const DenseCopy *other = nullptr) {
+  /// Room for `tokens` tokens of each row.
+  bool allocate(const aligned_cache &cache, int64_t tokens) {
     if (!::allocate(values, product(cache.rows, tokens, rowBytes(cache)), 2 * (ALIGNED_MAX_PLANES + 1) + !isKey(cache)))
       return false;
     capacity = tokens;
-    for (int64_t row = 0; row < cache.rows && other && cache.tokens; ++row)
-      std::memcpy(at(cache, row, 0), other->at(cache, row, 0), cache.tokens * rowBytes(cache));
     return true;
+  }
+  void copyFrom(const aligned_cache &cache, const DenseCopy &other, const RowsOf &rows) {
+    if (cache.tokens)
+      rows.forEach(cache, [&](int64_t row, int64_t source) { std::memcpy(at(cache, row, 0), other.at(cache, source, 0), cache.tokens * rowBytes(cache)); });
   }
 };
 
@@ -429,18 +453,22 @@ private:
     if (!cache.pages && longest > cache.capacity) {
       if (!grown.emplace().allocate(cache, grownCapacity(cache.capacity, longest)))
         return false;
-      grown->copyFrom(cache);
+      grown->copyFrom(cache, {});
     }
     keepsDense = !counts && cache.keepsDense(longest);
     if (keepsDense && longest > cache.dense_capacity) {
       const int64_t tokens = std::min(std::max(grownCapacity(cache.dense_capacity, longest), cache.capacity), cache.dense_limit);
-      if (!dense.emplace().allocate(cache, tokens, &cache.denseCopy))
+      if (!dense.emplace().allocate(cache, tokens))
         return false;
+      dense->copyFrom(cache, cache.denseCopy, {});
     }
     if (counts && !cache.lengths && !cache.allocateLengths(lengths))
       return false;
-    if (most > few && !summaries.emplace().allocate(cache, &cache.summaries))
-      return false;
+    if (most > few) {
+      if (!summaries.emplace().allocate(cache))
+        return false;
+      summaries->copyFrom(cache, cache.summaries, {});
+    }
     if (cache.pages) {
       PageTable::Need need = cache.pageTable.reserve(lengthBefore(), [this](int64_t n) { return countOf(n); });
       if (!need.met())
@@ -938,6 +966,199 @@ int append(aligned_cache *cache, const void *data, const int64_t *counts, int64_
                      [&](auto element) { return Append<decltype(element)>(*ownerOf(cache), data, counts, count, strides).run(); });
 }
 
+/// A cache of some batch entries of another.
+aligned_cache *select(const Cache &from, const RowsOf &rows) {
+  const int64_t batch = rows.entriesOf(from);
+  std::unique_ptr<Cache> cache = create(from.format, batch, from.kv_heads, from.head_dim);
+  if (!cache)
+    return nullptr;
+  cache->planes = from.planes;
+  int64_t asides = 0;
+  auto forEachAside = [&](auto body) {
+    for (int64_t n = 0; n < batch && from.asides; ++n)
+      for (int64_t i = 0; i < from.asides; ++i)
+        if (from.aside[i].row / from.kv_heads == rows.entry(n))
+          body(i, n * from.kv_heads + from.aside[i].row % from.kv_heads);
+  };
+  forEachAside([&](int64_t, int64_t) { ++asides; });
+  if (!cache->summaries.allocate(*cache) || !cache->asideList.reserve(*cache, asides))
+    return nullptr;
+  cache->summaries.copyFrom(from, from.summaries, rows);
+  forEachAside([&](int64_t i, int64_t row) {
+    cache->asideList.push(*cache, {row, from.aside[i].token}, from.asideList.valuesOf(from, i), from.asideList.patternsOf(from, i));
+  });
+  cache->tokens = from.tokens;
+  if (from.lengths) {
+    if (!cache->allocateLengths(cache->lengthList))
+      return nullptr;
+    int64_t *lengths = cache->lengthList.as<int64_t>();
+    for (int64_t n = 0; n < batch; ++n)
+      lengths[n] = from.lengths[rows.entry(n)];
+    cache->tokens = *std::max_element(lengths, lengths + batch);
+  }
+  if (from.pages) {
+    if (!cache->pageTable.share(from.pageTable, batch, [&](int64_t n) { return rows.entry(n); }))
+      return fail("out of memory: expected room for a table of %lld bytes", (long long)from.pageTable.bytes()), nullptr;
+    cache->planeArrays = from.planeArrays;
+  } else {
+    if (!cache->planeArrays.allocate(*cache, from.capacity))
+      return nullptr;
+    cache->planeArrays.copyFrom(from, rows);
+  }
+  if (from.dense) {
+    if (!cache->denseCopy.allocate(*cache, from.dense_capacity))
+      return nullptr;
+    cache->denseCopy.copyFrom(from, from.denseCopy, rows);
+  }
+  cache->dense_limit = from.dense_limit;
+  cache->bias = from.bias;
+  cache->biasIsSettled = from.biasIsSettled;
+  cache->offsetIsSet = from.offsetIsSet;
+  if (cache->tokens == 0)
+    cache->forgetBias();
+  cache->publish();
+  return cache.release();
+}
+
+//===----------------------------------------------------------------------===//
+// A cache as one stretch of bytes
+//===----------------------------------------------------------------------===//
+
+/// Counts, writes or reads what passes through it. A checksum goes along.
+struct Archive {
+  enum Mode { Count, Write, Read } mode;
+  char *at;
+  int64_t left = std::numeric_limits<int64_t>::max(); // to read
+  int64_t bytes = 0;
+  uint64_t sum = 0xcbf29ce484222325;
+
+  /// False where there is less to read.
+  bool pass(void *memory, int64_t count) {
+    if (count > left)
+      return false;
+    if (mode == Write)
+      std::memcpy(at, memory, count);
+    if (mode == Read)
+      std::memcpy(memory, at, count);
+    if (mode != Count) {
+      for (int64_t i = 0, step; i < count; i += step) { // words, then what is left of one
+        uint64_t word = 0;
+        std::memcpy(&word, at + i, step = std::min<int64_t>(sizeof word, count - i));
+        sum = (sum ^ word) * 0x9E3779B97F4A7C15;
+        sum ^= sum >> 29;
+      }
+      at += count;
+    }
+    left -= count;
+    bytes += count;
+    return true;
+  }
+};
+
+/// What a saved cache begins with.
+struct Head {
+  char magic[8] = {'a', 'l', 'i', 'g', 'n', 'e', 'd', '1'};
+  aligned_format format;
+  int64_t batch, kvHeads, headDim, capacity, physical, planes, tokens, bias, denseLimit, denseCapacity, asides;
+  int32_t biasIsSettled, offsetIsSet, hasLengths, hasDense;
+};
+
+/// Everything behind the head, of a cache that has room for it.
+bool passContents(Archive &archive, Cache &cache) {
+  bool ok = true;
+  for (int64_t row = 0; row < cache.rows; ++row)
+    for (int64_t index = 0; index < pagesFor(lengthOf(cache, row / cache.kv_heads)); ++index) {
+      const Tile tile = cache.tileOf(row, index);
+      for (int32_t p = 0; p < cache.planes; ++p)
+        ok = ok && archive.pass(tile.plane[p], cache.planeArrays.bytes[p]);
+      ok = ok && (!codeBytes(cache) || archive.pass(tile.code, codeBytes(cache)));
+    }
+  const auto bytes = Summaries::bytes(cache);
+  for (int kind = 0; kind < Summaries::kinds; ++kind)
+    ok = ok && archive.pass(cache.summaries.of[kind].as<void>(), bytes[kind]);
+  const Asides &asides = cache.asideList;
+  ok = ok && archive.pass(asides.begin(), asides.count * sizeof(aligned_aside)) && archive.pass(asides.values.as<void>(), asides.count * Asides::valueBytes(cache)) &&
+       archive.pass(asides.patterns.as<void>(), asides.count * Asides::patternBytes(cache));
+  for (int64_t row = 0; row < cache.rows && cache.denseCopy.capacity && cache.tokens; ++row)
+    ok = ok && archive.pass(cache.denseCopy.at(cache, row, 0), cache.tokens * DenseCopy::rowBytes(cache));
+  uint64_t sum = archive.sum, found = sum;
+  return ok && archive.pass(&found, sizeof found) && found == sum;
+}
+
+void save(Archive &archive, const Cache &original) {
+  Cache &cache = const_cast<Cache &>(original); // which is only read
+  Head head;
+  head.format = cache.format;
+  head.batch = cache.batch;
+  head.kvHeads = cache.kv_heads;
+  head.headDim = cache.head_dim;
+  head.capacity = cache.capacity;
+  head.physical = cache.pages ? cache.pageTable.physicalPages() : -1;
+  head.planes = cache.planes;
+  head.tokens = cache.tokens;
+  head.bias = cache.bias;
+  head.denseLimit = cache.dense_limit;
+  head.denseCapacity = cache.denseCopy.capacity;
+  head.asides = cache.asides;
+  head.biasIsSettled = cache.biasIsSettled;
+  head.offsetIsSet = cache.offsetIsSet;
+  head.hasLengths = cache.lengths != nullptr;
+  head.hasDense = cache.dense != nullptr;
+  archive.pass(&head, sizeof head);
+  if (cache.lengths)
+    archive.pass(cache.lengths, cache.batch * sizeof(int64_t));
+  passContents(archive, cache);
+}
+
+/// Nothing that was saved leads beyond the cache's memory, whoever wrote it.
+aligned_cache *load(Archive &archive) {
+  auto broken = [](const char *what) { return fail("expected a saved cache, got %s", what), nullptr; };
+  Head head, own;
+  if (!archive.pass(&head, sizeof head) || std::memcmp(head.magic, own.magic, sizeof head.magic))
+    return broken("other bytes");
+  const bool fits = head.tokens >= 0 && head.tokens <= head.capacity && head.asides >= 0 && head.asides <= archive.left / int64_t(sizeof(aligned_aside)) &&
+                    head.batch >= 1 && head.batch <= archive.left && head.denseLimit >= 0 && head.denseCapacity >= 0 &&
+                    (!head.hasDense || (head.tokens <= head.denseCapacity && !head.hasLengths)) && head.physical >= -1 && head.physical <= PageTable::mostPages;
+  if (!fits || !check(&head.format) || head.planes < 1 || head.planes > head.format.planes)
+    return broken("sizes that can't be");
+  std::unique_ptr<Cache> cache(ownerOf(create(&head.format, head.batch, head.kvHeads, head.headDim, head.capacity, head.physical)));
+  if (!cache)
+    return nullptr;
+  if (head.planes < cache->planes && aligned_cache_drop_planes(cache.get(), head.planes))
+    return nullptr;
+  cache->tokens = head.tokens;
+  if (head.hasLengths) {
+    if (!cache->allocateLengths(cache->lengthList))
+      return nullptr;
+    int64_t *lengths = cache->lengthList.as<int64_t>();
+    if (!archive.pass(lengths, head.batch * sizeof(int64_t)))
+      return broken("too few bytes");
+    for (int64_t n = 0; n < head.batch; ++n)
+      if (lengths[n] < 0 || lengths[n] > head.tokens)
+        return broken("lengths that can't be");
+  }
+  cache->lengths = cache->lengthList.as<int64_t>();
+  if (cache->pages) {
+    if (!cache->pageTable.reserve([](int64_t) { return int64_t(0); }, [&](int64_t n) { return lengthOf(*cache, n); }).met())
+      return broken("more pages than there are");
+    cache->pageTable.commit();
+  }
+  if (!cache->asideList.reserve(*cache, head.asides) || (head.hasDense && !cache->denseCopy.allocate(*cache, head.denseCapacity)))
+    return nullptr;
+  cache->asideList.count = head.asides;
+  cache->publish();
+  if (!passContents(archive, *cache) || archive.left)
+    return broken("bytes that were changed");
+  for (const aligned_aside &aside : cache->asideList)
+    if (aside.row < 0 || aside.row >= cache->rows || aside.token < 0 || aside.token >= lengthOf(*cache, aside.row / cache->kv_heads))
+      return broken("tokens that can't be");
+  cache->bias = head.bias;
+  cache->biasIsSettled = head.biasIsSettled;
+  cache->offsetIsSet = head.offsetIsSet;
+  cache->dense_limit = head.denseLimit;
+  return cache.release();
+}
+
 /// Gives a cache own lengths before an entry changes by itself.
 bool ensureLengths(Cache &cache) {
   if (cache.lengths)
@@ -995,34 +1216,39 @@ aligned_cache *aligned_cache_fork(const aligned_cache *from) {
     const aligned_device_caches *server = serverOf(from);
     return server ? server->fork(from) : nullptr;
   }
-  const Cache &original = *ownerOf(from);
-  std::unique_ptr<Cache> cache = create(from->format, from->batch, from->kv_heads, from->head_dim);
-  if (!cache)
+  return select(*ownerOf(from), {});
+}
+
+aligned_cache *aligned_cache_select(const aligned_cache *from, const int64_t *entries, int64_t count) {
+  if (!check(from))
     return nullptr;
-  cache->planes = from->planes;
-  if (!cache->summaries.allocate(*from, &original.summaries) || !cache->asideList.reserve(*from, from->asides) ||
-      (from->lengths && !original.allocateLengths(cache->lengthList)))
-    return nullptr;
-  for (int64_t i = 0; i < from->asides; ++i)
-    cache->asideList.push(*from, from->aside[i], original.asideList.valuesOf(*from, i), original.asideList.patternsOf(*from, i));
-  if (from->pages) {
-    if (!cache->pageTable.share(original.pageTable))
-      return fail("out of memory: expected room for a table of %lld bytes", (long long)original.pageTable.bytes()), nullptr;
-    cache->planeArrays = original.planeArrays;
-  } else {
-    if (!cache->planeArrays.allocate(*from, from->capacity))
+  if (count < 1 || !entries)
+    return fail("expected at least one batch entry, got %lld", (long long)(entries ? count : 0)), nullptr;
+  for (int64_t n = 0; n < count; ++n)
+    if (!checkEntry(from, entries[n]))
       return nullptr;
-    cache->planeArrays.copyFrom(*from);
-  }
-  if (from->dense && !cache->denseCopy.allocate(*from, from->dense_capacity, &original.denseCopy))
-    return nullptr;
-  cache->dense_limit = from->dense_limit;
-  cache->tokens = from->tokens;
-  cache->bias = from->bias;
-  cache->biasIsSettled = original.biasIsSettled;
-  cache->offsetIsSet = original.offsetIsSet;
-  cache->publish();
-  return cache.release();
+  if (!onHost(from))
+    return fail("expected a cache on the host, got one in location %d", from->location), nullptr;
+  if (product(count, from->kv_heads) == kTooLarge)
+    return fail("expected a cache that fits in memory, got %lld batch entries", (long long)count), nullptr;
+  return select(*ownerOf(from), {entries, count});
+}
+
+int64_t aligned_cache_save(const aligned_cache *cache, void *out) {
+  if (!check(cache))
+    return -1;
+  if (!onHost(cache))
+    return fail("expected a cache on the host, got one in location %d", cache->location);
+  Archive archive{out ? Archive::Write : Archive::Count, static_cast<char *>(out)};
+  save(archive, *ownerOf(cache));
+  return archive.bytes;
+}
+
+aligned_cache *aligned_cache_load(const void *data, int64_t bytes) {
+  if (!data)
+    return fail("expected a saved cache, got null"), nullptr;
+  Archive archive{Archive::Read, static_cast<char *>(const_cast<void *>(data)), bytes};
+  return load(archive);
 }
 
 int aligned_cache_set_offset(aligned_cache *cache, const float *offset) {

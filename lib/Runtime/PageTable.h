@@ -45,16 +45,20 @@ public:
     return pool->allocate(physical) && allocateTable(entries, pages);
   }
 
-  /// Becomes another holder of another table's pages. False if memory is out.
-  bool share(const PageTable &other) {
+  /// Becomes another holder of another table's pages: entry n, of those of entry entryOf(n). False if memory is out.
+  template <typename EntryOf> bool share(const PageTable &other, int64_t entries, EntryOf entryOf) {
     pool = other.pool;
-    if (!allocateTable(other.entries, other.entryPages))
+    if (!allocateTable(entries, other.entryPages))
       return false;
     std::lock_guard<std::mutex> lock(pool->mutex);
-    for (int64_t i = 0; i < entries * entryPages; ++i)
-      if ((table[i] = other.table[i]) >= 0)
-        ++pool->holders[table[i]];
+    for (int64_t entry = 0; entry < entries; ++entry)
+      for (int64_t page = 0; page < entryPages; ++page)
+        if (const int32_t own = table[entry * entryPages + page] = other.at(entryOf(entry), page); own >= 0)
+          ++pool->holders[own];
     return true;
+  }
+  bool share(const PageTable &other) {
+    return share(other, other.entries, [](int64_t entry) { return entry; });
   }
 
   const int32_t *data() const { return table; }

@@ -5,13 +5,13 @@ import math
 import operator
 import os
 import re
+import sys
 
 import numpy as np
 
-from ._alignedkv import Error, Module, _append, _cache, _copy, _drop_planes, _keep_dense, _lower_dense, _most_dense, _truncate, transform
-
-_MLIR_TYPES = {"float16": "f16", "bfloat16": "bf16", "uint16": "bf16", "float32": "f32"}
-_MASK_TYPES = {**_MLIR_TYPES, "bool": "i1"}
+from . import _alignedkv as native
+from ._alignedkv import Error, Module, _policy_tolerance, _view, transform
+from .attention import MASK_TYPES, MLIR_TYPES, Step, in_plain_words
 
 
 def _options(policy, tolerance, format, budget=None, certify=False, dense_up_to=0, raise_attention=True):
@@ -59,22 +59,6 @@ def _dense_up_to(value):
     return tokens
 
 
-def _scoring(causal, window, sinks, softcap):
-    """What `aligned.attention` says of caps and masks, which the compiler verifies."""
-    parts = ["causal"] if causal else []
-    for name, value in [("window", window), ("sinks", sinks or None)]:
-        if value is not None:
-            try:
-                parts.append(f"{name} = {operator.index(value)}")
-            except TypeError:
-                raise Error(f"expected {name} to be an integer, got {type(value).__name__}") from None
-    text = ""
-    if softcap is not None:
-        bits = int(_number("softcap", softcap, np.float64).view(np.uint64))
-        text += f" softcap 0x{bits:016X}"
-    return text + (f" mask <{', '.join(parts)}>" if parts else "")
-
-
 def compile(text, policy="balanced", tolerance=None, format="auto", function=None, budget=None, certify=False, dense_up_to=0, raise_attention=True,
             allow_unregistered_dialect=False):
     """Compiles a module's MLIR text for this machine and returns a callable `Module`.
@@ -104,26 +88,119 @@ def compile(text, policy="balanced", tolerance=None, format="auto", function=Non
 
 
 @functools.lru_cache(maxsize=256)
-def _attention(text, options):
-    """One module for all caches of a shape: the layers of a model share it."""
-    return Module(text, options)
-
-
-@functools.lru_cache(maxsize=256)
 def _verify(types):
     """The compiler knows what a cache may be."""
-    transform(f"func.func private @cache({types})", "builtin.module()")
+    with in_plain_words():
+        transform(f"func.func private @cache({types})", "builtin.module()")
+
+
+def _integer(name, value, least=0, end=2**63):
+    """An integer from `least` on."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise Error(f"expected {name} to be an integer, got {type(value).__name__}") from None
+    if not least <= number < end:
+        raise Error(f"expected {name} to be {least} or more, got {number}")
+    return number
 
 
 def _size(name, value):
     """A positive integer that any of MLIR's dimensions can be."""
+    return _integer(name, value, 1, 2**31)
+
+
+def _integers(name, values):
     try:
-        size = operator.index(value)
+        return [_integer(name, value) for value in values]
     except TypeError:
-        raise Error(f"expected {name} to be an integer, got {type(value).__name__}") from None
-    if not 1 <= size < 2**31:
-        raise Error(f"expected {name} to be 1 or more, got {size}")
-    return size
+        raise Error(f"expected {name} to be integers, got {type(values).__name__}") from None
+
+
+_NAMES = {np.dtype(name): name for name in ("float16", "float32", "bool", "uint16")}  # in this machine's byte order; what takes no time to look up
+
+
+def _array(name, value, dtypes):
+    """An array in CPU memory as a NumPy array over the same memory, and the name of its dtype; bfloat16 as its bits. uint16 are bits, too."""
+    dtype = _NAMES.get(value.dtype) if type(value) is np.ndarray else None
+    view, dtype = (value, dtype) if dtype else _view(value, name)
+    if dtype == "uint16" and "bfloat16" in dtypes:
+        dtype = "bfloat16"
+    if dtype not in dtypes:
+        *others, last = dtypes
+        raise Error(f"expected {name} of {', '.join(others)} or {last}, got {dtype}")
+    return view, dtype
+
+
+def _numbers(name, value):
+    """float32 from whatever holds numbers."""
+    try:
+        return np.asarray(value, np.float32)
+    except (TypeError, ValueError, RuntimeError):
+        raise Error(f"expected {name} to be an array of numbers, got {type(value).__name__}") from None
+
+
+_ALL = 2**40  # tokens, more than any cache has
+
+
+def _scoring(causal, window, sinks, softcap):
+    """What `aligned.decode_attention` says of caps and masks (A11 and A12)."""
+    parts, text = ["causal"] if causal else [], ""
+    if window is not None:
+        parts.append(f"window = {min(_integer('window', window, 1), _ALL)}")
+    if _integer("sinks", sinks):
+        if window is None:
+            raise Error(f"expected sinks only with a window, got {sinks} without one")
+        parts.append(f"sinks = {min(operator.index(sinks), _ALL)}")
+    if softcap is not None:
+        cap = _number("softcap", softcap, np.float64)
+        if not 1e-30 <= cap <= 1e30:
+            raise Error(f"expected softcap to be from 1e-30 to 1e+30, got {softcap}")
+        text += f" softcap 0x{int(cap.view(np.uint64)):016X}"
+    return text + (f" mask <{', '.join(parts)}>" if parts else "")
+
+
+@functools.lru_cache(maxsize=256)
+def _preset(policy):
+    return _policy_tolerance(policy)
+
+
+def _policy(policy, tolerance, format):
+    """A policy as the op spells it."""
+    preset = _preset(policy) if isinstance(policy, str) else 0
+    if not preset and policy not in ("exact", "alignedkv", "budget"):
+        raise Error(f"expected policy 'exact', 'alignedkv', 'tight', 'balanced', 'fast', 'draft' or 'budget', got {policy!r}")
+    if (policy == "budget") != (tolerance is not None):
+        raise Error("expected a tolerance with policy 'budget', got none" if policy == "budget" else f"expected a tolerance only with policy 'budget', got one with {policy!r}")
+    kind, wanted = ("budget", "fixed") if preset or policy == "budget" else (policy, {"alignedkv": "float"}.get(policy))
+    if wanted and not format.startswith(wanted):
+        raise Error(f"expected a '{wanted}' format under policy {policy!r}, got {format!r}")
+    if kind != "budget":
+        return f"<{kind}>"
+    value = preset or _number("tolerance", tolerance, np.float64)
+    if not 0 < value < 1:
+        raise Error(f"expected tolerance to be above 0 and below 1, got {tolerance}")
+    return f"<budget, tolerance = 0x{int(np.float64(value).view(np.uint64)):016X}>"
+
+
+def _write(name, target, result):
+    """Copies a result to where the caller wants it."""
+    is_array = isinstance(target, np.ndarray) or hasattr(target, "__dlpack__")
+    view = np.asarray(target) if is_array else None
+    if view is None or view.dtype != np.float32 or view.shape != result.shape or not view.flags.writeable:
+        got = f"{'a writable' if view.flags.writeable else 'a read-only'} {view.dtype.name} {list(view.shape)}" if is_array else type(target).__name__
+        raise Error(f"expected {name} to be a writable float32 array {list(result.shape)}, got {got}")
+    view[...] = result
+
+
+def _like(given, result):
+    """A result as an array of the library that `given` is of."""
+    library = type(given).__module__.partition(".")[0]
+    if library == "torch":
+        return sys.modules["torch"].from_numpy(result)
+    if library in ("jax", "jaxlib"):
+        return sys.modules["jax"].numpy.asarray(result)
+    return result
 
 
 _AUTO = "fixed<4,4,8>"
@@ -132,7 +209,7 @@ _AUTO = "fixed<4,4,8>"
 class KVCache:
     """Keys and values of one attention layer, in bit planes.
 
-    kv_heads, batch: how many; every sequence of the batch has the same number of tokens.
+    kv_heads, batch: how many. The sequences of a batch have the same number of tokens, unless `append` is told otherwise.
     head_dim, value_dim: channels of a key and of a value, the latter as the former if left out; multiples of 16 up to 256.
     dtype: of the tokens: 'float16', 'bfloat16' or 'float32', of which 16 bits are kept.
     format: of keys and of values: planes, most significant first. 'auto' is 'fixed<4,4,8>'; the published format is 'float<8,4,4>' ('float<12,4>' for
@@ -145,66 +222,91 @@ class KVCache:
     read faster so, and exactly. 'auto': as long as that is faster under the policies that it is attended to with, by what steps take on this machine; that is
     measured once, in a few seconds, by the first `attend` that asks. At most 4096 tokens are held twice then. With 'fixed' formats only.
 
-    Safe to use from several threads: each call sees keys and values of the same tokens. Raises Error if the format can't hold such tokens.
+    reserve: tokens of each sequence that there is room for from the start. Beyond them memory grows as tokens come: twofold up to 4096 tokens, then by a quarter.
+    page_size: 64, or None. With it, memory is a pool of pages of 64 tokens, of batch * `reserve` tokens in all, from which sequences take as they grow. Copies
+    share it, and the pages that none of them writes to. It does not grow: an append that finds no page left raises Error. With 'fixed' formats only.
+
+    Safe to use from several threads: each call sees keys and values of the same tokens. Can be copied and pickled. In a process that was forked it works on, unless
+    another thread was using it at that moment: then calls raise Error. Raises Error if the format can't hold such tokens.
     """
 
-    def __init__(self, kv_heads, head_dim, batch=1, dtype="float16", format="auto", value_dim=None, key_offset=None, dense_up_to=0):
-        self.kv_heads, self.head_dim, self.batch = _size("kv_heads", kv_heads), _size("head_dim", head_dim), _size("batch", batch)
+    def __init__(self, kv_heads, head_dim, batch=1, dtype="float16", format="auto", value_dim=None, key_offset=None, dense_up_to=0, page_size=None, reserve=0):
+        self.kv_heads, self.head_dim, batch = _size("kv_heads", kv_heads), _size("head_dim", head_dim), _size("batch", batch)
         self.value_dim = self.head_dim if value_dim is None else _size("value_dim", value_dim)
-        self.dtype = dtype if isinstance(dtype, str) else np.dtype(dtype).name
-        if self.dtype not in ("float16", "bfloat16", "float32"):
+        self.dtype = dtype if isinstance(dtype, str) else getattr(dtype, "name", str(dtype).rpartition(".")[2]) if not isinstance(dtype, type) else np.dtype(dtype).name
+        if self.dtype not in MLIR_TYPES:
             raise Error(f"expected dtype 'float16', 'bfloat16' or 'float32', got {dtype!r}")
         self.format = _AUTO if format == "auto" else re.sub(r"\s", "", str(format))
         parsed = re.fullmatch(r"(fixed|float)<(\d+(?:,\d+)*)>", self.format, re.ASCII)
         if not parsed:
             raise Error(f"expected a format such as 'auto', 'fixed<4,4,8>' or 'float<8,4,4>', got {format!r}")
         kind, widths = parsed[1], [int(width) for width in parsed[2].split(",")]
-        _verify(f"{self._type('key', len(widths))}, {self._type('value', len(widths))}")
-        self._key = _cache(kind, widths, "key", self.dtype, self.batch, self.kv_heads, self.head_dim)
-        self._value = _cache(kind, widths, "value", self.dtype, self.batch, self.kv_heads, self.value_dim)
+        self._dense_up_to, self.reserve = _dense_up_to(dense_up_to), _integer("reserve", reserve)
+        for name, value in [("dense_up_to", self._dense_up_to), ("key_offset", key_offset is not None), ("page_size", page_size is not None)]:
+            if value and kind != "fixed":
+                raise Error(f"expected {name} with a 'fixed' format only, got {self.format!r}")
+        if page_size not in (None, 64):
+            raise Error(f"expected page_size to be 64 or None, got {page_size!r}")
+        if page_size and not self.reserve:
+            raise Error("expected reserve to be 1 or more with page_size, since pages do not grow in number, got 0")
+        self.page_size = page_size
+        pages = batch * (-(-self.reserve // page_size)) if page_size else -1
+        self._key, self._value = None, None
+        _verify(f"{self._type('key', batch, len(widths))}, {self._type('value', batch, len(widths))}")
+        self._key = native._cache(kind, widths, "key", self.dtype, batch, self.kv_heads, self.head_dim, self.reserve, pages)
+        self._value = native._cache(kind, widths, "value", self.dtype, batch, self.kv_heads, self.value_dim, self.reserve, pages)
         self._reads = None
-        self._dense_up_to = _dense_up_to(dense_up_to)
         if self._dense_up_to:
-            if kind != "fixed":
-                raise Error(f"expected dense_up_to with a 'fixed' format only, got {self.format!r}")
-            _keep_dense(self._key, self._value, _most_dense if self._dense_up_to == "auto" else self._dense_up_to)
+            native._keep_dense(self._key, self._value, native._most_dense if self._dense_up_to == "auto" else self._dense_up_to)
         if key_offset is not None:
-            if kind != "fixed":
-                raise Error(f"expected key_offset with a 'fixed' format only, got {self.format!r}")
-            try:
-                offset = np.asarray(key_offset, np.float32)
-            except (TypeError, ValueError):
-                raise Error(f"expected key_offset to be an array of numbers, got {type(key_offset).__name__}") from None
-            self._key._set_offset(offset, "key_offset")
+            self._key._set_offset(_numbers("key_offset", key_offset), "key_offset")
 
-    def append(self, k, v):
+    def append(self, k, v, lengths=None):
         """Adds n tokens: k [batch, kv_heads, n, head_dim] and v [batch, kv_heads, n, value_dim] of the cache's dtype.
 
-        Any strides will do, nothing is copied but into the cache. bfloat16 comes as ml_dtypes or as uint16. Raises Error if dtype or shapes
-        do not fit, k and v differ in n, or memory is out; the cache is unchanged then.
+        Any array in CPU memory will do that exports DLPack or the buffer protocol (NumPy, ml_dtypes, torch, JAX), with any strides; nothing is copied but into the
+        cache. bfloat16 comes as such or as uint16.
+        lengths: how many of the n tokens each sequence gets, the first ones; from then on sequences have lengths of their own. With 'fixed' formats only.
+
+        Raises Error if dtype or shapes do not fit, k and v differ in n, memory or pages are out; the cache is unchanged then, and so it is where Ctrl-C comes.
         """
-        _append(self._key, self._value, k, v)
+        if lengths is not None:
+            lengths = _integers("lengths", lengths)
+            if not self.format.startswith("fixed"):
+                raise Error(f"expected lengths with a 'fixed' format only, got {self.format!r}")
+        native._append(self._key, self._value, k, v, lengths)
 
     def truncate(self, tokens):
         """Forgets the newest tokens of every sequence until `tokens` are left: what speculative decoding drops.
 
+        tokens: a number for all sequences, of which shorter ones stay as they are, or one for each, which gives them lengths of their own.
         What is left is stored bit for bit as if they had never come, and so is what is appended next. Under 'alignedkv' the largest magnitudes seen
         stay, and while tokens are left, what the first append settled (`key_offset`). Raises Error unless tokens is 0 to len(cache); nothing changes then.
         """
-        try:
-            tokens = operator.index(tokens)
-        except TypeError:
-            raise Error(f"expected tokens to be an integer, got {type(tokens).__name__}") from None
-        if not 0 <= tokens < 2**63:
-            raise Error(f"expected tokens to be 0 or more, got {tokens}")
-        _truncate(self._key, self._value, tokens)
+        each = not hasattr(tokens, "__index__") and hasattr(tokens, "__iter__")
+        native._truncate(self._key, self._value, _integers("tokens", tokens) if each else [_integer("tokens", tokens)], each)
+
+    def reorder(self, indices):
+        """Has sequence n go on as a copy of sequence indices[n], as beam search asks for: [batch] integers.
+
+        With pages the copies share them. Raises Error unless each is 0 to batch - 1; nothing changes then.
+        """
+        native._select(self._key, self._value, _integers("indices", indices), True)
+
+    def batch_select(self, indices):
+        """Keeps the sequences indices[0], indices[1], ... in this order; some may come several times. The batch is len(indices) then.
+
+        Raises Error unless there is one at least and each is 0 to batch - 1; nothing changes then.
+        """
+        native._select(self._key, self._value, _integers("indices", indices), False)
 
     def copy(self):
-        """A cache with the same tokens that goes its own way. Its planes take memory of their own."""
+        """A cache with the same tokens that goes its own way. Its planes take memory of their own, but for pages, which it shares while nobody writes to them."""
+        return self._with(*native._copy(self._key, self._value))
+
+    def _with(self, key, value):
         twin = object.__new__(type(self))
-        twin.__dict__.update(self.__dict__)
-        twin._key, twin._value = _copy(self._key, self._value)
-        twin._reads = None
+        twin.__dict__.update(self.__dict__, _key=key, _value=value, _reads=None)
         return twin
 
     __copy__ = copy
@@ -212,16 +314,29 @@ class KVCache:
     def __deepcopy__(self, memo):
         return self.copy()
 
+    def __getstate__(self):
+        return {**self.__dict__, "_key": None, "_value": None, "_reads": None, "_saved": native._save(self._key, self._value)}
+
+    def __setstate__(self, state):
+        state = dict(state)
+        key, value = state.pop("_saved")
+        self.__dict__.update(state, _key=native._load(key), _value=native._load(value))
+
+    def close(self):
+        """Gives the memory back now. Every other call raises Error from then on."""
+        native._close(self._key, self._value)
+
     def attend(self, q, scale=None, policy="balanced", tolerance=None, certify=False, causal=False, window=None, sinks=0, softcap=None,
-               mask=None, sink_logits=None):
+               mask=None, sink_logits=None, return_lse=False, out=None):
         """softmax(scale * q k^T) v over all tokens: float32 [batch, q_heads, queries, value_dim].
 
-        q: [batch, q_heads, queries, head_dim], float16, bfloat16 (ml_dtypes or uint16) or float32; q_heads is a multiple of kv_heads, and
-        query head h reads kv head h // (q_heads // kv_heads). Where it is more than 32 times as many, the cache is unpacked in each call.
+        q: [batch, q_heads, queries, head_dim], float16, bfloat16 (or its bits as uint16) or float32, in CPU memory, of any library that exports DLPack or the buffer
+        protocol. q_heads is a multiple of kv_heads, and query head h reads kv head h // (q_heads // kv_heads). Results are NumPy arrays, or tensors of torch
+        or JAX where q is one.
         scale: of the scores, 1 / sqrt(head_dim) if left out.
         policy, tolerance: as in `compile`. A tolerance is the error aimed at, relative to the usual size of a row of V. 'alignedkv' needs a float
         format, policies with a tolerance a fixed one.
-        certify: whether to return (out, bound, estimate), the latter two float32 [batch, q_heads, queries]. Both are of the error against exact
+        certify: whether to return bound and estimate behind `out`, both float32 [batch, q_heads, queries]. Both are of the error against exact
         attention over the tokens as they were appended, and come from the kernel, which knows the bits that it did not read (P4 in docs/Numerics.md).
             bound     no channel of that row is off by more: absolute, in the units of v. Proven, and so many times larger than the error.
             estimate  the relative L2 error to expect of that row, ||out - exact|| / ||exact||: predicted, not proven. It is 0 on float formats, for
@@ -237,27 +352,38 @@ class KVCache:
         queries, tokens], where any of the first three may be 1 or, from the left, absent. Where it is -inf or False, a token takes no part, whatever it
         holds; tiles of 64 tokens that it hides from all queries are not read. It goes with causal and window: both must let a token pass.
         sink_logits: [q_heads] of numbers: a logit for each query head that has no value. It adds exp(logit) to the sum that weights are divided by.
+        return_lse: whether to return the logarithm of that sum, log(sum(exp(scores))), behind `out` and before bound and estimate: float32 [batch, q_heads, queries],
+        with which outputs over disjoint tokens merge; -inf where there is no token.
+        out: a writable float32 array of the result's shape that takes it, and is returned.
 
-        No tokens give zeros. The first call with a new shape, dtype, policy or number of planes compiles. Raises Error if something does not fit.
+        No tokens give zeros. The first call with a new shape, dtype, policy or number of planes compiles (`warm_up`); another number of queries seldom does. Raises
+        Error if something does not fit.
         """
-        q = np.asarray(q)
-        if q.ndim != 4 or q.dtype.name not in _MLIR_TYPES:
-            raise Error(f"expected q of float16, bfloat16 or float32 and rank 4, got {q.dtype.name} of rank {q.ndim}")
+        query, dtype = _array("q", q, MLIR_TYPES)
         scale = _number("scale", 1 / math.sqrt(self.head_dim) if scale is None else scale)
-        options = _options(policy, tolerance, "auto", certify=certify, dense_up_to=self._dense_up_to)
-        scoring = _scoring(causal, window, sinks, softcap)
-        operands = self._operands(q, mask, sink_logits)
+        scoring, policy = _scoring(causal, window, sinks, softcap), _policy(policy, tolerance, self.format)
+        options = f"dense-up-to={self._dense_up_to}" if self._dense_up_to else ""
         while True:
-            planes = self._key.planes
-            module = _attention(self._text(q, scoring, operands, planes), options)
-            if self._dense_up_to:  # policies that read planes sooner hold less
-                _lower_dense(self._key, self._value, module.dense_up_to)
+            key, value = self._key, self._value
+            batch, planes = key.batch, key.planes
+            if query.ndim != 4 or query.shape[0] != batch or query.shape[3] != self.head_dim or not query.shape[1] or query.shape[1] % self.kv_heads:
+                raise Error(f"expected q of shape [{batch}, a multiple of {self.kv_heads}, queries, {self.head_dim}], got {list(query.shape)}")
+            step = Step(query, dtype, scale, scoring, policy, *self._mask(query.shape, mask), self._logits(query.shape, sink_logits), bool(certify), options)
             try:
-                out, (self._reads,) = module._call_with_reads(q, self._key, self._value, scale, *operands.values())
-                return out
+                results, reads = step.run(key, value, self._type("key", batch, planes), self._type("value", batch, planes), self.kv_heads, self.value_dim, self._lower_dense)
+                break
             except Error:
-                if planes == self._key.planes:
-                    raise  # else another thread has dropped planes meanwhile
+                if (batch, planes) == (key.batch, key.planes):
+                    raise  # else another thread has dropped planes or selected sequences meanwhile
+        self._reads = reads
+        result, largest, total, *errors = results
+        if return_lse:
+            with np.errstate(divide="ignore"):
+                errors.insert(0, largest + np.log(total))
+        if out is not None:
+            _write("out", out, result)
+        given = [_like(q, result) if out is None else out] + [_like(q, array) for array in errors]
+        return given[0] if len(given) == 1 else tuple(given)
 
     def drop_planes(self, planes):
         """Keeps the `planes` most significant bit planes of keys and of values and returns the memory of the others, for good.
@@ -265,20 +391,35 @@ class KVCache:
         Tokens to come have no more planes either, and attention reads what is left (S9 in docs/Numerics.md). Raises Error unless planes is 1 to as many
         as there are; nothing is dropped then.
         """
-        planes = _size("planes", planes)
-        _drop_planes(self._key, self._value, planes)
+        native._drop_planes(self._key, self._value, _size("planes", planes))
+
+    @property
+    def batch(self):
+        """How many sequences there are."""
+        return self._key.batch
+
+    @property
+    def lengths(self):
+        """How many tokens each sequence holds."""
+        return self._value.lengths
 
     @property
     def reads(self):
-        """What the last `attend` read, as an entry of `Module.reads`; None before."""
+        """What the last `attend` read, as an entry of `Module.reads`, summed over the kernels that the queries took; None before."""
         return self._reads
 
     def to_numpy(self, bits=16):
-        """All tokens as new arrays (k, v), read with the top `bits` of 16 bits, rounded up to whole planes. bfloat16 comes as uint16."""
-        return self._key.to_numpy(bits), self._value.to_numpy(bits)
+        """All tokens as new arrays (k, v), read with the top `bits` of 16 bits, rounded up to whole planes. bfloat16 comes as uint16.
+
+        What lies behind the tokens of a shorter sequence is 0.
+        """
+        return native._unpack(self._key, self._value, bits)
 
     def __len__(self):
         return len(self._value)
+
+    def __bool__(self):
+        return True  # a cache is one, also while it holds nothing
 
     @property
     def nbytes(self):
@@ -288,46 +429,42 @@ class KVCache:
     def __repr__(self):
         return f"<alignedkv.KVCache of {len(self)} tokens, {self.batch} x {self.kv_heads} x {self.head_dim} {self.dtype} as {self.format}>"
 
-    def _type(self, role, resident):
+    def _type(self, role, batch, planes):
         dim = self.head_dim if role == "key" else self.value_dim
-        planes = f"#aligned.planes<{self.format}, {role}, resident = {resident}>"
-        return f"tensor<{self.batch}x{self.kv_heads}x?x{dim}x{_MLIR_TYPES[self.dtype]}, {planes}>"
+        encoding = f"#aligned.planes<{self.format}, {role}, resident = {planes}>"
+        return f"tensor<{batch}x{self.kv_heads}x?x{dim}x{MLIR_TYPES[self.dtype]}, {encoding}>"
 
-    def _operands(self, q, mask, sink_logits):
-        """The operands `attn_mask` and `sink_logits` that are given, as arrays of the shapes that the op takes."""
-        operands = {}
-        if mask is not None:
-            mask = np.asarray(mask)
-            if mask.dtype.name not in _MASK_TYPES:
-                raise Error(f"expected mask of float16, bfloat16, float32 or bool, got {mask.dtype.name}")
-            wanted = (*q.shape[:3], len(self))
-            shape = (1,) * (4 - mask.ndim) + mask.shape
-            if len(shape) != 4 or shape[3] != wanted[3] or any(got not in (1, want) for got, want in zip(shape, wanted)):
-                raise Error(f"expected mask to be [batch, q_heads, queries, tokens] = {list(wanted)}, where the first three may be 1 or absent, got {list(mask.shape)}")
-            operands["attn_mask"] = mask.reshape(shape)
-        if sink_logits is not None:
-            try:
-                logits = np.asarray(sink_logits, np.float32)
-            except (TypeError, ValueError):
-                raise Error(f"expected sink_logits to be an array of numbers, got {type(sink_logits).__name__}") from None
-            if logits.shape != q.shape[1:2]:
-                raise Error(f"expected sink_logits to be [q_heads] = {list(q.shape[1:2])}, got {list(logits.shape)}")
-            operands["sink_logits"] = logits
-        return operands
+    def _lower_dense(self, module):
+        if self._dense_up_to:  # policies that read planes sooner hold less
+            native._lower_dense(self._key, self._value, module.dense_up_to)
 
-    def _text(self, q, scoring, operands, planes):
-        batch, heads, queries, _ = q.shape
-        query = f"tensor<{'x'.join(map(str, q.shape))}x{_MLIR_TYPES[q.dtype.name]}>"
-        key, value, out = self._type("key", planes), self._type("value", planes), f"tensor<{batch}x{heads}x{queries}x{self.value_dim}xf32>"
-        arguments = ""
-        for name, array in operands.items():
-            shape = [*array.shape[:-1], "?"] if name == "attn_mask" else array.shape
-            kind = f"tensor<{'x'.join(map(str, shape))}x{_MASK_TYPES[array.dtype.name]}>"
-            arguments += f", %{name}: {kind}"
-            scoring += f" {name} %{name} : {kind}"
-        return f"""
-            func.func @attend(%q: {query}, %k: {key}, %v: {value}, %s: tensor<f32>{arguments}) -> {out} {{
-              %scale = tensor.extract %s[] : tensor<f32>
-              %out = aligned.attention %q, %k, %v scale %scale{scoring} : {query}, {key}, {value} -> {out}
-              return %out : {out}
-            }}"""
+    def _mask(self, rows, mask):
+        """A mask as the op takes it, and the name of its dtype."""
+        if mask is None:
+            return None, ""
+        mask, dtype = _array("mask", mask, MASK_TYPES)
+        wanted = (*rows[:3], len(self))
+        shape = (1,) * (4 - mask.ndim) + mask.shape
+        if len(shape) != 4 or shape[3] != wanted[3] or any(got not in (1, want) for got, want in zip(shape, wanted)):
+            raise Error(f"expected mask to be [batch, q_heads, queries, tokens] = {list(wanted)}, where the first three may be 1 or absent, got {list(mask.shape)}")
+        return mask.reshape(shape), dtype
+
+    def _logits(self, rows, sink_logits):
+        if sink_logits is None:
+            return None
+        logits = _numbers("sink_logits", sink_logits)
+        if logits.shape != rows[1:2]:
+            raise Error(f"expected sink_logits to be [q_heads] = {list(rows[1:2])}, got {list(logits.shape)}")
+        return logits
+
+
+def warm_up(cache, q_heads, queries=1, dtype="float16", **options):
+    """Compiles what `cache.attend(q, **options)` runs for a q of [batch, q_heads, queries, head_dim] and `dtype`, before the first token waits for it.
+
+    Kernels that this machine compiled before are read from disk. Raises Error as `attend` does.
+    """
+    empty = KVCache(cache.kv_heads, cache.head_dim, cache.batch, cache.dtype, cache.format, cache.value_dim, dense_up_to=cache._dense_up_to)
+    if (planes := cache._key.planes) < empty._key.planes:
+        empty.drop_planes(planes)
+    shape = (empty.batch, _size("q_heads", q_heads), _size("queries", queries), cache.head_dim)
+    empty.attend(np.zeros(shape, "uint16" if dtype == "bfloat16" else dtype), **options)

@@ -75,6 +75,13 @@ void aligned_cache_destroy(aligned_cache *cache);
 /* A copy that goes its own way, in the same location. Copies of a cache with pages share them, and the pool of free ones, until one of them writes to a page:
  * that takes a page of its own (a full page is never written to). */
 aligned_cache *aligned_cache_fork(const aligned_cache *cache);
+/* The same of some batch entries: entry n of the new cache holds what entry entries[n] holds. An entry may come several times, or not at all. Of caches on the host. */
+aligned_cache *aligned_cache_select(const aligned_cache *cache, const int64_t *entries, int64_t count);
+
+/* Writes all there is of a cache on the host to `out` and returns how many bytes that takes; with null it only counts them. */
+int64_t aligned_cache_save(const aligned_cache *cache, void *out);
+/* A cache as it was saved, by this version of the library on a machine of the same byte order. Pages are not shared any more. */
+aligned_cache *aligned_cache_load(const void *data, int64_t bytes);
 
 /* Sets what is taken off K: [kv_heads, head_dim], a constant of the model. Of `fixed` keys, and only while the cache holds no token. Without it the first append
  * that brings 64 tokens or more to an empty row settles that row's: the mean of the first 64; one that brings fewer settles zero. Null: back to that. */

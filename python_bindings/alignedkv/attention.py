@@ -1,0 +1,169 @@
+"""Attention over a pair of caches, as kernels.
+
+A kernel is compiled for the shape of its queries, for what caches are stored in, and for what scores go through. It takes up to 32 query rows of a kv head (query
+heads that share it, times queries). Queries are cut into pieces that kernels take, of few sizes, so that few kernels are compiled: a piece is filled up at its front
+with its first query, and what comes of that is left out. `later` tells a kernel how many tokens are newer than the last of its queries.
+"""
+
+import contextlib
+import functools
+import re
+from typing import NamedTuple, Optional, Tuple
+
+import numpy as np
+
+from ._alignedkv import Error, Module
+
+MLIR_TYPES = {"float16": "f16", "bfloat16": "bf16", "float32": "f32"}
+MASK_TYPES = {**MLIR_TYPES, "bool": "i1"}
+
+_MOST_ROWS = 32
+_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+
+
+class Kernel(NamedTuple):
+    """What a kernel is compiled for."""
+
+    batch: int
+    kv_heads: int
+    heads: int  # query heads of a kv head
+    queries: int
+    query_type: str  # MLIR's, as all types here
+    key_type: str
+    value_type: str
+    key_dim: int
+    value_dim: int
+    scoring: str  # softcap and mask, as the op spells them
+    policy: str  # the same
+    mask: Optional[Tuple[Tuple[int, ...], str]]  # all but the tokens, and the type of its elements
+    has_sink_logits: bool
+    certify: bool
+    options: str  # of the pipeline
+
+    def text(self):
+        rows = f"{self.batch}x{self.kv_heads * self.heads}x{self.queries}"
+        query, out, row = f"tensor<{rows}x{self.key_dim}x{self.query_type}>", f"tensor<{rows}x{self.value_dim}xf32>", f"tensor<{rows}xf32>"
+        arguments = f"%q: {query}, %k: {self.key_type}, %v: {self.value_type}, %s: tensor<f32>"
+        scoring = self.scoring
+        if "mask" in scoring:
+            arguments += ", %l: tensor<i64>"
+            scoring += " later %later"
+        if self.mask:
+            shape, element = self.mask
+            kind = f"tensor<{'x'.join(map(str, shape))}x?x{element}>"
+            arguments += f", %m: {kind}"
+            scoring += f" attn_mask %m : {kind}"
+        if self.has_sink_logits:
+            kind = f"tensor<{self.kv_heads * self.heads}xf32>"
+            arguments += f", %x: {kind}"
+            scoring += f" sink_logits %x : {kind}"
+        state, states = "%acc, %max, %sum", f"{out}, {row}, {row}"
+        certificate = f"tensor<{rows}x8xf32>"
+        if self.certify:
+            finish = f"%out, %bound, %estimate = aligned.finish %acc, %sum certificate %c : {out}, {row}, {certificate} -> {out} certified {row}, {row}"
+            results, types = "%out, %max, %sum, %bound, %estimate", f"{states}, {row}, {row}"
+            state, states = f"{state}, %c", f"{states} certified {certificate}"
+        else:
+            finish = f"%out = aligned.finish %acc, %sum : {out}, {row} -> {out}"
+            results, types = "%out, %max, %sum", states
+        return f"""
+            func.func @attend({arguments}) -> ({types}) {{
+              %scale = tensor.extract %s[] : tensor<f32>
+              {'%count = tensor.extract %l[] : tensor<i64>' if 'mask' in self.scoring else ''}
+              {'%later = arith.index_cast %count : i64 to index' if 'mask' in self.scoring else ''}
+              {state} = aligned.decode_attention %q, %k, %v scale %scale{scoring} policy {self.policy}
+                  : {query}, {self.key_type}, {self.value_type} -> {states}
+              {finish}
+              return {results} : {types}
+            }}"""
+
+
+@functools.lru_cache(maxsize=1024)
+def _compiled(kernel):
+    """The module of a kernel: all caches of a shape share it, such as the layers of a model."""
+    with in_plain_words():
+        return Module(kernel.text(), kernel.options)
+
+
+@contextlib.contextmanager
+def in_plain_words():
+    """What the compiler says of a text that nobody has seen, without the places and ops in it."""
+    try:
+        yield
+    except Error as error:
+        said = re.sub(r"^(?:(?:note|error|remark): |line \d+, column \d+: |(?:custom op )?'aligned\.\w+' (?:op )?)+", "", str(error).split("\n")[0])
+        raise Error(said) from None
+
+
+class Step(NamedTuple):
+    """What one call attends with. Arrays are NumPy's, bfloat16 as its bits, with the names of their dtypes."""
+
+    query: np.ndarray  # [batch, q_heads, queries, head_dim]
+    query_dtype: str
+    scale: np.ndarray
+    scoring: str
+    policy: str
+    mask: Optional[np.ndarray]  # [batch or 1, q_heads or 1, queries or 1, tokens]
+    mask_dtype: str
+    sink_logits: Optional[np.ndarray]  # [q_heads]
+    certify: bool
+    options: str
+
+    def run(self, key, value, key_type, value_type, kv_heads, value_dim, before):
+        """The results of a kernel for all queries, and what was read. before(module) is called ahead of each kernel."""
+        batch, heads, queries, _ = self.query.shape
+        group = heads // kv_heads
+        whole, reads = None, {}
+        for piece in _pieces(group, queries):
+            own_heads, own_queries, size, later = piece
+            operands, kind = [], None
+            if "mask" in self.scoring:
+                operands.append(np.int64(later))
+            if self.mask is not None:
+                operands.append(_cut(self.mask, kv_heads, piece))
+                kind = operands[-1].shape[:3], MASK_TYPES[self.mask_dtype]
+            if self.sink_logits is not None:
+                operands.append(self.sink_logits.reshape(kv_heads, group)[:, own_heads].reshape(-1))
+            module = _compiled(Kernel(batch, kv_heads, own_heads.stop - own_heads.start, size, MLIR_TYPES[self.query_dtype], key_type, value_type, self.query.shape[3], value_dim,
+                                      self.scoring, self.policy, kind, self.sink_logits is not None, self.certify, self.options))
+            before(module)
+            results, (read,) = module._call_with_reads(_cut(self.query, kv_heads, piece), key, value, self.scale, *operands)
+            reads = {name: number + reads.get(name, 0) for name, number in read.items()}
+            if results[0].shape[1:3] == (heads, queries):
+                return results, reads
+            whole = whole or [np.empty((batch, heads, queries, *part.shape[3:]), np.float32) for part in results]
+            for all_rows, part in zip(whole, results):
+                rows = all_rows.reshape(batch, kv_heads, group, *all_rows.shape[2:])[:, :, own_heads, own_queries]
+                rows[...] = part.reshape(batch, kv_heads, -1, *part.shape[2:])[:, :, :, size - rows.shape[3]:]
+        if whole is None:  # no query
+            rows = (batch, heads, 0)
+            whole = [np.empty((*rows, value_dim), np.float32)] + [np.empty(rows, np.float32) for _ in range(4 if self.certify else 2)]
+            reads = dict.fromkeys(("key_bits", "key_values", "value_bits", "value_values"), 0)
+        return tuple(whole), reads
+
+
+def _pieces(group, queries):
+    """Cuts `queries` queries of `group` query heads a kv head into what kernels take.
+
+    Yields (heads, queries, how many queries the kernel takes, how many come later), the first two as slices.
+    """
+    for first_head in range(0, group, _MOST_ROWS):
+        heads = slice(first_head, min(group, first_head + _MOST_ROWS))
+        most = _MOST_ROWS // (heads.stop - heads.start)
+        for first in range(0, queries, most):
+            end = min(queries, first + most)
+            size = min(next(size for size in _SIZES if size >= end - first), most)
+            yield heads, slice(first, end), size, queries - end
+
+
+def _cut(array, kv_heads, piece):
+    """A piece of an array [batch, q_heads, queries, ...], as its kernel takes it. One head or one query serves all."""
+    own_heads, own_queries, size, _ = piece
+    batch, heads, queries = array.shape[:3]
+    if heads != 1 and own_heads.stop - own_heads.start != heads // kv_heads:
+        array = array.reshape(batch, kv_heads, heads // kv_heads, *array.shape[2:])[:, :, own_heads].reshape(batch, -1, *array.shape[2:])
+    if queries != 1:
+        array = array[:, :, own_queries]
+        if missing := size - array.shape[2]:
+            array = np.concatenate([np.repeat(array[:, :, :1], missing, 2), array], 2)
+    return array
