@@ -5,15 +5,19 @@ SECONDS ?= 60
 COUNT ?= 2000
 CORPUS ?= $(BUILD)/fuzz
 CAPTURE ?= test/data/smollm2-slice
+WHEELS ?= dist
 GGML ?=
 TORCH ?=
 PYTHON := .venv/bin/python
 
-# Precompiled headers are cacheable once ccache stops comparing times.
+# Precompiled headers are cacheable once ccache stops comparing times. A second checkout finds what the first compiled: paths are relative for ccache.
 export CCACHE_SLOPPINESS := pch_defines,time_macros,include_file_mtime,include_file_ctime
+export CCACHE_PCH_EXTSUM := 1
+export CCACHE_BASEDIR := $(CURDIR)
+export CCACHE_NOHASHDIR := 1
 
 .DEFAULT_GOAL := build
-.PHONY: help setup build check demo bench bench-gpu fuzz update-phases update-resources update-coverage update-performance mutate clean
+.PHONY: help setup configure build check demo wheel bench bench-gpu fuzz update-phases update-resources update-coverage update-performance mutate clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,18 +25,25 @@ help: ## list the targets
 setup: ## install missing system packages and the virtual environment
 	@utils/setup.sh
 
-build: setup ## compile everything (JOBS=2, BUILD=build)
+build: configure ## compile everything (JOBS=2, BUILD=build)
+	@ninja -C $(BUILD) -j$(JOBS)
+
+configure: setup
 	@cmake -G Ninja -S . -B $(BUILD) --log-level=WARNING \
 	  -DCMAKE_C_COMPILER=clang-22 -DCMAKE_CXX_COMPILER=clang++-22 \
 	  -DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache \
 	  -DALIGNED_PYTHON=$(if $(wildcard python_bindings/CMakeLists.txt),ON,OFF) -DPython_EXECUTABLE=$(abspath $(PYTHON))
-	@ninja -C $(BUILD) -j$(JOBS)
 
 check: build ## run every test; the last line is `N passed, N failed`
 	@$(PYTHON) utils/check.py $(BUILD)
 
-demo: build ## one model through the phases, then a real cache under four policies
+demo: configure ## one model through the phases, then a real cache under four policies
+	@ninja -C $(BUILD) -j$(JOBS) aligned-opt aligned-run _alignedkv
 	@$(PYTHON) utils/demo.py $(BUILD)
+
+wheel: setup ## the Python package as a wheel, in WHEELS=dist
+	@CC=clang-22 CXX=clang++-22 CMAKE_C_COMPILER_LAUNCHER=ccache CMAKE_CXX_COMPILER_LAUNCHER=ccache CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) \
+	  $(PYTHON) -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --config-settings=build-dir=$(BUILD)-wheel -w $(WHEELS) .
 
 bench: build ## time kernels in turn, on a quiet machine (CAPTURE=DIR, a captured cache of some thousand tokens; GGML=FOLDER, llama.cpp's libraries; TORCH=PYTHON, one that has torch)
 	@$(PYTHON) benchmarks/cpu/bench.py $(BUILD) --capture=$(CAPTURE) $(if $(GGML),--ggml=$(GGML)) $(if $(TORCH),--torch=$(TORCH))
