@@ -8,7 +8,7 @@ with its first query, and what comes of that is left out. `later` tells a kernel
 import contextlib
 import functools
 import re
-from typing import NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
@@ -113,10 +113,12 @@ class Step(NamedTuple):
         """The results of a kernel for all queries, and what was read. before(module) is called ahead of each kernel."""
         batch, heads, queries, _ = self.query.shape
         group = heads // kv_heads
-        whole, reads = None, {}
+        whole: List[np.ndarray] = []
+        reads: Dict[str, int] = {}
         for piece in _pieces(group, queries):
             own_heads, own_queries, size, later = piece
-            operands, kind = [], None
+            operands: List[Any] = []
+            kind = None
             if "mask" in self.scoring:
                 operands.append(np.int64(later))
             if self.mask is not None:
@@ -135,9 +137,9 @@ class Step(NamedTuple):
             for all_rows, part in zip(whole, results):
                 rows = all_rows.reshape(batch, kv_heads, group, *all_rows.shape[2:])[:, :, own_heads, own_queries]
                 rows[...] = part.reshape(batch, kv_heads, -1, *part.shape[2:])[:, :, :, size - rows.shape[3]:]
-        if whole is None:  # no query
-            rows = (batch, heads, 0)
-            whole = [np.empty((*rows, value_dim), np.float32)] + [np.empty(rows, np.float32) for _ in range(4 if self.certify else 2)]
+        if not whole:  # no query
+            none = (batch, heads, 0)
+            whole = [np.empty((*none, value_dim), np.float32)] + [np.empty(none, np.float32) for _ in range(4 if self.certify else 2)]
             reads = dict.fromkeys(("key_bits", "key_values", "value_bits", "value_values"), 0)
         return tuple(whole), reads
 

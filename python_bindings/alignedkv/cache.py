@@ -6,6 +6,7 @@ import operator
 import os
 import re
 import sys
+from typing import Any, Dict, Iterable, List, Optional, Tuple, Union
 
 import numpy as np
 
@@ -185,10 +186,11 @@ def _policy(policy, tolerance, format):
 
 def _write(name, target, result):
     """Copies a result to where the caller wants it."""
-    is_array = isinstance(target, np.ndarray) or hasattr(target, "__dlpack__")
-    view = np.asarray(target) if is_array else None
-    if view is None or view.dtype != np.float32 or view.shape != result.shape or not view.flags.writeable:
-        got = f"{'a writable' if view.flags.writeable else 'a read-only'} {view.dtype.name} {list(view.shape)}" if is_array else type(target).__name__
+    if not isinstance(target, np.ndarray) and not hasattr(target, "__dlpack__"):
+        raise Error(f"expected {name} to be a writable float32 array {list(result.shape)}, got {type(target).__name__}")
+    view = np.asarray(target)
+    if view.dtype != np.float32 or view.shape != result.shape or not view.flags.writeable:
+        got = f"a {'writable' if view.flags.writeable else 'read-only'} {view.dtype.name} array {list(view.shape)}"
         raise Error(f"expected {name} to be a writable float32 array {list(result.shape)}, got {got}")
     view[...] = result
 
@@ -202,6 +204,8 @@ def _like(given, result):
         return sys.modules["jax"].numpy.asarray(result)
     return result
 
+
+Array = Any  # whatever exports DLPack or the buffer protocol
 
 _AUTO = "fixed<4,4,8>"
 
@@ -230,7 +234,8 @@ class KVCache:
     another thread was using it at that moment: then calls raise Error. Raises Error if the format can't hold such tokens.
     """
 
-    def __init__(self, kv_heads, head_dim, batch=1, dtype="float16", format="auto", value_dim=None, key_offset=None, dense_up_to=0, page_size=None, reserve=0):
+    def __init__(self, kv_heads: int, head_dim: int, batch: int = 1, dtype: Any = "float16", format: str = "auto", value_dim: Optional[int] = None,
+                 key_offset: Optional[Array] = None, dense_up_to: Union[int, str] = 0, page_size: Optional[int] = None, reserve: int = 0) -> None:
         self.kv_heads, self.head_dim, batch = _size("kv_heads", kv_heads), _size("head_dim", head_dim), _size("batch", batch)
         self.value_dim = self.head_dim if value_dim is None else _size("value_dim", value_dim)
         self.dtype = dtype if isinstance(dtype, str) else getattr(dtype, "name", str(dtype).rpartition(".")[2]) if not isinstance(dtype, type) else np.dtype(dtype).name
@@ -251,7 +256,6 @@ class KVCache:
             raise Error("expected reserve to be 1 or more with page_size, since pages do not grow in number, got 0")
         self.page_size = page_size
         pages = batch * (-(-self.reserve // page_size)) if page_size else -1
-        self._key, self._value = None, None
         _verify(f"{self._type('key', batch, len(widths))}, {self._type('value', batch, len(widths))}")
         self._key = native._cache(kind, widths, "key", self.dtype, batch, self.kv_heads, self.head_dim, self.reserve, pages)
         self._value = native._cache(kind, widths, "value", self.dtype, batch, self.kv_heads, self.value_dim, self.reserve, pages)
@@ -261,7 +265,7 @@ class KVCache:
         if key_offset is not None:
             self._key._set_offset(_numbers("key_offset", key_offset), "key_offset")
 
-    def append(self, k, v, lengths=None):
+    def append(self, k: Array, v: Array, lengths: Optional[Iterable[int]] = None) -> None:
         """Adds n tokens: k [batch, kv_heads, n, head_dim] and v [batch, kv_heads, n, value_dim] of the cache's dtype.
 
         Any array in CPU memory will do that exports DLPack or the buffer protocol (NumPy, ml_dtypes, torch, JAX), with any strides; nothing is copied but into the
@@ -270,13 +274,11 @@ class KVCache:
 
         Raises Error if dtype or shapes do not fit, k and v differ in n, memory or pages are out; the cache is unchanged then, and so it is where Ctrl-C comes.
         """
-        if lengths is not None:
-            lengths = _integers("lengths", lengths)
-            if not self.format.startswith("fixed"):
-                raise Error(f"expected lengths with a 'fixed' format only, got {self.format!r}")
-        native._append(self._key, self._value, k, v, lengths)
+        if lengths is not None and not self.format.startswith("fixed"):
+            raise Error(f"expected lengths with a 'fixed' format only, got {self.format!r}")
+        native._append(self._key, self._value, k, v, None if lengths is None else _integers("lengths", lengths))
 
-    def truncate(self, tokens):
+    def truncate(self, tokens: Union[int, Iterable[int]]) -> None:
         """Forgets the newest tokens of every sequence until `tokens` are left: what speculative decoding drops.
 
         tokens: a number for all sequences, of which shorter ones stay as they are, or one for each, which gives them lengths of their own.
@@ -286,21 +288,21 @@ class KVCache:
         each = not hasattr(tokens, "__index__") and hasattr(tokens, "__iter__")
         native._truncate(self._key, self._value, _integers("tokens", tokens) if each else [_integer("tokens", tokens)], each)
 
-    def reorder(self, indices):
+    def reorder(self, indices: Iterable[int]) -> None:
         """Has sequence n go on as a copy of sequence indices[n], as beam search asks for: [batch] integers.
 
         With pages the copies share them. Raises Error unless each is 0 to batch - 1; nothing changes then.
         """
         native._select(self._key, self._value, _integers("indices", indices), True)
 
-    def batch_select(self, indices):
+    def batch_select(self, indices: Iterable[int]) -> None:
         """Keeps the sequences indices[0], indices[1], ... in this order; some may come several times. The batch is len(indices) then.
 
         Raises Error unless there is one at least and each is 0 to batch - 1; nothing changes then.
         """
         native._select(self._key, self._value, _integers("indices", indices), False)
 
-    def copy(self):
+    def copy(self) -> "KVCache":
         """A cache with the same tokens that goes its own way. Its planes take memory of their own, but for pages, which it shares while nobody writes to them."""
         return self._with(*native._copy(self._key, self._value))
 
@@ -311,7 +313,7 @@ class KVCache:
 
     __copy__ = copy
 
-    def __deepcopy__(self, memo):
+    def __deepcopy__(self, memo: Any) -> "KVCache":
         return self.copy()
 
     def __getstate__(self):
@@ -322,12 +324,13 @@ class KVCache:
         key, value = state.pop("_saved")
         self.__dict__.update(state, _key=native._load(key), _value=native._load(value))
 
-    def close(self):
+    def close(self) -> None:
         """Gives the memory back now. Every other call raises Error from then on."""
         native._close(self._key, self._value)
 
-    def attend(self, q, scale=None, policy="balanced", tolerance=None, certify=False, causal=False, window=None, sinks=0, softcap=None,
-               mask=None, sink_logits=None, return_lse=False, out=None):
+    def attend(self, q: Array, scale: Optional[float] = None, policy: str = "balanced", tolerance: Optional[float] = None, certify: bool = False,
+               causal: bool = False, window: Optional[int] = None, sinks: int = 0, softcap: Optional[float] = None, mask: Optional[Array] = None,
+               sink_logits: Optional[Array] = None, return_lse: bool = False, out: Optional[Array] = None) -> Any:
         """softmax(scale * q k^T) v over all tokens: float32 [batch, q_heads, queries, value_dim].
 
         q: [batch, q_heads, queries, head_dim], float16, bfloat16 (or its bits as uint16) or float32, in CPU memory, of any library that exports DLPack or the buffer
@@ -360,15 +363,16 @@ class KVCache:
         Error if something does not fit.
         """
         query, dtype = _array("q", q, MLIR_TYPES)
-        scale = _number("scale", 1 / math.sqrt(self.head_dim) if scale is None else scale)
-        scoring, policy = _scoring(causal, window, sinks, softcap), _policy(policy, tolerance, self.format)
+        factor = _number("scale", 1 / math.sqrt(self.head_dim) if scale is None else scale)
+        scoring, spelled = _scoring(causal, window, sinks, softcap), _policy(policy, tolerance, self.format)
         options = f"dense-up-to={self._dense_up_to}" if self._dense_up_to else ""
         while True:
             key, value = self._key, self._value
             batch, planes = key.batch, key.planes
             if query.ndim != 4 or query.shape[0] != batch or query.shape[3] != self.head_dim or not query.shape[1] or query.shape[1] % self.kv_heads:
                 raise Error(f"expected q of shape [{batch}, a multiple of {self.kv_heads}, queries, {self.head_dim}], got {list(query.shape)}")
-            step = Step(query, dtype, scale, scoring, policy, *self._mask(query.shape, mask), self._logits(query.shape, sink_logits), bool(certify), options)
+            numbers, kind = self._mask(query.shape, mask)
+            step = Step(query, dtype, factor, scoring, spelled, numbers, kind, self._logits(query.shape, sink_logits), bool(certify), options)
             try:
                 results, reads = step.run(key, value, self._type("key", batch, planes), self._type("value", batch, planes), self.kv_heads, self.value_dim, self._lower_dense)
                 break
@@ -385,7 +389,7 @@ class KVCache:
         given = [_like(q, result) if out is None else out] + [_like(q, array) for array in errors]
         return given[0] if len(given) == 1 else tuple(given)
 
-    def drop_planes(self, planes):
+    def drop_planes(self, planes: int) -> None:
         """Keeps the `planes` most significant bit planes of keys and of values and returns the memory of the others, for good.
 
         Tokens to come have no more planes either, and attention reads what is left (S9 in docs/Numerics.md). Raises Error unless planes is 1 to as many
@@ -394,39 +398,39 @@ class KVCache:
         native._drop_planes(self._key, self._value, _size("planes", planes))
 
     @property
-    def batch(self):
+    def batch(self) -> int:
         """How many sequences there are."""
         return self._key.batch
 
     @property
-    def lengths(self):
+    def lengths(self) -> List[int]:
         """How many tokens each sequence holds."""
         return self._value.lengths
 
     @property
-    def reads(self):
+    def reads(self) -> Optional[Dict[str, int]]:
         """What the last `attend` read, as an entry of `Module.reads`, summed over the kernels that the queries took; None before."""
         return self._reads
 
-    def to_numpy(self, bits=16):
+    def to_numpy(self, bits: int = 16) -> Tuple[np.ndarray, np.ndarray]:
         """All tokens as new arrays (k, v), read with the top `bits` of 16 bits, rounded up to whole planes. bfloat16 comes as uint16.
 
         What lies behind the tokens of a shorter sequence is 0.
         """
         return native._unpack(self._key, self._value, bits)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._value)
 
-    def __bool__(self):
+    def __bool__(self) -> bool:
         return True  # a cache is one, also while it holds nothing
 
     @property
-    def nbytes(self):
+    def nbytes(self) -> int:
         """Bytes of memory that keys and values take, room for further tokens included."""
         return self._key.nbytes + self._value.nbytes
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"<alignedkv.KVCache of {len(self)} tokens, {self.batch} x {self.kv_heads} x {self.head_dim} {self.dtype} as {self.format}>"
 
     def _type(self, role, batch, planes):
@@ -458,7 +462,7 @@ class KVCache:
         return logits
 
 
-def warm_up(cache, q_heads, queries=1, dtype="float16", **options):
+def warm_up(cache: KVCache, q_heads: int, queries: int = 1, dtype: str = "float16", **options: Any) -> None:
     """Compiles what `cache.attend(q, **options)` runs for a q of [batch, q_heads, queries, head_dim] and `dtype`, before the first token waits for it.
 
     Kernels that this machine compiled before are read from disk. Raises Error as `attend` does.

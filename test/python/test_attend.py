@@ -105,8 +105,8 @@ def test_results_in_place(rng):
     np.testing.assert_array_equal(out, cache.attend(q))
     frozen = np.zeros((1, 6, 1, 32), np.float32)
     frozen.flags.writeable = False
-    for bad, got in [(frozen, r"a read-only float32 \[1, 6, 1, 32\]"), (np.zeros((1, 6, 1, 32)), r"a writable float64 \[1, 6, 1, 32\]"),
-                     (np.zeros((6, 1, 32), np.float32), r"a writable float32 \[6, 1, 32\]"), ([0.0], "list")]:
+    for bad, got in [(frozen, r"a read-only float32 array \[1, 6, 1, 32\]"), (np.zeros((1, 6, 1, 32)), r"a writable float64 array \[1, 6, 1, 32\]"),
+                     (np.zeros((6, 1, 32), np.float32), r"a writable float32 array \[6, 1, 32\]"), ([0.0], "list")]:
         with pytest.raises(alignedkv.Error, match=r"expected out to be a writable float32 array \[1, 6, 1, 32\], got " + got):
             cache.attend(q, out=bad)
 
