@@ -26,7 +26,7 @@
 // WIDE: error: expected planes of 4 or 8 bits in a fixed format, got 12
 // NAME: error: expected a plane format such as 'fixed<4,4,8>' or 'float<8,4,4>', got 'sparse'
 // POLICY: error: expected policy 'exact', 'alignedkv', 'tight', 'balanced', 'fast', 'draft' or 'budget', got 'best'
-// TOLERANCE: error: expected a tolerance above 0 and below 1, got 0
+// TOLERANCE: error: expected a tolerance above 0 and below 1 with policy 'budget', got none or 0
 // PRESET: error: expected a tolerance only with policy 'budget', got one with 'draft', which stands for 0.015625
 
 // MANY: error: expected dense-up-to to be a number of tokens, or auto with costs, got 'many'

@@ -6,7 +6,7 @@
 // RUN: not aligned-opt %s --split-input-file --aligned-fuse-decode-attention="policy=budget tolerance=-1" 2>&1 | FileCheck %s --check-prefix=NEGATIVE
 
 // NAME: error: expected policy 'exact', 'alignedkv', 'tight', 'balanced', 'fast', 'draft' or 'budget', got 'best'
-// NONE: error: expected a tolerance above 0 and below 1, got 0
+// NONE: error: expected a tolerance above 0 and below 1 with policy 'budget', got none or 0
 // TWO: error: expected a tolerance only with policy 'budget', got one with 'tight', which stands for 0.000244141
 // NEGATIVE: error: expected a tolerance above 0 and below 1, got -1
 

@@ -86,13 +86,18 @@ def aligned_to_rotation(q, k, v, rng):
     k[:] = 8 * rng.standard_normal((len(k), 1)) * rotation(k.shape[1]).T[rng.integers(0, 4, len(k))]
 
 
-KINDS = [gauss, peaky, peaky_x16, flat, outlier_channel, biased_channel, outlier_value_channel, values_with_a_mean, huge_token, silent_sink, one_token_repeated,
+def one_huge_value(q, k, v, rng):
+    """The mean that stands for rows that are not read must not count the row that is."""
+    v[1234, 3] = -30000
+
+
+KINDS = [gauss, one_huge_value, peaky, peaky_x16, flat, outlier_channel, biased_channel, outlier_value_channel, values_with_a_mean, huge_token, silent_sink, one_token_repeated,
          tokens_repeated, one_row_of_zeros, a_quarter_of_zeros, just_below_the_cut, aligned_to_rotation]
 
 
-def measure(q, k, v, policy, scale=None):
+def measure(q, k, v, policy, scale=None, format="auto"):
     """Of each output row: the error, what storage alone makes of it, and the error as a share of the estimate."""
-    cache = alignedkv.KVCache(k.shape[1], k.shape[3], value_dim=v.shape[3])
+    cache = alignedkv.KVCache(k.shape[1], k.shape[3], value_dim=v.shape[3], format=format)
     cache.append(k, v)
     expected = exact_attention(q, k, v, scale)
     stored = cache.attend(q, policy="exact", scale=scale)
@@ -121,6 +126,18 @@ def test_p2_caches_made_to_mislead(kind, policy):
         found.append(measure(q.swapaxes(0, 1)[None, :, 0, None], k[None], v[None], policy))
     # The rule takes an output to be no larger than a usual row: where one huge row is most of it, errors of scores weigh more.
     assert_kept(found, TOLERANCES[policy], most=16 if kind is huge_token else 4)
+
+
+@pytest.mark.parametrize("format", ["fixed<8,8>", "fixed<8,4,4>", "fixed<4,8,4>", "fixed<4,4,4,4>"])
+@pytest.mark.parametrize("policy", TOLERANCES)
+def test_p2_whatever_planes_there_are(policy, format):
+    """Where the first plane leaves no bit to refine with, weights are as the scan has them, and that is counted."""
+    found = []
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        q, k, v = (rng.standard_normal((1, 4, tokens, 64)).astype(np.float16) for tokens in (1, 2000, 2000))
+        found.append(measure(4 * q, k, v, policy, format=format))
+    assert_kept(found, TOLERANCES[policy])
 
 
 @pytest.mark.parametrize("policy", TOLERANCES)

@@ -89,6 +89,23 @@ Progress::~Progress() {
     llvm::errs() << "\r" << kClearLine;
 }
 
+std::optional<std::string> aligned::complaintAbout(const DecodeReport &report) {
+  std::string text;
+  llvm::raw_string_ostream os(text);
+  auto percent = [](double share) { return llvm::format("%.0f %%", 100 * share); };
+  constexpr double kExactly = 0.01, kMany = 0.25; // far beyond what 16 bits lose; of heads
+  if (report.boundViolations.value_or(0) > 0)
+    os << "expected no error beyond its proven bound, got " << *report.boundViolations;
+  else if (report.policy == "exact" && report.errorMean > kExactly)
+    os << "expected the error of 16 bits, got a mean of " << llvm::format("%.1e", report.errorMean);
+  else if (1 - report.toleranceMet - report.flagged > kMany)
+    os << "expected errors within twice the tolerance or estimates that say otherwise, got " << percent(1 - report.toleranceMet) << " of errors beyond, of which estimates announce "
+       << percent(report.flagged);
+  else
+    return std::nullopt;
+  return "policy '" + report.policy + "': " + text;
+}
+
 //===----------------------------------------------------------------------===//
 // For people
 //===----------------------------------------------------------------------===//

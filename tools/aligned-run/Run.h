@@ -99,6 +99,9 @@ std::optional<std::vector<DecodeReport>> runDecode(const std::string &folder, co
 /// Compiles the kernels of a model's file, or of one attention over a captured cache, for a GPU and writes them into a folder: kernels.ptx and kernels.json. Prints what is wrong.
 bool emitKernels(const std::string &modelPath, const std::string &captureFolder, const RunOptions &options, const std::string &folder);
 
+/// What can't be right about what was measured: a bound that is broken, or errors beyond the tolerance that estimates do not announce.
+std::optional<std::string> complaintAbout(const DecodeReport &report);
+
 void printModel(const ModelReport &report, const RunOptions &options);
 void printDecode(const std::vector<DecodeReport> &reports);
 llvm::json::Object modelJson(const ModelReport &report, bool ok);

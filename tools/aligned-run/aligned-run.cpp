@@ -259,6 +259,11 @@ int main(int argc, char **argv) {
     if (reports && !line.json)
       printDecode(*reports);
     ok = reports && (!file || file->write([&](llvm::raw_ostream &os) { writePage(page, os); }));
+    for (const DecodeReport &report : reports.value_or(std::vector<DecodeReport>{}))
+      if (std::optional<std::string> complaint = complaintAbout(report)) {
+        refuse(*complaint);
+        ok = false;
+      }
     object = decodeJson(reports.value_or(std::vector<DecodeReport>{}), ok, page.alternatives);
   } else {
     auto report = runModel(line.model, line.npz, runs.front());

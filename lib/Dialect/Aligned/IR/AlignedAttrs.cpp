@@ -357,6 +357,10 @@ PolicyAttr aligned::parsePolicy(StringRef name, double tolerance, MLIRContext *c
                 << decimal(preset);
     return {};
   }
+  if (*kind == PolicyKind::Budget && !preset && tolerance == 0.0) {
+    emitError() << "expected a tolerance above 0 and below 1 with policy 'budget', got none or 0";
+    return {};
+  }
   FloatAttr value;
   if (*kind == PolicyKind::Budget || tolerance != 0.0)
     value = FloatAttr::get(Float64Type::get(context), preset ? preset : tolerance);
