@@ -120,7 +120,7 @@ class Prepare : public Stage {
 public:
   using Stage::Stage;
 
-  void prepare(const void *query, double scale, int8_t *digits, float *facts, float *mean) const {
+  void prepare(const void *query, double scale, double toleranceFactor, int8_t *digits, float *facts, float *mean) const {
     const FixedPlanes key = keySide.load(0, tokens), value = valueSide.load(0, tokens);
     const ScaleCounts keyCounts = countScales(key), valueCounts = countScales(value);
     const ValueSummary known = summarize(value, valueSide.residentBits());
@@ -179,7 +179,7 @@ public:
       set(ALIGNED_FACT_MASS, mass);
       set(ALIGNED_FACT_SHRINK, stage.exact ? 0 : logShrink(sigmaOf(median, std::sqrt(squares), keySide.levels.front())) * kLog2e);
       set(ALIGNED_FACT_NOT_FINITE, finite ? 0 : NAN);
-      set(ALIGNED_FACT_LOG_SEEN, std::log2(double(std::max<int64_t>(seen, 1))));
+      set(ALIGNED_FACT_LOG_SEEN, std::log2(double(std::max<int64_t>(seen, 1))) - 2 * std::log2(double(toleranceFactor)));
       set(ALIGNED_FACT_SHIFT, shift * kLog2e);
     }
     const double largestKey = keyCounts.tokens ? scaleOf(keyCounts.largest, key.bias) : 0;
@@ -529,9 +529,9 @@ private:
 } // namespace
 
 void aligned_reference_prepare(const aligned_stage *stage, const void *query, const aligned_cache *key,
-                               const aligned_cache *value, float scale, int64_t row, int64_t later, int8_t *digits, float *facts,
-                               float *mean) {
-  Prepare(*stage, key, value, row, later).prepare(query, scale, digits, facts, mean);
+                               const aligned_cache *value, float scale, int64_t row, int64_t later, float toleranceFactor, int8_t *digits,
+                               float *facts, float *mean) {
+  Prepare(*stage, key, value, row, later).prepare(query, scale, toleranceFactor, digits, facts, mean);
 }
 
 void aligned_reference_scan(const aligned_stage *stage, const void *query, const aligned_cache *key, const aligned_cache *value,

@@ -426,8 +426,8 @@ void aligned_rt_reference_state(const float *q, const float *k, const float *v, 
 }
 
 void aligned_rt_reference_prepare(const aligned_stage *stage, const void *query, const aligned_cache *key, const aligned_cache *value, float scale,
-                                  int64_t row, int64_t later, int8_t *digits, float *facts, float *mean) {
-  aligned_reference_prepare(stage, query, key, value, scale, row, later, digits, facts, mean);
+                                  int64_t row, int64_t later, float toleranceFactor, int8_t *digits, float *facts, float *mean) {
+  aligned_reference_prepare(stage, query, key, value, scale, row, later, toleranceFactor, digits, facts, mean);
 }
 
 void aligned_rt_reference_scan(const aligned_stage *stage, const void *query, const aligned_cache *key, const aligned_cache *value, float scale,

@@ -79,6 +79,7 @@ private:
       auto own = cast<DecodeAttentionOp>(b.clone(*op));
       own.setPoliciesAttr(b.getArrayAttr(Attribute(PolicyAttr::get(b.getContext(), PolicyKind::Exact))));
       own.setFromDenseCopy(true);
+      own.getToleranceFactorMutable().clear();
       return Values(own.getResults());
     };
     return either(arith::AndIOp::create(b, isShort, both), dense, [&] { return stages(tokens); });
@@ -180,7 +181,7 @@ private:
       return tensor::EmptyOp::create(b, RankedTensorType::get(shape, element), sizes);
     };
     Values facts{empty({digits, rows, keyDim}, b.getI8Type()), empty({rows + 1, kStepFacts}, f32), empty({valueDim}, f32)};
-    auto prepare = PrepareOp::create(b, typesOf(facts), op.getQuery(), op.getKey(), op.getValue(), op.getScale(), row, op.getLater(), facts, op.getPolicies(), op.getMaskAttr());
+    auto prepare = PrepareOp::create(b, typesOf(facts), op.getQuery(), op.getKey(), op.getValue(), op.getScale(), row, op.getLater(), op.getToleranceFactor(), facts, op.getPolicies(), op.getMaskAttr());
     Value digitsOf = prepare.getResult(0), factsOf = prepare.getResult(1), mean = prepare.getResult(2);
 
     constexpr int64_t any = ShapedType::kDynamic;

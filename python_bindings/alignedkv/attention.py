@@ -35,6 +35,7 @@ class Kernel(NamedTuple):
     value_dim: int
     scoring: str  # softcap and mask, as the op spells them
     policy: str  # the same
+    has_factor: bool  # whether its tolerance is multiplied when it runs
     mask: Optional[Tuple[Tuple[int, ...], str]]  # all but the tokens, and the type of its elements
     has_sink_logits: bool
     certify: bool
@@ -48,6 +49,10 @@ class Kernel(NamedTuple):
         if "mask" in scoring:
             arguments += ", %l: tensor<i64>"
             scoring += " later %later"
+        factor = ""
+        if self.has_factor:
+            arguments += ", %t: tensor<f32>"
+            factor = " tolerance_factor %factor"
         if self.mask:
             shape, element = self.mask
             kind = f"tensor<{'x'.join(map(str, shape))}x?x{element}>"
@@ -71,7 +76,8 @@ class Kernel(NamedTuple):
               %scale = tensor.extract %s[] : tensor<f32>
               {'%count = tensor.extract %l[] : tensor<i64>' if 'mask' in self.scoring else ''}
               {'%later = arith.index_cast %count : i64 to index' if 'mask' in self.scoring else ''}
-              {state} = aligned.decode_attention %q, %k, %v scale %scale{scoring} policy {self.policy}
+              {'%factor = tensor.extract %t[] : tensor<f32>' if factor else ''}
+              {state} = aligned.decode_attention %q, %k, %v scale %scale{scoring} policy {self.policy}{factor}
                   : {query}, {self.key_type}, {self.value_type} -> {states}
               {finish}
               return {results} : {types}
@@ -103,6 +109,7 @@ class Step(NamedTuple):
     scale: np.ndarray
     scoring: str
     policy: str
+    factor: Optional[np.ndarray]  # of its tolerance
     mask: Optional[np.ndarray]  # [batch or 1, q_heads or 1, queries or 1, tokens]
     mask_dtype: str
     sink_logits: Optional[np.ndarray]  # [q_heads]
@@ -121,13 +128,15 @@ class Step(NamedTuple):
             kind = None
             if "mask" in self.scoring:
                 operands.append(np.int64(later))
+            if self.factor is not None:
+                operands.append(self.factor)
             if self.mask is not None:
                 operands.append(_cut(self.mask, kv_heads, piece))
                 kind = operands[-1].shape[:3], MASK_TYPES[self.mask_dtype]
             if self.sink_logits is not None:
                 operands.append(self.sink_logits.reshape(kv_heads, group)[:, own_heads].reshape(-1))
             module = _compiled(Kernel(batch, kv_heads, own_heads.stop - own_heads.start, size, MLIR_TYPES[self.query_dtype], key_type, value_type, self.query.shape[3], value_dim,
-                                      self.scoring, self.policy, kind, self.sink_logits is not None, self.certify, self.options))
+                                      self.scoring, self.policy, self.factor is not None, kind, self.sink_logits is not None, self.certify, self.options))
             before(module)
             results, (read,) = module._call_with_reads(_cut(self.query, kv_heads, piece), key, value, self.scale, *operands)
             reads = {name: number + reads.get(name, 0) for name, number in read.items()}

@@ -167,7 +167,7 @@ def _preset(policy):
 
 
 def _policy(policy, tolerance, format):
-    """A policy as the op spells it."""
+    """A policy as the op spells it, and what its tolerance is multiplied by when it runs, or None: so that a tolerance of one's own compiles nothing."""
     preset = _preset(policy) if isinstance(policy, str) else 0
     if not preset and policy not in ("exact", "alignedkv", "budget"):
         raise Error(f"expected policy 'exact', 'alignedkv', 'tight', 'balanced', 'fast', 'draft' or 'budget', got {policy!r}")
@@ -177,11 +177,12 @@ def _policy(policy, tolerance, format):
     if wanted and not format.startswith(wanted):
         raise Error(f"expected a '{wanted}' format under policy {policy!r}, got {format!r}")
     if kind != "budget":
-        return f"<{kind}>"
+        return f"<{kind}>", None
     value = preset or _number("tolerance", tolerance, np.float64)
     if not 0 < value < 1:
         raise Error(f"expected tolerance to be above 0 and below 1, got {tolerance}")
-    return f"<budget, tolerance = 0x{int(np.float64(value).view(np.uint64)):016X}>"
+    stated = preset or _preset("tight")  # to which kernels compute most finely
+    return f"<budget, tolerance = {stated!r}>", None if preset else np.float32(value / stated)
 
 
 def _write(name, target, result):
@@ -364,7 +365,7 @@ class KVCache:
         """
         query, dtype = _array("q", q, MLIR_TYPES)
         factor = _number("scale", 1 / math.sqrt(self.head_dim) if scale is None else scale)
-        scoring, spelled = _scoring(causal, window, sinks, softcap), _policy(policy, tolerance, self.format)
+        scoring, (spelled, multiple) = _scoring(causal, window, sinks, softcap), _policy(policy, tolerance, self.format)
         options = f"dense-up-to={self._dense_up_to}" if self._dense_up_to else ""
         while True:
             key, value = self._key, self._value
@@ -372,7 +373,7 @@ class KVCache:
             if query.ndim != 4 or query.shape[0] != batch or query.shape[3] != self.head_dim or not query.shape[1] or query.shape[1] % self.kv_heads:
                 raise Error(f"expected q of shape [{batch}, a multiple of {self.kv_heads}, queries, {self.head_dim}], got {list(query.shape)}")
             numbers, kind = self._mask(query.shape, mask)
-            step = Step(query, dtype, factor, scoring, spelled, numbers, kind, self._logits(query.shape, sink_logits), bool(certify), options)
+            step = Step(query, dtype, factor, scoring, spelled, multiple, numbers, kind, self._logits(query.shape, sink_logits), bool(certify), options)
             try:
                 results, reads = step.run(key, value, self._type("key", batch, planes), self._type("value", batch, planes), self.kv_heads, self.value_dim, self._lower_dense)
                 break

@@ -37,6 +37,16 @@ func.func private @nothing() attributes {mask = #aligned.mask<>}
 
 // -----
 
+!key = tensor<1x2x?x16xf32, #aligned.planes<fixed<4, 4, 8>, key>>
+!value = tensor<1x2x?x16xf32, #aligned.planes<fixed<4, 4, 8>, value>>
+func.func @factor(%q: tensor<1x2x1x16xf32>, %k: !key, %v: !value, %s: f32) {
+  // expected-error@+1 {{'aligned.decode_attention' op expected 'tolerance_factor' only with policy 'budget', got 'exact'}}
+  %a, %m, %n = aligned.decode_attention %q, %k, %v scale %s policy <exact> tolerance_factor %s : tensor<1x2x1x16xf32>, !key, !value -> tensor<1x2x1x16xf32>, tensor<1x2x1xf32>, tensor<1x2x1xf32>
+  return
+}
+
+// -----
+
 func.func @later(%q: tensor<1x2x1x16xf32>, %k: tensor<1x2x?x16xf32>, %s: f32, %n: index) {
   // expected-error@+1 {{'aligned.decode_attention' op expected 'later' only with a mask, got no mask}}
   %a:3 = aligned.decode_attention %q, %k, %k scale %s later %n policy <exact> : tensor<1x2x1x16xf32>, tensor<1x2x?x16xf32>, tensor<1x2x?x16xf32>

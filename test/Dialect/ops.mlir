@@ -62,6 +62,15 @@ func.func @state(%q: tensor<1x9x1x64xf16>, %k: !key, %v: !value, %k1: tensor<1x3
   return %out : tensor<1x9x1x64xf16>
 }
 
+// P2: a tolerance that is multiplied by a number known when the program runs.
+// CHECK-LABEL: func.func @factor(
+// CHECK: aligned.decode_attention {{.*}} policy <budget, tolerance = 2.500000e-01> tolerance_factor %{{.*}} masked_zero :
+func.func @factor(%q: tensor<1x9x1x64xf16>, %k: !key, %v: !value, %scale: f32, %factor: f32) -> tensor<1x9x1xf32> {
+  %a, %m, %s = aligned.decode_attention %q, %k, %v scale %scale policy <budget, tolerance = 0.25> tolerance_factor %factor masked_zero
+      : tensor<1x9x1x64xf16>, !key, !value -> tensor<1x9x1x64xf32>, tensor<1x9x1xf32>, tensor<1x9x1xf32>
+  return %s : tensor<1x9x1xf32>
+}
+
 // P4: a state with its certificate merges into another, and gives a bound and an estimate.
 // CHECK-LABEL: func.func @certified(
 // CHECK: %{{.*}}, %{{.*}}, %{{.*}}, %[[C:.*]] = aligned.decode_attention {{.*}} -> {{.*}}, tensor<1x9x1xf32> certified tensor<1x9x1x8xf32>

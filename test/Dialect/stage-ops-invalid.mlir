@@ -271,6 +271,20 @@ func.func @later(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %m: !m, %scale: f32, %i
 
 // -----
 
+!q = tensor<2x6x2x32xf16>
+!k = tensor<2x3x?x32xf16, #aligned.planes<fixed<4, 4, 8>, key>>
+!v = tensor<2x3x?x48xf16, #aligned.planes<fixed<8, 8>, value>>
+!d = tensor<2x4x32xi8>
+!f = tensor<5x8xf32>
+!m = tensor<48xf32>
+func.func @factor(%q: !q, %k: !k, %v: !v, %d: !d, %f: !f, %m: !m, %scale: f32, %i: index) {
+  // expected-error@+1 {{'aligned.prepare' op expected 'tolerance_factor' only with policy 'budget', got 'exact'}}
+  %0:3 = aligned.prepare %q, %k, %v scale %scale row %i policy <exact> tolerance_factor %scale outs(%d, %f, %m : !d, !f, !m) : !q, !k, !v -> !d, !f, !m
+  return
+}
+
+// -----
+
 // How many query rows there are, kernels want to know.
 
 !q = tensor<2x?x2x32xf16>

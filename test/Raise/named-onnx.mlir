@@ -44,6 +44,18 @@ func.func @newest(%q: tensor<1x4x3x16xf16>, %k: tensor<1x2x3x16xf16>, %pk: tenso
   return %y : tensor<1x4x3x16xf16>
 }
 
+// With a right window the mask is one by numbers, and counts from the end of the past on.
+// CHECK-LABEL: func.func @newest_right(
+// CHECK: %[[PAST:.*]] = tensor.dim %arg2, %c2
+// CHECK: linalg.generic
+// CHECK: arith.addi %{{.*}}, %[[PAST]]
+// CHECK: aligned.attention {{.*}} attn_mask
+func.func @newest_right(%q: tensor<1x4x3x16xf16>, %k: tensor<1x2x3x16xf16>, %pk: tensor<1x2x?x16xf16>) -> tensor<1x4x3x16xf16> {
+  %none = "onnx.NoValue"() {value} : () -> none
+  %y = "onnx.Attention"(%q, %k, %k, %none, %pk, %pk) {left_window_size = 2 : si64, right_window_size = 1 : si64} : (tensor<1x4x3x16xf16>, tensor<1x2x3x16xf16>, tensor<1x2x3x16xf16>, none, tensor<1x2x?x16xf16>, tensor<1x2x?x16xf16>) -> tensor<1x4x3x16xf16>
+  return %y : tensor<1x4x3x16xf16>
+}
+
 // -----
 
 // A right window of 0 is causal. One on both sides is a mask by numbers.

@@ -75,6 +75,37 @@ def test_warm_up_compiles_what_attend_runs(rng):
         alignedkv.warm_up(cache, q_heads=0)
 
 
+def test_tolerances_of_ones_own_compile_one_kernel(rng):
+    cache, k, v = filled(rng, 3000, 2, dim=64)
+    q = half(rng, 1, 6, 1, 64)
+    cache.attend(q, policy="budget", tolerance=0.01)
+    before, bits = attention._compiled.cache_info().misses, []
+    for tolerance in (0.5, 2.0**-4, 0.001, 1e-5, 1e-300):
+        out = cache.attend(q, policy="budget", tolerance=tolerance)
+        assert errors_of_usual(out, exact_attention(q, k, v), v).max() <= max(4 * tolerance, 1e-4)
+        bits.append(cache.reads["key_bits"] + cache.reads["value_bits"])
+    assert attention._compiled.cache_info().misses == before and bits == sorted(bits)
+    for policy, tolerance in [("tight", 2.0**-12), ("fast", 2.0**-7)]:
+        cache.attend(q, policy=policy)
+        reads = cache.reads
+        cache.attend(q, policy="budget", tolerance=tolerance)
+        assert cache.reads == reads
+
+
+def test_a_factor_of_the_tolerance_in_float64(rng):
+    """The stages evaluated as they stand read what the kernels read."""
+    cache, k, v = filled(rng, 200, 1)
+    q, types = half(rng, 1, 2, 1, 32), [cache._type(role, 1, 3) for role in ("key", "value")]
+    kernel = attention.Kernel(1, 1, 2, 1, "f16", *types, 32, 32, "", "<budget, tolerance = 0.25>", True, None, False, False, "")
+    found = []
+    for target in ("cpu", "reference"):
+        module = alignedkv.Module(kernel.text(), f"target={target}")
+        (out, *_), (reads,) = module._call_with_reads(q, cache._key, cache._value, np.float32(32**-0.5), np.float32(2.0**-7))
+        found.append((out, reads))
+    assert np.abs(found[0][0] - found[1][0]).max() <= 2.0**-7
+    assert 0.98 * found[1][1]["value_bits"] <= found[0][1]["value_bits"] <= 1.3 * found[1][1]["value_bits"]
+
+
 def test_certificates_of_pieces(rng):
     cache, k, v = filled(rng, 300, 2)
     q = half(rng, 1, 80, 3, 32)

@@ -46,7 +46,7 @@ typedef enum {
   ALIGNED_FACT_MASS,      /* |q'|_1 */
   ALIGNED_FACT_SHRINK,    /* log2 of what thresholds take Z times (P5) */
   ALIGNED_FACT_NOT_FINITE, /* NaN where the query is not finite, else 0 */
-  ALIGNED_FACT_LOG_SEEN,  /* log2 of the tokens that the row sees by position, of 1 where it sees none */
+  ALIGNED_FACT_LOG_SEEN,  /* log2 of the tokens that the row sees by position, of 1 where it sees none, less that of the square of `tolerance_factor` */
   ALIGNED_FACT_SHIFT      /* what the offset takes off every score, in base 2 */
 } aligned_fact;
 typedef enum {
@@ -98,10 +98,10 @@ typedef struct {
   const aligned_stage_age *ages;
 } aligned_stage;
 
-/* `later`: tokens newer than the last query. `mask`: null, or [batch or 1, q_heads or 1, queries or 1, tokens of the cache]. `sink_logits`: null, or
+/* `later`: tokens newer than the last query. `tolerance_factor` multiplies the tolerances of the stage. `mask`: null, or [batch or 1, q_heads or 1, queries or 1, tokens of the cache]. `sink_logits`: null, or
  * [q_heads], logits without a value. */
 void aligned_reference_prepare(const aligned_stage *stage, const void *query, const aligned_cache *key, const aligned_cache *value, float scale,
-                               int64_t row, int64_t later, int8_t *digits, float *facts, float *mean);
+                               int64_t row, int64_t later, float tolerance_factor, int8_t *digits, float *facts, float *mean);
 
 void aligned_reference_scan(const aligned_stage *stage, const void *query, const aligned_cache *key, const aligned_cache *value, float scale,
                             int64_t row, int64_t split, int64_t later, const void *mask, const int8_t *digits, const float *facts, float *scores,

@@ -102,7 +102,7 @@ void aligned_rt_reference_state(const float *q, const float *k, const float *v, 
 
 /* The stages of a decode step in float64, for `target=reference`: those of Reference/Stages.h, with what is read reported as kernels do. */
 void aligned_rt_reference_prepare(const aligned_stage *stage, const void *query, const aligned_cache *key, const aligned_cache *value, float scale,
-                                  int64_t row, int64_t later, int8_t *digits, float *facts, float *mean);
+                                  int64_t row, int64_t later, float tolerance_factor, int8_t *digits, float *facts, float *mean);
 void aligned_rt_reference_scan(const aligned_stage *stage, const void *query, const aligned_cache *key, const aligned_cache *value, float scale,
                                int64_t row, int64_t split, int64_t later, const void *mask, const int8_t *digits, const float *facts, float *scores,
                                float *tops, float *part);

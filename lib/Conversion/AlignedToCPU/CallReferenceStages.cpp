@@ -100,6 +100,8 @@ template <typename Op> struct CallReference : OpConversionPattern<Op> {
     if constexpr (!isPrepare)
       arguments.push_back(around.asI64(adaptor.getSplit()));
     arguments.push_back(adaptor.getLater() ? around.asI64(adaptor.getLater()) : around.number(0));
+    if constexpr (isPrepare)
+      arguments.push_back(adaptor.getToleranceFactor() ? adaptor.getToleranceFactor() : Value(arith::ConstantOp::create(around.b, around.b.getF32FloatAttr(1))));
     auto given = [&](Value buffer) { return buffer ? address(buffer) : none; };
     if constexpr (!isPrepare)
       arguments.push_back(given(adaptor.getAttnMask()));

@@ -90,6 +90,9 @@ private:
       split = take();
     if (op.getLater())
       in.later = take();
+    if constexpr (isPrepare)
+      if (op.getToleranceFactor())
+        in.toleranceFactor = take();
     if (shape.attnMask)
       in.attnMask = take();
     if (shape.sinkLogits)

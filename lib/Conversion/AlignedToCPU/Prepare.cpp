@@ -147,7 +147,8 @@ private:
     shrink = select(shrink < kLargestShrink, shrink, f32(kLargestShrink));
     setFact(h, Fact::Shrink, exact ? f32(0) : shrink * -kLog2e);
     Val seen = visibleTokens(h % index(shape.queries), newest, key.tokens, shape);
-    setFact(h, Fact::LogSeen, log2(convert(convert(max(seen, 1), e.i64()), e.f32())));
+    Val logSeen = log2(convert(convert(max(seen, 1), e.i64()), e.f32()));
+    setFact(h, Fact::LogSeen, in.toleranceFactor.e ? logSeen - log2(in.toleranceFactor) * 2.0 : logSeen);
   }
 };
 

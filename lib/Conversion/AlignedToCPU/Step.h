@@ -52,6 +52,7 @@ struct StepInputs {
   Val attention;  ///< i32, the number that what is read is told under
   Val attnMask;   ///< where shape.attnMask: its memory, contiguous
   Val sinkLogits; ///< where shape.sinkLogits: f32 [q_heads]
+  Val toleranceFactor = {}; ///< of the first stage: f32 or none
 };
 
 /// Memory between the stages; sizes in elements.

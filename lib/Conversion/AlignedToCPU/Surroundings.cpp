@@ -27,7 +27,7 @@ void aligned::declareRuntime(ModuleOp module) {
   declare("aligned_rt_reference_attention", {pointer, pointer, pointer, pointer, i32, i64, i64, i64, i64, i64, i64, i64, f32, i32, i32, i64, i64, f64, pointer, i32, pointer}, {});
   declare("aligned_rt_reference_state",
           {pointer, pointer, pointer, pointer, pointer, pointer, i64, i64, i64, i64, i64, i64, i64, f32, i32, i32, i64, i64, i64, f64, pointer, i32, pointer}, {});
-  declare("aligned_rt_reference_prepare", {pointer, pointer, pointer, pointer, f32, i64, i64, pointer, pointer, pointer}, {});
+  declare("aligned_rt_reference_prepare", {pointer, pointer, pointer, pointer, f32, i64, i64, f32, pointer, pointer, pointer}, {});
   declare("aligned_rt_reference_scan", {pointer, pointer, pointer, pointer, f32, i64, i64, i64, pointer, pointer, pointer, pointer, pointer, pointer}, {});
   SmallVector<Type> attend{pointer, pointer, pointer, pointer, i64, i64, i64};
   attend.append(12, pointer);

@@ -268,7 +268,7 @@ Results aligned::raiseOnnxAttention(Draft &draft, Operation *op) {
     found.value = found.key ? appendTo(draft, pastValue, found.value) : Value();
     if (!found.value)
       return std::nullopt;
-    if (at.bounded() && !at.newest)
+    if (at.bounded() && (!at.newest || at.right > 0)) // a mask by numbers counts from the past on, wherever queries stand
       at.offset = getValueOrCreateConstantIndexOp(draft.b, draft.b.getLoc(), draft.extent(pastKey, 2));
   }
   if (lengths) {

@@ -15,7 +15,7 @@ func.func @plain(%q: memref<1x4x1x32xf16>, %k: memref<1x2x?x32xf16, #key>, %v: m
   // CHECK: %[[TOLERANCE:.*]] = arith.constant 7.812500e-03 : f64
   // CHECK-NEXT: %[[FIRST:.*]] = llvm.getelementptr %{{.*}}[0]
   // CHECK-NEXT: llvm.store %[[TOLERANCE]], %[[FIRST]]
-  // CHECK: call @aligned_rt_reference_prepare(%{{.*}}, %{{.*}}, %[[K]], %[[V]], %[[SCALE]], %{{.*}}) : (!llvm.ptr, !llvm.ptr, !llvm.ptr, !llvm.ptr, f32, i64, i64, !llvm.ptr, !llvm.ptr, !llvm.ptr) -> ()
+  // CHECK: call @aligned_rt_reference_prepare(%{{.*}}, %{{.*}}, %[[K]], %[[V]], %[[SCALE]], %{{.*}}) : (!llvm.ptr, !llvm.ptr, !llvm.ptr, !llvm.ptr, f32, i64, i64, f32, !llvm.ptr, !llvm.ptr, !llvm.ptr) -> ()
   aligned.prepare %q, %k, %v scale %scale row %row policy <budget, tolerance = 7.812500e-03> outs(%digits, %facts, %mean : memref<2x2x32xi8>, memref<3x8xf32>, memref<16xf32>)
       : memref<1x4x1x32xf16>, memref<1x2x?x32xf16, #key>, memref<1x2x?x16xf16, #value>
   // CHECK: %[[NONE:.*]] = llvm.mlir.zero : !llvm.ptr

@@ -251,7 +251,7 @@ struct Buffers {
 
 inline void prepare(const StoredStep &step, int64_t row, Buffers &b) {
   aligned_reference_prepare(&step.stage, step.query.data(), step.key.get(), step.value.get(), float(step.rows[row].scale), row,
-                            step.rows[row].mask.later, b.digits.data(), b.facts.data(), b.mean.data());
+                            step.rows[row].mask.later, 1, b.digits.data(), b.facts.data(), b.mean.data());
 }
 inline void scan(const StoredStep &step, int64_t row, Buffers &b) {
   for (int64_t split = 0; split < step.splits(); ++split)

@@ -149,7 +149,7 @@ LogicalResult DecodeAttentionOp::verify() {
   if (failed(verifyPolicies(*this, getPolicies(), key)) || failed(verifySoftcap(*this, getSoftcap())) ||
       failed(verifyMaskOperands(*this, getAttnMask(), getSinkLogits(), query, key)))
     return failure();
-  if (failed(verifyLater(*this, getLater(), getMaskAttr())) || failed(verifyStorage(*this, getPolicyKind(), key, value)))
+  if (failed(verifyLater(*this, getLater(), getMaskAttr())) || failed(verifyToleranceFactor(*this, getToleranceFactor(), getPolicyKind())) || failed(verifyStorage(*this, getPolicyKind(), key, value)))
     return failure();
   if (getFromDenseCopy() && (!getPlanes(key) || !getPlanes(value))) // A17
     return emitOpError() << "expected 'from_dense_copy' of packed caches, got " << key << " and " << value;

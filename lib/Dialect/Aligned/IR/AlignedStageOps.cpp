@@ -27,7 +27,10 @@ template <typename Op> FailureOr<Extents> verifyInputs(Op op) {
       failed(verifyStorage(op, cast<PolicyAttr>(op.getPolicies()[0]).getKind(), key, value)) || failed(verifyLater(op, op.getLater(), op.getMaskAttr())))
     return failure();
   Value mask, sinks;
-  if constexpr (!std::is_same_v<Op, PrepareOp>) {
+  if constexpr (std::is_same_v<Op, PrepareOp>) {
+    if (failed(verifyToleranceFactor(op, op.getToleranceFactor(), cast<PolicyAttr>(op.getPolicies()[0]).getKind())))
+      return failure();
+  } else {
     mask = op.getAttnMask();
     if (failed(verifySoftcap(op, op.getSoftcap())))
       return failure();

@@ -104,6 +104,12 @@ LogicalResult aligned::verifyStorage(Operation *op, PolicyKind policy, ShapedTyp
   return success();
 }
 
+LogicalResult aligned::verifyToleranceFactor(Operation *op, Value factor, PolicyKind kind) {
+  if (factor && kind != PolicyKind::Budget)
+    return op->emitOpError() << "expected 'tolerance_factor' only with policy 'budget', got '" << stringifyPolicyKind(kind) << "'";
+  return success();
+}
+
 LogicalResult aligned::verifyLater(Operation *op, Value later, MaskAttr mask) {
   if (later && !mask)
     return op->emitOpError() << "expected 'later' only with a mask, got no mask";

@@ -35,6 +35,7 @@ mlir::LogicalResult verifyStorage(mlir::Operation *op, PolicyKind policy, mlir::
 
 /// A11.
 mlir::LogicalResult verifyLater(mlir::Operation *op, mlir::Value later, MaskAttr mask);
+mlir::LogicalResult verifyToleranceFactor(mlir::Operation *op, mlir::Value factor, PolicyKind kind);
 
 /// A12.
 mlir::LogicalResult verifySoftcap(mlir::Operation *op, std::optional<llvm::APFloat> softcap);

@@ -224,6 +224,7 @@ def Aligned_DecodeAttentionOp : Aligned_BufferizableOp<"decode_attention", [Attr
     `softcap`, `mask`, `attn_mask` and `sink_logits` are those of `aligned.attention`; a sink's logit is part of the state. Tiles of 64 tokens that no query sees are not read. Where an attention has more queries than a
     kernel takes, ops that share its key take some each, and `later` says how many tokens, those of queries to come, are newer than an op's last query:
     query i stands at `tokens - later - Q + i`. It does not say where a stretch of tokens begins: masks hold over all tokens or none.
+    `tolerance_factor`, above 0, multiplies the tolerances of the policies: a number that is known when the program runs.
 
     With `from_dense_copy` the dense copies of the caches are read (`aligned.has_dense_copy`), not their planes.
 
@@ -242,6 +243,7 @@ def Aligned_DecodeAttentionOp : Aligned_BufferizableOp<"decode_attention", [Attr
     - (A7) max and sum are [batch, q_heads, queries], acc adds value_dim, the certificate adds 8
     - (A10) there is one policy or one per kv head, all of one kind
     - (A11) `later` only with a mask
+    - (P2) `tolerance_factor` only with `budget`
     - (A15) of `aligned.attention`
     - (P1) `alignedkv` reads `float` formats; (P2) `budget` reads `fixed` formats; dense caches take `exact`
     - (A13) there are results or buffers to write to, not both
@@ -258,14 +260,14 @@ def Aligned_DecodeAttentionOp : Aligned_BufferizableOp<"decode_attention", [Attr
   let arguments = (ins Aligned_Heads:$query, Aligned_Heads:$key, Aligned_Heads:$value,
                        F32:$scale, Aligned_PolicyArrayAttr:$policies, UnitAttr:$masked_zero,
                        UnitAttr:$from_dense_copy, DefaultValuedAttr<I32Attr, "0">:$attention_id, OptionalAttr<F64Attr>:$softcap, OptionalAttr<Aligned_MaskAttr>:$mask,
-                       Optional<Index>:$later, Optional<Aligned_AttnMask>:$attn_mask, Optional<Aligned_SinkLogits>:$sink_logits,
+                       Optional<Index>:$later, Optional<F32>:$tolerance_factor, Optional<Aligned_AttnMask>:$attn_mask, Optional<Aligned_SinkLogits>:$sink_logits,
                        Variadic<Aligned_StateBuffer>:$targets);
   let results = (outs Optional<Aligned_StateTensor>:$acc, Optional<Aligned_RowTensor>:$max, Optional<Aligned_RowTensor>:$sum,
                       Optional<Aligned_StateTensor>:$certificate);
   let assemblyFormat = [{
     $query `,` $key `,` $value `scale` $scale (`softcap` $softcap^)? (`mask` $mask^)? (`later` $later^)?
     (`attn_mask` $attn_mask^ `:` type($attn_mask))? (`sink_logits` $sink_logits^ `:` type($sink_logits))? custom<Policies>($policies)
-    (`masked_zero` $masked_zero^)? (`from_dense_copy` $from_dense_copy^)? (`into` $targets^)? attr-dict
+    (`tolerance_factor` $tolerance_factor^)? (`masked_zero` $masked_zero^)? (`from_dense_copy` $from_dense_copy^)? (`into` $targets^)? attr-dict
     `:` type($query) `,` type($key) `,` type($value) (`into` type($targets)^)? (`->` type($acc)^ `,` type($max) `,` type($sum))?
     (`certified` type($certificate)^)?
   }];

@@ -40,15 +40,15 @@ def Aligned_PrepareOp : Aligned_StageOp<"prepare"> {
     - `digits` [digits, query rows, key_dim], i8: the query rows as integers. With R the rotation of S2, `w = scale log2(e) (q R)` and `w_c ~ step * v_c`,
       `v = sum_i digits[i] 256^(digits - 1 - i)`; 2 digits where a policy reads to a tolerance, 3 where it is `exact`.
     - `facts` [query rows + 1, 8], f32: of each query row the unit of its integers, the sum of them, |q'|, |q'|_1, what P5 takes off its thresholds, NaN where the query is not
-      finite, and log2 of the tokens that it sees; behind them, of the row, log2 A and A (M2), the unit of V's scales, K's largest scale code and V's floor (M3).
+      finite, and log2 of the tokens that it sees, less that of the square of `tolerance_factor`; behind them, of the row, log2 A and A (M2), the unit of V's scales, K's largest scale code and V's floor (M3).
     - `mean` [value_dim], f32: what a row of V stands for of which nothing is read (M1).
 
     Constraints: A1, A2, A4, A10, A11, A13, A16, P1 and P2 of `aligned.decode_attention`, whose caches have fixed planes and whose heads and queries are static.
   }];
-  let arguments = (ins Aligned_Array:$query, Aligned_Array:$key, Aligned_Array:$value, F32:$scale, Index:$row, Optional<Index>:$later,
+  let arguments = (ins Aligned_Array:$query, Aligned_Array:$key, Aligned_Array:$value, F32:$scale, Index:$row, Optional<Index>:$later, Optional<F32>:$tolerance_factor,
                        Variadic<Aligned_Array>:$outs, Aligned_PolicyArrayAttr:$policies, OptionalAttr<Aligned_MaskAttr>:$mask);
   let assemblyFormat = [{
-    $query `,` $key `,` $value `scale` $scale `row` $row (`mask` $mask^)? (`later` $later^)? custom<Policies>($policies)
+    $query `,` $key `,` $value `scale` $scale `row` $row (`mask` $mask^)? (`later` $later^)? custom<Policies>($policies) (`tolerance_factor` $tolerance_factor^)?
     `outs` `(` $outs `:` type($outs) `)` attr-dict `:` type($query) `,` type($key) `,` type($value) (`->` type($results)^)?
   }];
 }
