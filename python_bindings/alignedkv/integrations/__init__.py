@@ -1,0 +1,1 @@
+"""AlignedKV inside other projects: one module for each, which needs that project installed. Nothing here is imported by `import alignedkv`."""
