@@ -12,6 +12,7 @@
 #include "llvm/ExecutionEngine/Orc/CompileUtils.h"
 #include "llvm/ExecutionEngine/Orc/LLJIT.h"
 #include "llvm/IR/IRBuilder.h"
+#include "llvm/Linker/Linker.h"
 #include "llvm/Passes/PassBuilder.h"
 #include "llvm/Support/FileSystem.h"
 #include "llvm/Target/TargetMachine.h"
@@ -118,43 +119,87 @@ size_t opsOf(mlir::ModuleOp module) {
   return count;
 }
 
-/// One module's object file, with the entry if it has `entry`.
-Expected<std::string> compilePart(mlir::ModuleOp part, StringRef entry, orc::JITTargetMachineBuilder builder) {
-  LLVMContext context;
+/// One module in LLVM's IR as it is compiled, with the entry if it has `entry`.
+Expected<std::unique_ptr<Module>> translate(mlir::ModuleOp part, StringRef entry, TargetMachine &machine, LLVMContext &context) {
   std::unique_ptr<Module> module = mlir::translateModuleToLLVMIR(part, context);
   if (!module)
     return createStringError("expected a module that LLVM can translate");
-  Expected<std::unique_ptr<TargetMachine>> machine = builder.createTargetMachine();
-  if (!machine)
-    return machine.takeError();
-  module->setDataLayout((*machine)->createDataLayout());
-  module->setTargetTriple((*machine)->getTargetTriple());
+  module->setDataLayout(machine.createDataLayout());
+  module->setTargetTriple(machine.getTargetTriple());
   if (!entry.empty())
     if (Error error = addEntry(*module, entry))
       return std::move(error);
-  optimise(*module, machine->get());
-  Expected<std::unique_ptr<MemoryBuffer>> object = orc::SimpleCompiler(**machine)(*module);
+  optimise(*module, &machine);
+  return module;
+}
+
+Expected<std::string> objectOf(Module &module, TargetMachine &machine) {
+  Expected<std::unique_ptr<MemoryBuffer>> object = orc::SimpleCompiler(machine)(module);
   if (!object)
     return object.takeError();
   return (*object)->getBuffer().str();
 }
 
-} // namespace
+Expected<std::string> compilePart(mlir::ModuleOp part, StringRef entry, orc::JITTargetMachineBuilder builder) {
+  LLVMContext context;
+  Expected<std::unique_ptr<TargetMachine>> machine = builder.createTargetMachine();
+  if (!machine)
+    return machine.takeError();
+  Expected<std::unique_ptr<Module>> module = translate(part, entry, **machine, context);
+  if (!module)
+    return module.takeError();
+  return objectOf(**module, **machine);
+}
 
-Expected<std::vector<std::string>> aligned::compileObjects(mlir::ModuleOp module, StringRef function) {
-  Expected<orc::JITTargetMachineBuilder> builder = hostMachine();
-  if (!builder)
-    return builder.takeError();
-
+/// Takes each kernel out of a module.
+std::vector<mlir::OwningOpRef<mlir::ModuleOp>> takeOutKernels(mlir::ModuleOp module) {
   mlir::SymbolTable symbols(module);
   std::vector<mlir::OwningOpRef<mlir::ModuleOp>> kernels;
   for (auto f : make_early_inc_range(module.getOps<mlir::LLVM::LLVMFuncOp>()))
     if (isKernel(f))
       kernels.push_back(takeOut(f, symbols));
+  return kernels;
+}
+
+} // namespace
+
+Expected<Code> aligned::compileWhole(mlir::ModuleOp module, StringRef function) {
+  Expected<orc::JITTargetMachineBuilder> builder = hostMachine();
+  if (!builder)
+    return builder.takeError();
+  Expected<std::unique_ptr<TargetMachine>> machine = builder->createTargetMachine();
+  if (!machine)
+    return machine.takeError();
+  const std::vector<mlir::OwningOpRef<mlir::ModuleOp>> kernels = takeOutKernels(module);
+  LLVMContext context;
+  Expected<std::unique_ptr<Module>> whole = translate(module, function, **machine, context);
+  if (!whole)
+    return whole.takeError();
+  for (const mlir::OwningOpRef<mlir::ModuleOp> &kernel : kernels) {
+    Expected<std::unique_ptr<Module>> part = translate(*kernel, "", **machine, context);
+    if (!part)
+      return part.takeError();
+    if (Linker::linkModules(**whole, std::move(*part)))
+      return createStringError("expected parts that LLVM can link");
+  }
+  Code code;
+  raw_string_ostream(code.llvmIR) << **whole;
+  Expected<std::string> object = objectOf(**whole, **machine);
+  if (!object)
+    return object.takeError();
+  code.object = std::move(*object);
+  return code;
+}
+
+Expected<std::vector<std::string>> aligned::compileObjects(mlir::ModuleOp module, StringRef function) {
+  Expected<orc::JITTargetMachineBuilder> builder = hostMachine();
+  if (!builder)
+    return builder.takeError();
+  const std::vector<mlir::OwningOpRef<mlir::ModuleOp>> kernels = takeOutKernels(module);
 
   // The largest first, each worker one after the other.
   std::vector<std::pair<size_t, mlir::ModuleOp>> parts{{opsOf(module), module}};
-  for (mlir::OwningOpRef<mlir::ModuleOp> &kernel : kernels)
+  for (const mlir::OwningOpRef<mlir::ModuleOp> &kernel : kernels)
     parts.emplace_back(opsOf(*kernel), *kernel);
   sort(parts, [](const auto &a, const auto &b) { return a.first > b.first; });
   std::vector<std::string> objects(parts.size()), errors(parts.size());

@@ -22,6 +22,12 @@ namespace aligned {
 /// Object files for this machine. `function` is C's name of the one that is called.
 llvm::Expected<std::vector<std::string>> compileObjects(mlir::ModuleOp module, llvm::StringRef function);
 
+/// The same code in one piece, to be read or linked elsewhere.
+struct Code {
+  std::string llvmIR, object;
+};
+llvm::Expected<Code> compileWhole(mlir::ModuleOp module, llvm::StringRef function);
+
 /// What compiled code depends on besides its source: the processor and its features, LLVM, and the compiler's own libraries.
 const std::string &machineIdentity();
 

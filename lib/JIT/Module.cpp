@@ -5,24 +5,19 @@
 #include "CallMemory.h"
 #include "Engine.h"
 #include "ObjectCache.h"
+#include "Session.h"
 
 #include "aligned/Analysis/Costs.h"
 #include "aligned/Conversion/AlignedToCPU/Isa.h"
-#include "aligned/Conversion/AlignedToNVVM/Program.h"
 #include "aligned/Dialect/Aligned/IR/Aligned.h"
 #include "aligned/Pipelines/Pipelines.h"
 #include "aligned/Runtime/Error.h"
 
 #include "mlir/Dialect/Func/IR/FuncOps.h"
-#include "mlir/IR/Diagnostics.h"
-#include "mlir/InitAllPasses.h"
-#include "mlir/Parser/Parser.h"
 #include "mlir/Pass/PassManager.h"
-#include "mlir/Pass/PassRegistry.h"
 #include "llvm/ADT/StringExtras.h"
 #include "llvm/ADT/TypeSwitch.h"
 #include "llvm/Support/MemoryBuffer.h"
-#include "llvm/Support/TargetSelect.h"
 
 #include <csetjmp>
 #include <cstring>
@@ -30,129 +25,6 @@
 
 using namespace mlir;
 using namespace aligned;
-
-//===----------------------------------------------------------------------===//
-// Contexts and diagnostics
-//===----------------------------------------------------------------------===//
-
-namespace {
-
-const DialectRegistry &dialects() {
-  static const DialectRegistry *registry = [] {
-    llvm::InitializeNativeTarget();
-    llvm::InitializeNativeTargetAsmPrinter();
-    registerAllPasses();
-    registerPasses();
-    registerPipelines();
-    auto *registry = new DialectRegistry; // never destroyed: threads may outlive main
-    registerDialects(*registry);
-    return registry;
-  }();
-  return *registry;
-}
-
-thread_local bool allowsUnregistered = false;
-
-/// A context whose diagnostics are collected instead of printed.
-struct Session {
-  Session() : context(dialects(), MLIRContext::Threading::DISABLED), handler(&context, [this](Diagnostic &diagnostic) {
-      collect(diagnostic);
-      return success();
-    }) {
-    context.printOpOnDiagnostic(false); // one line each
-    context.allowUnregisteredDialects(allowsUnregistered);
-  }
-
-  void collect(Diagnostic &diagnostic) {
-    std::string &text = diagnostic.getSeverity() == DiagnosticSeverity::Error ? errors : remarks;
-    llvm::raw_string_ostream os(text);
-    if (diagnostic.getSeverity() == DiagnosticSeverity::Note)
-      os << "note: ";
-    printPlace(os, diagnostic.getLocation());
-    os << diagnostic.str() << "\n";
-    for (Diagnostic &note : diagnostic.getNotes()) {
-      os << "note: ";
-      printPlace(os, note.getLocation());
-      os << note.str() << "\n";
-    }
-  }
-
-  /// "line 3, column 10: ": the text has no file name here, but others have: "budget.yaml, line ...". Nothing for a place that is no line.
-  static void printPlace(llvm::raw_ostream &os, Location location) {
-    auto place = location->findInstanceOf<FileLineColLoc>();
-    if (!place || !place.getLine())
-      return;
-    if (StringRef file = place.getFilename(); !file.empty() && file != "-")
-      os << file << ", ";
-    os << "line " << place.getLine() << ", column " << place.getColumn() << ": ";
-  }
-
-  /// Leaves what was collected, or `otherwise`, as the thread's error.
-  std::nullptr_t fail(const llvm::Twine &otherwise = "compilation failed") {
-    std::string text = errors.empty() ? otherwise.str() : StringRef(errors).rtrim().str();
-    aligned_set_last_error(text.c_str());
-    return nullptr;
-  }
-
-  MLIRContext context;
-  std::string errors, remarks;
-  ScopedDiagnosticHandler handler;
-};
-
-LogicalResult runPipeline(Session &session, ModuleOp module, StringRef pipeline) {
-  PassManager passes(&session.context);
-  std::string text;
-  llvm::raw_string_ostream os(text);
-  // "builtin.module(...)" given to the overload that takes a pass manager would nest a second module and do nothing.
-  if (pipeline.starts_with("builtin.module")) {
-    FailureOr<OpPassManager> parsed = parsePassPipeline(pipeline, os);
-    if (failed(parsed)) {
-      session.errors += text;
-      return failure();
-    }
-    static_cast<OpPassManager &>(passes) = std::move(*parsed);
-  } else if (failed(parsePassPipeline(pipeline, passes, os))) {
-    session.errors += text;
-    return failure();
-  }
-  return passes.run(module);
-}
-
-} // namespace
-
-void aligned_allow_unregistered_dialects(int allow) { allowsUnregistered = allow; }
-
-char *aligned_transform(const char *source, const char *pipeline) {
-  Session session;
-  OwningOpRef<ModuleOp> module = parseSourceString<ModuleOp>(source, ParserConfig(&session.context));
-  if (!module || failed(runPipeline(session, *module, pipeline)))
-    return session.fail();
-  std::string text;
-  llvm::raw_string_ostream os(text);
-  module->print(os);
-  return strdup(text.c_str());
-}
-
-void aligned_text_free(char *text) { free(text); }
-
-int aligned_compile_kernels(const char *source, const char *options, char **ptx, char **sidecar) {
-  Session session;
-  OwningOpRef<ModuleOp> module = parseSourceString<ModuleOp>(source, ParserConfig(&session.context));
-  auto compile = [&]() -> FailureOr<Program> {
-    session.context.enableMultithreading(); // kernels are compiled side by side
-    LogicalResult done = runPipeline(session, *module, (llvm::Twine("aligned-pipeline{") + (options ? options : "") + " target=nvptx}").str());
-    session.context.disableMultithreading();
-    return succeeded(done) ? programOf(*module) : FailureOr<Program>();
-  };
-  FailureOr<Program> program = module ? compile() : FailureOr<Program>();
-  if (failed(program)) {
-    session.fail();
-    return -1;
-  }
-  *ptx = strdup(program->ptx.c_str());
-  *sidecar = strdup(program->sidecar.c_str());
-  return 0;
-}
 
 //===----------------------------------------------------------------------===//
 // Compilation
@@ -163,7 +35,8 @@ struct aligned_module {
   std::vector<std::vector<float>> keyOffsets; ///< by argument, empty where there is none
   int32_t attentions = 0, probes = 0;
   int64_t denseUpTo = 0;
-  std::string remarks;
+  std::vector<Message> remarks;
+  std::string remarkLines;
   std::unique_ptr<Engine> engine;
 };
 
@@ -242,18 +115,22 @@ bool isKeyCache(const aligned_type &type) {
   return type.is_cache && type.format.kind == ALIGNED_FORMAT_FIXED && type.format.role == ALIGNED_ROLE_KEY;
 }
 
+/// `dense-up-to=auto` goes by this machine.
 LogicalResult parseOptions(Session &session, StringRef text, PipelineOptions &options) {
-  llvm::raw_string_ostream os(session.errors);
+  std::string why;
+  llvm::raw_string_ostream os(why);
   if (failed(options.parseFromString(text, os)))
-    return failure();
-  if (options.target == "nvptx") {
-    session.errors += "expected a target that is run here, cpu or reference, got 'nvptx', whose kernels aligned_compile_kernels() gives\n";
-    return failure();
-  }
+    return session.refuse(StringRef(why).rtrim());
+  if (options.target == "nvptx")
+    return session.refuse("expected a target that is run here, cpu or reference, got 'nvptx', whose kernels aligned_compile_kernels() gives");
   SmallVector<StringRef> isas = hostIsas();
-  if (parseIsa(options.isa) && !llvm::is_contained(isas, options.isa.getValue())) {
-    session.errors += "expected an instruction set of this machine (" + llvm::join(isas, ", ") + "), got '" + options.isa + "'\n";
-    return failure();
+  if (parseIsa(options.isa) && !llvm::is_contained(isas, options.isa.getValue()))
+    return session.refuse("expected an instruction set of this machine (" + llvm::join(isas, ", ") + "), got '" + options.isa.getValue() + "'");
+  if (options.denseUpTo == "auto" && options.costs.empty()) {
+    const double *numbers = aligned_machine_costs(nullptr, nullptr);
+    if (!numbers)
+      return session.refuse(aligned_last_error());
+    options.costs = llvm::ArrayRef(numbers, Costs::kNumbers);
   }
   return success();
 }
@@ -387,6 +264,18 @@ public:
     text.append(reinterpret_cast<const char *>(items.data()), items.size() * sizeof(T));
   }
   void write(const std::string &item) { write(std::vector<char>(item.begin(), item.end())); }
+  void write(const Message &message) {
+    number(message.severity);
+    write(message.text);
+    write(message.file);
+    number(message.line);
+    number(message.column);
+  }
+  template <typename T> void writeEach(const std::vector<T> &items) {
+    number(items.size());
+    for (const T &item : items)
+      write(item);
+  }
   void number(int64_t value) { text.append(reinterpret_cast<const char *>(&value), sizeof value); }
   std::string text;
 };
@@ -402,6 +291,18 @@ public:
   void read(std::string &item) {
     int64_t size = number();
     item.assign(take(size), size);
+  }
+  void read(Message &message) {
+    message.severity = static_cast<aligned_severity>(number());
+    read(message.text);
+    read(message.file);
+    message.line = number();
+    message.column = number();
+  }
+  template <typename T> void readEach(std::vector<T> &items) {
+    items.resize(number());
+    for (T &item : items)
+      read(item);
   }
   int64_t number() {
     int64_t value;
@@ -422,15 +323,12 @@ std::string serialize(const aligned_module &module, const std::vector<std::strin
   Writer to;
   to.write(module.arguments);
   to.write(module.results);
-  for (const std::vector<float> &offset : module.keyOffsets)
-    to.write(offset);
+  to.writeEach(module.keyOffsets);
   to.number(module.attentions);
   to.number(module.probes);
   to.number(module.denseUpTo);
-  to.write(module.remarks);
-  to.number(objects.size());
-  for (const std::string &object : objects)
-    to.write(object);
+  to.writeEach(module.remarks);
+  to.writeEach(objects);
   return std::move(to.text);
 }
 
@@ -438,16 +336,13 @@ std::vector<std::string> deserialize(StringRef text, aligned_module &module) {
   Reader from(text);
   from.read(module.arguments);
   from.read(module.results);
-  module.keyOffsets.resize(module.arguments.size());
-  for (std::vector<float> &offset : module.keyOffsets)
-    from.read(offset);
+  from.readEach(module.keyOffsets);
   module.attentions = from.number();
   module.probes = from.number();
   module.denseUpTo = from.number();
-  from.read(module.remarks);
-  std::vector<std::string> objects(from.number());
-  for (std::string &object : objects)
-    from.read(object);
+  from.readEach(module.remarks);
+  std::vector<std::string> objects;
+  from.readEach(objects);
   return objects;
 }
 
@@ -461,6 +356,35 @@ std::string contentOf(const std::string &path) {
 
 } // namespace
 
+/// From a text to the LLVM dialect; on the way `compiled` learns what callers see. C's name of the function, none where it was refused.
+static FailureOr<std::string> lower(Session &session, ModuleOp module, PipelineOptions &options, const char *name, aligned_module &compiled) {
+  // Caches get their types first: those are what callers see.
+  auto run = [&](bool isBehindStore) {
+    PassManager passes(&session.context);
+    passes.enableVerifier(!isBehindStore); // what callers wrote; aligned-opt verifies after each pass
+    buildPipeline(passes, options, isBehindStore);
+    return passes.run(module);
+  };
+  const std::string last = options.to;
+  llvm::StringMap<int64_t> ownResults;
+  for (auto function : module.getOps<func::FuncOp>())
+    ownResults[function.getSymName()] = function.getNumResults();
+  options.to = "store";
+  if (failed(run(false)))
+    return failure();
+  FailureOr<func::FuncOp> function = findFunction(module, name);
+  if (failed(function) || failed(describe(module, *function, ownResults.lookup(function->getSymName()), compiled)))
+    return failure();
+  std::string symbol = ("_mlir_ciface_" + function->getSymName()).str();
+  options.to = last;
+  if (failed(run(true)))
+    return failure();
+  compiled.remarks = session.remarks;
+  if (auto tokens = module->getAttrOfType<IntegerAttr>(kDenseUpToName))
+    compiled.denseUpTo = tokens.getInt();
+  return symbol;
+}
+
 aligned_module *aligned_module_compile(const char *source, const char *text, const char *name) {
   Session session;
   PipelineOptions options;
@@ -470,58 +394,51 @@ aligned_module *aligned_module_compile(const char *source, const char *text, con
   auto link = [&](const std::vector<std::string> &objects) -> aligned_module * {
     llvm::Expected<std::unique_ptr<Engine>> engine = Engine::link(objects, runtimeSymbols);
     if (!engine)
-      return session.fail(llvm::toString(engine.takeError()));
+      return session.fail(engine.takeError());
     compiled->engine = std::move(*engine);
+    compiled->remarkLines = linesOf(compiled->remarks);
     return compiled.release();
   };
-  std::string costs; // as a part of what is compiled
-  if (options.denseUpTo == "auto" && options.costs.empty()) {
-    const double *numbers = aligned_machine_costs(nullptr, nullptr);
-    if (!numbers)
-      return nullptr;
-    options.costs = llvm::ArrayRef(numbers, Costs::kNumbers);
-    costs.assign(reinterpret_cast<const char *>(numbers), Costs::kNumbers * sizeof(double));
+  llvm::ArrayRef<double> numbers = *options.costs;
+  StringRef costs(reinterpret_cast<const char *>(numbers.data()), numbers.size() * sizeof(double)); // a part of what is compiled
+  ObjectCache cache({machineIdentity(), text ? text : "", costs, contentOf(options.budget), name ? name : "", reading().allowsUnregistered ? "unregistered" : "", reading().name, source});
+  if (std::optional<std::string> entry = cache.load()) {
+    const std::vector<std::string> objects = deserialize(*entry, *compiled);
+    session.remarks = compiled->remarks;
+    return link(objects);
   }
-  ObjectCache cache({machineIdentity(), text ? text : "", costs, contentOf(options.budget), name ? name : "", allowsUnregistered ? "unregistered" : "", source});
-  if (std::optional<std::string> entry = cache.load())
-    return link(deserialize(*entry, *compiled));
 
-  OwningOpRef<ModuleOp> module = parseSourceString<ModuleOp>(source, ParserConfig(&session.context));
-  if (!module)
+  OwningOpRef<ModuleOp> module = session.parse(source);
+  FailureOr<std::string> symbol = module ? lower(session, *module, options, name, *compiled) : FailureOr<std::string>();
+  if (failed(symbol))
     return session.fail();
-  // Caches get their types first: those are what callers see.
-  auto run = [&](bool isBehindStore) {
-    PassManager passes(&session.context);
-    passes.enableVerifier(!isBehindStore); // what callers wrote; aligned-opt verifies after each pass
-    buildPipeline(passes, options, isBehindStore);
-    return passes.run(*module);
-  };
-  const std::string last = options.to;
-  ModuleOp given = *module;
-  llvm::StringMap<int64_t> ownResults;
-  for (auto function : given.getOps<func::FuncOp>())
-    ownResults[function.getSymName()] = function.getNumResults();
-  options.to = "store";
-  if (failed(run(false))) {
-    session.errors += session.remarks; // such as why an op that has no lowering was not raised
-    return session.fail();
-  }
-  FailureOr<func::FuncOp> function = findFunction(*module, name);
-  if (failed(function) || failed(describe(*module, *function, ownResults.lookup(function->getSymName()), *compiled)))
-    return session.fail();
-  std::string symbol = ("_mlir_ciface_" + function->getSymName()).str();
-  options.to = last;
-  if (failed(run(true)))
-    return session.fail();
-  compiled->remarks = session.remarks;
-  if (auto tokens = given->getAttrOfType<IntegerAttr>(kDenseUpToName))
-    compiled->denseUpTo = tokens.getInt();
-
-  llvm::Expected<std::vector<std::string>> objects = compileObjects(*module, symbol);
+  llvm::Expected<std::vector<std::string>> objects = compileObjects(*module, *symbol);
   if (!objects)
-    return session.fail(llvm::toString(objects.takeError()));
+    return session.fail(objects.takeError());
   cache.store(serialize(*compiled, *objects));
   return link(*objects);
+}
+
+int aligned_compile_object(const char *source, const char *text, const char *name, char **llvmIR, char **object, int64_t *bytes) {
+  Session session;
+  PipelineOptions options;
+  aligned_module unused;
+  OwningOpRef<ModuleOp> module = succeeded(parseOptions(session, text ? text : "", options)) ? session.parse(source) : nullptr;
+  FailureOr<std::string> symbol = module ? lower(session, *module, options, name, unused) : FailureOr<std::string>();
+  if (failed(symbol)) {
+    session.fail();
+    return -1;
+  }
+  llvm::Expected<Code> code = compileWhole(*module, *symbol);
+  if (!code) {
+    session.fail(code.takeError());
+    return -1;
+  }
+  *llvmIR = strdup(code->llvmIR.c_str());
+  *bytes = code->object.size();
+  *object = static_cast<char *>(malloc(*bytes));
+  memcpy(*object, code->object.data(), *bytes);
+  return 0;
 }
 
 void aligned_module_destroy(aligned_module *module) { delete module; }
@@ -571,7 +488,7 @@ double aligned_policy_tolerance(const char *policy) {
   return attr && attr.getTolerance() ? attr.getTolerance().getValueAsDouble() : 0.0;
 }
 
-const char *aligned_module_remarks(const aligned_module *module) { return module->remarks.c_str(); }
+const char *aligned_module_remarks(const aligned_module *module) { return module->remarkLines.c_str(); }
 
 //===----------------------------------------------------------------------===//
 // Calls

@@ -11,6 +11,19 @@ extern "C" {
 
 /* Failing calls return null or nonzero and leave every diagnostic, one a line, in aligned_last_error(). */
 
+typedef enum { ALIGNED_SEVERITY_ERROR, ALIGNED_SEVERITY_WARNING, ALIGNED_SEVERITY_REMARK, ALIGNED_SEVERITY_NOTE } aligned_severity;
+
+/* What the compiler said, and where. */
+typedef struct {
+  aligned_severity severity; /* a note is of the nearest one ahead of it that is none */
+  const char *message;
+  const char *filename; /* null: of a text without a name */
+  int32_t line, column; /* from 1; line 0: of no place */
+} aligned_diagnostic;
+
+/* All that was said by the last call on this thread that takes a text: errors first, then what was not recognised and why. Returns how many; they are valid until the next such call. */
+int32_t aligned_last_diagnostics(const aligned_diagnostic **diagnostics);
+
 /* Element types of dense arguments and results. */
 typedef enum {
   ALIGNED_DTYPE_F16, ALIGNED_DTYPE_BF16, ALIGNED_DTYPE_F32, ALIGNED_DTYPE_F64,
@@ -49,9 +62,32 @@ typedef struct aligned_module aligned_module;
  * them is refused behind that. At first they may not. */
 void aligned_allow_unregistered_dialects(int allow);
 
+/* What texts that this thread gives from now on are called in diagnostics; null: nothing, as at first. */
+void aligned_name_source(const char *name);
+
 /* Runs a pass pipeline, such as "aligned-pipeline{to=store}" or "builtin.module(...)", over a module's text. Returns text to free with aligned_text_free. */
 char *aligned_transform(const char *source, const char *pipeline);
+/* The same; the text says of each op where it came from, so that what is said of that text is of places in the first. */
+char *aligned_transform_with_places(const char *source, const char *pipeline);
 void aligned_text_free(char *text);
+
+typedef enum {
+  ALIGNED_OPTION_TEXT,
+  ALIGNED_OPTION_FLAG,    /* true or false */
+  ALIGNED_OPTION_INTEGER,
+  ALIGNED_OPTION_COUNT,   /* an integer from 0 on */
+  ALIGNED_OPTION_NUMBER,
+  ALIGNED_OPTION_NUMBERS, /* separated by commas */
+} aligned_option_kind;
+
+/* An option of aligned-pipeline, and what it means. */
+typedef struct {
+  const char *name, *help;
+  aligned_option_kind kind;
+} aligned_option;
+
+/* Returns how many there are. */
+int32_t aligned_pipeline_options(const aligned_option **options);
 
 /* Compiles the attentions of a module for a GPU: aligned-pipeline with target=nvptx and `options`. Returns 0 and two texts to free, PTX and the JSON that says how to
  * launch it (docs/GPU.md); aligned_program_load takes both. */
@@ -61,6 +97,10 @@ int aligned_compile_kernels(const char *source, const char *options, char **ptx,
  * `function` may be null where the module has one public function with a body. */
 aligned_module *aligned_module_compile(const char *source, const char *options, const char *function);
 void aligned_module_destroy(aligned_module *module);
+
+/* Compiles the same, and returns 0 and the code in one piece, its LLVM IR and an object file of `bytes` bytes, both to free with aligned_text_free. What is called is `aligned_entry`,
+ * with an array of the addresses of what `_mlir_ciface_<function>` takes, and behind them, where that returns something, of the result. */
+int aligned_compile_object(const char *source, const char *options, const char *function, char **llvm_ir, char **object, int64_t *bytes);
 
 int32_t aligned_module_arguments(const aligned_module *module);
 int32_t aligned_module_results(const aligned_module *module);

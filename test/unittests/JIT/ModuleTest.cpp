@@ -1,7 +1,11 @@
 // The C interface of compiled modules: what is refused, who owns what, and attention against the oracle.
 #include "Kernels.h"
 
+#include "aligned/Pipelines/Pipelines.h"
 #include "aligned/Runtime/Kernel.h"
+
+#include <map>
+#include <tuple>
 
 using namespace aligned;
 
@@ -44,6 +48,102 @@ TEST(Transform, GivesTextOrTheDiagnostics) {
   EXPECT_NE(lastError().find("line 1"), std::string::npos) << lastError();
   EXPECT_EQ(aligned_transform(kAttention, "no-such-pass"), nullptr);
   EXPECT_NE(lastError().find("no-such-pass"), std::string::npos) << lastError();
+}
+
+std::vector<aligned_diagnostic> lastDiagnostics() {
+  const aligned_diagnostic *diagnostics;
+  const int32_t count = aligned_last_diagnostics(&diagnostics);
+  return {diagnostics, diagnostics + count};
+}
+
+const char *const kTwoTypes = R"(func.func @f(%a: tensor<3xf32>) -> tensor<4xf32> {
+  %b = arith.negf %a : tensor<3xf32>
+  return %b : tensor<4xf32>
+})";
+
+TEST(Diagnostics, HaveTheirPlaces) {
+  aligned_name_source("two.mlir");
+  EXPECT_EQ(aligned_transform(kTwoTypes, "cse"), nullptr);
+  aligned_name_source(nullptr);
+  std::vector<aligned_diagnostic> said = lastDiagnostics();
+  ASSERT_EQ(said.size(), 2u);
+  EXPECT_EQ(said[0].severity, ALIGNED_SEVERITY_ERROR);
+  EXPECT_STREQ(said[0].filename, "two.mlir");
+  EXPECT_EQ(std::pair(said[0].line, said[0].column), std::pair(3, 10));
+  EXPECT_EQ(said[1].severity, ALIGNED_SEVERITY_NOTE);
+  EXPECT_EQ(std::pair(said[1].line, said[1].column), std::pair(2, 3));
+  EXPECT_EQ(lastError(), std::string("two.mlir, line 3, column 10: ") + said[0].message + "\nnote: two.mlir, line 2, column 3: " + said[1].message);
+
+  EXPECT_EQ(aligned_transform(kTwoTypes, "cse"), nullptr);
+  ASSERT_EQ(lastDiagnostics().size(), 2u);
+  EXPECT_EQ(lastDiagnostics()[0].filename, nullptr);
+  EXPECT_EQ(lastError().find("line 3, column 10: "), 0u) << lastError();
+  EXPECT_EQ(aligned_transform(kDouble, "no-such-pass"), nullptr);
+  ASSERT_EQ(lastDiagnostics().size(), 1u);
+  EXPECT_EQ(lastDiagnostics()[0].line, 0);
+
+  aligned_text_free(aligned_transform(kDouble, "cse"));
+  EXPECT_EQ(lastDiagnostics().size(), 0u);
+}
+
+const char *const kUnknown = R"(// A comment, which passes lose.
+
+func.func @f(%a: tensor<3xf32>) -> tensor<3xf32> {
+  %b = "no.such"(%a) : (tensor<3xf32>) -> tensor<3xf32>
+  return %b : tensor<3xf32>
+})";
+
+TEST(Diagnostics, CanBeOfTheFirstTextBehindPasses) {
+  using Text = std::unique_ptr<char, decltype(&aligned_text_free)>;
+  aligned_allow_unregistered_dialects(true);
+  aligned_name_source("first.mlir");
+  const Text plain(aligned_transform(kUnknown, "cse"), aligned_text_free), placed(aligned_transform_with_places(kUnknown, "cse"), aligned_text_free);
+  ASSERT_TRUE(plain && placed) << lastError();
+  aligned_name_source("second.mlir");
+  for (auto [text, filename, line] : {std::tuple(plain.get(), "second.mlir", 3), std::tuple(placed.get(), "first.mlir", 4)}) {
+    EXPECT_EQ(compile(text), nullptr);
+    EXPECT_STREQ(lastDiagnostics().front().filename, filename);
+    EXPECT_EQ(lastDiagnostics().front().line, line) << text;
+  }
+  aligned_name_source(nullptr);
+  aligned_allow_unregistered_dialects(false);
+}
+
+/// Says how many options there are.
+struct CountedOptions : PipelineOptions {
+  size_t count() const { return OptionsMap.size(); }
+};
+
+TEST(Options, AreAllOfThePipeline) {
+  const aligned_option *options;
+  const int32_t count = aligned_pipeline_options(&options);
+  EXPECT_EQ(size_t(count), CountedOptions().count());
+  std::map<std::string, aligned_option_kind> kinds;
+  for (int32_t i = 0; i < count; ++i) {
+    kinds[options[i].name] = options[i].kind;
+    EXPECT_NE(*options[i].help, '\0');
+  }
+  EXPECT_EQ(kinds.size(), size_t(count));
+  EXPECT_EQ(kinds["policy"], ALIGNED_OPTION_TEXT);
+  EXPECT_EQ(kinds["raise"], ALIGNED_OPTION_FLAG);
+  EXPECT_EQ(kinds["budget-layer"], ALIGNED_OPTION_INTEGER);
+  EXPECT_EQ(kinds["dense-below"], ALIGNED_OPTION_COUNT);
+  EXPECT_EQ(kinds["tolerance"], ALIGNED_OPTION_NUMBER);
+  EXPECT_EQ(kinds["costs"], ALIGNED_OPTION_NUMBERS);
+}
+
+TEST(Object, IsInOnePieceWithItsKernels) {
+  char *llvmIR = nullptr, *object = nullptr;
+  int64_t bytes = 0;
+  ASSERT_EQ(aligned_compile_object(kAttention, "policy=fast", nullptr, &llvmIR, &object, &bytes), 0) << lastError();
+  EXPECT_NE(std::string(llvmIR).find("define void @aligned_entry(ptr %0)"), std::string::npos);
+  EXPECT_EQ(std::string(object, 4), "\x7f" "ELF");
+  const std::string symbols(object, bytes);
+  EXPECT_NE(symbols.find("aligned_entry"), std::string::npos);
+  aligned_text_free(llvmIR);
+  aligned_text_free(object);
+  EXPECT_EQ(aligned_compile_object(kAttention, "policy=best", nullptr, &llvmIR, &object, &bytes), -1);
+  EXPECT_NE(lastError().find("got 'best'"), std::string::npos) << lastError();
 }
 
 TEST(Kernels, AreTwoTextsOrTheDiagnostics) {
