@@ -1,5 +1,6 @@
 // The native half of the package: compiler and caches of the C interface as Python objects.
 #include "Caches.h"
+#include "Compiling.h"
 #include "Modules.h"
 
 #include "aligned/Runtime/Kernel.h"
@@ -24,5 +25,6 @@ NB_MODULE(_alignedkv, m) {
 Takes effect with the next call, in the whole process. Raises Error unless threads is 1 to 1024.)");
   m.def("threads", [] { return aligned_rt_threads(); }, "How many threads attention and appends use.");
   bindCaches(m);
+  bindCompiling(m);
   bindModules(m);
 }

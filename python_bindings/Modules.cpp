@@ -1,5 +1,6 @@
-// The compiler as Python objects: modules that are called with arrays and caches.
+// The compiler as Python objects: modules that are called with arrays and caches, and what else a text is compiled to.
 #include "Caches.h"
+#include "Compiling.h"
 #include "Modules.h"
 
 #include <nanobind/stl/optional.h>
@@ -10,35 +11,59 @@
 #include <algorithm>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 using namespace nb::literals;
 
 namespace {
 
-/// What a text may hold while this lives.
-struct Unregistered {
-  explicit Unregistered(bool allow) { aligned_allow_unregistered_dialects(allow); }
-  ~Unregistered() { aligned_allow_unregistered_dialects(false); }
+SharedSource sourceOf(const std::string &text, const std::optional<std::string> &filename, bool allowUnregistered) {
+  return std::make_shared<const Source>(Source{text, filename, allowUnregistered});
+}
+
+using ModuleHandle = std::unique_ptr<aligned_module, decltype(&aligned_module_destroy)>;
+
+/// Text that the C interface gave.
+struct FreeText {
+  void operator()(char *text) const { aligned_text_free(text); }
 };
+using Text = std::unique_ptr<char, FreeText>;
 
 class Module {
 public:
-  Module(const std::string &source, const std::string &options, const std::optional<std::string> &function, bool allowUnregistered) {
-    nb::gil_scoped_release release;
-    Unregistered allowed(allowUnregistered);
-    module = aligned_module_compile(source.c_str(), options.c_str(), function ? function->c_str() : nullptr);
-    if (!module)
-      throwLast();
-    arguments.resize(aligned_module_arguments(module));
-    results.resize(aligned_module_results(module));
+  Module(SharedSource given, const std::string &options, const std::optional<std::string> &function) : source(std::move(given)), options(options), function(function) {
+    std::tie(module, remarks) = compiled(source, [options, function](const char *text) {
+      return ModuleHandle(aligned_module_compile(text, options.c_str(), function ? function->c_str() : nullptr), aligned_module_destroy);
+    });
+    arguments.resize(aligned_module_arguments(get()));
+    results.resize(aligned_module_results(get()));
     for (size_t index = 0; index < arguments.size(); ++index)
-      aligned_module_argument(module, index, &arguments[index]);
+      aligned_module_argument(get(), index, &arguments[index]);
     for (size_t index = 0; index < results.size(); ++index)
-      aligned_module_result(module, index, &results[index]);
+      aligned_module_result(get(), index, &results[index]);
   }
-  Module(const Module &) = delete;
-  ~Module() { aligned_module_destroy(module); }
+
+  /// LLVM IR and object file. Who runs a module has no use for them: they are compiled when they are asked for.
+  const std::pair<nb::object, nb::object> &code() {
+    if (!asCode) {
+      struct Code {
+        Text llvmIR, object;
+        int64_t bytes = 0;
+        explicit operator bool() const { return bool(llvmIR); }
+      };
+      Code code = compiled(source, [options = options, function = function](const char *text) {
+        char *llvmIR = nullptr, *object = nullptr;
+        Code code;
+        aligned_compile_object(text, options.c_str(), function ? function->c_str() : nullptr, &llvmIR, &object, &code.bytes);
+        code.llvmIR.reset(llvmIR);
+        code.object.reset(object);
+        return code;
+      }).first;
+      asCode.emplace(nb::str(code.llvmIR.get()), nb::bytes(code.object.get(), code.bytes));
+    }
+    return *asCode;
+  }
 
   nb::object call(const nb::args &given) {
     auto [value, tally] = callAndTally(given);
@@ -53,7 +78,7 @@ public:
   }
 
   std::unique_ptr<Cache> newCache(int32_t index) const {
-    return Cache::take(aligned_module_create_cache(module, index, 0));
+    return Cache::take(aligned_module_create_cache(get(), index, 0));
   }
 
   nb::list reads() const { return listOf(lastTally); }
@@ -65,8 +90,10 @@ public:
     return texts;
   }
 
-  aligned_module *module;
+  const aligned_module *get() const { return module.get(); }
+
   std::vector<aligned_type> arguments, results;
+  Diagnostics remarks;
 
 private:
   using Tally = std::vector<aligned_tally>; // by the attention's number
@@ -91,7 +118,7 @@ private:
         throw Error("expected an alignedkv.Cache as " + what + ", got " + nb::type_name(given[index].type()).c_str());
       }
     }
-    Tally tally(aligned_module_attentions(module), aligned_tally{});
+    Tally tally(aligned_module_attentions(get()), aligned_tally{});
     run(caches, places, in, out, tally);
 
     nb::list values;
@@ -109,7 +136,7 @@ private:
     for (size_t index = 0; index < caches.size(); ++index)
       in[places[index]].cache = caches[index]->get();
     aligned_rt_record(tally.data(), tally.size());
-    int failed = aligned_module_call(module, in.data(), out.data());
+    int failed = aligned_module_call(get(), in.data(), out.data());
     aligned_rt_record(nullptr, 0);
     if (failed)
       throwLast();
@@ -136,35 +163,46 @@ private:
     return reads;
   }
 
+  SharedSource source;
+  std::string options;
+  std::optional<std::string> function;
+  ModuleHandle module{nullptr, aligned_module_destroy};
+  std::optional<std::pair<nb::object, nb::object>> asCode;
   Tally lastTally;
 };
 
-std::string transform(const std::string &source, const std::string &pipeline, bool allowUnregistered) {
-  nb::gil_scoped_release release;
-  Unregistered allowed(allowUnregistered);
-  std::unique_ptr<char, decltype(&aligned_text_free)> text(aligned_transform(source.c_str(), pipeline.c_str()), aligned_text_free);
-  if (!text)
-    throwLast();
-  return text.get();
+nb::tuple transform(const std::string &text, const std::string &pipeline, bool allowUnregistered, const std::optional<std::string> &filename, bool withPlaces) {
+  auto [result, said] = compiled(sourceOf(text, filename, allowUnregistered), [pipeline, withPlaces](const char *source) {
+    return Text((withPlaces ? aligned_transform_with_places : aligned_transform)(source, pipeline.c_str()));
+  });
+  return nb::make_tuple(nb::str(result.get()), listOf(said));
 }
 
-std::vector<std::string> lines(const char *text) {
-  std::vector<std::string> result;
-  std::string rest = text;
-  for (size_t begin = 0, end; (end = rest.find('\n', begin)) != std::string::npos; begin = end + 1)
-    result.push_back(rest.substr(begin, end - begin));
-  return result;
+nb::tuple compileKernels(const std::string &text, const std::string &options, bool allowUnregistered, const std::optional<std::string> &filename) {
+  using Texts = std::optional<std::pair<Text, Text>>;
+  auto [texts, said] = compiled(sourceOf(text, filename, allowUnregistered), [options](const char *source) {
+    char *ptx = nullptr, *sidecar = nullptr;
+    return aligned_compile_kernels(source, options.c_str(), &ptx, &sidecar) ? Texts() : Texts(std::pair(Text(ptx), Text(sidecar)));
+  });
+  return nb::make_tuple(nb::str(texts->first.get()), nb::str(texts->second.get()), listOf(said));
+}
+
+/// [(name, meaning, kind)]
+nb::list pipelineOptions() {
+  const aligned_option *options;
+  nb::list list;
+  constexpr const char *kinds[] = {"text", "flag", "integer", "count", "number", "numbers"}; // by aligned_option_kind
+  for (int32_t left = aligned_pipeline_options(&options); left > 0; --left, ++options)
+    list.append(nb::make_tuple(options->name, options->help, kinds[options->kind]));
+  return list;
 }
 
 } // namespace
 
 void bindModules(nb::module_ &m) {
-  m.def("transform", &transform, "text"_a, "pipeline"_a, "allow_unregistered_dialect"_a = false,
-        R"(Runs an MLIR pass pipeline over a module's text and returns the text that it becomes.
-
-pipeline: as on aligned-opt's command line, 'aligned-pipeline{to=store}' or 'builtin.module(aligned-raise-attention)'.
-allow_unregistered_dialect: as in compile.
-Raises Error with the diagnostics if the text, the pipeline or a pass fails.)");
+  m.def("_transform", &transform, "text"_a, "pipeline"_a, "allow_unregistered_dialect"_a = false, "filename"_a = nb::none(), "with_places"_a = false);
+  m.def("_compile_kernels", &compileKernels, "text"_a, "options"_a, "allow_unregistered_dialect"_a = false, "filename"_a = nb::none());
+  m.def("_pipeline_options", &pipelineOptions);
 
   nb::class_<Module>(m, "Module", R"(A compiled function. Call it with one argument for each entry of `arguments`.
 
@@ -174,20 +212,28 @@ is appended to in place: the result is the Cache that was passed.
 
 Raises Error for arguments that do not fit, before anything happens, and for what the function finds wrong while it runs; by then it may
 have appended.)")
-      .def("__init__", [](Module *self, const std::string &text, const std::string &options, const std::optional<std::string> &function, bool allowUnregistered) {
-        new (self) Module(text, options, function, allowUnregistered);
-      }, "text"_a, "options"_a, "function"_a = nb::none(), "allow_unregistered_dialect"_a = false)
+      .def("__init__", [](Module *self, const std::string &text, const std::string &options, const std::optional<std::string> &function, bool allowUnregistered,
+                          const std::optional<std::string> &filename) {
+        new (self) Module(sourceOf(text, filename, allowUnregistered), options, function);
+      }, "text"_a, "options"_a = "", "function"_a = nb::none(), "allow_unregistered_dialect"_a = false, "filename"_a = nb::none())
       .def("__call__", &Module::call)
       .def("_call_with_reads", &Module::callWithReads)
       .def("new_cache", &Module::newCache, "index"_a, R"(An empty cache for the argument with this index: of its type, with the planes that it reads, and with the offset of keys that the model says,
 if any (aligned.key_offset). Raises Error if the argument is no cache.)")
       .def_prop_ro("arguments", [](const Module &module) { return Module::describe(module.arguments); }, "Types of the arguments, as text.")
       .def_prop_ro("results", [](const Module &module) { return Module::describe(module.results); }, "Types of the results, as text.")
-      .def_prop_ro("attentions", [](const Module &module) { return aligned_module_attentions(module.module); }, "How many attentions were found.")
-      .def_prop_ro("dense_up_to", [](const Module &module) { return aligned_module_dense_up_to(module.module); },
+      .def_prop_ro("attentions", [](const Module &module) { return aligned_module_attentions(module.get()); }, "How many attentions were found.")
+      .def_prop_ro("dense_up_to", [](const Module &module) { return aligned_module_dense_up_to(module.get()); },
                    "Tokens up to which some attention reads caches as they were appended, where these hold that, too; new_cache() makes such caches.")
-      .def_prop_ro("remarks", [](const Module &module) { return lines(aligned_module_remarks(module.module)); },
-                   "Remarks of the compiler, a list of lines: what was not recognised as attention, or stays dense, and why.")
+      .def_prop_ro("remarks", [](const Module &module) { return listOf(module.remarks); },
+                   "Remarks of the compiler, a list of Diagnostic: what was not recognised as attention, or stays dense, and why.")
+      .def_prop_ro("llvm_ir", [](Module &module) { return module.code().first; }, R"(The code in LLVM's IR, as text.
+
+It is compiled when this or `object` is first asked for, from the same text, options and files. Kernels, which run as objects of their own, are in it, too.
+Raises CompileError if a file that an option names has changed so that it is refused.)")
+      .def_prop_ro("object", [](Module &module) { return module.code().second; }, R"(The same as an object file of this machine, as bytes.
+
+`void aligned_entry(void **)` calls the function (aligned/JIT/Module.h); what is undefined in it is libm, malloc, and the runtime, libAlignedRuntime.)")
       .def_prop_ro("reads", &Module::reads, R"(What the last call read, one dict for each attention, summed over batch and kv heads.
 
 key_bits and value_bits were read; key_values and value_values are held, so that key_bits / key_values is the mean number of bits a value.)");

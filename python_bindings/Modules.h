@@ -3,7 +3,7 @@
 
 #include <nanobind/nanobind.h>
 
-/// Adds Module and transform to the module.
+/// Adds Module to the module, and what compiler.py needs of the compiler besides.
 void bindModules(nanobind::module_ &m);
 
 #endif

@@ -3,7 +3,6 @@
 import functools
 import math
 import operator
-import os
 import re
 import sys
 from typing import Any, Dict, Iterable, List, Optional, Tuple, Union
@@ -11,88 +10,16 @@ from typing import Any, Dict, Iterable, List, Optional, Tuple, Union
 import numpy as np
 
 from . import _alignedkv as native
-from ._alignedkv import Error, Module, _policy_tolerance, _view, transform
+from ._alignedkv import Error, _policy_tolerance, _transform, _view
 from .attention import MASK_TYPES, MLIR_TYPES, Step, in_plain_words
-
-
-def _options(policy, tolerance, format, budget=None, certify=False, dense_up_to=0, raise_attention=True):
-    """What the pipeline reads as its options; values of one word each, or quoted, so that none can pass for another option."""
-    options = {"policy": policy, "format": re.sub(r"\s", "", str(format))}
-    if tolerance is not None:
-        options["tolerance"] = repr(float(_number("tolerance", tolerance, np.float64)))
-    for name, value in options.items():
-        if not re.fullmatch(r"[\w<>,.+-]+", str(value), re.ASCII):
-            raise Error(f"expected {name} to be one word, got {value!r}")
-    if budget is not None:
-        options["budget"] = f"'{os.fspath(budget)}'"
-        if re.search(r"['\"{}]", options["budget"][1:-1]) or len(options["budget"]) == 2:
-            raise Error(f"expected budget to be a path without quotes and braces, got {os.fspath(budget)!r}")
-    if certify:
-        options["certify"] = "true"
-    if dense_up_to:
-        options["dense-up-to"] = dense_up_to
-    if not raise_attention:
-        options["raise"] = "false"
-    return " ".join(f"{name}={value}" for name, value in options.items())
-
-
-def _number(name, value, dtype=np.float32):
-    """An array of rank 0."""
-    try:
-        number = np.array(value, dtype)
-    except (TypeError, ValueError):
-        number = None
-    if number is None or number.ndim:
-        raise Error(f"expected {name} to be a number, got {value!r}")
-    return number
-
-
-def _dense_up_to(value):
-    """'auto', or a number of tokens."""
-    if value == "auto":
-        return value
-    try:
-        tokens = operator.index(value)
-    except TypeError:
-        tokens = -1
-    if not 0 <= tokens < 2**63:
-        raise Error(f"expected dense_up_to to be a number of tokens or 'auto', got {value!r}")
-    return tokens
-
-
-def compile(text, policy="balanced", tolerance=None, format="auto", function=None, budget=None, certify=False, dense_up_to=0, raise_attention=True,
-            allow_unregistered_dialect=False):
-    """Compiles a module's MLIR text for this machine and returns a callable `Module`.
-
-    text: functions over tensors, in linalg, tensor, arith, math, scf, func (what torch-mlir writes, for one) or `aligned` ops. Attention in
-    them is found, and the tensors that it reads as keys and values become caches.
-    policy: how many bits attention reads. 'exact' reads all that are stored. 'tight' (tolerance 2^-12), 'balanced' (2^-9), 'fast' (2^-7), 'draft' (2^-6)
-    and 'budget' (`tolerance`) aim at an error (P2 in docs/Numerics.md): the L2 error of an output row, divided by the L2 norm of a usual row of V. It is
-    not relative to the output, which is smaller than a row of V where rows cancel; and it is aimed at, not promised: `certify` gives a bound.
-    'alignedkv' is the published rule.
-    tolerance: above 0 and below 1, with policy 'budget' only.
-    format: how caches are stored: 'auto' (what the policy reads: 'fixed<4,4,8>', or the published format), 'dense', or planes such as 'fixed<4,4,8>' or
-    'float<8,4,4>'.
-    function: name of the function to call; may be left out if the module has one public function with a body.
-    budget: a YAML file that says how closely which layers, kv heads and sides are read; the policy holds where it says nothing.
-    certify: whether to return, behind the function's own results, `bound` and `estimate` of each attention (see `KVCache.attend`), in order of
-    appearance. A remark says where they can't be returned.
-    dense_up_to: tokens up to which attention reads caches as they were appended, where they hold that, too (see `KVCache`); `Module.new_cache` makes such caches.
-    raise_attention: whether to find attention in the text; False compiles the graph as it stands, which is what to compare with.
-    allow_unregistered_dialect: whether the text may hold ops of dialects that are not linked, in generic form. Attention that they say by name is found, such as
-    'tm_tensor.attention' and 'onnx.Attention'; what is left of them is refused.
-
-    Raises Error with MLIR's diagnostics.
-    """
-    return Module(text, _options(policy, tolerance, format, budget, certify, _dense_up_to(dense_up_to), raise_attention), function,
-                  allow_unregistered_dialect)
+from .compiler import _dense_up_to, _number
 
 
 @functools.lru_cache(maxsize=256)
 def _verify(types):
     """The compiler knows what a cache may be."""
     with in_plain_words():
-        transform(f"func.func private @cache({types})", "builtin.module()")
+        _transform(f"func.func private @cache({types})", "builtin.module()")
 
 
 def _integer(name, value, least=0, end=2**63):
