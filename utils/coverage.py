@@ -173,7 +173,7 @@ def run(alignedkv, graph, cases, policy, text, arguments, wanted, values):
     for type, got, want in zip(module.results, call(module, arguments), wanted, strict=True):
         is_bfloat16 = type.startswith("bfloat16")
         worst = max(worst, used(policy, floats(got, is_bfloat16), floats(want, is_bfloat16), case["rtol"], case["atol"], unit, values))
-    return "right" if worst <= 1 else "wrong", worst, module.remarks
+    return "right" if worst <= 1 else "wrong", worst, [remark.message for remark in module.remarks]
 
 
 NOTHING = "no product that looks like attention was found"
@@ -186,7 +186,9 @@ def not_raised(remarks):
 
 
 def first_line(error):
-    return re.sub(r"^line \d+, column \d+: ", "", str(error).splitlines()[0])
+    """Without its place, where the compiler said it."""
+    said = getattr(error, "diagnostics", None)
+    return (said[0].message if said else str(error)).splitlines()[0]
 
 
 def readable(graph):

@@ -239,7 +239,7 @@ def test_policies_where_planes_hold_it(rng):
           %b = aligned.attention %p, %l, %w scale %scale : tensor<1x4x1x18xf16>, {wide}, {wide} -> tensor<1x4x1x18xf32>
           return %a, %b : tensor<1x4x1x16xf32>, tensor<1x4x1x18xf32>
         }}""", policy="tight")
-    assert ["stays dense" in remark for remark in model.remarks if "note" not in remark] == [True] and [("fixed" in type) for type in model.arguments] == [False, True, True] + 3 * [False]
+    assert ["stays dense" in remark.message for remark in model.remarks] == [True] and [("fixed" in type) for type in model.arguments] == [False, True, True] + 3 * [False]
     q, k, v, p, l, w = [draw(rng, 1, heads, tokens, dim) for dim in (16, 18) for heads, tokens in ((4, 1), (2, 130), (2, 130))]
     caches = [model.new_cache(1), model.new_cache(2)]
     for cache, array in zip(caches, (k, v)):
@@ -254,7 +254,7 @@ def test_planes_of_too_many_heads_are_unpacked(rng):
     shapes = text("1x40x1x16", "K", "V", "1x40x1x16").replace("tensor<KxxK>", "")
     written = shapes.replace("tensor<Kxf16>", planes.format("key")).replace("tensor<Vxf16>", planes.format("value"))
     model = alignedkv.compile(written)
-    assert any("caches are unpacked at every step" in remark for remark in model.remarks)
+    assert any("caches are unpacked at every step" in remark.message for remark in model.remarks)
     q, k, v = draw(rng, 1, 40, 1, 16), draw(rng, 1, 1, 130, 16), draw(rng, 1, 1, 130, 16)
     caches = [model.new_cache(1), model.new_cache(2)]
     for cache, array in zip(caches, (k, v)):
