@@ -120,7 +120,7 @@ LogicalResult parseOptions(Session &session, StringRef text, PipelineOptions &op
   std::string why;
   llvm::raw_string_ostream os(why);
   if (failed(options.parseFromString(text, os)))
-    return session.refuse(StringRef(why).rtrim());
+    return session.refuse(why.empty() ? ("expected options of aligned-pipeline, got '" + text + "'").str() : StringRef(why).rtrim().str()); // upstream prints what is no number
   if (options.target == "nvptx")
     return session.refuse("expected a target that is run here, cpu or reference, got 'nvptx', whose kernels aligned_compile_kernels() gives");
   SmallVector<StringRef> isas = hostIsas();

@@ -103,6 +103,12 @@ def _dense_up_to(value):
     return tokens
 
 
+def _path(name, value):
+    if not isinstance(value, (str, os.PathLike)):
+        raise Error(f"expected {name} to be text or a path, got {type(value).__name__}")
+    return os.fsdecode(value)
+
+
 def _flag(name, value):
     if not isinstance(value, (bool, np.bool_)):
         raise Error(f"expected {name} to be True or False, got {value!r}")
@@ -225,7 +231,7 @@ class Graph:
     def _of(cls, text, filename, allow_unregistered_dialect, remarks=()):
         """A graph that is not parsed yet."""
         self = object.__new__(cls)
-        self.filename, self.remarks = os.fsdecode(filename).encode("utf-8", "replace").decode(), list(remarks)
+        self.filename, self.remarks = _path("filename", filename).encode("utf-8", "replace").decode(), list(remarks)
         self._text, self._allows = _checked("text", text), bool(allow_unregistered_dialect)
         return self
 
@@ -293,10 +299,11 @@ class Graph:
 
 
 def _read(path):
+    file = _path("path", path)
     try:
-        return Path(os.fsdecode(path)).read_text(encoding="utf-8")
+        return Path(file).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise Error(f"expected {os.fsdecode(path)} to be text in UTF-8, got byte {error.object[error.start]:#04x} at offset {error.start}") from None
+        raise Error(f"expected {file} to be text in UTF-8, got byte {error.object[error.start]:#04x} at offset {error.start}") from None
 
 
 def transform(text: str, pipeline: str, allow_unregistered_dialect: bool = False) -> str:

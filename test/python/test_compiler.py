@@ -119,6 +119,8 @@ def test_files_that_are_no_text(tmp_path, load):
         (lambda: alignedkv.compile(3), "expected text to be text, got int"),
         (lambda: alignedkv.transform(SUM, None), "expected pipeline to be text, got NoneType"),
         (lambda: alignedkv.transform(SUM, "cse\0"), "expected pipeline without NUL"),
+        (lambda: alignedkv.Graph.parse(SUM, filename=3), "expected filename to be text or a path, got int"),
+        (lambda: alignedkv.Graph.load(3), "expected path to be text or a path, got int"),
         (lambda: alignedkv.compile(SUM, function=3), "expected function to be text, got int"),
         (lambda: alignedkv.compile(SUM, function="sum\0"), "expected function without NUL"),
     ],
@@ -184,6 +186,11 @@ def test_options_of_every_kind_arrive():
         (dict(costs="auto"), "expected costs to be numbers, got 'auto'"),
         (dict(costs=[1, "x"]), "expected costs to be a number, got 'x'"),
         (dict(to="moon"), "got 'moon'"),
+        (dict(isa="pdp11"), "expected isa .*, got 'pdp11'"),
+        (dict(target="abacus"), "expected target .*, got 'abacus'"),
+        (dict(format="fixed<4,4>"), "sum to 16, got 8"),
+        (dict(budget="no/such.yaml"), "got 'no/such.yaml'"),
+        (dict(budget=pathlib.Path("it's.yaml")), "expected budget to be text without quotes and braces"),
     ],
 )
 def test_impossible_options(options, message):

@@ -164,6 +164,8 @@ TEST(Compile, RefusesWhatItCannotCall) {
   EXPECT_NE(lastError().find("expected a target that is run here, cpu or reference, got 'nvptx'"), std::string::npos) << lastError();
   EXPECT_EQ(compile(kDouble, "policy=best"), nullptr);
   EXPECT_NE(lastError().find("got 'best'"), std::string::npos) << lastError();
+  EXPECT_EQ(compile(kDouble, "tolerance=some"), nullptr);
+  EXPECT_NE(lastError().find("got 'tolerance=some'"), std::string::npos) << lastError();
   EXPECT_EQ(compile(kDouble, "", "triple"), nullptr);
   EXPECT_NE(lastError().find("expected a function 'triple'"), std::string::npos) << lastError();
   EXPECT_EQ(compile("func.func @f(%a: index) { return }"), nullptr);
