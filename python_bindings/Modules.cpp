@@ -45,7 +45,7 @@ public:
   }
 
   /// LLVM IR and object file. Who runs a module has no use for them: they are compiled when they are asked for.
-  const std::pair<nb::object, nb::object> &code() {
+  const std::pair<nb::str, nb::bytes> &code() {
     if (!asCode) {
       struct Code {
         Text llvmIR, object;
@@ -167,7 +167,7 @@ private:
   std::string options;
   std::optional<std::string> function;
   ModuleHandle module{nullptr, aligned_module_destroy};
-  std::optional<std::pair<nb::object, nb::object>> asCode;
+  std::optional<std::pair<nb::str, nb::bytes>> asCode;
   Tally lastTally;
 };
 

@@ -223,8 +223,10 @@ class Graph:
 
     filename: str
     remarks: list[Diagnostic]
+    _text: str
+    _allows: bool
 
-    def __init__(self):
+    def __init__(self) -> None:
         raise TypeError("expected Graph.load or Graph.parse, got Graph()")
 
     @classmethod

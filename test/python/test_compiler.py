@@ -262,14 +262,14 @@ def test_errors_of_pipelines_have_no_place():
 
 
 def test_texts_that_nobody_saw_are_not_pointed_into():
-    cache = alignedkv.KVCache(2, 32)
-    cache.append(*np.zeros((2, 1, 2, 3, 32), np.float16))
-    for call in (lambda: alignedkv.KVCache(2, 33), lambda: cache.attend(np.zeros((1, 3, 1, 32), np.float16)), lambda: cache.attend(np.zeros((1, 2, 1, 32), np.float16), policy="best")):
-        with pytest.raises(alignedkv.CompileError, match="^('aligned.attention' op )?expected") as raised:
-            call()
-        for said in raised.value.diagnostics:
-            assert [said.filename, said.line, said.column] == [None] * 3
-            assert all(note.line is None for note in said.notes)
+    with pytest.raises(alignedkv.CompileError) as raised:
+        alignedkv.Module(TWO_TYPES)
+    (error,) = raised.value.diagnostics
+    assert [(said.filename, said.line, said.column) for said in (error, *error.notes)] == 2 * [(None, None, None)]
+    assert str(raised.value) == f"{error.message}\nnote: {error.notes[0].message}"
+    for format in ("fixed<4,4,8>", "fixed<4,4>"):
+        with pytest.raises(alignedkv.Error, match="^expected"):
+            alignedkv.KVCache(2, 33, format=format)
 
 
 def test_the_report_says_what_was_found():
