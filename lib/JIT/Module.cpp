@@ -19,6 +19,7 @@
 #include "llvm/ADT/TypeSwitch.h"
 #include "llvm/Support/MemoryBuffer.h"
 
+#include <cmath>
 #include <csetjmp>
 #include <cstring>
 #include <mutex>
@@ -189,6 +190,33 @@ void parallel(int64_t count, void (*body)(void *, int64_t, int64_t), void *args)
     assertionFailed();
 }
 
+//===-- bfloat16 -----------------------------------------------------------===//
+// What code for a processor without AVX512-BF16 calls to round to bfloat16, which not every libgcc has. The ABI returns it in the low bits of a register of floats.
+
+float asRegister(uint32_t bits) {
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+uint32_t bitsOf(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+float truncateFloat(float value) { // to nearest even
+  const uint32_t bits = bitsOf(value);
+  return asRegister(value != value ? bits >> 16 | 0x40 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+float truncateDouble(double value) {
+  float between = static_cast<float>(value);
+  if (value == value && between != value) { // rounded once only: between is the odd one of the two around it
+    uint32_t bits = bitsOf(between) - (std::fabs(between) > std::fabs(value));
+    between = asRegister(bits | 1);
+  }
+  return truncateFloat(between);
+}
+
 llvm::orc::SymbolMap runtimeSymbols(llvm::orc::MangleAndInterner intern) {
   llvm::orc::SymbolMap symbols;
   auto add = [&](const char *name, auto *function) {
@@ -212,6 +240,8 @@ llvm::orc::SymbolMap runtimeSymbols(llvm::orc::MangleAndInterner intern) {
   add("aligned_cache_append", &aligned_cache_append);
   add("aligned_cache_overwrite", &aligned_cache_overwrite);
   add("aligned_cache_unpack", &aligned_cache_unpack);
+  add("__truncsfbf2", &truncateFloat);
+  add("__truncdfbf2", &truncateDouble);
   add("malloc", &callMalloc);
   add("free", &callFree);
   add("puts", &takeMessage);

@@ -323,3 +323,33 @@ def test_transform_shows_each_phase():
 def test_impossible_transforms(text, pipeline, message):
     with pytest.raises(alignedkv.Error, match=message):
         alignedkv.transform(text, pipeline)
+
+
+def test_numbers_are_rounded_to_bfloat16_once(rng):
+    """Whatever the processor has: to nearest even, from doubles without a stop at float32."""
+    halfway = 1 + 2.0**-8
+    x = np.array([1, halfway, np.nextafter(halfway, 0), np.nextafter(halfway, 2), halfway + 2.0**-30, 1 + 3 * 2.0**-8 - 2.0**-40, -1e300, 3.4e38, 1e-45, 1e-310, 0, -0.0, np.inf, -np.inf, np.nan,
+                  *rng.standard_normal(100) * 10.0 ** rng.integers(-38, 38, 100)])
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    for dtype, name in ((np.float64, "f64"), (np.float32, "f32")):
+        with np.errstate(over="ignore"):
+            given = x.astype(dtype)
+        size = len(x)
+        module = alignedkv.compile(f"""func.func @f(%x: tensor<{size}x{name}>) -> tensor<{size}xbf16> {{
+          %y = arith.truncf %x : tensor<{size}x{name}> to tensor<{size}xbf16>
+          return %y : tensor<{size}xbf16>
+        }}""")
+        numbers = [float(n) for n in given]
+        values = np.arange(0, 0x7F80, dtype=np.uint16).view(ml_dtypes.bfloat16).astype(np.float64)
+        found = module(given).view(ml_dtypes.bfloat16).astype(np.float64)
+        for number, got in zip(numbers, found):
+            if not np.isfinite(number):
+                assert got == number or (np.isnan(got) and np.isnan(number))
+                continue
+            below = int(np.searchsorted(values, abs(number), side="right")) - 1
+            around = [values[below], values[below + 1] if below + 1 < len(values) else np.inf]
+            step = values[-1] - values[-2]
+            above = around[1] if np.isfinite(around[1]) else values[-1] + step
+            middle = (around[0] + above) / 2
+            expected = around[0] if abs(number) < middle or (abs(number) == middle and below % 2 == 0) else around[1]
+            assert abs(got) == expected and np.signbit(got) == np.signbit(number), (name, number)
