@@ -17,7 +17,7 @@ export CCACHE_BASEDIR := $(CURDIR)
 export CCACHE_NOHASHDIR := 1
 
 .DEFAULT_GOAL := build
-.PHONY: help setup configure build check demo wheel bench bench-gpu fuzz update-phases update-resources update-coverage update-performance mutate clean
+.PHONY: help setup configure build check check-torch demo wheel bench bench-gpu fuzz update-phases update-resources update-coverage update-performance mutate clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,10 @@ configure: setup
 
 check: build ## run every test; the last line is `N passed, N failed`
 	@$(PYTHON) utils/check.py $(BUILD)
+
+check-torch: build ## install torch and transformers in .venv-torch (some GB), and run the tests that need them
+	@utils/torch.sh
+	@PYTHONPATH=$(BUILD)/python .venv-torch/bin/python -m pytest -q -p no:cacheprovider test/python/test_transformers.py test/python/test_attend.py
 
 demo: configure ## one model through the phases, then a real cache under four policies
 	@ninja -C $(BUILD) -j$(JOBS) aligned-opt aligned-run _alignedkv
