@@ -41,7 +41,7 @@ check-torch: build ## install torch and transformers in .venv-torch (some GB), a
 	@utils/torch.sh
 	@PYTHONPATH=$(BUILD)/python .venv-torch/bin/python -m pytest -q -p no:cacheprovider test/python/test_transformers.py test/python/test_attend.py
 
-demo: configure ## one model through the phases, then a real cache under four policies
+demo: configure ## one model through the phases, a real cache under four policies, and a language model that answers
 	@ninja -C $(BUILD) -j$(JOBS) aligned-opt aligned-run _alignedkv
 	@$(PYTHON) utils/demo.py $(BUILD)
 

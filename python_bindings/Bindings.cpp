@@ -12,6 +12,7 @@
 using namespace nb::literals;
 
 NB_MODULE(_alignedkv, m) {
+  nb::set_leak_warnings(false); // registries of other libraries keep functions of the package to the end of the process
   nb::exception<Error>(m, "Error", PyExc_ValueError).doc() =
       "What the compiler or the runtime refuses: MLIR's diagnostics, or what was expected of an argument and what was found.";
   m.def("_policy_tolerance", [](const std::string &policy) { return aligned_policy_tolerance(policy.c_str()); }, "policy"_a);

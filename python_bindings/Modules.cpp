@@ -136,10 +136,21 @@ private:
     for (size_t index = 0; index < caches.size(); ++index)
       in[places[index]].cache = caches[index]->get();
     aligned_rt_record(tally.data(), tally.size());
+    aligned_on_interrupt([](void *) -> int {
+      nb::gil_scoped_acquire acquire;
+      return PyErr_CheckSignals();
+    }, nullptr);
     int failed = aligned_module_call(get(), in.data(), out.data());
+    aligned_on_interrupt(nullptr, nullptr);
     aligned_rt_record(nullptr, 0);
-    if (failed)
-      throwLast();
+    if (!failed)
+      return;
+    {
+      nb::gil_scoped_acquire acquire;
+      if (PyErr_Occurred()) // Ctrl-C
+        throw nb::python_error();
+    }
+    throwLast();
   }
 
   /// The object of the argument that was appended to in place, or a new cache.
@@ -211,7 +222,7 @@ Returns None, one result, or a tuple of them: NumPy arrays that own their memory
 is appended to in place: the result is the Cache that was passed.
 
 Raises Error for arguments that do not fit, before anything happens, and for what the function finds wrong while it runs; by then it may
-have appended.)")
+have appended. The same holds for Ctrl-C.)")
       .def("__init__", [](Module *self, const std::string &text, const std::string &options, const std::optional<std::string> &function, bool allowUnregistered,
                           const std::optional<std::string> &filename) {
         new (self) Module(sourceOf(text, filename, allowUnregistered), options, function);

