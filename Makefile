@@ -17,7 +17,7 @@ export CCACHE_BASEDIR := $(CURDIR)
 export CCACHE_NOHASHDIR := 1
 
 .DEFAULT_GOAL := build
-.PHONY: help setup configure build check check-torch demo wheel bench bench-gpu fuzz update-phases update-resources update-coverage update-performance mutate clean
+.PHONY: help setup configure build check check-torch demo wheel bench bench-gpu fuzz update-phases update-resources update-coverage update-performance mutate differential clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +63,10 @@ fuzz: build ## search for caches on which an error exceeds its certified bound (
 
 mutate: build ## change graphs a little and see that none is raised to what it does not say (COUNT=2000)
 	@$(PYTHON) utils/mutate.py $(BUILD) --count $(COUNT)
+
+differential: build ## compare random caches and attentions with NumPy (COUNT=2000), then see that memory does not grow
+	@PYTHONPATH=$(BUILD)/python $(PYTHON) utils/differential.py --count $(COUNT)
+	@PYTHONPATH=$(BUILD)/python $(PYTHON) utils/differential.py --leaks
 
 update-phases: build ## write test/Pipelines/decode/{1-raise,...}.mlir again
 	@$(PYTHON) utils/phases.py $(BUILD)

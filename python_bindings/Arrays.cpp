@@ -83,19 +83,17 @@ static bool readBuffer(nb::handle object, const Dtype &dtype, int32_t rank, Inpu
 /// Says why an object is no array that can be read here.
 [[noreturn]] static void refuse(nb::handle object, const std::string &what) {
   const std::string type = nb::type_name(object.type()).c_str();
-  if (nb::hasattr(object, "__dlpack_device__")) {
-    constexpr int onCpu = 1;
-    if (const int device = nb::cast<int>(object.attr("__dlpack_device__")()[0]); device != onCpu) {
-      nb::object place = nb::getattr(object, "device", nb::str("another device"));
-      throw Error("expected " + what + " in memory of the CPU, got a " + type + " on " + nb::str(place).c_str() + ": pass a copy on the CPU");
-    }
-  }
   nb::object dtype = nb::getattr(object, "dtype", nb::none());
   if (nb::object native = nb::getattr(dtype, "isnative", nb::none()); native.is(nb::handle(Py_False)))
     throw Error("expected " + what + " in the byte order of this machine, got " + nb::str(dtype.attr("str")).c_str() + ": pass .astype(dtype.newbyteorder('='))");
   std::string why;
-  if (nb::hasattr(object, "__dlpack__"))
+  if (nb::hasattr(object, "__dlpack_device__") && nb::hasattr(object, "__dlpack__"))
     try {
+      constexpr int onCpu = 1;
+      if (const int device = nb::cast<int>(object.attr("__dlpack_device__")()[0]); device != onCpu) {
+        nb::object place = nb::getattr(object, "device", nb::str("another device"));
+        throw Error("expected " + what + " in memory of the CPU, got a " + type + " on " + nb::str(place).c_str() + ": pass a copy on the CPU");
+      }
       object.attr("__dlpack__")();
     } catch (const nb::python_error &error) {
       why = std::string(": ") + nb::str(error.value()).c_str();

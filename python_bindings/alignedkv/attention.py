@@ -172,7 +172,8 @@ def _cut(array, kv_heads, piece):
     own_heads, own_queries, size, _ = piece
     batch, heads, queries = array.shape[:3]
     if heads != 1 and own_heads.stop - own_heads.start != heads // kv_heads:
-        array = array.reshape(batch, kv_heads, heads // kv_heads, *array.shape[2:])[:, :, own_heads].reshape(batch, -1, *array.shape[2:])
+        array = array.reshape(batch, kv_heads, heads // kv_heads, *array.shape[2:])[:, :, own_heads]
+        array = array.reshape(batch, kv_heads * array.shape[2], *array.shape[3:])
     if queries != 1:
         array = array[:, :, own_queries]
         if missing := size - array.shape[2]:

@@ -156,7 +156,8 @@ class KVCache:
 
     reserve: tokens of each sequence that there is room for from the start. Beyond them memory grows as tokens come: twofold up to 4096 tokens, then by a quarter.
     page_size: 64, or None. With it, memory is a pool of pages of 64 tokens, of batch * `reserve` tokens in all, from which sequences take as they grow. Copies
-    share it, and the pages that none of them writes to. It does not grow: an append that finds no page left raises Error. With 'fixed' formats only.
+    share it, and the pages that none of them writes to. It does not grow: an append that finds no page left raises Error. With 'fixed' formats only, and without
+    `dense_up_to`.
 
     Safe to use from several threads: each call sees keys and values of the same tokens. Can be copied and pickled. In a process that was forked it works on, unless
     another thread was using it at that moment: then calls raise Error. Raises Error if the format can't hold such tokens.
@@ -178,6 +179,8 @@ class KVCache:
         for name, value in [("dense_up_to", self._dense_up_to), ("key_offset", key_offset is not None), ("page_size", page_size is not None)]:
             if value and kind != "fixed":
                 raise Error(f"expected {name} with a 'fixed' format only, got {self.format!r}")
+        if page_size and self._dense_up_to:
+            raise Error(f"expected dense_up_to without page_size, got {dense_up_to!r} with one")
         if page_size not in (None, 64):
             raise Error(f"expected page_size to be 64 or None, got {page_size!r}")
         if page_size and not self.reserve:
@@ -284,7 +287,7 @@ class KVCache:
         holds; tiles of 64 tokens that it hides from all queries are not read. It goes with causal and window: both must let a token pass.
         sink_logits: [q_heads] of numbers: a logit for each query head that has no value. It adds exp(logit) to the sum that weights are divided by.
         return_lse: whether to return the logarithm of that sum, log(sum(exp(scores))), behind `out` and before bound and estimate: float32 [batch, q_heads, queries],
-        with which outputs over disjoint tokens merge; -inf where there is no token.
+        with which outputs over disjoint tokens merge; -inf where there is no token. It is as close as `out` is: bound and estimate say nothing of it.
         out: a writable float32 array of the result's shape that takes it, and is returned.
 
         No tokens give zeros. The first call with a new shape, dtype, policy or number of planes compiles (`warm_up`); another number of queries seldom does. Raises

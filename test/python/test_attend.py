@@ -45,6 +45,11 @@ def test_any_number_of_query_heads_and_queries(rng, group, queries, policy):
     assert cache.reads["key_values"] % k.size == 0
 
 
+def test_pieces_of_masks_over_no_tokens():
+    out = alignedkv.KVCache(1, 16).attend(np.zeros((1, 80, 1, 16), np.float16), mask=np.zeros((1, 80, 1, 0), bool))
+    assert out.shape == (1, 80, 1, 16) and (out == 0).all()
+
+
 @pytest.mark.parametrize("group, queries", [(71, 2), (3, 23), (1, 70), (2, 7)])
 def test_pieces_stand_where_their_queries_do(rng, group, queries):
     cache, k, v = filled(rng, 200, 2)

@@ -184,7 +184,7 @@ def test_drop_planes_returns_memory(rng):
 @pytest.mark.parametrize("options, message", [
     (dict(page_size=32, reserve=64), "expected page_size to be 64 or None, got 32"), (dict(page_size=64), "expected reserve to be 1 or more with page_size"),
     (dict(page_size=64, reserve=64, format="float<8,4,4>"), "expected page_size with a 'fixed' format only"), (dict(reserve=-1), "expected reserve to be 0 or more, got -1"),
-    (dict(reserve=2**50), "out of memory"), (dict(reserve="all"), "expected reserve to be an integer, got str"),
+    (dict(reserve=2**50), "out of memory"), (dict(page_size=64, reserve=64, dense_up_to=100), "expected dense_up_to without page_size, got 100 with one"), (dict(reserve="all"), "expected reserve to be an integer, got str"),
     (dict(page_size=64, reserve=2**50), "expected 0 to 2147483647 pages")])
 def test_impossible_memory(options, message):
     with pytest.raises(alignedkv.Error, match=message):
