@@ -79,4 +79,4 @@ def test_libraries_show_names_of_the_project_alone():
     assert len(libraries) == 3
     for library in libraries:
         names = [line.split(None, 2)[2] for line in run("nm", "-D", "--defined-only", "-C", library).splitlines()]
-        assert names and not [name for name in names if not name.startswith(("aligned", "PyInit_")) and "aligned::" not in name], library
+        assert names and not [name for name in names if not name.startswith(("aligned", "PyInit_")) and not (library.name == "libAlignedJIT.so" and "aligned::" in name)], library
