@@ -14,17 +14,51 @@
 
 using namespace nb::literals;
 
-CacheLocks::CacheLocks(std::vector<Cache *> caches) {
+void Cache::lock() {
+  if (process == getpid())
+    return mutex.lock();
+  if (mutex.try_lock())
+    process = getpid(); // a child's own from now on
+  else if (process == getpid())
+    mutex.lock();
+  else // by a thread that this process does not have
+    throw Error("expected a cache that nobody used when this process was forked, got one in use by another thread of process " + std::to_string(process));
+}
+
+CacheLocks::CacheLocks(std::vector<Cache *> caches, bool hold) {
   std::sort(caches.begin(), caches.end());
   twins = std::adjacent_find(caches.begin(), caches.end()) != caches.end();
   caches.erase(std::unique(caches.begin(), caches.end()), caches.end());
-  for (Cache *cache : caches) {
-    std::unique_lock<std::mutex> lock(cache->mutex, std::defer_lock);
-    if (cache->process == getpid())
-      lock.lock();
-    else if (!lock.try_lock()) // by a thread that this process does not have
-      throw Error("expected a cache that nobody used when this process was forked, got one in use by another thread of process " + std::to_string(cache->process));
-    locks.push_back(std::move(lock));
+  taken.reserve(caches.size());
+  try {
+    for (Cache *cache : caches) {
+      const bool isOurs = cache->holder == std::this_thread::get_id();
+      if (isOurs && (hold || !cache->isHeld || cache->isBusy))
+        throw Error("expected a cache that this thread is not using, got one whose call a signal interrupted");
+      if (!isOurs)
+        cache->lock();
+      cache->holder = std::this_thread::get_id();
+      cache->isBusy = !hold;
+      cache->isHeld = hold || isOurs;
+      taken.push_back({cache, isOurs});
+    }
+  } catch (...) {
+    release();
+    throw;
+  }
+}
+
+CacheLocks::~CacheLocks() { release(); }
+
+void CacheLocks::release() {
+  for (Taken last; !taken.empty(); taken.pop_back()) {
+    last = taken.back();
+    last.cache->isBusy = false;
+    if (last.isNested)
+      continue;
+    last.cache->isHeld = false;
+    last.cache->holder = std::thread::id();
+    last.cache->mutex.unlock();
   }
 }
 
@@ -174,13 +208,20 @@ aligned_cache *loaded(const nb::bytes &bytes) {
 // Keys and values together: all or nothing
 //===----------------------------------------------------------------------===//
 
-/// Has the handlers of signals run that came while the interpreter's lock was not held. Ctrl-C throws here, behind what `undo` does.
-template <typename Undo> void letSignalsIn(Undo undo) {
-  if (!PyErr_CheckSignals())
-    return;
-  nb::python_error interrupt;
-  undo();
-  throw interrupt;
+/// How many tokens each batch entry of a cache that is locked holds.
+std::vector<int64_t> lengthsOf(const aligned_cache *cache) {
+  std::vector<int64_t> lengths;
+  for (int64_t n = 0; n < cache->batch; ++n)
+    lengths.push_back(aligned_cache_length(cache, n));
+  return lengths;
+}
+
+/// Takes back what an append did.
+void undo(aligned_cache *cache, const std::vector<int64_t> &before) {
+  for (int64_t n = 0; n < cache->batch && cache->lengths; ++n)
+    aligned_cache_truncate_entry(cache, n, before[n]);
+  if (!cache->lengths)
+    aligned_cache_truncate(cache, before[0]);
 }
 
 void appendPair(Cache &key, Cache &value, nb::handle k, nb::handle v, const std::optional<std::vector<int64_t>> &counts) {
@@ -194,31 +235,28 @@ void appendPair(Cache &key, Cache &value, nb::handle k, nb::handle v, const std:
     return counts ? aligned_cache_append_ragged(cache.get(), input.array.data, own.data(), input.array.strides)
                   : aligned_cache_append(cache.get(), input.array.data, count, input.array.strides);
   };
+  std::vector<int64_t> before, after;
   locked({&key, &value}, [&] {
     if (key.get()->batch != facts.batch)
       throw Error("expected a cache whose batch stays, got one of which another thread selected entries");
-    const bool each = counts || key.get()->lengths;
-    std::vector<int64_t> before;
-    for (int64_t n = 0; n < key.get()->batch; ++n)
-      before.push_back(aligned_cache_length(key.get(), n));
-    auto undo = [&](Cache &cache) {
-      for (int64_t n = 0; n < cache.get()->batch && each; ++n)
-        aligned_cache_truncate_entry(cache.get(), n, before[n]);
-      if (!each)
-        aligned_cache_truncate(cache.get(), before[0]);
-    };
+    before = lengthsOf(key.get());
     require(appendTo(key, keys));
     if (appendTo(value, values)) {
       const std::string why = aligned_last_error();
-      undo(key);
+      undo(key.get(), before);
       throw Error(why);
     }
-    nb::gil_scoped_acquire acquire;
-    letSignalsIn([&] {
-      undo(key);
-      undo(value);
-    });
+    after = lengthsOf(key.get());
   });
+  if (!PyErr_CheckSignals()) // has the handlers run of those that came meanwhile
+    return;
+  nb::python_error interrupt; // Ctrl-C
+  locked({&key, &value}, [&] {
+    if (lengthsOf(key.get()) == after) // nobody has appended since
+      for (Cache *cache : {&key, &value})
+        undo(cache->get(), before);
+  });
+  throw interrupt;
 }
 
 /// tokens: of each batch entry, or one number for all.
@@ -282,7 +320,12 @@ nb::tuple unpackPair(Cache &key, Cache &value, int bits) {
   std::vector<aligned_array> arrays;
   locked({&key, &value}, [&] {
     arrays.push_back(unpacked(key.get(), bits, types[0]));
-    arrays.push_back(unpacked(value.get(), bits, types[1]));
+    try {
+      arrays.push_back(unpacked(value.get(), bits, types[1]));
+    } catch (...) {
+      aligned_array_free(&arrays[0]);
+      throw;
+    }
   });
   return nb::make_tuple(takeArray(types[0], arrays[0]), takeArray(types[1], arrays[1]));
 }
@@ -326,18 +369,17 @@ Raises Error unless tokens is 0 to as many as there are; the cache is unchanged 
       .def("__bool__", [](Cache &) { return true; }, "A cache is one, also while it holds nothing.")
       .def_prop_ro("batch", [](Cache &cache) { return locked({&cache}, [&] { return cache.get()->batch; }); }, "How many batch entries there are.")
       .def_prop_ro("lengths", [](Cache &cache) {
-        return locked({&cache}, [&] {
-          std::vector<int64_t> lengths;
-          for (int64_t n = 0; n < cache.get()->batch; ++n)
-            lengths.push_back(aligned_cache_length(cache.get(), n));
-          return lengths;
-        });
+        return locked({&cache}, [&] { return lengthsOf(cache.get()); });
       }, "How many tokens each batch entry holds.")
       .def_prop_ro("planes", [](Cache &cache) { return locked({&cache}, [&] { return cache.get()->planes; }); }, "How many planes are there, of those of the format.")
       .def_prop_ro("nbytes", [](Cache &cache) { return locked({&cache}, [&] { return aligned_cache_bytes(cache.get()); }); },
                    "Bytes of memory held: planes and scale codes up to the capacity, what is known of rows and channels, tokens kept aside, a dense copy.")
       .def_prop_ro("_free_pages", [](Cache &cache) { return locked({&cache}, [&] { return aligned_cache_free_pages(cache.get()); }); })
       .def("__repr__", &repr);
+  nb::class_<CacheHold>(m, "_Hold")
+      .def(nb::init<Cache &, Cache &>(), "key"_a, "value"_a, nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>())
+      .def("__enter__", &CacheHold::enter)
+      .def("__exit__", [](CacheHold &hold, const nb::args &) { hold.exit(); });
   m.def("_cache", &makeCache, "kind"_a, "widths"_a, "role"_a, "dtype"_a, "batch"_a, "kv_heads"_a, "head_dim"_a, "reserve"_a, "pages"_a);
   m.def("_load", [](const nb::bytes &bytes) { return Cache::take(loaded(bytes)); }, "bytes"_a);
   m.def("_append", &appendPair, "key"_a, "value"_a, "k"_a.none(), "v"_a.none(), "lengths"_a.none());

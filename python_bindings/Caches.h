@@ -1,14 +1,18 @@
 // KV caches of the C interface as Python objects.
 //
 // Everything that takes time runs without the interpreter lock, so each cache has a lock of its own: a cache that one thread appends to must not be read by
-// another. Whoever uses keys and values together takes both locks at once, so that nobody sees one of them changed and not the other.
+// another. Whoever uses keys and values together takes both locks at once, so that nobody sees one of them changed and not the other. Attention in several pieces holds them from
+// the first to the last (CacheHold).
 #ifndef ALIGNED_PYTHON_CACHES_H
 #define ALIGNED_PYTHON_CACHES_H
 
 #include "Arrays.h"
 
+#include <atomic>
 #include <memory>
 #include <mutex>
+#include <optional>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -40,21 +44,50 @@ public:
 
 private:
   friend class CacheLocks;
+  void lock();
+
   aligned_cache *owned;
   std::mutex mutex;
-  const pid_t process = getpid();
+  std::atomic<std::thread::id> holder{}; // of the mutex
+  bool isHeld = false;                   // by a CacheHold of this thread, which may call on; for the holder
+  bool isBusy = false;                   // in a call; for the holder
+  std::atomic<pid_t> process{getpid()};
 };
 
-/// The locks of some caches, taken in one order by all threads. Held without the interpreter's.
+/// The locks of some caches, taken in one order by all threads. Held without the interpreter's. Throws where this thread has one of them in a call, which a handler of a signal
+/// came into.
 class CacheLocks {
 public:
-  explicit CacheLocks(std::vector<Cache *> caches);
+  explicit CacheLocks(std::vector<Cache *> caches, bool hold = false);
+  CacheLocks(const CacheLocks &) = delete;
+  ~CacheLocks();
   /// Whether some cache was given twice.
   bool hasTwins() const { return twins; }
 
 private:
-  std::vector<std::unique_lock<std::mutex>> locks;
+  struct Taken {
+    Cache *cache;
+    bool isNested; // in a hold
+  };
+  void release();
+
+  std::vector<Taken> taken;
   bool twins = false;
+};
+
+/// Keys and values for several calls of one thread: `with` of Python.
+class CacheHold {
+public:
+  CacheHold(Cache &key, Cache &value) : caches{&key, &value} {}
+  void enter() {
+    nb::gil_scoped_release release;
+    locks.emplace(caches, true);
+  }
+  void exit() { locks.reset(); }
+
+private:
+  const std::vector<Cache *> caches;
+  std::optional<CacheLocks> locks;
 };
 
 /// Runs `body` while this thread holds the caches and not the interpreter.

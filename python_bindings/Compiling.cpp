@@ -4,6 +4,8 @@
 
 #include <atomic>
 
+#include <pthread.h>
+
 using namespace detail;
 
 namespace {
@@ -42,6 +44,9 @@ void waitForAll() {
 }
 
 } // namespace
+
+/// A child of fork has no thread that compiles.
+const int noneInChildren = pthread_atfork(nullptr, nullptr, [] { running = 0; });
 
 Running::Running() { ++running; }
 Running::~Running() { --running; }

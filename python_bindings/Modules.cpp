@@ -135,11 +135,7 @@ private:
       throw Error("expected a cache to be passed once, got it twice");
     for (size_t index = 0; index < caches.size(); ++index)
       in[places[index]].cache = caches[index]->get();
-    aligned_rt_record(tally.data(), tally.size());
-    aligned_on_interrupt([](void *) -> int {
-      nb::gil_scoped_acquire acquire;
-      return PyErr_CheckSignals();
-    }, nullptr);
+    listen(tally);
     int failed = aligned_module_call(get(), in.data(), out.data());
     aligned_on_interrupt(nullptr, nullptr);
     aligned_rt_record(nullptr, 0);
@@ -151,6 +147,17 @@ private:
         throw nb::python_error();
     }
     throwLast();
+  }
+
+  /// Has kernels of this thread report what they read, and asks for signals while they run. A handler may call modules itself, which end with nobody listening.
+  static void listen(Tally &tally) {
+    aligned_rt_record(tally.data(), tally.size());
+    aligned_on_interrupt([](void *tally) -> int {
+      nb::gil_scoped_acquire acquire;
+      const int interrupted = PyErr_CheckSignals();
+      listen(*static_cast<Tally *>(tally));
+      return interrupted;
+    }, &tally);
   }
 
   /// The object of the argument that was appended to in place, or a new cache.
@@ -244,7 +251,8 @@ It is compiled when this or `object` is first asked for, from the same text, opt
 Raises CompileError if a file that an option names has changed so that it is refused.)")
       .def_prop_ro("object", [](Module &module) { return module.code().second; }, R"(The same as an object file of this machine, as bytes.
 
-`void aligned_entry(void **)` calls the function (aligned/JIT/Module.h); what is undefined in it is libm, malloc, and the runtime, libAlignedRuntime.)")
+`void aligned_entry(void **)` calls the function (aligned/JIT/Module.h); what is undefined in it is libm, malloc, the runtime, libAlignedRuntime, and where a
+processor can't round to bfloat16, __truncsfbf2 and __truncdfbf2 of compiler-rt.)")
       .def_prop_ro("reads", &Module::reads, R"(What the last call read, one dict for each attention, summed over batch and kv heads.
 
 key_bits and value_bits were read; key_values and value_values are held, so that key_bits / key_values is the mean number of bits a value.)");

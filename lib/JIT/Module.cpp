@@ -191,7 +191,7 @@ struct ParallelLoop {
 
   static void run(void *self, int64_t begin, int64_t end) {
     auto *loop = static_cast<ParallelLoop *>(self);
-    if (isInterrupted())
+    if (!loop->isOver && isInterrupted())
       loop->fail("interrupted");
     if (loop->isOver)
       return;

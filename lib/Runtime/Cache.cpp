@@ -795,19 +795,35 @@ void truncate(Cache &cache, int64_t first, int64_t last, int64_t left) {
   cache.publish();
 }
 
-/// Sums of what is left when planes have gone.
-void sumAgain(Cache &cache) {
-  forRows(cache, cache.tokens * cache.head_dim, [&](int64_t begin, int64_t end) {
+/// Calls body(row, tile, token) of all tokens of fixed planes that are not kept aside, behind begin(row) and ahead of end(row).
+template <typename Begin, typename Body, typename End> void forStored(Cache &cache, Begin begin, Body body, End end) {
+  forRows(cache, cache.tokens * cache.head_dim, [&](int64_t firstRow, int64_t lastRow) {
     vectorized([&](auto) ALIGNED_BODY {
-      for (int64_t r = begin; r < end; ++r) {
+      for (int64_t r = firstRow; r < lastRow; ++r) {
         const Row row = cache.rowOf(cache.summaries, r);
-        std::fill_n(row.sum, cache.head_dim, 0);
+        begin(row);
         for (int64_t token = 0, length = lengthOf(cache, r / cache.kv_heads); token < length; ++token)
           if (const Tile tile = cache.tileOf(r, token / kTile); tile.code[withinTile(token)] != storage::kAside)
-            addToSums(row, tile, token, cache.head_dim, 1);
+            body(row, tile, token);
+        end(row);
       }
     });
   });
+}
+
+/// Sums of what is left when planes have gone.
+void sumAgain(Cache &cache) {
+  forStored(
+      cache, [&](const Row &row) ALIGNED_BODY { std::fill_n(row.sum, cache.head_dim, 0); },
+      [&](const Row &row, const Tile &tile, int64_t token) ALIGNED_BODY { addToSums(row, tile, token, cache.head_dim, 1); }, [](const Row &) {});
+}
+
+/// Counts of scale codes, which lead through tables, from the codes that are there.
+void countAgain(Cache &cache) {
+  forStored(
+      cache, [](const Row &row) ALIGNED_BODY { *row.scales = {}; },
+      [](const Row &row, const Tile &tile, int64_t token) ALIGNED_BODY { count(*row.scales, tile.code[withinTile(token)], 1); },
+      [](const Row &row) ALIGNED_BODY { settle(*row.scales); });
 }
 
 //===----------------------------------------------------------------------===//
@@ -1063,26 +1079,30 @@ struct Head {
   int32_t biasIsSettled, offsetIsSet, hasLengths, hasDense;
 };
 
-/// Everything behind the head, of a cache that has room for it.
+/// Everything behind the head, of a cache that has room for it; false where something is missing or was changed.
 bool passContents(Archive &archive, Cache &cache) {
-  bool ok = true;
   for (int64_t row = 0; row < cache.rows; ++row)
     for (int64_t index = 0; index < pagesFor(lengthOf(cache, row / cache.kv_heads)); ++index) {
       const Tile tile = cache.tileOf(row, index);
       for (int32_t p = 0; p < cache.planes; ++p)
-        ok = ok && archive.pass(tile.plane[p], cache.planeArrays.bytes[p]);
-      ok = ok && (!codeBytes(cache) || archive.pass(tile.code, codeBytes(cache)));
+        if (!archive.pass(tile.plane[p], cache.planeArrays.bytes[p]))
+          return false;
+      if (codeBytes(cache) && !archive.pass(tile.code, codeBytes(cache)))
+        return false;
     }
   const auto bytes = Summaries::bytes(cache);
   for (int kind = 0; kind < Summaries::kinds; ++kind)
-    ok = ok && archive.pass(cache.summaries.of[kind].as<void>(), bytes[kind]);
+    if (!archive.pass(cache.summaries.of[kind].as<void>(), bytes[kind]))
+      return false;
   const Asides &asides = cache.asideList;
-  ok = ok && archive.pass(asides.begin(), asides.count * sizeof(aligned_aside)) && archive.pass(asides.values.as<void>(), asides.count * Asides::valueBytes(cache)) &&
-       archive.pass(asides.patterns.as<void>(), asides.count * Asides::patternBytes(cache));
+  if (!archive.pass(asides.begin(), asides.count * sizeof(aligned_aside)) || !archive.pass(asides.values.as<void>(), asides.count * Asides::valueBytes(cache)) ||
+      !archive.pass(asides.patterns.as<void>(), asides.count * Asides::patternBytes(cache)))
+    return false;
   for (int64_t row = 0; row < cache.rows && cache.denseCopy.capacity && cache.tokens; ++row)
-    ok = ok && archive.pass(cache.denseCopy.at(cache, row, 0), cache.tokens * DenseCopy::rowBytes(cache));
+    if (!archive.pass(cache.denseCopy.at(cache, row, 0), cache.tokens * DenseCopy::rowBytes(cache)))
+      return false;
   uint64_t sum = archive.sum, found = sum;
-  return ok && archive.pass(&found, sizeof found) && found == sum;
+  return archive.pass(&found, sizeof found) && found == sum;
 }
 
 void save(Archive &archive, const Cache &original) {
@@ -1116,31 +1136,37 @@ aligned_cache *load(Archive &archive) {
   Head head, own;
   if (!archive.pass(&head, sizeof head) || std::memcmp(head.magic, own.magic, sizeof head.magic))
     return broken("other bytes");
-  const bool fits = head.tokens >= 0 && head.tokens <= head.capacity && head.asides >= 0 && head.asides <= archive.left / int64_t(sizeof(aligned_aside)) &&
-                    head.batch >= 1 && head.batch <= archive.left && head.denseLimit >= 0 && head.denseCapacity >= 0 &&
-                    (!head.hasDense || (head.tokens <= head.denseCapacity && !head.hasLengths)) && head.physical >= -1 && head.physical <= PageTable::mostPages;
+  constexpr int64_t mostBias = 1 << 13; // eighths of octaves, beyond all floats
+  const bool isPlain = head.format.kind == ALIGNED_FORMAT_FLOAT, isPaged = head.physical >= 0;
+  const int64_t values = product(head.batch, head.kvHeads, head.headDim, sizeof(float)); // of what is known of channels
+  const bool fits = head.tokens >= 0 && head.tokens <= head.capacity && head.asides >= 0 && head.asides <= archive.left / int64_t(sizeof(aligned_aside)) && values > 0 &&
+                    values <= archive.left && head.denseLimit >= 0 && head.denseCapacity >= 0 && head.bias >= -mostBias && head.bias <= mostBias &&
+                    (!head.hasDense || (head.tokens <= head.denseCapacity && !head.hasLengths && !isPlain && !isPaged)) && (!isPlain || (!isPaged && !head.hasLengths)) &&
+                    head.physical >= -1 && head.physical <= PageTable::mostPages;
   if (!fits || !check(&head.format) || head.planes < 1 || head.planes > head.format.planes)
     return broken("sizes that can't be");
-  std::unique_ptr<Cache> cache(ownerOf(create(&head.format, head.batch, head.kvHeads, head.headDim, head.capacity, head.physical)));
+  Array lengths;
+  if (head.hasLengths && (!allocate(lengths, head.batch * int64_t(sizeof(int64_t)))))
+    return nullptr;
+  if (head.hasLengths && !archive.pass(lengths.as<void>(), head.batch * sizeof(int64_t)))
+    return broken("too few bytes");
+  int64_t pages = 0; // sequences have their own from now on
+  for (int64_t n = 0; n < head.batch; ++n) {
+    const int64_t length = head.hasLengths ? lengths.as<int64_t>()[n] : head.tokens;
+    if (length < 0 || length > head.tokens)
+      return broken("lengths that can't be");
+    pages += pagesFor(length);
+  }
+  std::unique_ptr<Cache> cache(ownerOf(create(&head.format, head.batch, head.kvHeads, head.headDim, head.capacity, isPaged ? std::max(head.physical, pages) : -1)));
   if (!cache)
     return nullptr;
   if (head.planes < cache->planes && aligned_cache_drop_planes(cache.get(), head.planes))
     return nullptr;
   cache->tokens = head.tokens;
-  if (head.hasLengths) {
-    if (!cache->allocateLengths(cache->lengthList))
-      return nullptr;
-    int64_t *lengths = cache->lengthList.as<int64_t>();
-    if (!archive.pass(lengths, head.batch * sizeof(int64_t)))
-      return broken("too few bytes");
-    for (int64_t n = 0; n < head.batch; ++n)
-      if (lengths[n] < 0 || lengths[n] > head.tokens)
-        return broken("lengths that can't be");
-  }
+  cache->lengthList = std::move(lengths);
   cache->lengths = cache->lengthList.as<int64_t>();
-  if (cache->pages) {
-    if (!cache->pageTable.reserve([](int64_t) { return int64_t(0); }, [&](int64_t n) { return lengthOf(*cache, n); }).met())
-      return broken("more pages than there are");
+  if (isPaged) {
+    cache->pageTable.reserve([](int64_t) { return int64_t(0); }, [&](int64_t n) { return lengthOf(*cache, n); });
     cache->pageTable.commit();
   }
   if (!cache->asideList.reserve(*cache, head.asides) || (head.hasDense && !cache->denseCopy.allocate(*cache, head.denseCapacity)))
@@ -1153,6 +1179,8 @@ aligned_cache *load(Archive &archive) {
     if (aside.row < 0 || aside.row >= cache->rows || aside.token < 0 || aside.token >= lengthOf(*cache, aside.row / cache->kv_heads))
       return broken("tokens that can't be");
   cache->bias = head.bias;
+  if (isFixed(*cache))
+    countAgain(*cache);
   cache->biasIsSettled = head.biasIsSettled;
   cache->offsetIsSet = head.offsetIsSet;
   cache->dense_limit = head.denseLimit;
@@ -1210,8 +1238,8 @@ void aligned_cache_destroy(aligned_cache *cache) {
 }
 
 aligned_cache *aligned_cache_fork(const aligned_cache *from) {
-  if (!from)
-    return fail("expected a cache to fork, got null"), nullptr;
+  if (!check(from))
+    return nullptr;
   if (!onHost(from)) {
     const aligned_device_caches *server = serverOf(from);
     return server ? server->fork(from) : nullptr;

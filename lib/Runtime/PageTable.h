@@ -81,23 +81,39 @@ public:
   /// Takes the pages that let entry n grow from lengthOf(n) tokens by countOf(n). Takes none if they are too few.
   template <typename LengthOf, typename CountOf> Need reserve(LengthOf lengthOf, CountOf countOf) {
     std::lock_guard<std::mutex> lock(pool->mutex);
-    auto isShared = [&](int64_t entry) { // the page that the first new token goes to
+    /// The page that the first new token goes to, if tokens are there already; else -1.
+    auto grownPage = [&](int64_t entry) {
       int64_t length = lengthOf(entry);
-      return countOf(entry) > 0 && length % ALIGNED_TILE && pool->holders[at(entry, length / ALIGNED_TILE)] > 1;
+      return countOf(entry) > 0 && length % ALIGNED_TILE ? at(entry, length / ALIGNED_TILE) : -1;
+    };
+    /// Whether others hold it. Of entries that all grow and that nobody else shares it with, the last one keeps it: it is written to when the others have copied it.
+    auto isShared = [&](int64_t entry) {
+      const int32_t page = grownPage(entry);
+      if (page < 0 || pool->holders[page] == 1)
+        return false;
+      int32_t before = 0, behind = 0;
+      for (int64_t other = 0; other < entries; ++other)
+        if (other != entry && grownPage(other) == page)
+          ++(other < entry ? before : behind);
+      return behind > 0 || before + 1 < pool->holders[page];
     };
     Need need = {0, pool->freeCount};
-    for (int64_t entry = 0; entry < entries; ++entry)
-      need.pages += pagesFor(lengthOf(entry) + countOf(entry)) - pagesFor(lengthOf(entry)) + isShared(entry);
+    for (int64_t entry = 0; entry < entries; ++entry) {
+      replaced[entry] = isShared(entry) ? grownPage(entry) : -1;
+      anyReplaced |= replaced[entry] >= 0;
+      need.pages += pagesFor(lengthOf(entry) + countOf(entry)) - pagesFor(lengthOf(entry)) + (replaced[entry] >= 0);
+    }
+    if (!need.met()) {
+      std::fill_n(replaced, entries, -1);
+      anyReplaced = false;
+    }
     if (need.pages == 0 || !need.met())
       return need;
     for (int64_t entry = 0; entry < entries; ++entry) {
       int32_t *pages = &table[entry * entryPages];
       const int64_t length = lengthOf(entry);
-      if (isShared(entry)) {
-        replaced[entry] = pages[length / ALIGNED_TILE];
-        anyReplaced = true;
+      if (replaced[entry] >= 0)
         pages[length / ALIGNED_TILE] = pool->take();
-      }
       for (int64_t page = pagesFor(length); page < pagesFor(length + countOf(entry)); ++page)
         pages[page] = pool->take();
     }

@@ -29,7 +29,7 @@ def _integer(name, value, least=0, end=2**63):
     except TypeError:
         raise Error(f"expected {name} to be an integer, got {type(value).__name__}") from None
     if not least <= number < end:
-        raise Error(f"expected {name} to be {least} or more, got {number}")
+        raise Error(f"expected {name} to be {least} or more, got {number}" if number < least else f"expected {name} to be below {end}, got {number}")
     return number
 
 
@@ -108,19 +108,21 @@ def _policy(policy, tolerance, format):
     value = preset or _number("tolerance", tolerance, np.float64)
     if not 0 < value < 1:
         raise Error(f"expected tolerance to be above 0 and below 1, got {tolerance}")
-    stated = preset or _preset("tight")  # to which kernels compute most finely
+    finer = [_preset(name) for name in ("draft", "fast", "balanced") if _preset(name) <= value]
+    stated = preset or (finer or [_preset("tight")])[0]  # kernels of a finer preset compute as finely as it takes
     return f"<budget, tolerance = {stated!r}>", None if preset else np.float32(value / stated)
 
 
-def _write(name, target, result):
-    """Copies a result to where the caller wants it."""
-    if not isinstance(target, np.ndarray) and not hasattr(target, "__dlpack__"):
-        raise Error(f"expected {name} to be a writable float32 array {list(result.shape)}, got {type(target).__name__}")
-    view = np.asarray(target)
-    if view.dtype != np.float32 or view.shape != result.shape or not view.flags.writeable:
-        got = f"a {'writable' if view.flags.writeable else 'read-only'} {view.dtype.name} array {list(view.shape)}"
-        raise Error(f"expected {name} to be a writable float32 array {list(result.shape)}, got {got}")
-    view[...] = result
+def _target(out, shape):
+    """The memory that a caller wants a result in, as a NumPy array."""
+    wanted = f"expected out to be a writable float32 array {list(shape)}"
+    shared, dtype = _view(out, "out")
+    view = out if isinstance(out, np.ndarray) else np.asarray(out)
+    if dtype != "float32" or view.shape != shape or not view.flags.writeable:
+        raise Error(f"{wanted}, got a {'writable' if view.flags.writeable else 'read-only'} {dtype} array {list(view.shape)}")
+    if view.ctypes.data != shared.ctypes.data:
+        raise Error(f"{wanted}, got {type(out).__name__}, of which NumPy gets a copy")
+    return view
 
 
 def _like(given, result):
@@ -171,17 +173,17 @@ class KVCache:
         if self.dtype not in MLIR_TYPES:
             raise Error(f"expected dtype 'float16', 'bfloat16' or 'float32', got {dtype!r}")
         self.format = _AUTO if format == "auto" else re.sub(r"\s", "", str(format))
-        parsed = re.fullmatch(r"(fixed|float)<(\d+(?:,\d+)*)>", self.format, re.ASCII)
+        parsed = re.fullmatch(r"(fixed|float)<(\d{1,2}(?:,\d{1,2})*)>", self.format, re.ASCII)
         if not parsed:
             raise Error(f"expected a format such as 'auto', 'fixed<4,4,8>' or 'float<8,4,4>', got {format!r}")
         kind, widths = parsed[1], [int(width) for width in parsed[2].split(",")]
-        self._dense_up_to, self.reserve = _dense_up_to(dense_up_to), _integer("reserve", reserve)
+        self._dense_up_to, self.reserve = _dense_up_to(dense_up_to), _integer("reserve", reserve, end=2**40)
         for name, value in [("dense_up_to", self._dense_up_to), ("key_offset", key_offset is not None), ("page_size", page_size is not None)]:
             if value and kind != "fixed":
                 raise Error(f"expected {name} with a 'fixed' format only, got {self.format!r}")
-        if page_size and self._dense_up_to:
+        if page_size is not None and self._dense_up_to:
             raise Error(f"expected dense_up_to without page_size, got {dense_up_to!r} with one")
-        if page_size not in (None, 64):
+        if page_size is not None and _integer("page_size", page_size) != 64:
             raise Error(f"expected page_size to be 64 or None, got {page_size!r}")
         if page_size and not self.reserve:
             raise Error("expected reserve to be 1 or more with page_size, since pages do not grow in number, got 0")
@@ -203,11 +205,15 @@ class KVCache:
         cache. bfloat16 comes as such or as uint16.
         lengths: how many of the n tokens each sequence gets, the first ones; from then on sequences have lengths of their own. With 'fixed' formats only.
 
-        Raises Error if dtype or shapes do not fit, k and v differ in n, memory or pages are out; the cache is unchanged then, and so it is where Ctrl-C comes.
+        Raises Error if dtype or shapes do not fit, k and v differ in n, memory or pages are out; the cache is unchanged then. Where Ctrl-C comes it
+        holds the tokens that it held; a dense copy (`dense_up_to`) may be gone that the append had given up, and under 'alignedkv' the largest magnitudes stay.
         """
-        if lengths is not None and not self.format.startswith("fixed"):
-            raise Error(f"expected lengths with a 'fixed' format only, got {self.format!r}")
+        self._check_own_lengths("lengths", lengths is not None)
         native._append(self._key, self._value, k, v, None if lengths is None else _integers("lengths", lengths))
+
+    def _check_own_lengths(self, what, are_wanted):
+        if are_wanted and not self.format.startswith("fixed"):
+            raise Error(f"expected {what} with a 'fixed' format only, got {self.format!r}")
 
     def truncate(self, tokens: Union[int, Iterable[int]]) -> None:
         """Forgets the newest tokens of every sequence until `tokens` are left: what speculative decoding drops.
@@ -217,6 +223,7 @@ class KVCache:
         stay, and while tokens are left, what the first append settled (`key_offset`). Raises Error unless tokens is 0 to len(cache); nothing changes then.
         """
         each = not hasattr(tokens, "__index__") and hasattr(tokens, "__iter__")
+        self._check_own_lengths("a number of tokens for each sequence", each)
         native._truncate(self._key, self._value, _integers("tokens", tokens) if each else [_integer("tokens", tokens)], each)
 
     def reorder(self, indices: Iterable[int]) -> None:
@@ -278,8 +285,8 @@ class KVCache:
         They are for rows whose exact output is finite, and need not be numbers for others.
         causal, window, sinks: which tokens a query sees (A11 in docs/Numerics.md). The queries are the newest tokens, the last of them the newest of all.
             causal    no token newer than the query itself.
-            window    the newest `window` tokens up to the query, and with `sinks` the first tokens of all. Tiles of 64 tokens that no query sees are
-                      not read.
+            window    no token older than the newest `window` up to the query, but with `sinks` the first tokens of all; newer ones unless `causal`. Tiles of
+                      64 tokens that no query sees are not read.
           A query that sees no token, as there may be where tokens are fewer than queries, gets NaN.
         softcap: a score s becomes softcap * tanh(s / softcap).
         mask: of numbers (float16, bfloat16, float32), added to scores after the cap, or of bool, which says what is seen. It has the shape [batch, q_heads,
@@ -296,27 +303,25 @@ class KVCache:
         query, dtype = _array("q", q, MLIR_TYPES)
         factor = _number("scale", 1 / math.sqrt(self.head_dim) if scale is None else scale)
         scoring, (spelled, multiple) = _scoring(causal, window, sinks, softcap), _policy(policy, tolerance, self.format)
+        if not isinstance(certify, (bool, np.bool_)):
+            raise Error(f"expected certify to be True or False, got {type(certify).__name__}")
         options = f"dense-up-to={self._dense_up_to}" if self._dense_up_to else ""
-        while True:
-            key, value = self._key, self._value
-            batch, planes = key.batch, key.planes
+        with native._Hold(self._key, self._value):  # all pieces of the queries see the same tokens
+            batch, planes = self._key.batch, self._key.planes
             if query.ndim != 4 or query.shape[0] != batch or query.shape[3] != self.head_dim or not query.shape[1] or query.shape[1] % self.kv_heads:
                 raise Error(f"expected q of shape [{batch}, a multiple of {self.kv_heads}, queries, {self.head_dim}], got {list(query.shape)}")
+            target = None if out is None else _target(out, (*query.shape[:3], self.value_dim))
             numbers, kind = self._mask(query.shape, mask)
             step = Step(query, dtype, factor, scoring, spelled, multiple, numbers, kind, self._logits(query.shape, sink_logits), bool(certify), options)
-            try:
-                results, reads = step.run(key, value, self._type("key", batch, planes), self._type("value", batch, planes), self.kv_heads, self.value_dim, self._lower_dense)
-                break
-            except Error:
-                if (batch, planes) == (key.batch, key.planes):
-                    raise  # else another thread has dropped planes or selected sequences meanwhile
+            results, reads = step.run(self._key, self._value, self._type("key", batch, planes), self._type("value", batch, planes), self.kv_heads, self.value_dim,
+                                      self._lower_dense)
         self._reads = reads
         result, largest, total, *errors = results
         if return_lse:
             with np.errstate(divide="ignore"):
                 errors.insert(0, largest + np.log(total))
-        if out is not None:
-            _write("out", out, result)
+        if target is not None:
+            target[...] = result
         given = [_like(q, result) if out is None else out] + [_like(q, array) for array in errors]
         return given[0] if len(given) == 1 else tuple(given)
 
@@ -396,8 +401,13 @@ class KVCache:
 def warm_up(cache: KVCache, q_heads: int, queries: int = 1, dtype: str = "float16", **options: Any) -> None:
     """Compiles what `cache.attend(q, **options)` runs for a q of [batch, q_heads, queries, head_dim] and `dtype`, before the first token waits for it.
 
-    Kernels that this machine compiled before are read from disk. Raises Error as `attend` does.
+    Of a mask only its shape and dtype count. Kernels that this machine compiled before are read from disk. Raises Error as `attend` does.
     """
+    if dtype not in MLIR_TYPES:
+        raise Error(f"expected dtype 'float16', 'bfloat16' or 'float32', got {dtype!r}")
+    options.pop("out", None)
+    if options.get("mask") is not None:
+        options["mask"] = _array("mask", options["mask"], MASK_TYPES)[0][..., :0]
     empty = KVCache(cache.kv_heads, cache.head_dim, cache.batch, cache.dtype, cache.format, cache.value_dim, dense_up_to=cache._dense_up_to)
     if (planes := cache._key.planes) < empty._key.planes:
         empty.drop_planes(planes)

@@ -69,8 +69,8 @@ class CompileError(Error):
 def _number(name, value, dtype=np.float32):
     """An array of rank 0."""
     try:
-        number = np.array(value, dtype)
-    except (TypeError, ValueError):
+        number = None if isinstance(value, (str, bytes)) else np.array(value, dtype)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         number = None
     if number is None or number.ndim:
         raise Error(f"expected {name} to be a number, got {value!r}")

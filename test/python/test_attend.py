@@ -80,16 +80,15 @@ def test_warm_up_compiles_what_attend_runs(rng):
         alignedkv.warm_up(cache, q_heads=0)
 
 
-def test_tolerances_of_ones_own_compile_one_kernel(rng):
+def test_tolerances_of_ones_own_compile_a_kernel_for_each_preset_at_most(rng):
     cache, k, v = filled(rng, 3000, 2, dim=64)
     q = half(rng, 1, 6, 1, 64)
-    cache.attend(q, policy="budget", tolerance=0.01)
     before, bits = attention._compiled.cache_info().misses, []
-    for tolerance in (0.5, 2.0**-4, 0.001, 1e-5, 1e-300):
+    for tolerance in (0.5, 2.0**-4, 0.02, 0.015, 0.01, 0.008, 0.005, 0.003, 0.001, 1e-5, 1e-300):
         out = cache.attend(q, policy="budget", tolerance=tolerance)
         assert errors_of_usual(out, exact_attention(q, k, v), v).max() <= max(4 * tolerance, 1e-4)
         bits.append(cache.reads["key_bits"] + cache.reads["value_bits"])
-    assert attention._compiled.cache_info().misses == before and bits == sorted(bits)
+    assert attention._compiled.cache_info().misses <= before + 4 and bits == sorted(bits)
     for policy, tolerance in [("tight", 2.0**-12), ("fast", 2.0**-7)]:
         cache.attend(q, policy=policy)
         reads = cache.reads
@@ -141,9 +140,10 @@ def test_results_in_place(rng):
     np.testing.assert_array_equal(out, cache.attend(q))
     frozen = np.zeros((1, 6, 1, 32), np.float32)
     frozen.flags.writeable = False
-    for bad, got in [(frozen, r"a read-only float32 array \[1, 6, 1, 32\]"), (np.zeros((1, 6, 1, 32)), r"a writable float64 array \[1, 6, 1, 32\]"),
-                     (np.zeros((6, 1, 32), np.float32), r"a writable float32 array \[6, 1, 32\]"), ([0.0], "list")]:
-        with pytest.raises(alignedkv.Error, match=r"expected out to be a writable float32 array \[1, 6, 1, 32\], got " + got):
+    wanted = r"expected out to be a writable float32 array \[1, 6, 1, 32\], got "
+    for bad, message in [(frozen, wanted + r"a read-only float32 array \[1, 6, 1, 32\]"), (np.zeros((1, 6, 1, 32)), wanted + r"a writable float64 array \[1, 6, 1, 32\]"),
+                         (np.zeros((6, 1, 32), np.float32), wanted + r"a writable float32 array \[6, 1, 32\]"), ([0.0], "expected an array as out, got list")]:
+        with pytest.raises(alignedkv.Error, match=message):
             cache.attend(q, out=bad)
 
 

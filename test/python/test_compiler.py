@@ -391,3 +391,28 @@ except KeyboardInterrupt:
     environment = {**os.environ, "ALIGNED_CACHE_DIR": "off", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", program], input=SLOW, capture_output=True, text=True, env=environment, timeout=300)
     assert (done.stdout, done.stderr, done.returncode) == ("interrupted\n", "", 0)
+
+
+def test_a_child_of_fork_does_not_wait_for_what_its_parent_compiles(monkeypatch):
+    script = """
+import os, sys, threading, time
+import alignedkv
+text = open(sys.argv[1]).read()
+thread = threading.Thread(target=lambda: alignedkv.compile(text))
+thread.start()
+time.sleep(0.05)
+child = os.fork()
+if not child:
+    sys.exit(0)
+thread.join()
+for _ in range(200):
+    if os.waitpid(child, os.WNOHANG)[0]:
+        break
+    time.sleep(0.05)
+else:
+    os.kill(child, 9)
+    sys.exit("the child waits")
+"""
+    model = pathlib.Path(__file__).resolve().parents[1] / "Pipelines/decode/model.mlir"
+    done = subprocess.run([sys.executable, "-c", script, model], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "ALIGNED_CACHE_DIR": "off"}, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0, done.stderr

@@ -67,6 +67,14 @@ def test_impossible_lengths_change_nothing(rng, lengths, message):
     assert cache.lengths == [4, 4, 4]
 
 
+def test_float_caches_have_one_length(rng):
+    cache, k, v = filled(rng, 9, 2, batch=2, format="float<8,4,4>")
+    for call in (lambda: cache.append(k, v, [9, 1]), lambda: cache.truncate([9, 1])):
+        with pytest.raises(alignedkv.Error, match="with a 'fixed' format only, got 'float<8,4,4>'"):
+            call()
+    assert cache.attend(half(rng, 2, 2, 1, 32), policy="exact").shape == (2, 2, 1, 32)
+
+
 def test_impossible_truncations_change_nothing(rng):
     cache, k, v = filled(rng, 4, 2, batch=2)
     cache.append(k, v, [4, 2])
@@ -108,6 +116,19 @@ def test_batch_select(rng, kind):
     cache.batch_select([3])
     assert cache.batch == 1 and len(cache) == 100
     np.testing.assert_array_equal(cache.to_numpy()[0].shape, (1, 3, 100, 32))
+
+
+def test_the_last_of_sequences_that_share_a_page_keeps_it(rng):
+    cache = alignedkv.KVCache(1, 32, batch=2, page_size=64, reserve=64)  # 2 pages
+    k = half(rng, 2, 1, 11, 32)
+    cache.append(k[:, :, :10], k[:, :, :10])
+    cache.reorder([1, 1])
+    cache.append(k[:, :, 10:], k[:, :, 10:])
+    for n in range(2):
+        np.testing.assert_allclose(cache.to_numpy()[0][n, 0], np.concatenate([k[1, 0, :10], k[n, 0, 10:]]), atol=1e-2)
+    twin = cache.copy()
+    with pytest.raises(alignedkv.Error, match="expected 2 free pages, got 0 of 2"):
+        twin.append(k[:, :, :1], k[:, :, :1])
 
 
 def test_selected_sequences_keep_their_lengths(rng):
@@ -184,8 +205,8 @@ def test_drop_planes_returns_memory(rng):
 @pytest.mark.parametrize("options, message", [
     (dict(page_size=32, reserve=64), "expected page_size to be 64 or None, got 32"), (dict(page_size=64), "expected reserve to be 1 or more with page_size"),
     (dict(page_size=64, reserve=64, format="float<8,4,4>"), "expected page_size with a 'fixed' format only"), (dict(reserve=-1), "expected reserve to be 0 or more, got -1"),
-    (dict(reserve=2**50), "out of memory"), (dict(page_size=64, reserve=64, dense_up_to=100), "expected dense_up_to without page_size, got 100 with one"), (dict(reserve="all"), "expected reserve to be an integer, got str"),
-    (dict(page_size=64, reserve=2**50), "expected 0 to 2147483647 pages")])
+    (dict(reserve=2**38), "out of memory"), (dict(reserve=2**50), "expected reserve to be below 1099511627776"), (dict(page_size=64.0, reserve=64), "expected page_size to be an integer, got float"), (dict(page_size=64, reserve=64, dense_up_to=100), "expected dense_up_to without page_size, got 100 with one"), (dict(reserve="all"), "expected reserve to be an integer, got str"),
+    (dict(page_size=64, reserve=2**39), "expected 0 to 2147483647 pages")])
 def test_impossible_memory(options, message):
     with pytest.raises(alignedkv.Error, match=message):
         alignedkv.KVCache(1, 256, **options)
@@ -241,6 +262,52 @@ def test_pickles_of_ragged_and_narrowed_caches(rng):
     np.testing.assert_array_equal(one.to_numpy(), cache._key.to_numpy())
 
 
+def test_pickles_of_sequences_that_share_pages(rng):
+    cache = alignedkv.KVCache(1, 32, batch=2, page_size=64, reserve=128)
+    k = half(rng, 2, 1, 100, 32)
+    cache.append(k, k)
+    cache.batch_select([0, 0, 0])
+    assert_same(cache, pickle.loads(pickle.dumps(cache)), half(rng, 3, 1, 1, 32))
+
+
+def checksum(stretches):
+    """What a saved cache ends with."""
+    total = 0xCBF29CE484222325
+    for stretch in stretches:
+        for at in range(0, len(stretch), 8):
+            total = (total ^ int.from_bytes(stretch[at : at + 8], "little")) * 0x9E3779B97F4A7C15 % 2**64
+            total ^= total >> 29
+    return total.to_bytes(8, "little")
+
+
+@pytest.mark.parametrize("number", [10**9, -(10**9), 2**31 - 1, 300])
+def test_nothing_in_a_pickle_leads_astray(rng, number):
+    """Whoever wrote it, and whatever checksum he gave it: what is known of scales is counted again, and sizes must fit."""
+    cache, k, v = filled(rng, 5, 1, dim=16)
+    saved = cache._key.__getstate__()
+    sizes = [144, 512, 512, 1024, 64, 1048, 64, 64]  # head, planes, codes, scales, offset, maxima
+    assert len(saved) == sum(sizes) + 8
+    stretches = [saved[sum(sizes[:n]) : sum(sizes[: n + 1])] for n in range(len(sizes))]
+    assert checksum(stretches) == saved[-8:]
+    for place in (0, 4, 8, 16):  # largest, median, below, tokens
+        changed = bytearray(stretches[5])
+        changed[place : place + 4] = int(number).to_bytes(4, "little", signed=True)
+        twin = cache.copy()
+        parts = [*stretches[:5], bytes(changed), *stretches[6:]]
+        twin._key = alignedkv._alignedkv._load(b"".join(parts) + checksum(parts))
+        assert_same(cache, twin, half(rng, 1, 2, 1, 16))
+        twin.append(k, v)
+        twin.truncate(3)
+    for place in range(40, 128, 8):  # numbers of the head
+        changed = bytearray(stretches[0])
+        changed[place : place + 8] = int(-number if number > 0 else number).to_bytes(8, "little", signed=True)
+        parts = [bytes(changed), *stretches[1:]]
+        try:
+            assert len(alignedkv._alignedkv._load(b"".join(parts) + checksum(parts))) == 5
+        except alignedkv.Error:
+            pass
+
+
 def test_what_was_changed_on_disk_is_refused(rng):
     cache, _, _ = filled(rng, 70, 2)
     saved = cache._key.__getstate__()
@@ -273,6 +340,100 @@ def test_a_forked_process_works_on_with_its_copy(rng):
     said = os.read(reader, 4)
     os.waitpid(child, 0)
     assert said == b"same" and len(cache) == 200
+
+
+def ends_well(body, seconds=20):
+    """Whether `body` comes to an end in a child."""
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            body()
+            code = 0
+        finally:
+            os._exit(code)
+    for _ in range(seconds * 20):
+        if (ended := os.waitpid(child, os.WNOHANG))[0]:
+            return ended[1] == 0
+        time.sleep(0.05)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return False
+
+
+def test_threads_of_a_child_share_a_cache(rng):
+    cache, k, v = filled(rng, 500, 2)
+    q = half(rng, 1, 2, 1, 32)
+    cache.attend(q)
+
+    def body():
+        errors = []
+
+        def attend():
+            try:
+                for _ in range(100):
+                    cache.attend(q)
+            except alignedkv.Error as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=attend) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not errors
+
+    assert ends_well(body)
+
+
+def test_a_handler_of_a_signal_that_uses_the_cache(rng):
+    """It comes into no call, and hangs in none: it is told where it may not."""
+
+    def body():
+        cache, k, v = filled(rng, 2000, 2)
+        q, said = half(rng, 1, 2, 70, 32), []
+
+        def handler(*_):
+            try:
+                said.append(len(cache))
+            except alignedkv.Error as error:
+                assert "expected a cache that this thread is not using" in str(error)
+                said.append(None)
+
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, 0.005, 0.005)
+        end = time.monotonic() + 1.5
+        while time.monotonic() < end:
+            cache.append(k, v)
+            cache.attend(q)
+            cache.truncate(2000)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        assert len(cache) == 2000 and len(said) > 5
+
+    assert ends_well(body)
+
+
+def test_all_pieces_of_queries_see_the_same_tokens(rng):
+    cache, k, v = filled(rng, 64, 1, dim=16)
+    k[:], v[:] = 0, 1  # outputs tell how many tokens of value 3 are there, too
+    cache.truncate(0)
+    cache.append(k, v)
+    q, done, mixed = half(rng, 1, 1, 320, 16), threading.Event(), []
+    more = np.full((1, 1, 64, 16), 3, np.float16)
+
+    def change():
+        while not done.is_set():
+            cache.append(k, more)
+            cache.truncate(64)
+
+    writer = threading.Thread(target=change)
+    writer.start()
+    for _ in range(60):
+        out = cache.attend(q, policy="exact")
+        mixed.append(np.ptp(out) > 0.1)
+    done.set()
+    writer.join()
+    assert not any(mixed)
 
 
 def test_spawned_processes_get_copies(rng):

@@ -1068,7 +1068,7 @@ TEST(Cache, UnpackRefuses) {
 TEST(Cache, NullIsRefused) {
   const int64_t counts[] = {1};
   EXPECT_EQ(aligned_cache_fork(nullptr), nullptr);
-  EXPECT_STREQ(aligned_last_error(), "expected a cache to fork, got null");
+  EXPECT_STREQ(aligned_last_error(), "expected a cache, got null");
   const std::function<int64_t()> calls[] = {[] { return aligned_cache_set_offset(nullptr, nullptr); },
                                             [] { return aligned_cache_append(nullptr, nullptr, 1, nullptr); },
                                             [&] { return aligned_cache_append_ragged(nullptr, nullptr, counts, nullptr); },

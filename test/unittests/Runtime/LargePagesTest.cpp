@@ -98,6 +98,7 @@ TEST(LargePages, ServesThreads) {
 }
 
 TEST(LargePages, ServesChildrenOfFork) {
+  LargePages::get(); // made ahead of the forks: a child can't end what a thread that it does not have has begun
   std::atomic<bool> isDone{false};
   std::thread other([&] {
     while (!isDone) {
