@@ -21,6 +21,11 @@ _MOST_ROWS = 32
 _SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 
 
+def goes_by_place(scoring):
+    """Whether what a query sees depends on where it stands: then kernels are told how many tokens are newer."""
+    return "mask" in scoring
+
+
 class Kernel(NamedTuple):
     """What a kernel is compiled for."""
 
@@ -45,9 +50,10 @@ class Kernel(NamedTuple):
         rows = f"{self.batch}x{self.kv_heads * self.heads}x{self.queries}"
         query, out, row = f"tensor<{rows}x{self.key_dim}x{self.query_type}>", f"tensor<{rows}x{self.value_dim}xf32>", f"tensor<{rows}xf32>"
         arguments = f"%q: {query}, %k: {self.key_type}, %v: {self.value_type}, %s: tensor<f32>"
-        scoring = self.scoring
-        if "mask" in scoring:
+        scoring, later = self.scoring, ""
+        if goes_by_place(scoring):
             arguments += ", %l: tensor<i64>"
+            later = "%count = tensor.extract %l[] : tensor<i64> %later = arith.index_cast %count : i64 to index"
             scoring += " later %later"
         factor = ""
         if self.has_factor:
@@ -74,8 +80,7 @@ class Kernel(NamedTuple):
         return f"""
             func.func @attend({arguments}) -> ({types}) {{
               %scale = tensor.extract %s[] : tensor<f32>
-              {'%count = tensor.extract %l[] : tensor<i64>' if 'mask' in self.scoring else ''}
-              {'%later = arith.index_cast %count : i64 to index' if 'mask' in self.scoring else ''}
+              {later}
               {'%factor = tensor.extract %t[] : tensor<f32>' if factor else ''}
               {state} = aligned.decode_attention %q, %k, %v scale %scale{scoring} policy {self.policy}{factor}
                   : {query}, {self.key_type}, {self.value_type} -> {states}
@@ -126,7 +131,7 @@ class Step(NamedTuple):
             own_heads, own_queries, size, later = piece
             operands: List[Any] = []
             kind = None
-            if "mask" in self.scoring:
+            if goes_by_place(self.scoring):
                 operands.append(np.int64(later))
             if self.factor is not None:
                 operands.append(self.factor)

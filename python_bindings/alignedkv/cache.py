@@ -60,7 +60,7 @@ def _array(name, value, dtypes):
     return view, dtype
 
 
-def _numbers(name, value):
+def _floats(name, value):
     """float32 from whatever holds numbers."""
     try:
         return np.asarray(value, np.float32)
@@ -196,7 +196,7 @@ class KVCache:
         if self._dense_up_to:
             native._keep_dense(self._key, self._value, native._most_dense if self._dense_up_to == "auto" else self._dense_up_to)
         if key_offset is not None:
-            self._key._set_offset(_numbers("key_offset", key_offset), "key_offset")
+            self._key._set_offset(_floats("key_offset", key_offset), "key_offset")
 
     def append(self, k: Array, v: Array, lengths: Optional[Iterable[int]] = None) -> None:
         """Adds n tokens: k [batch, kv_heads, n, head_dim] and v [batch, kv_heads, n, value_dim] of the cache's dtype.
@@ -344,6 +344,11 @@ class KVCache:
         return self._value.lengths
 
     @property
+    def free_pages(self) -> int:
+        """Pages of 64 tokens that neither this cache nor its copies hold; 0 without `page_size`."""
+        return self._value._free_pages
+
+    @property
     def reads(self) -> Optional[Dict[str, int]]:
         """What the last `attend` read, as an entry of `Module.reads`, summed over the kernels that the queries took; None before."""
         return self._reads
@@ -392,7 +397,7 @@ class KVCache:
     def _logits(self, rows, sink_logits):
         if sink_logits is None:
             return None
-        logits = _numbers("sink_logits", sink_logits)
+        logits = _floats("sink_logits", sink_logits)
         if logits.shape != rows[1:2]:
             raise Error(f"expected sink_logits to be [q_heads] = {list(rows[1:2])}, got {list(logits.shape)}")
         return logits

@@ -160,6 +160,7 @@ def test_pages_come_from_a_pool_that_ends(rng):
     k = half(rng, 2, 2, 192, 32)
     cache.append(k, k, [192, 0])
     before = cache.nbytes
+    assert cache.free_pages == 1 and alignedkv.KVCache(2, 32).free_pages == 0
     with pytest.raises(alignedkv.Error, match="expected 2 free pages, got 1 of 4"):
         cache.append(k[:, :, :64], k[:, :, :64])
     assert cache.lengths == [192, 0] and cache.nbytes == before
