@@ -93,7 +93,15 @@ def _preset(policy):
     return _policy_tolerance(policy)
 
 
-def _policy(policy, tolerance, format):
+def spelled_format(format):
+    """A format as the type spells it."""
+    spelled = _AUTO if format == "auto" else re.sub(r"\s", "", str(format))
+    if not re.fullmatch(r"(fixed|float)<\d{1,2}(,\d{1,2})*>", spelled, re.ASCII):
+        raise Error(f"expected a format such as 'auto', 'fixed<4,4,8>' or 'float<8,4,4>', got {format!r}")
+    return spelled
+
+
+def spelled_policy(policy, tolerance, format):
     """A policy as the op spells it, and what its tolerance is multiplied by when it runs, or None: so that a tolerance of one's own compiles nothing."""
     preset = _preset(policy) if isinstance(policy, str) else 0
     if not preset and policy not in ("exact", "alignedkv", "budget"):
@@ -172,11 +180,8 @@ class KVCache:
         self.dtype = dtype if isinstance(dtype, str) else getattr(dtype, "name", str(dtype).rpartition(".")[2]) if not isinstance(dtype, type) else np.dtype(dtype).name
         if self.dtype not in MLIR_TYPES:
             raise Error(f"expected dtype 'float16', 'bfloat16' or 'float32', got {dtype!r}")
-        self.format = _AUTO if format == "auto" else re.sub(r"\s", "", str(format))
-        parsed = re.fullmatch(r"(fixed|float)<(\d{1,2}(?:,\d{1,2})*)>", self.format, re.ASCII)
-        if not parsed:
-            raise Error(f"expected a format such as 'auto', 'fixed<4,4,8>' or 'float<8,4,4>', got {format!r}")
-        kind, widths = parsed[1], [int(width) for width in parsed[2].split(",")]
+        self.format = spelled_format(format)
+        kind, widths = self.format[:5], [int(width) for width in self.format[6:-1].split(",")]
         self._dense_up_to, self.reserve = _dense_up_to(dense_up_to), _integer("reserve", reserve, end=2**40)
         for name, value in [("dense_up_to", self._dense_up_to), ("key_offset", key_offset is not None), ("page_size", page_size is not None)]:
             if value and kind != "fixed":
@@ -302,7 +307,7 @@ class KVCache:
         """
         query, dtype = _array("q", q, MLIR_TYPES)
         factor = _number("scale", 1 / math.sqrt(self.head_dim) if scale is None else scale)
-        scoring, (spelled, multiple) = _scoring(causal, window, sinks, softcap), _policy(policy, tolerance, self.format)
+        scoring, (spelled, multiple) = _scoring(causal, window, sinks, softcap), spelled_policy(policy, tolerance, self.format)
         if not isinstance(certify, (bool, np.bool_)):
             raise Error(f"expected certify to be True or False, got {type(certify).__name__}")
         options = f"dense-up-to={self._dense_up_to}" if self._dense_up_to else ""

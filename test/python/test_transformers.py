@@ -275,15 +275,15 @@ def test_other_caches_are_left_alone(name):
 
 @pytest.mark.parametrize("options, expected", [
     ({"policy": "best"}, "expected policy .*, got 'best'"), ({"policy": "tight", "tolerance": 0.1}, "expected a tolerance only with policy 'budget'"),
-    ({"policy": "budget"}, "expected a tolerance above 0 and below 1"), ({"policy": "a b"}, "expected policy to be one word, got 'a b'")])
-def test_policies_are_refused_at_once(options, expected):
+    ({"policy": "budget"}, "expected a tolerance with policy 'budget', got none"), ({"policy": "a b"}, "'draft' or 'budget', got 'a b'"),
+    ({"format": "int8"}, "expected a format such as .*, got 'int8'"), ({"policy": "alignedkv"}, "expected a 'float' format under policy 'alignedkv'")])
+def test_policies_and_formats_are_refused_at_once(options, expected):
     with pytest.raises(alignedkv.Error, match=expected):
         AlignedCache(**options)
 
 
 @pytest.mark.parametrize("options, model, expected", [
-    ({}, {"head_dim": 40}, "expected a static head_dim that is a multiple of 16"), ({}, {"dtype": torch.float64}, "expected dtype .*, got 'float64'"),
-    ({"format": "int8"}, {}, "expected a format such as .*, got 'int8'")])
+    ({}, {"head_dim": 40}, "expected a static head_dim that is a multiple of 16"), ({}, {"dtype": torch.float64}, "expected dtype .*, got 'float64'")])
 def test_what_cannot_be_stored_is_refused_with_the_first_tokens(options, model, expected):
     with pytest.raises(alignedkv.Error, match=expected):
         generate(tiny("Llama", **model), ids(1, 5), AlignedCache(**options))

@@ -17,8 +17,8 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .. import Error, KVCache, transform
-from ..cache import _options
+from .. import Error, KVCache
+from ..cache import spelled_format, spelled_policy
 
 
 class AlignedCache(Cache):
@@ -32,7 +32,7 @@ class AlignedCache(Cache):
     """
 
     def __init__(self, policy="balanced", tolerance=None, **storage):
-        transform("module {}", f"aligned-pipeline{{{_options(policy, tolerance, 'auto')}}}")  # knows what a policy may be
+        spelled_policy(policy, tolerance, spelled_format(storage.get("format", "auto")))  # refuses what is none
         super().__init__(layer_class_to_replicate=functools.partial(AlignedLayer, policy, tolerance, storage))
 
     @property
