@@ -112,7 +112,9 @@ TEST_F(Options, policiesThatMeanNothingAreReported) {
   expectReport("expected a tolerance only with policy 'budget', got one with 'tight', which stands for 0.000244141");
   EXPECT_FALSE(policy("exact", 0.25));
   expectReport("expected a tolerance only with 'budget', got one with 'exact'");
-  for (double tolerance : {0.0, 1.0, -0.5, std::numeric_limits<double>::infinity(), std::numeric_limits<double>::quiet_NaN()}) {
+  EXPECT_FALSE(policy("budget", 0.0)); // what a tolerance that nobody gave is
+  expectReport("expected a tolerance above 0 and below 1 with policy 'budget', got none or 0");
+  for (double tolerance : {1.0, -0.5, std::numeric_limits<double>::infinity(), std::numeric_limits<double>::quiet_NaN()}) {
     EXPECT_FALSE(policy("budget", tolerance)) << tolerance;
     expectReport("expected a tolerance above 0 and below 1, got");
   }
