@@ -227,7 +227,7 @@ class KVCache:
         What is left is stored bit for bit as if they had never come, and so is what is appended next. Under 'alignedkv' the largest magnitudes seen
         stay, and while tokens are left, what the first append settled (`key_offset`). Raises Error unless tokens is 0 to len(cache); nothing changes then.
         """
-        each = not hasattr(tokens, "__index__") and hasattr(tokens, "__iter__")
+        each = not hasattr(tokens, "__index__") and hasattr(tokens, "__iter__") and not isinstance(tokens, (str, bytes))
         self._check_own_lengths("a number of tokens for each sequence", each)
         native._truncate(self._key, self._value, _integers("tokens", tokens) if each else [_integer("tokens", tokens)], each)
 

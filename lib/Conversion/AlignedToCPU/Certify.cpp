@@ -29,7 +29,15 @@ void Attend::certify(Val split, const StateBuffers &state) {
   Val keyUnit = biasScale(key);
   Val asideKey = key.aside.largest();
   Val spread = rowFact(RowFact::Spread), fill = rowFact(RowFact::Fill);
-  const double rounding = kPowerRounding + kSoftcapRounding * shape.softcap;
+  // A mask's numbers may be far larger than scores. Where 2^x is not 0, what they are added to is no further from 0 than the reference and 128 more.
+  const bool isAdded = shape.attnMask && isa<FloatType>(shape.attnMask.getElementType());
+  auto roundingOf = [&](Val h) {
+    const double own = kPowerRounding + kSoftcapRounding * shape.softcap;
+    if (!isAdded)
+      return f32(own);
+    Val most = abs(e.load(references, h));
+    return select(most < 1e30, most + 128, f32(0)) * 0x1p-23 + own;
+  };
   enum { Grown, GrownReach, Reach, Error, Variance, ScoreVariance, Unread, Scanned, Loudest, kSums };
   Buffer sums = e.local(e.f32(), rows * (kSums * lanes));
   auto sumAt = [&](Val h, int64_t which) { return h * (kSums * lanes) + which * lanes; };
@@ -70,7 +78,7 @@ void Attend::certify(Val split, const StateBuffers &state) {
         Val w = select(x > kLowest, power(final(x, h, tile * kTile + token) - splatF(e.load(references, h))), zero);
         // K kept aside is a dot product of f32 with values of any size: what it may be off by, relative to its terms, is unknown here.
         Val error = select(isAsideKey, splatF(e.load(asideBounds, h)), keyScale * fma(keyLeft, splatF(fact(h, Fact::Mass) * keyUnit), splatF(e.load(inherents, h))));
-        Val grown = w * growth(error + rounding);
+        Val grown = w * growth(error + splatF(roundingOf(h)));
         add(Grown, grown);
         add(GrownReach, grown * reach);
         add(Reach, w * reach);
@@ -105,7 +113,7 @@ void Attend::certify(Val split, const StateBuffers &state) {
           Val w = power(final(x, h, token) - reference);
           Val code = zext(e.load(key.codes, key.placeOf(tile) * kTile + token % index(kTile)), e.i32());
           Val error = select(code == storage::kAside, asideBound, scaleOf(max(code, 1)) * (mass * keyUnit * std::exp2(-double(storage::bitsBefore(keyFormat, keyPlanes))) + inherent));
-          Val grown = growth(error + rounding), largest = reduceMax(abs(e.load(values, index(0), shape.valueDim))) / valueUnit;
+          Val grown = growth(error + roundingOf(h)), largest = reduceMax(abs(e.load(values, index(0), shape.valueDim))) / valueUnit;
           e.store(e.load(aside, index(0)) + w * grown * largest, aside, index(0));
           e.store(e.load(aside, index(1)) + w * largest, aside, index(1));
           e.store(larger(largest, e.load(aside, index(2))), aside, index(2));

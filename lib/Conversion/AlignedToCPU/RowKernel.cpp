@@ -236,6 +236,14 @@ void RowKernel::certify() {
   // e^x of the softmax is off by less than 2^-21, and x = s - max by its rounding, at most 88 * 2^-24 where e^x is not 0.
   constexpr double kSoftmaxRounding = 0x1p-21 + 88 * 0x1p-24;
   const double rounding = kSoftmaxRounding + kSoftcapRounding * shape.softcap; // a cap brings scores closer, and itself rounds
+  // A mask's numbers may be far larger than scores. Where e^x is not 0, what they are added to is no further from 0 than the maximum and 88 more.
+  const bool isAdded = shape.attnMask && isa<FloatType>(shape.attnMask.getElementType());
+  auto roundingOf = [&](Val h) {
+    if (!isAdded)
+      return e.constant(e.f32(), rounding);
+    Val most = abs(e.load(rowMax, h));
+    return select(most < 1e30, most + 88, e.constant(e.f32(), 0)) * 0x1p-23 + rounding;
+  };
   Val zero = e.constant(VectorType::get(kTile, e.f32()), 0), zeroTiles = e.constant(VectorType::get(kTileLanes, e.f32()), 0);
   prepareCertificate();
   Val keyMax = keyChannelMax(), largest = valueMax(), unit = valueUnit(), tiles = inexactTiles();
@@ -245,7 +253,7 @@ void RowKernel::certify() {
   forTiles(index(0), tiles, [&](Val tile) { boundScores(tile); });
   forHeads([&](Val h) {
     Val lost = e.loop(index(0), tiles, kTileLanes, {zeroTiles}, [&](Val tile, Vals lost) -> Vals {
-      Val at = h * tileStride + tile, grown = growth(e.load(scoreError, at, kTileLanes) + rounding);
+      Val at = h * tileStride + tile, grown = growth(e.load(scoreError, at, kTileLanes) + e.splat(roundingOf(h), kTileLanes));
       e.store(grown, scoreError, at);
       Val number = e.splat(convert(tile, e.i32()), kTileLanes) + e.iota(e.i32(), kTileLanes), there = number < e.splat(convert(tiles, e.i32()), kTileLanes);
       return {lost[0] + select(there, grown, zeroTiles) * (kTile * kLeastWeight)};
@@ -287,7 +295,7 @@ void RowKernel::certify() {
       Val mass = reduceAdd(forTokens(tiles * kTile, padded, {zero}, [&](Val t, Vals sum) -> Vals {
         return {sum[0] + e.load(p, row * padded + t, kTile)};
       })[0]);
-      Vals numbers = certificateOf({total[0], total[1], total[2], total[3], total[4], total[5], e.load(growthSum, row), mass, growth(scoreRounding + rounding),
+      Vals numbers = certificateOf({total[0], total[1], total[2], total[3], total[4], total[5], e.load(growthSum, row), mass, growth(scoreRounding + roundingOf(row)),
                                     unit, largest, weightError(row), scoreVariance(row), e.load(rowSum, row), asFloat(tokens), valueRounding, inflation, commonShare()});
       for (auto [number, value] : llvm::enumerate(numbers))
         e.store(value, certificate, row * kCertificateNumbers + number);
