@@ -3,6 +3,7 @@
 #include "aligned/Analysis/Costs.h"
 
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
@@ -72,11 +73,6 @@ void require(int status) {
     throwLast();
 }
 
-/// What a cache is at this moment: of what holds for as long as it lives, and of its batch.
-aligned_cache factsOf(Cache &cache) {
-  return locked({&cache}, [&] { return *cache.get(); });
-}
-
 /// `tokens` as an array that can be appended to a cache of this shape.
 Input readTokens(const aligned_cache &cache, nb::handle tokens, const std::string &name) {
   Input input = readArray(tokens, dtypeOf(elementDtypes[cache.format.element]), 4, name);
@@ -87,14 +83,13 @@ Input readTokens(const aligned_cache &cache, nb::handle tokens, const std::strin
   return input;
 }
 
-/// The number of tokens of each batch entry, as callers list them.
-std::vector<int64_t> readLengths(const aligned_cache &cache, const std::vector<int64_t> &lengths, int64_t most, const char *name) {
+/// Whether callers list a number of tokens for each batch entry.
+void checkLengths(const aligned_cache &cache, const std::vector<int64_t> &lengths, int64_t most, const char *name) {
   if (int64_t(lengths.size()) != cache.batch)
     throw Error("expected " + std::string(name) + " of " + std::to_string(cache.batch) + " batch entries, got " + std::to_string(lengths.size()));
   for (int64_t length : lengths)
     if (length < 0 || length > most)
       throw Error("expected " + std::string(name) + " from 0 to " + std::to_string(most) + ", got " + std::to_string(length));
-  return lengths;
 }
 
 /// An empty cache from the words of the package, which has had the compiler check the format. `pages`, unless negative: how many, of `reserve` tokens in all.
@@ -120,7 +115,7 @@ CachePtr makeCache(const std::string &kind, const std::vector<int32_t> &widths, 
 //===----------------------------------------------------------------------===//
 
 void append(Cache &cache, nb::handle tokens) {
-  Input input = readTokens(factsOf(cache), tokens, "tokens");
+  Input input = readTokens(locked({&cache}, [&] { return *cache.get(); }), tokens, "tokens");
   locked({&cache}, [&] { require(aligned_cache_append(cache.get(), input.array.data, input.array.shape[2], input.array.strides)); });
 }
 
@@ -225,19 +220,21 @@ void undo(aligned_cache *cache, const std::vector<int64_t> &before) {
 }
 
 void appendPair(Cache &key, Cache &value, nb::handle k, nb::handle v, const std::optional<std::vector<int64_t>> &counts) {
-  const aligned_cache facts = factsOf(key);
-  Input keys = readTokens(facts, k, "k"), values = readTokens(factsOf(value), v, "v");
+  const auto [facts, valueFacts] = locked({&key, &value}, [&] { return std::pair(*key.get(), *value.get()); });
+  Input keys = readTokens(facts, k, "k"), values = readTokens(valueFacts, v, "v");
   const int64_t count = keys.array.shape[2];
   if (values.array.shape[2] != count)
     throw Error("expected as many keys as values, got " + std::to_string(count) + " and " + std::to_string(values.array.shape[2]) + " tokens");
-  const std::vector<int64_t> own = counts ? readLengths(facts, *counts, count, "lengths") : std::vector<int64_t>();
+  if (counts)
+    checkLengths(facts, *counts, count, "lengths");
   auto appendTo = [&](Cache &cache, const Input &input) {
-    return counts ? aligned_cache_append_ragged(cache.get(), input.array.data, own.data(), input.array.strides)
+    return counts ? aligned_cache_append_ragged(cache.get(), input.array.data, counts->data(), input.array.strides)
                   : aligned_cache_append(cache.get(), input.array.data, count, input.array.strides);
   };
+  const int64_t batch = facts.batch;
   std::vector<int64_t> before, after;
   locked({&key, &value}, [&] {
-    if (key.get()->batch != facts.batch)
+    if (key.get()->batch != batch)
       throw Error("expected a cache whose batch stays, got one of which another thread selected entries");
     before = lengthsOf(key.get());
     require(appendTo(key, keys));
@@ -267,7 +264,7 @@ void truncatePair(Cache &key, Cache &value, const std::vector<int64_t> &tokens, 
       require(aligned_cache_truncate(key.get(), tokens.at(0)) || aligned_cache_truncate(value.get(), tokens.at(0)));
       return;
     }
-    readLengths(*key.get(), tokens, key.get()->tokens, "tokens");
+    checkLengths(*key.get(), tokens, key.get()->tokens, "tokens");
     for (int64_t n = 0; n < key.get()->batch; ++n)
       if (int64_t length = aligned_cache_length(key.get(), n); tokens[n] > length)
         throw Error("expected to keep 0 to " + std::to_string(length) + " tokens of batch entry " + std::to_string(n) + ", got " + std::to_string(tokens[n]));

@@ -79,9 +79,11 @@ private:
 class CacheHold {
 public:
   CacheHold(Cache &key, Cache &value) : caches{&key, &value} {}
-  void enter() {
+  /// Batch and planes, which stay until the end.
+  std::pair<int64_t, int64_t> enter() {
     nb::gil_scoped_release release;
     locks.emplace(caches, true);
+    return {caches[0]->get()->batch, caches[0]->get()->planes};
   }
   void exit() { locks.reset(); }
 

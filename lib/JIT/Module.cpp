@@ -541,12 +541,7 @@ int64_t aligned_module_dense_up_to(const aligned_module *module) { return module
 int32_t aligned_module_attentions(const aligned_module *module) { return module->attentions; }
 int32_t aligned_module_probes(const aligned_module *module) { return module->probes; }
 
-double aligned_policy_tolerance(const char *policy) {
-  Session session;
-  session.context.loadDialect<AlignedDialect>();
-  PolicyAttr attr = parsePolicy(policy, 0.0, &session.context, [&] { return emitError(UnknownLoc::get(&session.context)); });
-  return attr && attr.getTolerance() ? attr.getTolerance().getValueAsDouble() : 0.0;
-}
+double aligned_policy_tolerance(const char *policy) { return presetTolerance(policy); }
 
 const char *aligned_module_remarks(const aligned_module *module) { return module->remarkLines.c_str(); }
 

@@ -1,8 +1,7 @@
-"""A pair of caches and the attention over them, and the options that compiling takes."""
+"""Keys and values of one layer, and attention over them."""
 
 import functools
 import math
-import operator
 import re
 import sys
 from typing import Any, Dict, Iterable, List, Optional, Tuple, Union
@@ -12,7 +11,7 @@ import numpy as np
 from . import _alignedkv as native
 from ._alignedkv import Error, _policy_tolerance, _transform, _view
 from .attention import MASK_TYPES, MLIR_TYPES, Step, in_plain_words
-from .compiler import _dense_up_to, _number
+from .compiler import _dense_up_to, _index, _number
 
 
 @functools.lru_cache(maxsize=256)
@@ -24,10 +23,9 @@ def _verify(types):
 
 def _integer(name, value, least=0, end=2**63):
     """An integer from `least` on."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise Error(f"expected {name} to be an integer, got {type(value).__name__}") from None
+    number = _index(value)
+    if number is None:
+        raise Error(f"expected {name} to be an integer, got {type(value).__name__}")
     if not least <= number < end:
         raise Error(f"expected {name} to be {least} or more, got {number}" if number < least else f"expected {name} to be below {end}, got {number}")
     return number
@@ -68,6 +66,13 @@ def _floats(name, value):
         raise Error(f"expected {name} to be an array of numbers, got {type(value).__name__}") from None
 
 
+def _dtype_name(dtype):
+    """Of a dtype of NumPy, ml_dtypes, JAX or torch, whose own are called 'torch.float16'."""
+    if isinstance(dtype, str):
+        return dtype
+    return np.dtype(dtype).name if isinstance(dtype, type) else getattr(dtype, "name", str(dtype).rpartition(".")[2])
+
+
 _ALL = 2**40  # tokens, more than any cache has
 
 
@@ -76,21 +81,16 @@ def _scoring(causal, window, sinks, softcap):
     parts, text = ["causal"] if causal else [], ""
     if window is not None:
         parts.append(f"window = {min(_integer('window', window, 1), _ALL)}")
-    if _integer("sinks", sinks):
+    if first := _integer("sinks", sinks):
         if window is None:
             raise Error(f"expected sinks only with a window, got {sinks} without one")
-        parts.append(f"sinks = {min(operator.index(sinks), _ALL)}")
+        parts.append(f"sinks = {min(first, _ALL)}")
     if softcap is not None:
         cap = _number("softcap", softcap, np.float64)
         if not 1e-30 <= cap <= 1e30:
             raise Error(f"expected softcap to be from 1e-30 to 1e+30, got {softcap}")
         text += f" softcap 0x{int(cap.view(np.uint64)):016X}"
     return text + (f" mask <{', '.join(parts)}>" if parts else "")
-
-
-@functools.lru_cache(maxsize=256)
-def _preset(policy):
-    return _policy_tolerance(policy)
 
 
 def spelled_format(format):
@@ -103,7 +103,7 @@ def spelled_format(format):
 
 def spelled_policy(policy, tolerance, format):
     """A policy as the op spells it, and what its tolerance is multiplied by when it runs, or None: so that a tolerance of one's own compiles nothing."""
-    preset = _preset(policy) if isinstance(policy, str) else 0
+    preset = _policy_tolerance(policy) if isinstance(policy, str) else 0
     if not preset and policy not in ("exact", "alignedkv", "budget"):
         raise Error(f"expected policy 'exact', 'alignedkv', 'tight', 'balanced', 'fast', 'draft' or 'budget', got {policy!r}")
     if (policy == "budget") != (tolerance is not None):
@@ -116,8 +116,8 @@ def spelled_policy(policy, tolerance, format):
     value = preset or _number("tolerance", tolerance, np.float64)
     if not 0 < value < 1:
         raise Error(f"expected tolerance to be above 0 and below 1, got {tolerance}")
-    finer = [_preset(name) for name in ("draft", "fast", "balanced") if _preset(name) <= value]
-    stated = preset or (finer or [_preset("tight")])[0]  # kernels of a finer preset compute as finely as it takes
+    presets = [_policy_tolerance(name) for name in ("draft", "fast", "balanced", "tight")]
+    stated = preset or next((finer for finer in presets if finer <= value), presets[-1])  # its kernels compute as finely as it takes
     return f"<budget, tolerance = {stated!r}>", None if preset else np.float32(value / stated)
 
 
@@ -177,7 +177,7 @@ class KVCache:
                  key_offset: Optional[Array] = None, dense_up_to: Union[int, str] = 0, page_size: Optional[int] = None, reserve: int = 0) -> None:
         self.kv_heads, self.head_dim, batch = _size("kv_heads", kv_heads), _size("head_dim", head_dim), _size("batch", batch)
         self.value_dim = self.head_dim if value_dim is None else _size("value_dim", value_dim)
-        self.dtype = dtype if isinstance(dtype, str) else getattr(dtype, "name", str(dtype).rpartition(".")[2]) if not isinstance(dtype, type) else np.dtype(dtype).name
+        self.dtype = _dtype_name(dtype)
         if self.dtype not in MLIR_TYPES:
             raise Error(f"expected dtype 'float16', 'bfloat16' or 'float32', got {dtype!r}")
         self.format = spelled_format(format)
@@ -311,8 +311,7 @@ class KVCache:
         if not isinstance(certify, (bool, np.bool_)):
             raise Error(f"expected certify to be True or False, got {type(certify).__name__}")
         options = f"dense-up-to={self._dense_up_to}" if self._dense_up_to else ""
-        with native._Hold(self._key, self._value):  # all pieces of the queries see the same tokens
-            batch, planes = self._key.batch, self._key.planes
+        with native._Hold(self._key, self._value) as (batch, planes):  # all pieces of the queries see the same tokens
             if query.ndim != 4 or query.shape[0] != batch or query.shape[3] != self.head_dim or not query.shape[1] or query.shape[1] % self.kv_heads:
                 raise Error(f"expected q of shape [{batch}, a multiple of {self.kv_heads}, queries, {self.head_dim}], got {list(query.shape)}")
             target = None if out is None else _target(out, (*query.shape[:3], self.value_dim))

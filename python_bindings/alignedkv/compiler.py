@@ -90,15 +90,20 @@ def _checked(name, value):
     return value
 
 
+def _index(value):
+    """An integer, or None."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
 def _dense_up_to(value):
     """'auto', or a number of tokens."""
     if value == "auto":
         return value
-    try:
-        tokens = operator.index(value)
-    except TypeError:
-        tokens = -1
-    if not 0 <= tokens < 2**63:
+    tokens = _index(value)
+    if tokens is None or not 0 <= tokens < 2**63:
         raise Error(f"expected dense_up_to to be a number of tokens or 'auto', got {value!r}")
     return tokens
 
@@ -116,10 +121,9 @@ def _flag(name, value):
 
 
 def _integer(name, value, first=-(2**63)):
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise Error(f"expected {name} to be an integer, got {value!r}") from None
+    number = _index(value)
+    if number is None:
+        raise Error(f"expected {name} to be an integer, got {value!r}")
     if not first <= number < 2**63:
         raise Error(f"expected {name} to be an integer from {first} to 2^63 - 1, got {number}")
     return str(number)

@@ -29,15 +29,8 @@ void Attend::certify(Val split, const StateBuffers &state) {
   Val keyUnit = biasScale(key);
   Val asideKey = key.aside.largest();
   Val spread = rowFact(RowFact::Spread), fill = rowFact(RowFact::Fill);
-  // A mask's numbers may be far larger than scores. Where 2^x is not 0, what they are added to is no further from 0 than the reference and 128 more.
-  const bool isAdded = shape.attnMask && isa<FloatType>(shape.attnMask.getElementType());
-  auto roundingOf = [&](Val h) {
-    const double own = kPowerRounding + kSoftcapRounding * shape.softcap;
-    if (!isAdded)
-      return f32(own);
-    Val most = abs(e.load(references, h));
-    return select(most < 1e30, most + 128, f32(0)) * 0x1p-23 + own;
-  };
+  const double rounding = kPowerRounding + kSoftcapRounding * shape.softcap;
+  auto roundingOf = [&](Val h) { return addsMask(shape) ? maskRounding(e.load(references, h), 128) + rounding : f32(rounding); };
   enum { Grown, GrownReach, Reach, Error, Variance, ScoreVariance, Unread, Scanned, Loudest, kSums };
   Buffer sums = e.local(e.f32(), rows * (kSums * lanes));
   auto sumAt = [&](Val h, int64_t which) { return h * (kSums * lanes) + which * lanes; };

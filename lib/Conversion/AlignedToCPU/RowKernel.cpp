@@ -236,14 +236,7 @@ void RowKernel::certify() {
   // e^x of the softmax is off by less than 2^-21, and x = s - max by its rounding, at most 88 * 2^-24 where e^x is not 0.
   constexpr double kSoftmaxRounding = 0x1p-21 + 88 * 0x1p-24;
   const double rounding = kSoftmaxRounding + kSoftcapRounding * shape.softcap; // a cap brings scores closer, and itself rounds
-  // A mask's numbers may be far larger than scores. Where e^x is not 0, what they are added to is no further from 0 than the maximum and 88 more.
-  const bool isAdded = shape.attnMask && isa<FloatType>(shape.attnMask.getElementType());
-  auto roundingOf = [&](Val h) {
-    if (!isAdded)
-      return e.constant(e.f32(), rounding);
-    Val most = abs(e.load(rowMax, h));
-    return select(most < 1e30, most + 88, e.constant(e.f32(), 0)) * 0x1p-23 + rounding;
-  };
+  auto roundingOf = [&](Val h) { return addsMask(shape) ? maskRounding(e.load(rowMax, h), 88) + rounding : e.constant(e.f32(), rounding); };
   Val zero = e.constant(VectorType::get(kTile, e.f32()), 0), zeroTiles = e.constant(VectorType::get(kTileLanes, e.f32()), 0);
   prepareCertificate();
   Val keyMax = keyChannelMax(), largest = valueMax(), unit = valueUnit(), tiles = inexactTiles();

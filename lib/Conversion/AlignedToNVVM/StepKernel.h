@@ -51,7 +51,7 @@ enum class RowFact {
 };
 
 /// Whether a mask's numbers are added behind a cap: finer bits of K go in front of both.
-inline bool hasCapAndMask(const DecodeShape &shape) { return shape.softcap && shape.attnMask && !shape.attnMask.getElementType().isInteger(1); }
+inline bool hasCapAndMask(const DecodeShape &shape) { return shape.softcap && addsMask(shape); }
 
 /// Quads that a block of attend takes: as many as registers hold the sums of, and shared memory the scores.
 inline int64_t quadsTogether(const DecodeShape &shape) {

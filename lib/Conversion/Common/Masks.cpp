@@ -12,6 +12,13 @@ Val aligned::softcapped(Val score, double cap) {
   return score.e->constant(score.type(), cap) - score.e->constant(score.type(), 2 * cap) / (power + 1);
 }
 
+bool aligned::addsMask(const DecodeShape &shape) { return shape.attnMask && isa<FloatType>(shape.attnMask.getElementType()); }
+
+Val aligned::maskRounding(Val largest, double reach) {
+  Val most = abs(largest);
+  return select(most < 1e30, most + reach, most.e->constant(most.type(), 0)) * 0x1p-23;
+}
+
 /// Caches have fewer tokens than 2^30: counts beyond fit no i32 and mean the same.
 static double counted(int64_t tokens) { return static_cast<double>(std::min<int64_t>(tokens, 1 << 30)); }
 

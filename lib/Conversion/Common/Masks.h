@@ -24,6 +24,11 @@ Val softcapped(Val score, double cap);
 Val isVisible(Val token, Val query, Val tokens, const DecodeShape &shape);
 /// Whether a number of a mask that is an operand (P8) hides its token: -inf does, and false. i1, lane by lane.
 Val hides(Val number);
+/// Whether the mask that is an operand has numbers, which are added to scores.
+bool addsMask(const DecodeShape &shape);
+/// What adding them may round scores by. They may be far larger than scores; but where a score has a weight, what was added up is no further from 0 than the largest sum and
+/// `reach` more.
+Val maskRounding(Val largest, double reach);
 /// Whether any query sees any of the tokens first .. last.
 Val areVisible(Val first, Val last, Val tokens, const DecodeShape &shape);
 /// Whether every query sees all of the tokens first .. last.

@@ -339,14 +339,13 @@ double aligned::leastTolerance(ArrayRef<PolicyAttr> policies) {
   return least;
 }
 
+double aligned::presetTolerance(StringRef policy) {
+  return llvm::StringSwitch<double>(policy).Case("tight", 0x1p-12).Case("balanced", 0x1p-9).Case("fast", 0x1p-7).Case("draft", 0x1p-6).Default(0.0);
+}
+
 PolicyAttr aligned::parsePolicy(StringRef name, double tolerance, MLIRContext *context,
                                 function_ref<InFlightDiagnostic()> emitError) {
-  double preset = llvm::StringSwitch<double>(name)
-                      .Case("tight", std::ldexp(1.0, -12))
-                      .Case("balanced", std::ldexp(1.0, -9))
-                      .Case("fast", std::ldexp(1.0, -7))
-                      .Case("draft", std::ldexp(1.0, -6))
-                      .Default(0.0);
+  const double preset = presetTolerance(name);
   std::optional<PolicyKind> kind = preset ? PolicyKind::Budget : symbolizePolicyKind(name);
   if (!kind) {
     emitError() << "expected policy 'exact', 'alignedkv', 'tight', 'balanced', 'fast', 'draft' or 'budget', got '" << name << "'";

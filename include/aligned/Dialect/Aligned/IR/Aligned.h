@@ -85,6 +85,9 @@ bool isSupportedHeadDim(int64_t headDim);
 PlanesAttr parsePlaneFormat(llvm::StringRef text, CacheRole role, mlir::MLIRContext *context,
                            llvm::function_ref<mlir::InFlightDiagnostic()> emitError);
 
+/// The tolerance that a preset's name stands for, such as 2^-12 of tight; 0 of all else.
+double presetTolerance(llvm::StringRef policy);
+
 /// Policies by name: exact, alignedkv, tight (2^-12), balanced (2^-9), fast (2^-7), draft (2^-6), or budget with a tolerance of its own.
 /// `tolerance` is 0 where none was given. Null with a diagnostic for an unknown name or a tolerance that does not fit.
 PolicyAttr parsePolicy(llvm::StringRef name, double tolerance, mlir::MLIRContext *context,
