@@ -43,6 +43,8 @@ int aligned_compile_kernels(const char *source, const char *options, char **ptx,
   return 0;
 }
 
+const char *aligned_chip_for(int32_t capability) { return chipFor(capability).data(); }
+
 //===----------------------------------------------------------------------===//
 // Options
 //===----------------------------------------------------------------------===//

@@ -932,6 +932,17 @@ const aligned_device_caches *serverOf(const aligned_cache *cache) {
   return functions;
 }
 
+struct Destroy {
+  void operator()(aligned_cache *cache) const { aligned_cache_destroy(cache); }
+};
+using OwnedCache = std::unique_ptr<aligned_cache, Destroy>;
+
+/// A copy on the host of a cache that is elsewhere, or null and an error.
+OwnedCache downloaded(const aligned_cache *cache) {
+  const aligned_device_caches *server = serverOf(cache);
+  return OwnedCache(server ? server->download(cache) : nullptr);
+}
+
 Cache *ownerOf(aligned_cache *cache) { return static_cast<Cache *>(cache); }
 const Cache *ownerOf(const aligned_cache *cache) { return static_cast<const Cache *>(cache); }
 
@@ -1255,8 +1266,10 @@ aligned_cache *aligned_cache_select(const aligned_cache *from, const int64_t *en
   for (int64_t n = 0; n < count; ++n)
     if (!checkEntry(from, entries[n]))
       return nullptr;
-  if (!onHost(from))
-    return fail("expected a cache on the host, got one in location %d", from->location), nullptr;
+  if (!onHost(from)) {
+    const OwnedCache host = downloaded(from), selected(host ? aligned_cache_select(host.get(), entries, count) : nullptr);
+    return selected ? serverOf(from)->upload(from, selected.get()) : nullptr;
+  }
   if (product(count, from->kv_heads) == kTooLarge)
     return fail("expected a cache that fits in memory, got %lld batch entries", (long long)count), nullptr;
   return select(*ownerOf(from), {entries, count});
@@ -1265,8 +1278,10 @@ aligned_cache *aligned_cache_select(const aligned_cache *from, const int64_t *en
 int64_t aligned_cache_save(const aligned_cache *cache, void *out) {
   if (!check(cache))
     return -1;
-  if (!onHost(cache))
-    return fail("expected a cache on the host, got one in location %d", cache->location);
+  if (!onHost(cache)) {
+    const OwnedCache host = downloaded(cache);
+    return host ? aligned_cache_save(host.get(), out) : -1;
+  }
   Archive archive{out ? Archive::Write : Archive::Count, static_cast<char *>(out)};
   save(archive, *ownerOf(cache));
   return archive.bytes;
@@ -1394,8 +1409,8 @@ int aligned_cache_unpack(const aligned_cache *cache, int bits, void *out) {
   if (bits < 1 || bits > 16)
     return fail("expected 1 to 16 bits to read, got %d", bits);
   if (!onHost(cache)) {
-    const aligned_device_caches *server = serverOf(cache);
-    return server ? server->unpack(cache, bits, out) : -1;
+    const OwnedCache host = downloaded(cache);
+    return host ? aligned_cache_unpack(host.get(), bits, out) : -1;
   }
   if (cache->tokens && !out)
     return fail("expected room for %lld tokens, got null", (long long)cache->tokens);

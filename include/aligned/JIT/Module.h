@@ -92,6 +92,8 @@ int32_t aligned_pipeline_options(const aligned_option **options);
 /* Compiles the attentions of a module for a GPU: aligned-pipeline with target=nvptx and `options`. Returns 0 and two texts to free, PTX and the JSON that says how to
  * launch it (docs/GPU.md); aligned_program_load takes both. */
 int aligned_compile_kernels(const char *source, const char *options, char **ptx, char **sidecar);
+/* What to say as `chip` for devices of this compute capability, 90 for 9.0: the newest chip that is known and that they run programs of. */
+const char *aligned_chip_for(int32_t capability);
 
 /* Parses, runs aligned-pipeline with `options` ("policy=tight format=auto", may be empty) and compiles for this machine; `dense-up-to=auto` goes by aligned_machine_costs().
  * `function` may be null where the module has one public function with a body. */

@@ -75,10 +75,11 @@ void aligned_cache_destroy(aligned_cache *cache);
 /* A copy that goes its own way, in the same location. Copies of a cache with pages share them, and the pool of free ones, until one of them writes to a page:
  * that takes a page of its own (a full page is never written to). */
 aligned_cache *aligned_cache_fork(const aligned_cache *cache);
-/* The same of some batch entries: entry n of the new cache holds what entry entries[n] holds. An entry may come several times, or not at all. Of caches on the host. */
+/* The same of some batch entries: entry n of the new cache holds what entry entries[n] holds. An entry may come several times, or not at all. A cache
+ * that is elsewhere goes by way of the host, and its entries share no pages. */
 aligned_cache *aligned_cache_select(const aligned_cache *cache, const int64_t *entries, int64_t count);
 
-/* Writes all there is of a cache on the host to `out` and returns how many bytes that takes; with null it only counts them. */
+/* Writes all there is of a cache to `out` and returns how many bytes that takes; with null it only counts them. */
 int64_t aligned_cache_save(const aligned_cache *cache, void *out);
 /* A cache as it was saved, by this version of the library on a machine of the same byte order. Pages are not shared any more. */
 aligned_cache *aligned_cache_load(const void *data, int64_t bytes);
@@ -144,7 +145,8 @@ typedef struct {
   int64_t (*length)(const aligned_cache *cache, int64_t batch_entry);
   int (*release)(aligned_cache *cache, int64_t batch_entry);
   int64_t (*free_pages)(const aligned_cache *cache);
-  int (*unpack)(const aligned_cache *cache, int bits, void *out);
+  aligned_cache *(*download)(const aligned_cache *cache);                            /* a copy on the host, which whole caches are read from */
+  aligned_cache *(*upload)(const aligned_cache *like, const aligned_cache *host); /* a copy of `host` where `like` is */
   int (*truncate)(aligned_cache *cache, int64_t batch_entry, int64_t tokens); /* -1: of all */
   int (*drop_planes)(aligned_cache *cache, int32_t planes);
   int64_t (*bytes)(const aligned_cache *cache);

@@ -32,6 +32,8 @@ int aligned_cuda_available(void);
 const char *aligned_cuda_device_name(void);
 /* 90 for 9.0. */
 int aligned_cuda_compute_capability(void);
+/* Its number, as DLPack and the driver count. */
+int aligned_cuda_device(void);
 
 /* The stream that the calling thread queues on, of the driver or the CUDA runtime; null: its own. The legacy default stream is (void *)1. */
 void aligned_cuda_set_stream(void *stream);
@@ -97,7 +99,7 @@ aligned_cache *aligned_cuda_cache_download(const aligned_cache *device);
 
 /*===-- Decode -------------------------------------------------------------===*/
 
-/* Softmax states of one step: out = acc / sum, 0 where sum is 0. Arrays are contiguous, those on the device that dense sites read aligned to 16 bytes; a null output is
+/* Attention of one step, or its softmax states, from which out = acc / sum, 0 where sum is 0. Arrays are contiguous, those on the device that dense sites read aligned to 16 bytes; a null output is
  * not wanted. */
 typedef struct {
   int64_t batch;               /* that of the caches */
@@ -105,6 +107,7 @@ typedef struct {
   const void *query;           /* [batch, kv_heads, heads, key_dim] of the site's element */
   float scale;                 /* of scores */
   int32_t location;            /* aligned_location of arrays. On the host: the call waits for its results */
+  int32_t finished;            /* 1: acc is the output, acc / sum, and max the logarithm of the sum of e^score, -inf where that is 0 */
   float *acc;                  /* [batch, kv_heads, heads, value_dim] */
   float *max, *sum;            /* [batch, kv_heads, heads] */
   float *certificate;          /* [batch, kv_heads, heads, ALIGNED_CERTIFICATE_NUMBERS], of certified sites (docs/Numerics.md, P4) */

@@ -27,10 +27,11 @@
 //   attn_mask     input    f32, f16, bf16, or i1 in bytes, [batch or 1, query heads or 1, queries or 1, tokens]
 //   key_bits      record   u8, [rows, capacity] bits of each token, or [rows, tiles, key_dim] of each channel of a tile
 //   value_bits    record   u8, [rows, capacity]
-//   acc           output   f32, [rows, heads, value_dim]
-//   max, sum      output   f32, [rows, heads]
+//   acc           output   f32, [rows, heads, value_dim]: of the softmax state; where finished, acc / sum, 0 where sum is 0
+//   max, sum      output   f32, [rows, heads]; where finished, max is the logarithm of the sum of e^score
 //   certificate   output   f32, [rows, heads, ALIGNED_CERTIFICATE_NUMBERS]
 //   scale         scalar   f32
+//   finished      scalar   i32, 0 or 1; without it attention is not finished
 //   cache         cache    of append: the one appended to
 //   data          input    the format's element, any shape: tokens, with strides
 //   counts        input    i32, [batch]: tokens that each entry gains; of `drop` minus those that it loses, the newest
@@ -83,6 +84,7 @@ enum class Name {
   Sum,
   Certificate,
   Scale,
+  Finished,
   Appended,
   Data,
   Counts,
@@ -92,7 +94,7 @@ enum class Name {
   Stride3
 };
 constexpr const char *kNames[] = {"query", "key", "value", "lengths", "sink_logits", "attn_mask", "key_bits", "value_bits", "acc",     "max",    "sum",
-                                  "certificate", "scale", "cache", "data", "counts", "stride0", "stride1", "stride2", "stride3"};
+                                  "certificate", "scale", "finished", "cache", "data", "counts", "stride0", "stride1", "stride2", "stride3"};
 
 // Indexed by the enums of Storage/Format.h.
 constexpr const char *kElements[] = {"f16", "bf16", "f32"};

@@ -31,6 +31,7 @@ SmallVector<std::pair<Argument, Attribute>> aligned::argumentsOf(Builder &b, con
     add(Argument::Capacity, s.scalar("capacity", "i32"));
   }
   add(Argument::Scale, s.scalar("scale", "f32"));
+  add(Argument::Finished, s.scalar("finished", "i32"));
   if (!staged) {
     add(Argument::Splits, s.scalar("splits", "i32"));
     scratch(Argument::Statistics, "statistics", f32, {"rows", "splits", h, kStatistics});
@@ -79,7 +80,7 @@ SmallVector<std::pair<Argument, Attribute>> aligned::argumentsOf(Builder &b, con
 Type aligned::typeOf(Builder &b, Argument which) {
   if (which == Argument::Scale)
     return b.getF32Type();
-  if (which == Argument::Splits || which == Argument::Capacity)
+  if (which == Argument::Finished || which == Argument::Splits || which == Argument::Capacity)
     return b.getI32Type();
   return LLVM::LLVMPointerType::get(b.getContext(), 1);
 }

@@ -13,6 +13,7 @@ enum class Argument {
   Query,              ///< [rows][query rows][key_dim]
   Key, Value,         ///< aligned_cache in device memory; dense: [rows][capacity][key_dim or value_dim]
   Scale,              ///< f32
+  Finished,           ///< i32: whether outputs are those of attention, not the softmax state
   SinkLogits,         ///< f32 [query heads], where the shape has them
   AttnMask,           ///< [batch or 1][query heads or 1][queries or 1][tokens], where the shape has one
   KeyBits, ValueBits, ///< i8 [rows][capacity], of float planes of K [rows][tiles][key_dim]: bits that were read, or null where nobody asks

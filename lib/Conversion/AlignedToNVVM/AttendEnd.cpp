@@ -124,6 +124,10 @@ void AttendKernel::finishRow() {
       sink = e.exp2(sinkOf(own) - e.load(tops, own));
     Val unread = (sum - sink - mass[kRead]()) - (e.load(lowSums, own) + mass[kLowMoved]() - mass[kLowRead]());
     Val nothing = coarse == 0, outHead = wide(row) * rows + wide(own);
+    Val all = sum;
+    if (!shape.maskedZero) // softmax of nothing but -inf is 0 / 0
+      all = select(nothing & (tokens > 0), real(NAN), all);
+    Val share = e.splat(shareOf(all), kVector);
     Val acc = e.at(argument(Argument::Acc), e.f32(), outHead * dim), none = e.constant(vectorOf(e.f32(), kVector), 0);
     e.loop(lane * kVector, number(dim), GpuEmitter::kWarp * kVector, [&](Val c) {
       Val total = overSplits(number(0), splits, 1, none, [&](Val s) -> Vals { return {e.loadGlobal(shares, vectorOf(e.f32(), kVector), at_(s) + c, false)}; },
@@ -131,17 +135,14 @@ void AttendKernel::finishRow() {
       Val mean = e.loadGlobal(prepared, vectorOf(e.f32(), kVector), c + at.mean, false);
       total = fma(e.splat(unread, kVector), mean, total) * e.splat(valueUnit, kVector);
       total = e.choose(someAside, [&]() -> Vals { return {total + e.load(out, h * dim + c, kVector)}; }, [&]() -> Vals { return {total}; })[0];
-      e.storeGlobal(select(nothing, none, total + e.splat(notFinite, kVector)), acc, c);
+      e.storeGlobal(select(nothing, none, total + e.splat(notFinite, kVector)) * share, acc, c);
     });
     e.when(lane == 0, [&] {
       Val top = e.load(tops, own);
       if (!shape.softcap) // which saw it
         top = top + headFact(own, HeadFact::Shift);
-      e.storeGlobal(select(nothing, real(-INFINITY), top * (1 / kLog2e)), e.at(argument(Argument::Max), e.f32(), outHead), number(0));
-      Val total = sum;
-      if (!shape.maskedZero) // softmax of nothing but -inf is 0 / 0
-        total = select(nothing & (tokens > 0), real(NAN), total);
-      e.storeGlobal(total, e.at(argument(Argument::Sum), e.f32(), outHead), number(0));
+      e.storeGlobal(toldOf(select(nothing, real(-INFINITY), top * (1 / kLog2e)), all), e.at(argument(Argument::Max), e.f32(), outHead), number(0));
+      e.storeGlobal(all, e.at(argument(Argument::Sum), e.f32(), outHead), number(0));
     });
   });
 }

@@ -141,6 +141,15 @@ Vals DecodeKernel::statisticsOf(Val h) {
   return {top, shape.sinkLogits ? sum + weightOf(sink, top) : sum};
 }
 
+Val DecodeKernel::shareOf(Val sum) {
+  return select(argument(Argument::Finished) != 0, select(sum == 0, real(0), e.constant(sum.type(), 1) / sum), real(1));
+}
+
+Val DecodeKernel::toldOf(Val top, Val sum) {
+  Val logarithm = select(sum == 0, real(-INFINITY), top + e.log2(sum) * (1 / kLog2e));
+  return select(argument(Argument::Finished) != 0, logarithm, top);
+}
+
 namespace {
 
 class MergeKernel : public DecodeKernel {
@@ -158,7 +167,7 @@ void MergeKernel::emit() {
   if (!shape.maskedZero) // of a row whose scores are all -inf: 0 / 0, unless front ends guard against it
     sum = select((top == -INFINITY) & (tokens > 0), real(NAN), sum);
   e.when(thread == 0, [&] {
-    e.storeGlobal(top, ofRow(Argument::Max, e.f32(), shape.heads), h);
+    e.storeGlobal(toldOf(top, sum), ofRow(Argument::Max, e.f32(), shape.heads), h);
     e.storeGlobal(sum, ofRow(Argument::Sum, e.f32(), shape.heads), h);
   });
 
@@ -170,10 +179,10 @@ void MergeKernel::emit() {
         return shape.keyPlanes ? Vals{part} : Vals{part, get(ofSplit(Argument::Statistics, s, h, kStatistics), number(kMaximum))};
       },
       [&](Val sum, Vals loaded) { return shape.keyPlanes ? sum + loaded[0] : fma(loaded[0], e.splat(weightOf(loaded[1], top), kVector), sum); });
-  Val acc = ofRow(Argument::Acc, e.f32(), shape.heads * dim);
+  Val acc = ofRow(Argument::Acc, e.f32(), shape.heads * dim), share = e.splat(shareOf(sum), kVector);
   forThreads(dim / kVector, [&](Val i) {
     // A row without weight has the identity as its state.
-    e.storeGlobal(select(sum == 0, e.constant(some, 0), sumOf(parts, dim, i * kVector, kVector)), acc, h * dim + i * kVector);
+    e.storeGlobal(select(sum == 0, e.constant(some, 0), sumOf(parts, dim, i * kVector, kVector)) * share, acc, h * dim + i * kVector);
   });
   finish();
 }

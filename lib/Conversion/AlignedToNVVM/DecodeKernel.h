@@ -78,6 +78,9 @@ protected:
 
   /// Those of the whole row of a query row, once all splits have theirs; the same in all lanes of the warp. A sink's logit is in both (P8).
   Vals statisticsOf(Val h);
+  /// What rows of acc are multiplied by, and what is told as their maximum: 1 and that; of finished attention 1 / sum and the logarithm of the sum of e^score.
+  Val shareOf(Val sum);
+  Val toldOf(Val top, Val sum);
 
 private:
   llvm::SmallVector<Argument> order;

@@ -51,6 +51,8 @@ public:
       if (!array && argument && argument->bytes(symbols))
         return fail(std::string("expected ") + nameOf(name) + " at site " + std::to_string(site.number) + ", got null"), false;
     }
+    if (call.finished && !site.find(Name::Finished))
+      return fail("expected 0 for finished at site " + std::to_string(site.number) + ", which gives softmax states, got " + std::to_string(call.finished)), false;
     if (call.splits < 0 || call.splits > mostSplits)
       return fail("expected from 1 to " + std::to_string(mostSplits) + " splits, or 0, got " + std::to_string(call.splits)), false;
     symbols.splits = call.splits ? call.splits : splitsOf(program, symbols.batch * symbols.kvHeads, symbols.capacity);
@@ -162,6 +164,8 @@ public:
       case Kind::Scalar:
         if (argument.meaning == Name::Scale)
           parameters.set(i, call.scale);
+        else if (argument.meaning == Name::Finished)
+          parameters.set(i, int32_t(call.finished != 0));
         else
           parameters.setSize(i, argument, symbols);
         break;

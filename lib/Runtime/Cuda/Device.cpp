@@ -246,6 +246,13 @@ int aligned_cuda_compute_capability(void) {
   });
 }
 
+int aligned_cuda_device(void) {
+  return guarded(-1, [] {
+    const Context *context = currentContext();
+    return context ? int(context->device) : -1;
+  });
+}
+
 void aligned_cuda_set_stream(void *stream) { setStream(static_cast<Stream>(stream)); }
 
 int aligned_cuda_synchronize(void) {

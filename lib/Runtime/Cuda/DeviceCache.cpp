@@ -60,11 +60,9 @@ const aligned_device_caches functions = {
     [](const aligned_cache *cache, int64_t entry) { return asDevice(cache)->length(entry); },
     [](aligned_cache *cache, int64_t entry) { return status([&] { return asDevice(cache)->release(entry); }); },
     [](const aligned_cache *cache) { return asDevice(cache)->freePages(); },
-    [](const aligned_cache *cache, int bits, void *out) {
-      return status([&] {
-        HostCache host(asReader(cache)->download());
-        return host && aligned_cache_unpack(host.get(), bits, out) == 0;
-      });
+    [](const aligned_cache *cache) { return aligned_cuda_cache_download(cache); },
+    [](const aligned_cache *like, const aligned_cache *host) {
+      return guarded(static_cast<aligned_cache *>(nullptr), [&]() -> aligned_cache * { return DeviceCache::upload(asDevice(like)->program, *host).release(); });
     },
     [](aligned_cache *cache, int64_t entry, int64_t tokens) { return status([&] { return asDevice(cache)->truncate(entry, tokens); }); },
     [](aligned_cache *cache, int32_t planes) { return status([&] { return asDevice(cache)->dropPlanes(planes); }); },

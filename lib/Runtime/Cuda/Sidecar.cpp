@@ -285,7 +285,8 @@ Site readSite(const Reader &reader, const std::vector<KernelEntry> &kernels) {
       {Name::Max, Kind::Output, {"f32"}, {rows, heads}},
       {Name::Sum, Kind::Output, {"f32"}, {rows, heads}},
       {Name::Certificate, Kind::Output, {"f32"}, {rows, heads, fixed(kCertificateNumbers)}},
-      {Name::Scale, Kind::Scalar, {"f32"}}};
+      {Name::Scale, Kind::Scalar, {"f32"}},
+      {Name::Finished, Kind::Scalar, {"i32"}}};
   for (auto [name, format, dim] : {std::tuple(Name::Key, &site.key, site.keyDim), std::tuple(Name::Value, &site.value, site.valueDim)})
     knowns.push_back(dense ? Known{name, Kind::Input, {kElements[format->element]}, {rows, capacity, fixed(dim)}}
                            : Known{name, Kind::Cache});

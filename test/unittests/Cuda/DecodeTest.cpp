@@ -327,6 +327,7 @@ TEST_F(Decode, Refuses) {
   refused([](auto &c) { c.batch = 2; }, "expected keys of site 4 to have the call's batch of 2, got 1");
   refused([](auto &c) { c.query = nullptr; }, "expected a query, got null");
   refused([](auto &c) { c.location = 7; }, "expected location 0 (host) or 1 (device), got 7");
+  refused([](auto &c) { c.finished = 1; }, "expected 0 for finished at site 4, which gives softmax states, got 1");
   refused([](auto &c) { c.splits = 65536; }, "expected from 1 to 65535 splits, or 0, got 65536");
   refused([](auto &c) { c.splits = -1; }, "expected from 1 to 65535 splits, or 0, got -1");
   float sinks[kHeads] = {};

@@ -139,8 +139,12 @@ TEST_P(DecodeOnGpu, IsAttentionFromWhatTheRuleAsks) {
   for (int64_t tokens : c.tokens) {
     SCOPED_TRACE(std::to_string(tokens) + " tokens");
     const Inputs in(c, tokens);
-    const Caches host = packed(c, in);
-    expectStep(c, in, host, decode(c, program, host.upload(program), in));
+    const Caches host = packed(c, in), device = host.upload(program);
+    expectStep(c, in, host, decode(c, program, device, in));
+    State again;
+    const aligned_decode_call call = callOf(c, device, in, again);
+    EXPECT_EQ(aligned_program_decode(program.get(), 0, &call), 0) << aligned_last_error();
+    expectFinished(program, call, kRows * c.heads(), c.valueDim);
     if (HasFailure())
       return;
   }

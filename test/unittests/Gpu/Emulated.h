@@ -45,6 +45,27 @@ protected:
     return program;
   }
 
+  /// Has a call, whose arrays are on the host and which gave a softmax state, give finished attention.
+  static void expectFinished(const ProgramPtr &program, aligned_decode_call call, int64_t rows, int64_t valueDim) {
+    std::vector<float> out(rows * valueDim, 7), lse(rows, 7), sum(rows, 7);
+    const float *acc = call.acc, *max = call.max, *total = call.sum;
+    call.finished = 1;
+    call.acc = out.data();
+    call.max = lse.data();
+    call.sum = sum.data();
+    ASSERT_EQ(aligned_program_decode(program.get(), 0, &call), 0) << aligned_last_error();
+    auto expectNear = [](float got, double want, double magnitude) {
+      EXPECT_TRUE(std::isnan(want) ? std::isnan(got) : got == want || std::abs(got - want) <= 0x1p-21 * magnitude) << got << " for " << want;
+    };
+    for (int64_t row = 0; row < rows && !HasFailure(); ++row) {
+      const double weight = total[row];
+      expectNear(sum[row], weight, 0);
+      expectNear(lse[row], weight == 0 ? -INFINITY : max[row] + std::log(weight), 1 + std::abs(max[row]) + std::abs(std::log(weight)));
+      for (int64_t c = row * valueDim; c < (row + 1) * valueDim; ++c)
+        expectNear(out[c], weight == 0 ? 0 : acc[c] / weight, std::abs(acc[c] / weight));
+    }
+  }
+
   /// What the launches of a kernel counted.
   struct Count {
     int64_t instructions = 0;                   ///< of warps

@@ -98,6 +98,7 @@ protected:
     call.max = state.max.data();
     call.sum = state.sum.data();
     EXPECT_EQ(aligned_program_decode(program.get(), 0, &call), 0) << aligned_last_error();
+    expectFinished(program, call, rows, c.valueDim);
     return state;
   }
 
