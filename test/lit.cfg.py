@@ -21,6 +21,9 @@ config.substitutions += [
     ("%data", os.path.join(config.test_source_root, "data")),
     ("%utils", os.path.join(config.aligned_source_dir, "utils")),
     ("%build", config.aligned_build_dir),
+    ("%cxx", config.cxx_compiler),
+    ("%cc", config.c_compiler),
+    ("%plugin", os.path.join(config.aligned_build_dir, "lib", "AlignedPlugin.so")),
     ("%emulator", os.path.join(config.aligned_build_dir, "lib", "libaligned_cuda_emulator.so")),  # stands in for libcuda.so.1
 ]
 

@@ -4,7 +4,6 @@
 #include "aligned/Pipelines/Pipelines.h"
 #include "aligned/Runtime/Error.h"
 
-#include "mlir/InitAllPasses.h"
 #include "mlir/Parser/Parser.h"
 #include "mlir/Pass/PassManager.h"
 #include "mlir/Pass/PassRegistry.h"
@@ -19,11 +18,8 @@ const DialectRegistry &dialects() {
   static const DialectRegistry *registry = [] {
     llvm::InitializeNativeTarget();
     llvm::InitializeNativeTargetAsmPrinter();
-    registerAllPasses();
-    registerPasses();
-    registerPipelines();
     auto *registry = new DialectRegistry; // never destroyed: threads may outlive main
-    registerDialects(*registry);
+    registerEverything(*registry);
     return registry;
   }();
   return *registry;

@@ -19,6 +19,12 @@ namespace {
 struct AlignedCheckOptionsPass : aligned::impl::AlignedCheckOptionsBase<AlignedCheckOptionsPass> {
   using AlignedCheckOptionsBase::AlignedCheckOptionsBase;
 
+  /// The pipeline brings along what it relies on: who loads it as a plugin of passes has registered nothing.
+  void getDependentDialects(DialectRegistry &registry) const override {
+    AlignedCheckOptionsBase::getDependentDialects(registry);
+    registerInterfaces(registry);
+  }
+
   void runOnOperation() override {
     auto report = [&] { return getOperation().emitError(); };
     auto oneOf = [&](StringRef what, StringRef given, ArrayRef<StringRef> known) {

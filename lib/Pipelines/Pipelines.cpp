@@ -20,6 +20,7 @@
 #include "mlir/Dialect/MemRef/Transforms/Passes.h"
 #include "mlir/InitAllDialects.h"
 #include "mlir/InitAllExtensions.h"
+#include "mlir/InitAllPasses.h"
 #include "mlir/Pass/PassRegistry.h"
 #include "mlir/Target/LLVM/NVVM/Target.h"
 #include "mlir/Target/LLVMIR/Dialect/Builtin/BuiltinToLLVMIRTranslation.h"
@@ -40,6 +41,10 @@ void aligned::registerDialects(DialectRegistry &registry) {
   registerNVVMDialectTranslation(registry);
   NVVM::registerNVVMTargetInterfaceExternalModels(registry);
   registry.insert<AlignedDialect>();
+  registerInterfaces(registry);
+}
+
+void aligned::registerInterfaces(DialectRegistry &registry) {
   registerRuntimeVerification(registry);
   registerBufferization(registry);
   registerStageBufferization(registry);
@@ -53,6 +58,16 @@ void aligned::registerPasses() {
   registerAlignedToCPUPasses();
   registerAlignedToNVVMPasses();
   registerAlignedPipelinesPasses();
+}
+
+void aligned::registerEverything(DialectRegistry &registry) {
+  registerDialects(registry);
+  [[maybe_unused]] static const bool once = [] {
+    registerAllPasses();
+    registerPasses();
+    registerPipelines();
+    return true;
+  }();
 }
 
 //===----------------------------------------------------------------------===//

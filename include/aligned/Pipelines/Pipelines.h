@@ -54,10 +54,14 @@ mlir::FailureOr<mlir::func::FuncOp> findFunction(mlir::ModuleOp module, const ch
 void registerPipelines();
 /// Tells upstream's deallocation of buffers whose the caches are that functions are given and return.
 void registerOwnership(mlir::DialectRegistry &registry);
+/// What upstream's passes ask of the dialect's ops and caches.
+void registerInterfaces(mlir::DialectRegistry &registry);
 /// Every dialect, extension and translation that a module on its way through the pipeline may need.
 void registerDialects(mlir::DialectRegistry &registry);
 /// All passes of the project.
 void registerPasses();
+/// What a program that runs pipelines by name needs: these, and upstream's passes. Passes and pipelines of a process are registered once, however often it is asked for.
+void registerEverything(mlir::DialectRegistry &registry);
 
 } // namespace aligned
 
