@@ -57,3 +57,12 @@ def test_python_runs(monkeypatch, document):
         exec(block, scope)
     assert scope["out"].ndim == 4 and scope["out"].dtype.name == "float32"
     assert scope["model"].attentions == 1
+
+
+def test_code_for_others_is_the_consumers():
+    """Each stretch of docs/Integration.md stands in the project that a test builds; `...` leaves out, indentation is free."""
+    folder = ROOT / "test" / "Integration" / "consumer"
+    written = [" ".join(path.read_text().split()) for path in folder.iterdir()]
+    shown = [" ".join(part.split()) for language in ("cmake", "cpp", "c") for block in blocks(language, "docs/Integration.md") for part in block.split("\n...\n")]
+    assert len(shown) > 4
+    assert [part for part in shown if not any(part in text for text in written)] == []
