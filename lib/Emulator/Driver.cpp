@@ -437,6 +437,11 @@ public:
     modules[module.get()] = std::move(module);
     return CUDA_SUCCESS;
   }
+  void unload(decltype(modules)::iterator it) {
+    std::shared_ptr<CUmod_st> kept = it->second;
+    modules.erase(it);
+    kept->functions.clear(); // they hold the module
+  }
 };
 
 Driver &driver() {
@@ -658,7 +663,8 @@ EXPORT CUresult cuDevicePrimaryCtxRelease_v2(CUdevice device) {
     stream->done += stream->work.size();
     stream->work.clear();
   }
-  call->modules.clear();
+  while (!call->modules.empty())
+    call->unload(call->modules.begin());
   for (uint64_t address : call->allocations)
     call->machine.release(address);
   call->allocations.clear();
@@ -922,9 +928,7 @@ EXPORT CUresult cuModuleUnload(CUmodule module) {
   auto it = call->modules.find(module);
   if (it == call->modules.end())
     return CUDA_ERROR_INVALID_HANDLE;
-  std::shared_ptr<CUmod_st> kept = it->second;
-  call->modules.erase(it);
-  kept->functions.clear(); // they hold the module
+  call->unload(it);
   return CUDA_SUCCESS;
 }
 EXPORT CUresult cuModuleGetFunction(CUfunction *function, CUmodule module, const char *name) {

@@ -49,7 +49,7 @@ template <typename Body> __attribute__((target("arch=x86-64-v3"), flatten)) auto
 /// Calls `body`, a lambda of loops, in the version for this machine's vectors, and says whether they are worth loops that are unrolled. It passes by
 /// reference, since compilers copy it with vectors, which wait for all that it captured to reach the cache.
 template <typename Body> auto vectorized(const Body &body) {
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__) // with whose checks each version takes a minute to compile
   if (__builtin_cpu_supports("x86-64-v4"))
     return onV4(body);
   if (__builtin_cpu_supports("x86-64-v3"))
@@ -67,6 +67,7 @@ constexpr int64_t kLanes = 16, kMostChunks = kMostChannels / kLanes;
 
 typedef float Floats __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
+typedef uint32_t Words __attribute__((vector_size(64)));
 typedef int32_t HalfInts __attribute__((vector_size(32)));
 typedef int32_t QuarterInts __attribute__((vector_size(16)));
 typedef int64_t Longs __attribute__((vector_size(64)));
@@ -351,7 +352,7 @@ ALIGNED_LOOP void writeFixed(const Row &row, const Tile &tile, int64_t t, const 
   const Pairs addends = Pairs(Ints{} + int32_t(addend | uint32_t(uint16_t(addend - upper)) << 16));
   for (int64_t first = 0; first < channels; first += 4 * kLanes, n += 4) {
     // Clang would take masks that clear the upper halves for shuffles.
-    const Pairs even = Pairs(n[0] + (n[2] << 16)) + addends, odd = Pairs(n[1] + (n[3] << 16)) + addends;
+    const Pairs even = Pairs(Words(n[0]) + (Words(n[2]) << 16)) + addends, odd = Pairs(Words(n[1]) + (Words(n[3]) << 16)) + addends;
     const auto write = [&](int32_t p, int32_t width, int32_t below) ALIGNED_BODY {
       const bool tiled = isKey && p == 0;
       Bytes bytes;
