@@ -9,6 +9,10 @@ WHEELS ?= dist
 GGML ?=
 TORCH ?=
 PYTHON := .venv/bin/python
+CC := clang-22
+CXX := clang++-22
+# Tests that `make check` runs with sanitizers, too: of the memory of caches and of files that somebody else wrote. They compile in a minute.
+SANITIZED ?= Support Runtime
 
 # Precompiled headers are cacheable once ccache stops comparing times. A second checkout finds what the first compiled: paths are relative for ccache.
 export CCACHE_SLOPPINESS := pch_defines,time_macros,include_file_mtime,include_file_ctime
@@ -17,7 +21,7 @@ export CCACHE_BASEDIR := $(CURDIR)
 export CCACHE_NOHASHDIR := 1
 
 .DEFAULT_GOAL := build
-.PHONY: help setup configure build check check-torch demo wheel bench bench-gpu fuzz update-phases update-resources update-coverage update-performance mutate differential clean
+.PHONY: help setup configure build check check-gcc check-sanitize sanitized check-torch demo wheel bench bench-gpu fuzz update-phases update-resources update-coverage update-performance mutate differential clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,12 +34,26 @@ build: configure ## compile everything (JOBS=2, BUILD=build)
 
 configure: setup
 	@cmake -G Ninja -S . -B $(BUILD) --log-level=WARNING \
-	  -DCMAKE_C_COMPILER=clang-22 -DCMAKE_CXX_COMPILER=clang++-22 \
+	  -DCMAKE_C_COMPILER=$(CC) -DCMAKE_CXX_COMPILER=$(CXX) \
 	  -DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache \
 	  -DALIGNED_PYTHON=$(if $(wildcard python_bindings/CMakeLists.txt),ON,OFF) -DPython_EXECUTABLE=$(abspath $(PYTHON))
 
-check: build ## run every test; the last line is `N passed, N failed`
-	@$(PYTHON) utils/check.py $(BUILD)
+check: build sanitized ## run every test; the last line is `N passed, N failed`
+	@$(PYTHON) utils/check.py $(BUILD) --sanitized $(SANITIZED_TESTS)
+
+check-gcc: ## the same with g++, in BUILD-gcc
+	@$(MAKE) check BUILD=$(BUILD)-gcc CC=gcc CXX=g++
+
+# clang's sanitizers are a package of their own (libclang-rt-22-dev).
+SANITIZED_TESTS = $(SANITIZED:%=$(BUILD)-sanitize/test/unittests/%Tests)
+sanitized: setup
+	@cmake -G Ninja -S . -B $(BUILD)-sanitize --log-level=WARNING -DCMAKE_C_COMPILER=gcc -DCMAKE_CXX_COMPILER=g++ \
+	  -DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache -DALIGNED_SANITIZE=ON -DPython_EXECUTABLE=$(abspath $(PYTHON))
+	@ninja -C $(BUILD)-sanitize -j$(JOBS) $(SANITIZED:%=%Tests)
+
+check-sanitize: SANITIZED = Support Reference Runtime Stages Emulator Cuda
+check-sanitize: sanitized ## run the tests of all that has no LLVM inside with AddressSanitizer and UndefinedBehaviorSanitizer, in BUILD-sanitize
+	@$(PYTHON) utils/check.py --sanitized $(SANITIZED_TESTS)
 
 check-torch: build ## install torch and transformers in .venv-torch (some GB), and run the tests that need them
 	@utils/torch.sh

@@ -3,6 +3,7 @@
 A suite is one or several functions that yield one Result per test; two of them run at a time. What breaks a suite as a whole (a crash, a time limit, a missing program, no
 test at all) is a failed test too, so that nothing can be lost in the sum. The last line is `N passed, N failed`; exit 1 on a failure.
 """
+import argparse
 import collections
 import concurrent.futures
 import difflib
@@ -78,9 +79,9 @@ def lit(build, scratch):
     return complete(results, status, output, "lit")
 
 
-def gtest(folder, build, scratch):
-    """The program of one folder of test/unittests."""
-    program, report = build / f"test/unittests/{folder}Tests", scratch / "report.json"
+def gtest(path, build, scratch):
+    """One program, of this build or of another."""
+    program, report = build / path, scratch / "report.json"
     status, output = run([program, f"--gtest_output=json:{report}"], cwd=scratch)
     results = []
     for suite in json.loads(report.read_text())["testsuites"] if report.exists() else []:
@@ -97,7 +98,7 @@ def gtests():
     sources = collections.Counter()
     for path in ROOT.glob("test/unittests/*/*.cpp"):
         sources[path.parent.name] += path.stat().st_size
-    return [functools.partial(gtest, folder) for folder, _ in sources.most_common()]
+    return [functools.partial(gtest, f"test/unittests/{folder}Tests") for folder, _ in sources.most_common()]
 
 
 def pytest(build, scratch):
@@ -184,13 +185,22 @@ def finished(suite, build):
 
 
 def main():
-    build = pathlib.Path(sys.argv[1]).resolve()
-    os.environ["ALIGNED_CACHE_DIR"] = str(build / "kernels")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("build", type=pathlib.Path, nargs="?", help="folder of a build, over which all suites run")
+    parser.add_argument("--sanitized", type=pathlib.Path, nargs="+", default=[], metavar="PROGRAM", help="GoogleTest programs of a build with sanitizers: without BUILD these alone run")
+    arguments = parser.parse_args()
+    if not (arguments.build and arguments.build.is_dir() or arguments.sanitized and not arguments.build):
+        parser.error(f"expected the folder of a build, got {arguments.build or 'none'}")
+    build = (arguments.build or pathlib.Path()).resolve()
     totals = {"passed": 0, "failed": 0, "skipped": 0}
     workers = concurrent.futures.ThreadPoolExecutor(2)
-    runs = {"lit": [concurrent.futures.Future()]}
-    runs["lit"][0].set_result(finished(lit, build))  # first and alone: it has workers of its own
-    for suite, parts in {"pytest": [pytest], "gtest": gtests(), "phase files": [phase_files], "lint": [lint]}.items():
+    runs, suites = {}, {"sanitized": [functools.partial(gtest, program.resolve()) for program in arguments.sanitized]}
+    if arguments.build:
+        os.environ["ALIGNED_CACHE_DIR"] = str(build / "kernels")
+        runs["lit"] = [concurrent.futures.Future()]
+        runs["lit"][0].set_result(finished(lit, build))  # first and alone: it has workers of its own
+        suites = {"pytest": [pytest], "gtest": gtests(), **suites, "phase files": [phase_files], "lint": [lint]}
+    for suite, parts in suites.items():
         runs[suite] = [workers.submit(finished, part, build) for part in parts]
     for suite, parts in runs.items():
         ends = [part.result() for part in parts]

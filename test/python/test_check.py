@@ -47,3 +47,29 @@ def test_a_program_that_is_missing_or_hangs_failed(monkeypatch):
     monkeypatch.setattr(check, "TIME_LIMIT", 0.2)
     for command in (["no-such-program"], ["sleep", "5"]):
         assert check.run(command)[0] != 0
+
+
+def refusal(capsys, monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["check.py", *arguments])
+    with pytest.raises(SystemExit) as end:
+        check.main()
+    said = capsys.readouterr()
+    return end.value.code, said.out + said.err
+
+
+def test_what_is_no_build_is_refused_and_help_is_no_folder(capsys, monkeypatch):
+    assert refusal(capsys, monkeypatch)[0] == 2
+    status, said = refusal(capsys, monkeypatch, "no-such-folder")
+    assert status == 2 and "expected the folder of a build, got no-such-folder" in said
+    status, said = refusal(capsys, monkeypatch, "--help")
+    assert status == 0 and said.startswith("usage: check.py")
+
+
+def test_a_sanitized_program_that_dies_fails(capsys, monkeypatch, tmp_path):
+    program = tmp_path / "DyingTests"
+    program.write_text("#!/bin/sh\necho 'runtime error: signed integer overflow'\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "argv", ["check.py", "--sanitized", str(program)])
+    assert check.main() == 1
+    said = capsys.readouterr().out
+    assert "signed integer overflow" in said and said.endswith("0 passed, 1 failed\n")
