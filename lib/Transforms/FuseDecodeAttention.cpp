@@ -89,7 +89,8 @@ SmallVector<Value> fuse(ImplicitLocOpBuilder &b, AttentionOp attention, Value qu
     certified = row;
   }
   auto decode = DecodeAttentionOp::create(b, acc, row, row, certificate, query, attention.getKey(), attention.getValue(), attention.getScale(), policies,
-                                          attention.getMaskedZero(), /*from_dense_copy=*/false, id, attention.getSoftcapAttr(), attention.getMaskAttr(), later, /*tolerance_factor=*/Value(), attnMask, attention.getSinkLogits(), /*targets=*/ValueRange());
+                                          attention.getMaskedZero(), /*from_dense_copy=*/false, id, attention.getSoftcapAttr(), attention.getMaskAttr(),
+                                          /*dynamic_softcap=*/Value(), /*dynamic_window=*/Value(), /*dynamic_sinks=*/Value(), later, /*tolerance_factor=*/Value(), attnMask, attention.getSinkLogits(), /*targets=*/ValueRange());
   return FinishOp::create(b, result, certified, certified, decode.getAcc(), decode.getSum(), decode.getCertificate())->getResults();
 }
 

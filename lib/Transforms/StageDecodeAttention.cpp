@@ -181,20 +181,21 @@ private:
       return tensor::EmptyOp::create(b, RankedTensorType::get(shape, element), sizes);
     };
     Values facts{empty({digits, rows, keyDim}, b.getI8Type()), empty({rows + 1, kStepFacts}, f32), empty({valueDim}, f32)};
-    auto prepare = PrepareOp::create(b, typesOf(facts), op.getQuery(), op.getKey(), op.getValue(), op.getScale(), row, op.getLater(), op.getToleranceFactor(), facts, op.getPolicies(), op.getMaskAttr());
+    auto prepare = PrepareOp::create(b, typesOf(facts), op.getQuery(), op.getKey(), op.getValue(), op.getScale(), row, op.getDynamicWindow(),
+                                     op.getDynamicSinks(), op.getLater(), op.getToleranceFactor(), facts, op.getPolicies(), op.getMaskAttr());
     Value digitsOf = prepare.getResult(0), factsOf = prepare.getResult(1), mean = prepare.getResult(2);
 
     constexpr int64_t any = ShapedType::kDynamic;
     Value first = index(0);
     Values parts{empty({any, rows, kTile}, f32, tiles), empty({any, rows, kTopLanes}, f32, tiles), empty({any, 2, rows}, f32, splits)};
-    auto scan = ScanOp::create(b, typesOf(parts), op.getQuery(), op.getKey(), op.getValue(), softScale, row, first, op.getLater(), op.getAttnMask(), digitsOf, factsOf, parts,
-                               op.getPolicies(), op.getSoftcapAttr(), op.getMaskAttr());
+    auto scan = ScanOp::create(b, typesOf(parts), op.getQuery(), op.getKey(), op.getValue(), softScale, row, first, op.getDynamicSoftcap(), op.getDynamicWindow(),
+                               op.getDynamicSinks(), op.getLater(), op.getAttnMask(), digitsOf, factsOf, parts, op.getPolicies(), op.getSoftcapAttr(), op.getMaskAttr());
 
     Values states{empty({any, group, queries, valueDim}, f32, splits), empty({any, group, queries}, f32, splits), empty({any, group, queries}, f32, splits)};
     if (op.getCertificate())
       states.push_back(empty({any, group, queries, kCertificateNumbers}, f32, splits));
-    auto attend = AttendOp::create(b, typesOf(states), op.getQuery(), op.getKey(), op.getValue(), row, first, op.getLater(), op.getAttnMask(), op.getSinkLogits(), digitsOf, factsOf,
-                                   mean, scan.getResult(0), scan.getResult(1), scan.getResult(2), states, op.getPolicies(), op.getMaskedZeroAttr(), op.getAttentionIdAttr(),
+    auto attend = AttendOp::create(b, typesOf(states), op.getQuery(), op.getKey(), op.getValue(), row, first, op.getDynamicSoftcap(), op.getDynamicWindow(),
+                                   op.getDynamicSinks(), op.getLater(), op.getAttnMask(), op.getSinkLogits(), digitsOf, factsOf, mean, scan.getResult(0), scan.getResult(1), scan.getResult(2), states, op.getPolicies(), op.getMaskedZeroAttr(), op.getAttentionIdAttr(),
                                    op.getSoftcapAttr(), op.getMaskAttr());
 
     return merged(attend.getResults(), splits, row);

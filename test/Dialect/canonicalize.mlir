@@ -55,3 +55,26 @@ func.func @unused(%q: tensor<1x3x1x64xf16>, %k: !dense, %v: !dense, %scale: f32)
   %out = aligned.attention %q, %k, %v scale %scale : tensor<1x3x1x64xf16>, !dense, !dense -> tensor<1x3x1x64xf16>
   return
 }
+
+// Constants are attributes, such as attributes may be.
+// CHECK-LABEL: func.func @numbers(
+// CHECK-SAME: %[[W:[a-z0-9]+]]: index
+// CHECK-DAG: %[[NONE:.*]] = arith.constant 0 : index
+// CHECK-DAG: %[[LESS:.*]] = arith.constant -5.000000e+00 : f32
+// CHECK: aligned.decode_attention {{.*}} softcap 5.000000e+01 mask <causal, window = 64> policy
+// CHECK: aligned.decode_attention {{.*}} mask <window = %[[W]], sinks = 4> policy
+// CHECK: aligned.decode_attention {{.*}} softcap %[[LESS]] mask <causal, window = %[[NONE]], sinks = 4> policy
+func.func @numbers(%q: tensor<1x3x1x64xf16>, %k: !dense, %v: !dense, %scale: f32, %w: index) -> (tensor<1x3x1x64xf32>, tensor<1x3x1xf32>, tensor<1x3x1xf32>) {
+  %cap = arith.constant 50.0 : f32
+  %less = arith.constant -5.0 : f32
+  %window = arith.constant 64 : index
+  %four = arith.constant 4 : index
+  %none = arith.constant 0 : index
+  %a:3 = aligned.decode_attention %q, %k, %v scale %scale softcap %cap mask <causal, window = %window, sinks = %none> policy <exact>
+      : tensor<1x3x1x64xf16>, !dense, !dense -> tensor<1x3x1x64xf32>, tensor<1x3x1xf32>, tensor<1x3x1xf32>
+  %b:3 = aligned.decode_attention %q, %k, %v scale %scale mask <window = %w, sinks = %four> policy <exact>
+      : tensor<1x3x1x64xf16>, !dense, !dense -> tensor<1x3x1x64xf32>, tensor<1x3x1xf32>, tensor<1x3x1xf32>
+  %c:3 = aligned.decode_attention %q, %k, %v scale %scale softcap %less mask <causal, window = %none, sinks = %four> policy <exact>
+      : tensor<1x3x1x64xf16>, !dense, !dense -> tensor<1x3x1x64xf32>, tensor<1x3x1xf32>, tensor<1x3x1xf32>
+  return %a#0, %b#1, %c#2 : tensor<1x3x1x64xf32>, tensor<1x3x1xf32>, tensor<1x3x1xf32>
+}

@@ -56,6 +56,66 @@ func.func @later(%q: tensor<1x2x1x16xf32>, %k: tensor<1x2x?x16xf32>, %s: f32, %n
 
 // -----
 
+// A11: an operand for each number of a mask that is open, and no other.
+
+func.func @no_operand(%q: tensor<1x2x1x16xf32>, %k: tensor<1x2x?x16xf32>, %s: f32) {
+  // expected-error@+1 {{'aligned.decode_attention' op expected an operand for window where the mask says 'window = ?', got none}}
+  %a:3 = "aligned.decode_attention"(%q, %k, %k, %s) <{attention_id = 0 : i32, mask = #aligned.mask<window = ?>, policies = [#aligned.policy<exact>],
+      operandSegmentSizes = array<i32: 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 1, 1, 0>}>
+      : (tensor<1x2x1x16xf32>, tensor<1x2x?x16xf32>, tensor<1x2x?x16xf32>, f32) -> (tensor<1x2x1x16xf32>, tensor<1x2x1xf32>, tensor<1x2x1xf32>)
+  return
+}
+
+// -----
+
+func.func @operand(%q: tensor<1x2x1x16xf32>, %k: tensor<1x2x?x16xf32>, %s: f32, %n: index) {
+  // expected-error@+1 {{'aligned.decode_attention' op expected no operand for sinks where the mask does not say 'sinks = ?', got one}}
+  %a:3 = "aligned.decode_attention"(%q, %k, %k, %s, %n) <{attention_id = 0 : i32, mask = #aligned.mask<window = 8, sinks = 4>, policies = [#aligned.policy<exact>],
+      operandSegmentSizes = array<i32: 1, 1, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 1, 1, 0>}>
+      : (tensor<1x2x1x16xf32>, tensor<1x2x?x16xf32>, tensor<1x2x?x16xf32>, f32, index) -> (tensor<1x2x1x16xf32>, tensor<1x2x1xf32>, tensor<1x2x1xf32>)
+  return
+}
+
+// -----
+
+func.func @two_caps(%q: tensor<1x2x1x16xf32>, %k: tensor<1x2x?x16xf32>, %s: f32) {
+  // expected-error@+1 {{'aligned.decode_attention' op expected a softcap that is an attribute or an operand, got both}}
+  %a:3 = "aligned.decode_attention"(%q, %k, %k, %s, %s) <{attention_id = 0 : i32, softcap = 5.0 : f64, policies = [#aligned.policy<exact>],
+      operandSegmentSizes = array<i32: 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0>, resultSegmentSizes = array<i32: 1, 1, 1, 0>}>
+      : (tensor<1x2x1x16xf32>, tensor<1x2x?x16xf32>, tensor<1x2x?x16xf32>, f32, f32) -> (tensor<1x2x1x16xf32>, tensor<1x2x1xf32>, tensor<1x2x1xf32>)
+  return
+}
+
+// -----
+
+func.func @sinks_alone(%q: tensor<1x2x1x16xf32>, %k: tensor<1x2x?x16xf32>, %s: f32, %n: index) {
+  // expected-error@+1 {{expected sinks only with a window, got some sinks and no window}}
+  %a:3 = aligned.decode_attention %q, %k, %k scale %s mask <causal, sinks = %n> policy <exact> : tensor<1x2x1x16xf32>, tensor<1x2x?x16xf32>, tensor<1x2x?x16xf32>
+      -> tensor<1x2x1x16xf32>, tensor<1x2x1xf32>, tensor<1x2x1xf32>
+  return
+}
+
+// -----
+
+// An op has operands where its mask is open, attention that is only declared has none.
+
+func.func @open(%q: tensor<1x2x1x16xf32>, %k: tensor<1x2x?x16xf32>, %s: f32) {
+  // expected-error@+1 {{'aligned.attention' op expected a mask whose numbers are known, got #aligned.mask<causal, window = ?>}}
+  %a = aligned.attention %q, %k, %k scale %s mask <causal, window = ?> : tensor<1x2x1x16xf32>, tensor<1x2x?x16xf32>, tensor<1x2x?x16xf32> -> tensor<1x2x1x16xf32>
+  return
+}
+
+// -----
+
+func.func @unnamed(%q: tensor<1x2x1x16xf32>, %k: tensor<1x2x?x16xf32>, %s: f32) {
+  // expected-error@+1 {{expected integer value}}
+  %a:3 = aligned.decode_attention %q, %k, %k scale %s mask <causal, window = ?> policy <exact> : tensor<1x2x1x16xf32>, tensor<1x2x?x16xf32>, tensor<1x2x?x16xf32>
+      -> tensor<1x2x1x16xf32>, tensor<1x2x1xf32>, tensor<1x2x1xf32>
+  return
+}
+
+// -----
+
 // A12: a cap that scores can have.
 
 func.func @cap(%q: tensor<1x2x1x16xf32>, %k: tensor<1x2x?x16xf32>, %s: f32) {

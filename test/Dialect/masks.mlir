@@ -36,6 +36,23 @@ func.func @decode_attention(%q: !q, %k: !key, %v: !value, %s: f32, %later: index
   return %a#0, %b#1 : !out, !row
 }
 
+// Numbers that only the program knows are operands, some or all of them.
+// CHECK-LABEL: func.func @given(
+// CHECK-SAME: %[[S:[a-z0-9]*]]: f32, %[[C:[a-z0-9]*]]: f32, %[[W:[a-z0-9]*]]: index, %[[N:[a-z0-9]*]]: index, %[[LATER:[a-z0-9]*]]: index)
+// CHECK: aligned.decode_attention %{{[^ ]*}}, %{{[^ ]*}}, %{{[^ ]*}} scale %[[S]] softcap %[[C]] mask <causal, window = %[[W]], sinks = %[[N]]> later %[[LATER]] policy <exact> :
+// CHECK: aligned.decode_attention %{{[^ ]*}}, %{{[^ ]*}}, %{{[^ ]*}} scale %[[S]] mask <window = %[[W]], sinks = 4> policy <exact> :
+// CHECK: aligned.decode_attention %{{[^ ]*}}, %{{[^ ]*}}, %{{[^ ]*}} scale %[[S]] softcap 5.000000e+01 mask <window = 8, sinks = %[[N]]> policy <exact> masked_zero :
+func.func @given(%q: !q, %k: !key, %v: !value, %s: f32, %c: f32, %w: index, %n: index, %later: index) -> (!out, !row, !row) {
+  %a:3 = aligned.decode_attention %q, %k, %v scale %s softcap %c mask <causal, window = %w, sinks = %n> later %later policy <exact> : !q, !key, !value -> !out, !row, !row
+  %b:3 = aligned.decode_attention %q, %k, %v scale %s mask <sinks = 4, window = %w> policy <exact> : !q, !key, !value -> !out, !row, !row
+  %d:3 = aligned.decode_attention %q, %k, %v scale %s softcap 50.0 mask <window = 8, sinks = %n> policy <exact> masked_zero : !q, !key, !value -> !out, !row, !row
+  return %a#0, %b#1, %d#2 : !out, !row, !row
+}
+
+// An attribute by itself names no operands.
+// CHECK: func.func private @open() attributes {mask = #aligned.mask<causal, window = ?, sinks = ?>}
+func.func private @open() attributes {mask = #aligned.mask<causal, window = ?, sinks = ?>}
+
 // P8: a mask by numbers, of one shape for all or of each its own, and logits without a value.
 // CHECK-LABEL: func.func @numbers(
 // CHECK-SAME: %[[M:[a-z0-9]+]]: tensor<1x9x3x?xf32>, %[[B:[a-z0-9]+]]: tensor<1x1x3x?xi1>, %[[ONE:[a-z0-9]+]]: tensor<1x1x1x?xbf16>, %[[L:[a-z0-9]+]]: tensor<9xf32>, %[[LATER:[a-z0-9]+]]: index)

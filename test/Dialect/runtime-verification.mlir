@@ -153,3 +153,20 @@ func.func @dense_copy(%q: tensor<1x2x1x16xf16>, %k: tensor<1x2x64x16xf16, #align
       -> tensor<1x2x1x16xf32>, tensor<1x2x1xf32>, tensor<1x2x1xf32>
   return %a#0 : tensor<1x2x1x16xf32>
 }
+
+// A11, A12: numbers that are operands are such as attributes may be.
+// CHECK-LABEL: func.func @numbers(
+// CHECK-SAME: %[[C:[a-z0-9]+]]: f32, %[[W:[a-z0-9]+]]: index, %[[N:[a-z0-9]+]]: index)
+// CHECK: %[[SOME:.*]] = arith.cmpi sge, %[[W]], %c1
+// CHECK: cf.assert %[[SOME]], "'aligned.decode_attention' op expected a window of 1 token or more"
+// CHECK: %[[NONE:.*]] = arith.cmpi sge, %[[N]], %c0
+// CHECK: cf.assert %[[NONE]], "'aligned.decode_attention' op expected 0 sinks or more"
+// CHECK: %[[LEAST:.*]] = arith.cmpf oge, %[[C]], %cst
+// CHECK: %[[MOST:.*]] = arith.cmpf ole, %[[C]], %cst
+// CHECK: %[[BOTH:.*]] = arith.andi %[[LEAST]], %[[MOST]]
+// CHECK: cf.assert %[[BOTH]], "'aligned.decode_attention' op expected a softcap from 1e-30 to 1e+30"
+func.func @numbers(%q: tensor<1x4x1x16xf16>, %k: tensor<1x2x8x16xf16>, %v: tensor<1x2x8x16xf16>, %scale: f32, %c: f32, %w: index, %n: index) -> tensor<1x4x1x16xf32> {
+  %a:3 = aligned.decode_attention %q, %k, %v scale %scale softcap %c mask <window = %w, sinks = %n> policy <exact>
+      : tensor<1x4x1x16xf16>, tensor<1x2x8x16xf16>, tensor<1x2x8x16xf16> -> tensor<1x4x1x16xf32>, tensor<1x4x1xf32>, tensor<1x4x1xf32>
+  return %a#0 : tensor<1x4x1x16xf32>
+}

@@ -128,3 +128,20 @@ func.func @buffers(%q: memref<2x6x2x32xf16>, %k: memref<2x3x?x32xf16, #aligned.p
         memref<48xf32>, memref<?x4x64xf32, strided<[256, 64, 1], offset: ?>>, memref<?x4x16xf32>, memref<?x2x4xf32>
   return
 }
+
+// Numbers that only the program knows each stage is given, but for prepare's softcap: it sees no scores.
+// CHECK-LABEL: func.func @given(
+// CHECK-SAME: %[[C:[a-z0-9]+]]: f32, %[[W:[a-z0-9]+]]: index, %[[N:[a-z0-9]+]]: index, %[[LATER:[a-z0-9]+]]: index,
+func.func @given(%q: !query, %k: !key, %v: !value, %scale: f32, %row: index, %split: index, %c: f32, %w: index, %n: index, %later: index, %d: !digits, %f: !facts, %m: !mean, %s: !scores,
+                 %t: !tops, %p: !part, %all: !parts, %a: !acc, %x: !sum) -> (!digits, !scores, !acc) {
+  // CHECK: aligned.prepare {{.*}} mask <causal, window = %[[W]], sinks = %[[N]]> later %[[LATER]] policy
+  %0:3 = aligned.prepare %q, %k, %v scale %scale row %row mask <causal, window = %w, sinks = %n> later %later policy <budget, tolerance = 0.25> outs(%d, %f, %m : !digits, !facts, !mean)
+      : !query, !key, !value -> !digits, !facts, !mean
+  // CHECK: aligned.scan {{.*}} softcap %[[C]] mask <window = %[[W]]> policy
+  %1:3 = aligned.scan %q, %k, %v, %d, %f scale %scale row %row split %split softcap %c mask <window = %w> policy <budget, tolerance = 0.25> outs(%s, %t, %p : !scores, !tops, !part)
+      : !query, !key, !value, !digits, !facts -> !scores, !tops, !part
+  // CHECK: aligned.attend {{.*}} softcap %[[C]] mask <causal, window = 8, sinks = %[[N]]> later %[[LATER]] policy
+  %2:3 = aligned.attend %q, %k, %v, %d, %f, %m, %s, %t, %all row %row split %split softcap %c mask <causal, window = 8, sinks = %n> later %later policy <budget, tolerance = 0.25>
+      outs(%a, %x, %x : !acc, !sum, !sum) : !query, !key, !value, !digits, !facts, !mean, !scores, !tops, !parts -> !acc, !sum, !sum
+  return %0#0, %1#0, %2#0 : !digits, !scores, !acc
+}

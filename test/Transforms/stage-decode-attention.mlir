@@ -98,6 +98,18 @@ func.func @step(%q: tensor<2x6x1x32xf16>, %k: !key, %v: !value, %scale: f32) -> 
   return %acc, %max, %sum : tensor<2x6x1x48xf32>, tensor<2x6x1xf32>, tensor<2x6x1xf32>
 }
 
+// Numbers that only the program knows go to the stages that use them.
+// CHECK-LABEL: func.func @given(
+// CHECK-SAME: %[[C:[a-z0-9]+]]: f32, %[[W:[a-z0-9]+]]: index, %[[N:[a-z0-9]+]]: index)
+func.func @given(%q: tensor<2x6x3x32xf16>, %k: !key, %v: !value, %scale: f32, %c: f32, %w: index, %n: index) -> tensor<2x6x3x48xf32> {
+  // CHECK: aligned.prepare {{.*}} row %{{[a-z0-9]+}} mask <causal, window = %[[W]], sinks = %[[N]]> policy
+  // CHECK: aligned.scan {{.*}} split %{{[a-z0-9]+}} softcap %[[C]] mask <causal, window = %[[W]], sinks = %[[N]]> policy
+  // CHECK: aligned.attend {{.*}} split %{{[a-z0-9]+}} softcap %[[C]] mask <causal, window = %[[W]], sinks = %[[N]]> policy
+  %acc, %max, %sum = aligned.decode_attention %q, %k, %v scale %scale softcap %c mask <causal, window = %w, sinks = %n> policy <budget, tolerance = 0.25>
+      : tensor<2x6x3x32xf16>, !key, !value -> tensor<2x6x3x48xf32>, tensor<2x6x3xf32>, tensor<2x6x3xf32>
+  return %acc : tensor<2x6x3x48xf32>
+}
+
 // A mask says how many tokens a row sees, which of them the scan leaves out, and what takes no part in the end: each stage has it, and what is newer than the last query.
 // A cap is no matter before there are scores. The number of the attention and what a row of nothing but -inf gives are the last stage's. Each stage has all policies.
 // CHECK-LABEL: func.func @masked(

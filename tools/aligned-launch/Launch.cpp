@@ -119,7 +119,8 @@ public:
 
 private:
   bool fits(const aligned_program_site &s) const {
-    return s.kv_heads == c.kvHeads && s.heads == c.group() && s.queries == 1 && !s.sink_logits && !s.attn_mask && s.key_dim == c.keyDim && s.value_dim == c.valueDim &&
+    return s.kv_heads == c.kvHeads && s.heads == c.group() && s.queries == 1 && !s.sink_logits && !s.attn_mask && !(s.softcap || s.tolerance_factor || s.window || s.sinks || s.later) &&
+           s.key_dim == c.keyDim && s.value_dim == c.valueDim &&
            s.query == c.element && s.key.element == c.element && s.value.element == c.element;
   }
 

@@ -71,6 +71,7 @@ typedef struct {
   int32_t certified;     /* whether it gives a certificate */
   int32_t records;       /* whether its kernels say which bits they read; others read all that are resident */
   int32_t sink_logits, attn_mask; /* whether calls bring them */
+  int32_t softcap, tolerance_factor, window, sinks, later; /* whether calls say them */
   int64_t kv_heads, heads, queries, key_dim, value_dim;
   aligned_format key, value; /* of kind ALIGNED_FORMAT_DENSE where a call brings arrays instead of caches */
 } aligned_program_site;
@@ -116,6 +117,10 @@ typedef struct {
    * tokens as the longest entry of the caches. */
   const float *sink_logits;
   const void *attn_mask;
+  /* Of sites that leave them to calls, 0 at others: a softcap from 1e-30 to 1e30; what multiplies tolerances, above 0, and 1 at others, too; the window, 1 token or more, and how
+   * many first tokens are seen besides; and how many tokens of the caches, those of queries to come, are newer than the last query. */
+  float softcap, tolerance_factor;
+  int64_t window, sinks, later;
   /* Of dense sites: [batch, kv_heads, capacity, key_dim or value_dim] of the site's element, and how many tokens of each batch entry are there, [batch]. */
   const void *dense_key, *dense_value;
   const int64_t *lengths;
@@ -137,7 +142,7 @@ typedef struct {
 
 typedef struct aligned_graph aligned_graph;
 
-/* Captures a step as a CUDA graph, without running it. The caches must have room for what launches will append (they don't grow then), and outlive the graph. */
+/* Captures a step as a CUDA graph, without running it. Numbers of its calls are in it: what they are at capture they are at every launch. The caches must have room for what launches will append (they don't grow then), and outlive the graph. */
 aligned_graph *aligned_program_capture(aligned_program *program, const aligned_step *steps, int32_t count);
 /* Runs the step once more. Fails where a cache has no room left, or has grown since. */
 int aligned_graph_launch(aligned_graph *graph);

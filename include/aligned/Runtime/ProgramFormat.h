@@ -32,6 +32,8 @@
 //   certificate   output   f32, [rows, heads, ALIGNED_CERTIFICATE_NUMBERS]
 //   scale         scalar   f32
 //   finished      scalar   i32, 0 or 1; without it attention is not finished
+//   softcap, tolerance_factor    scalar   f32; these and the following of sites that leave them to the call
+//   window, sinks, later         scalar   i32
 //   cache         cache    of append: the one appended to
 //   data          input    the format's element, any shape: tokens, with strides
 //   counts        input    i32, [batch]: tokens that each entry gains; of `drop` minus those that it loses, the newest
@@ -85,6 +87,11 @@ enum class Name {
   Certificate,
   Scale,
   Finished,
+  Softcap,
+  ToleranceFactor,
+  Window,
+  Sinks,
+  Later,
   Appended,
   Data,
   Counts,
@@ -94,7 +101,8 @@ enum class Name {
   Stride3
 };
 constexpr const char *kNames[] = {"query", "key", "value", "lengths", "sink_logits", "attn_mask", "key_bits", "value_bits", "acc",     "max",    "sum",
-                                  "certificate", "scale", "finished", "cache", "data", "counts", "stride0", "stride1", "stride2", "stride3"};
+                                  "certificate", "scale", "finished", "softcap", "tolerance_factor", "window", "sinks", "later", "cache",
+                                  "data", "counts", "stride0", "stride1", "stride2", "stride3"};
 
 // Indexed by the enums of Storage/Format.h.
 constexpr const char *kElements[] = {"f16", "bf16", "f32"};

@@ -295,7 +295,7 @@ void Attend::finish(Val split, const StateBuffers &state) {
     Val nothing = sum == 0;
     e.when(nothing, [&] { e.store(e.constant(row, 0), state.acc, h * dim); });
     // What all tokens share by the offset that was taken off K is no matter of the softmax, but of what its state is merged with.
-    Val shared = shape.softcap ? f32(0) : fact(h, Fact::Shift);
+    Val shared = shape.hasSoftcap() ? f32(0) : fact(h, Fact::Shift);
     e.store(select(nothing, f32(-INFINITY), (reference + shared) * (1 / kLog2e)), state.max, h);
     if (!shape.maskedZero) { // softmax of nothing but -inf is 0 / 0
       Val all = e.loop(index(0), parts, 1, {f32(0)}, [&](Val i, Vals all) -> Vals { return {all[0] + part(i, 1)}; })[0];

@@ -29,7 +29,7 @@ namespace {
 int64_t elementOf(Type type) { return type.isF16() ? ALIGNED_ELEMENT_F16 : type.isBF16() ? ALIGNED_ELEMENT_BF16 : ALIGNED_ELEMENT_F32; }
 
 /// An aligned_stage with what it points to.
-Value describe(Surroundings &around, const DecodeShape &shape) {
+Value describe(Surroundings &around, const DecodeShape &shape, const ScoreNumbers &numbers) {
   ImplicitLocOpBuilder &b = around.b;
   auto words = [&](size_t bytes) { return around.slots(static_cast<int64_t>(std::max(bytes, sizeof(int64_t)) / sizeof(int64_t))); };
   auto number = [&](Value base, size_t offset, int64_t n) { around.store(around.number(n), base, static_cast<int64_t>(offset)); };
@@ -69,9 +69,9 @@ Value describe(Surroundings &around, const DecodeShape &shape) {
   number(stage, offsetof(aligned_stage, digits), shape.exact() ? kExactQueryDigits : kQueryDigits);
   number(stage, offsetof(aligned_stage, exact), shape.exact());
   number(stage, offsetof(aligned_stage, causal), shape.mask && shape.mask.getCausal());
-  number(stage, offsetof(aligned_stage, window), shape.mask ? shape.mask.getWindow() : 0);
-  number(stage, offsetof(aligned_stage, sinks), shape.mask ? shape.mask.getSinks() : 0);
-  real(stage, offsetof(aligned_stage, softcap), shape.softcap);
+  around.store(numbers.window, stage, offsetof(aligned_stage, window));
+  around.store(numbers.sinks, stage, offsetof(aligned_stage, sinks));
+  around.store(numbers.softcap, stage, offsetof(aligned_stage, softcap));
   number(stage, offsetof(aligned_stage, masked_zero), shape.maskedZero);
   MemRefType mask = shape.attnMask;
   number(stage, offsetof(aligned_stage, mask_element), mask && mask.getElementType().isInteger(1) ? int64_t(ALIGNED_MASK_BOOL) : mask ? elementOf(mask.getElementType()) : 0);
@@ -93,7 +93,12 @@ template <typename Op> struct CallReference : OpConversionPattern<Op> {
     Surroundings around(rewriter, op.getLoc());
     Value none = LLVM::ZeroOp::create(around.b, around.pointer());
     auto address = [&](Value buffer) { return isa<MemRefType>(buffer.getType()) ? around.address(buffer) : buffer; };
-    SmallVector<Value> arguments{describe(around, shapeOf(op)), address(adaptor.getQuery()), address(adaptor.getKey()), address(adaptor.getValue())};
+    Value softcap;
+    if constexpr (!isPrepare)
+      softcap = op.getDynamicSoftcap();
+    const DecodeShape shape = shapeOf(op);
+    const ScoreNumbers numbers = scoreNumbers(around, shape.mask, op.getDynamicWindow(), op.getDynamicSinks(), shape.softcap, softcap);
+    SmallVector<Value> arguments{describe(around, shape, numbers), address(adaptor.getQuery()), address(adaptor.getKey()), address(adaptor.getValue())};
     if constexpr (isPrepare || isScan)
       arguments.push_back(adaptor.getScale());
     arguments.push_back(around.asI64(adaptor.getRow()));

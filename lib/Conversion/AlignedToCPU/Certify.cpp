@@ -29,8 +29,8 @@ void Attend::certify(Val split, const StateBuffers &state) {
   Val keyUnit = biasScale(key);
   Val asideKey = key.aside.largest();
   Val spread = rowFact(RowFact::Spread), fill = rowFact(RowFact::Fill);
-  const double rounding = kPowerRounding + kSoftcapRounding * shape.softcap;
-  auto roundingOf = [&](Val h) { return addsMask(shape) ? maskRounding(e.load(references, h), 128) + rounding : f32(rounding); };
+  const Val rounding = (cap.rounding + kPowerRounding).as(e, e.f32());
+  auto roundingOf = [&](Val h) { return addsMask(shape) ? maskRounding(e.load(references, h), 128) + rounding : rounding; };
   enum { Grown, GrownReach, Reach, Error, Variance, ScoreVariance, Unread, Scanned, Loudest, kSums };
   Buffer sums = e.local(e.f32(), rows * (kSums * lanes));
   auto sumAt = [&](Val h, int64_t which) { return h * (kSums * lanes) + which * lanes; };

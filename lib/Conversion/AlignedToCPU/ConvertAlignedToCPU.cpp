@@ -54,7 +54,7 @@ func::FuncOp emitKernel(ModuleOp module, Location loc, StringRef name, const Ker
 }
 
 FailureOr<KernelShape> kernelShape(DecodeAttentionOp op, Isa isa) {
-  FailureOr<DecodeShape> shape = decodeShape(op, /*takesLater=*/true);
+  FailureOr<DecodeShape> shape = decodeShape(op);
   if (failed(shape))
     return failure();
   if (op.readsFixedPlanes())
@@ -88,8 +88,11 @@ struct ConvertDecodeAttention : OpConversionPattern<DecodeAttentionOp> {
       pass(Slot::Tokens, around.extent(adaptor.getKey(), 2));
     }
     pass(Slot::Scale, adaptor.getScale());
-    if (adaptor.getLater())
-      pass(Slot::Later, around.asI64(adaptor.getLater()));
+    for (auto [slot, count] : {std::pair(Slot::Window, adaptor.getDynamicWindow()), std::pair(Slot::Sinks, adaptor.getDynamicSinks()), std::pair(Slot::Later, adaptor.getLater())})
+      if (count)
+        pass(slot, around.asI64(count));
+    if (adaptor.getDynamicSoftcap())
+      pass(Slot::Softcap, adaptor.getDynamicSoftcap());
     if (adaptor.getAttnMask())
       pass(Slot::AttnMask, around.address(adaptor.getAttnMask()));
     if (adaptor.getSinkLogits())

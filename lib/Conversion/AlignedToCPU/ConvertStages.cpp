@@ -88,6 +88,13 @@ private:
     Val row = take(), split;
     if (!isPrepare)
       split = take();
+    if constexpr (!isPrepare)
+      if (shape.dynamicSoftcap)
+        in.softcap = take();
+    if (op.getDynamicWindow())
+      in.window = take();
+    if (op.getDynamicSinks())
+      in.sinks = take();
     if (op.getLater())
       in.later = take();
     if constexpr (isPrepare)

@@ -191,13 +191,13 @@ struct ConvertDecodeAttention : OpRewritePattern<DecodeAttentionOp> {
       addresses.push_back(around.address(buffers.back()));
     }
     MaskAttr mask = op.getMaskAttr();
-    Value softcap = arith::ConstantOp::create(b, b.getF64FloatAttr(op.getSoftcap() ? op.getSoftcap()->convertToDouble() : 0));
+    const ScoreNumbers numbers = scoreNumbers(around, op);
     Value none = LLVM::ZeroOp::create(b, around.pointer());
     around.call("aligned_rt_reference_state", {},
                 {ConvertAttention::addressOf(around, query), ConvertAttention::addressOf(around, key), ConvertAttention::addressOf(around, value), addresses[0], addresses[1], addresses[2],
                  around.extent(query, 0), around.extent(query, 1), around.extent(key, 1), around.extent(query, 2), around.extent(key, 2), around.extent(key, 3), around.extent(value, 3), op.getScale(),
-                 around.code(op.getMaskedZero()), around.code(mask && mask.getCausal()), around.number(mask ? mask.getWindow() : 0), around.number(mask ? mask.getSinks() : 0),
-                 op.getLater() ? around.asI64(op.getLater()) : around.number(0), softcap,
+                 around.code(op.getMaskedZero()), around.code(mask && mask.getCausal()), numbers.window, numbers.sinks,
+                 op.getLater() ? around.asI64(op.getLater()) : around.number(0), numbers.softcap,
                  op.getAttnMask() ? ConvertAttention::addressOf(around, ConvertAttention::widened(b, op.getAttnMask())) : none, around.code(ConvertAttention::dimsOf(op.getAttnMask())),
                  op.getSinkLogits() ? ConvertAttention::addressOf(around, op.getSinkLogits()) : none});
     SmallVector<Value> results;

@@ -100,7 +100,7 @@ class Decomposition {
 public:
   Decomposition(DecodeAttentionOp op, OpBuilder &builder)
       : op(op), around(builder, op.getLoc()), b(around.b), query(op.getQuery()), key(op.getKey()), value(op.getValue()), isCertified(op.isCertified()),
-        real(isCertified ? b.getF64Type() : b.getF32Type()) {
+        real(isCertified ? b.getF64Type() : b.getF32Type()), outside(builder, op.getLoc()) {
     Location loc = op.getLoc();
     rows = tensor::getMixedSizes(b, loc, query);
     rows.pop_back();
@@ -108,7 +108,10 @@ public:
     queries = tensor::DimOp::create(b, query, kQueries);
     group = arith::DivUIOp::create(b, tensor::DimOp::create(b, query, kHeads), tensor::DimOp::create(b, key, kHeads));
     newest = op.getLater() ? Value(arith::SubIOp::create(b, tokens, op.getLater())) : tokens;
-    softcap = op.getSoftcap() ? op.getSoftcap()->convertToDouble() : 0.0;
+    auto given = [&](Value operand) { return operand ? outside.wrap(operand) : Val(); };
+    hasSoftcap = op.getSoftcap() || op.getDynamicSoftcap();
+    cap = Softcap(op.getSoftcap() ? op.getSoftcap()->convertToDouble() : 0, hasSoftcap && !op.getSoftcap() ? convert(given(op.getDynamicSoftcap()), real) : Val());
+    sight = Sight(op.getMaskAttr(), /*queries=*/0, given(op.getDynamicWindow()), given(op.getDynamicSinks())); // they count back from the newest one
   }
 
   /// The results of the op, in f32.
@@ -188,7 +191,7 @@ private:
   Value products() {
     return nest(5, {{query, {0, 1, 2, 4}}}, {{filled(with(rows, tokens), 0), {0, 1, 2, 3}}}, [&](Emitter &e, Vals held, Vals at) -> Vals {
       Val x = asReal(held[0]), k = asReal(element(e, key, {at[0], kvHead(e, at[1]), at[3], at[4]}));
-      if (softcap) // which would make infinite scores finite
+      if (hasSoftcap) // which would make infinite scores finite
         x = x + x * 0;
       return {sumOf(held[1], x * k)};
     })[0];
@@ -206,12 +209,8 @@ private:
   /// `yes` where the query sees the token, else a number.
   Val whereSeen(Emitter &e, const Vals &at, Val yes, double no) {
     Val other = e.constant(yes.type(), no);
-    if (op.getMask()) {
-      DecodeShape shape{};
-      shape.mask = op.getMaskAttr();
-      shape.queries = 0; // they count back from the newest one
-      yes = select(isVisible(at[3], at[2] - e.wrap(queries), e.wrap(newest), shape), yes, other);
-    }
+    if (op.getMask())
+      yes = select(isVisible(at[3], at[2] - e.wrap(queries), e.wrap(newest), sight), yes, other);
     if (!op.getAttnMask())
       return yes;
     return select(hides(maskNumber(e, at)), other, yes);
@@ -222,9 +221,9 @@ private:
     Value scale = op.getScale();
     return nest(4, {}, {{products, {0, 1, 2, 3}}}, [&](Emitter &e, Vals held, Vals at) -> Vals {
       Val score = held[0] * asReal(e.wrap(scale));
-      if (softcap) {
-        Val power = exponential(min(score * (2 / softcap), 64)); // as in Masks.cpp, whose e^x is of f32
-        score = e.constant(real, softcap) - e.constant(real, 2 * softcap) / (power + 1);
+      if (hasSoftcap) {
+        Val power = exponential(min(score * cap.slope.like(score), 64)); // as in Masks.cpp, whose e^x is of f32
+        score = cap.cap.like(score) - cap.twice.like(score) / (power + 1);
       }
       if (op.getAttnMask())
         if (Val number = maskNumber(e, at); number.isFloat())
@@ -293,7 +292,7 @@ private:
                 [&](Emitter &e, Vals held, Vals at) -> Vals {
                   Vals head{at[0], kvHead(e, at[1])};
                   Val additions = convert(convert(e.wrap(dim), e.i64()), real) + 16, largest = element(e, values, head);
-                  Val off = additions * 0x1p-52 * abs(asReal(e.wrap(scale))) * held[0] * element(e, keys, head) + (abs(held[1]) + (1024 + softcap)) * 0x1p-50;
+                  Val off = additions * 0x1p-52 * abs(asReal(e.wrap(scale))) * held[0] * element(e, keys, head) + (abs(held[1]) + (cap.cap + 1024).as(e, real)) * 0x1p-50;
                   Val growth = off * exponential(off), weighed = held[2] * largest, none = e.constant(real, 0);
                   const Vals numbers{held[2] * growth, weighed * growth, weighed, weighed * 0x1p-21, none, largest, none, none}; // the fourth: state and result are f32
                   Val number = none;
@@ -334,7 +333,10 @@ private:
   const Type real;                        ///< what is computed in
   Sizes rows;                             ///< [batch, heads, queries]
   Value tokens, queries, group, newest;   ///< newest: tokens up to the newest query
-  double softcap;
+  Emitter outside;                        ///< of loops, where numbers are made fit
+  bool hasSoftcap;
+  Softcap cap;
+  Sight sight;
 };
 
 struct DecomposeAttention : OpRewritePattern<DecodeAttentionOp> {

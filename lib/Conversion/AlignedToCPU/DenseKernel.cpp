@@ -111,7 +111,7 @@ private:
 
   void scores() override {
     Buffer keys = rowOf(Slot::Key, shape.keyDim, shape.key);
-    if (shape.mask || shape.softcap || shape.attnMask) {
+    if (shape.mask || shape.hasSoftcap() || shape.attnMask) {
       forTokens(index(0), padded, [&](Val t) {
         Val bytes = t * (shape.keyDim * shape.key.getIntOrFloatBitWidth() / 8);
         score(e.buffer(e.advance(keys.pointer, bytes), shape.key), t, min(tokens - t, index(kTile)));

@@ -146,7 +146,7 @@ private:
     Val shrink = sigma * sigma * 0.5;
     shrink = select(shrink < kLargestShrink, shrink, f32(kLargestShrink));
     setFact(h, Fact::Shrink, exact ? f32(0) : shrink * -kLog2e);
-    Val seen = visibleTokens(h % index(shape.queries), newest, key.tokens, shape);
+    Val seen = visibleTokens(h % index(shape.queries), newest, key.tokens, sight);
     Val logSeen = log2(convert(convert(max(seen, 1), e.i64()), e.f32()));
     setFact(h, Fact::LogSeen, in.toleranceFactor.e ? logSeen - log2(in.toleranceFactor) * 2.0 : logSeen);
   }

@@ -17,9 +17,14 @@ void RowKernel::emit(Val argumentsPointer, Val rowIndex) {
   row = rowIndex;
   tokens = tokenCount();
   padded = (tokens + (kTile - 1)) / kTile * kTile;
-  newest = shape.later ? tokens - e.field(arguments, int64_t(Slot::Later) * kSlotBytes, e.types.getIndexType()) : tokens;
+  auto given = [&](bool isGiven, Slot slot, Type type) { return isGiven ? e.field(arguments, int64_t(slot) * kSlotBytes, type) : Val(); };
+  Type indexType = e.types.getIndexType();
+  newest = shape.later ? tokens - given(true, Slot::Later, indexType) : tokens;
+  sight = Sight(shape.mask, shape.queries, given(shape.mask && shape.mask.hasDynamicWindow(), Slot::Window, indexType),
+                given(shape.mask && shape.mask.hasDynamicSinks(), Slot::Sinks, indexType));
+  cap = Softcap(shape.softcap, given(shape.dynamicSoftcap, Slot::Softcap, e.f32()));
   if (shape.mask)
-    visible = visibleTiles(padded / kTile, newest, shape);
+    visible = visibleTiles(padded / kTile, newest, sight);
   Val heads = index(shape.heads);
   scratch(w, e.f32(), heads * shape.keyDim);
   scratch(s, e.f32(), heads * padded);
@@ -76,7 +81,7 @@ void RowKernel::loadQueries() {
   forHeads([&](Val h) {
     Val offset = h * shape.keyDim;
     Val weights = convert(e.load(query, first + offset, shape.keyDim), e.f32()) * scale;
-    if (shape.softcap) // which would make infinite scores finite
+    if (shape.hasSoftcap()) // which would make infinite scores finite
       weights = weights + weights * 0;
     e.store(weights, w, offset);
   });
@@ -128,7 +133,7 @@ Val RowKernel::countTiles(Val end) {
 
 Val RowKernel::areSeen(Val t) {
   Val each = e.splat(convert(t, e.i32()), kTile) + e.iota(e.i32(), kTile);
-  return areVisible(each, each, newest, shape);
+  return areVisible(each, each, newest, sight);
 }
 
 void RowKernel::finishScores(Val tile) {
@@ -136,15 +141,15 @@ void RowKernel::finishScores(Val tile) {
   auto finish = [&] {
     forHeads([&](Val h) {
       Val at = h * padded + tile * kTile, score = e.load(s, at, kTile);
-      if (shape.softcap)
-        score = softcapped(score, shape.softcap);
+      if (shape.hasSoftcap())
+        score = softcapped(score, cap);
       if (shape.attnMask)
         score = underMask(score, h, tile);
       Val seen = shape.mask ? there & sees(h, each) : there;
       e.store(select(seen, score, e.constant(score.type(), -INFINITY)), s, at);
     });
   };
-  if (shape.mask || shape.softcap || shape.attnMask)
+  if (shape.mask || shape.hasSoftcap() || shape.attnMask)
     return finish();
   e.when((tile + 1) * kTile > tokens, finish); // lanes behind the last token
 }
@@ -235,8 +240,8 @@ void RowKernel::storeState() {
 void RowKernel::certify() {
   // e^x of the softmax is off by less than 2^-21, and x = s - max by its rounding, at most 88 * 2^-24 where e^x is not 0.
   constexpr double kSoftmaxRounding = 0x1p-21 + 88 * 0x1p-24;
-  const double rounding = kSoftmaxRounding + kSoftcapRounding * shape.softcap; // a cap brings scores closer, and itself rounds
-  auto roundingOf = [&](Val h) { return addsMask(shape) ? maskRounding(e.load(rowMax, h), 88) + rounding : e.constant(e.f32(), rounding); };
+  const Val rounding = (cap.rounding + kSoftmaxRounding).as(e, e.f32()); // a cap brings scores closer, and itself rounds
+  auto roundingOf = [&](Val h) { return addsMask(shape) ? maskRounding(e.load(rowMax, h), 88) + rounding : rounding; };
   Val zero = e.constant(VectorType::get(kTile, e.f32()), 0), zeroTiles = e.constant(VectorType::get(kTileLanes, e.f32()), 0);
   prepareCertificate();
   Val keyMax = keyChannelMax(), largest = valueMax(), unit = valueUnit(), tiles = inexactTiles();

@@ -22,8 +22,8 @@ namespace aligned {
 constexpr int64_t kTileLanes = 16;
 
 /// The arguments of a kernel, `aligned_kernel_arguments`: one 8-byte slot each.
-enum class Slot { Query, Key, Value, Acc, Max, Sum, Certificate, Scale, Tokens, Later, AttnMask, SinkLogits, Attention };
-constexpr int64_t kSlots = 13, kSlotBytes = 8;
+enum class Slot { Query, Key, Value, Acc, Max, Sum, Certificate, Scale, Tokens, Later, AttnMask, SinkLogits, Attention, Softcap, Window, Sinks };
+constexpr int64_t kSlots = 16, kSlotBytes = 8;
 
 class RowKernel {
 public:
@@ -85,7 +85,7 @@ protected:
   /// How many of the tiles 0 .. end - 1 any query sees.
   Val countTiles(Val end);
   /// Whether query row h sees token t, of any integer type; and lane by lane, whether any row sees the kTile tokens from t on. Only where there is a mask.
-  Val sees(Val h, Val t) { return isVisible(t, h % index(shape.queries), newest, shape); }
+  Val sees(Val h, Val t) { return isVisible(t, h % index(shape.queries), newest, sight); }
   Val areSeen(Val t);
   /// Whether tokens may be hidden, by position or by numbers, and whether query row h sees token t: where not, not even 0 times its value takes part.
   bool mayHide() const { return shape.mask || shape.attnMask; }
@@ -120,6 +120,8 @@ protected:
 
   Val arguments, row, tokens, padded; ///< padded: tokens rounded up to whole tiles, the stride of s and p
   Val newest;                         ///< tokens up to the newest query
+  Sight sight;
+  Softcap cap;
   Buffer w, s, p, rowMax, rowSum, out;
   Val tileStride; ///< tiles, padded to whole vectors of kTileLanes
   Buffer scoreError, growthSum, certificate;

@@ -127,9 +127,9 @@ private:
           Val at = scoreAt(tile, h) + token, x = e.load(buffers.scores, at, lanes);
           if (shape.attnMask) {
             Val with = withMask(x, h, tile * kTile + token);
-            x = shape.softcap ? select(with < kLowest, splatF(kHidden), x) : with; // behind a cap, numbers are added after it
+            x = shape.hasSoftcap() ? select(with < kLowest, splatF(kHidden), x) : with; // behind a cap, numbers are added after it
           }
-          Val seen = shape.mask ? there & isVisible(each, h % index(shape.queries), newest, shape) : there;
+          Val seen = shape.mask ? there & isVisible(each, h % index(shape.queries), newest, sight) : there;
           e.store(select(seen, x, splatF(kHidden)), buffers.scores, at);
         });
       }
@@ -153,7 +153,7 @@ private:
           Val q = convert(e.load(queries, (row * rows + h) * shape.keyDim, shape.keyDim), e.f32());
           Val x = reduceAdd(q * e.load(values, index(0), shape.keyDim)) * scale * kLog2e;
           // -inf, which a cap makes finite (A12); keeps NaN and +inf.
-          const double least = shape.softcap ? kLowest / 2 : 0.9 * kHidden; // lower than any score, but not hidden
+          const double least = shape.hasSoftcap() ? kLowest / 2 : 0.9 * kHidden; // lower than any score, but not hidden
           x = select(x < least, f32(least), x);
           e.store(x, buffers.scores, scoreAt(tile, h) + token % index(kTile));
         });

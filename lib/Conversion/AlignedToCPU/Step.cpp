@@ -16,8 +16,10 @@ Step::Step(Emitter &e, const KernelShape &shape, const StepInputs &in, Val row, 
   key = cacheOf(in.key, shape.keyPlanes, shape.keyDim);
   value = cacheOf(in.value, shape.valuePlanes, shape.valueDim);
   newest = shape.later ? key.tokens - in.later : key.tokens;
+  sight = Sight(shape.mask, shape.queries, in.window, in.sinks);
+  cap = Softcap(shape.softcap, in.softcap, kLog2e);
   if (shape.mask)
-    visible = visibleTiles(key.tiles, newest, shape);
+    visible = visibleTiles(key.tiles, newest, sight);
 }
 
 RowCache Step::cacheOf(Val cache, PlanesAttr attr, int64_t headDim) {
@@ -142,17 +144,17 @@ Val Step::power(Val x) {
 
 Val Step::capped(Val x, Val h) {
   Val shift = fact(h, Fact::Shift), lowest = e.constant(x.type(), kLowest);
-  return select(x < lowest, x, softcapped(x + (x.lanes() ? e.splat(shift, x.lanes()) : shift), shape.softcap * kLog2e));
+  return select(x < lowest, x, softcapped(x + (x.lanes() ? e.splat(shift, x.lanes()) : shift), cap));
 }
 
 Val Step::final(Val x, Val h, Val token) {
-  if (!shape.softcap)
+  if (!shape.hasSoftcap())
     return x;
   return shape.attnMask ? withMask(capped(x, h), h, token) : capped(x, h);
 }
 
 Val Step::finalOf(Val x, Val h, Val tokens) {
-  if (!shape.softcap)
+  if (!shape.hasSoftcap())
     return x;
   Val score = capped(x, h);
   if (!shape.attnMask)
@@ -200,7 +202,7 @@ Val Step::isTileSeen(Val tile) {
 
 Val Step::shown(Val x, Val h, Val token) {
   if (shape.mask)
-    x = select(isVisible(token, h % index(shape.queries), newest, shape), x, f32(kHidden));
+    x = select(isVisible(token, h % index(shape.queries), newest, sight), x, f32(kHidden));
   return shape.attnMask ? select(hides(e.load(maskMemory(), maskAt(h, token))), f32(kHidden), x) : x;
 }
 
@@ -232,7 +234,7 @@ Val Step::withMask(Val x, Val h, Val token) {
 
 Val Step::sinkOf(Val h) {
   Val logit = e.load(e.buffer(in.sinkLogits, e.f32()), headOf(h)) * kLog2e;
-  return shape.softcap ? logit : logit - fact(h, Fact::Shift);
+  return shape.hasSoftcap() ? logit : logit - fact(h, Fact::Shift);
 }
 
 void Step::lap(int32_t part) {

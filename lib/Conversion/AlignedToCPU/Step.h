@@ -53,6 +53,7 @@ struct StepInputs {
   Val attnMask;   ///< where shape.attnMask: its memory, contiguous
   Val sinkLogits; ///< where shape.sinkLogits: f32 [q_heads]
   Val toleranceFactor = {}; ///< of the first stage: f32 or none
+  Val softcap = {}, window = {}, sinks = {}; ///< f32, index and index, where the shape leaves them open
 };
 
 /// Memory between the stages; sizes in elements.
@@ -176,6 +177,8 @@ protected:
   StepBuffers buffers;
   RowCache key, value;
   Val newest;            ///< tokens up to the newest query
+  Sight sight;
+  Softcap cap;          ///< of scores in base 2
   VisibleTiles visible; ///< where there is a mask
   Val origin;            ///< first tile of the split
   Val isFull;            ///< whether the scan reads all of K, i1: of a row whose coarse scores may be off by more than floats have room for

@@ -1,6 +1,8 @@
 // See the header.
 #include "Surroundings.h"
 
+#include "../Common/Masks.h"
+
 #include "mlir/Dialect/Arith/IR/Arith.h"
 #include "mlir/Dialect/Func/IR/FuncOps.h"
 #include "mlir/Dialect/MemRef/IR/MemRef.h"
@@ -96,4 +98,12 @@ void Surroundings::store(Value value, Value base, int64_t byteOffset) {
 Value Surroundings::field(Value base, int64_t byteOffset) {
   Value at = LLVM::GEPOp::create(b, pointer(), b.getI8Type(), base, ArrayRef<LLVM::GEPArg>{static_cast<int32_t>(byteOffset)});
   return LLVM::LoadOp::create(b, b.getI64Type(), at);
+}
+
+ScoreNumbers aligned::scoreNumbers(Surroundings &around, MaskAttr mask, Value window, Value sinks, double softcap, Value dynamicSoftcap) {
+  Emitter e(around.b, around.b.getLoc());
+  auto given = [&](Value operand) { return operand ? e.wrap(operand) : Val(); };
+  const Sight sight(mask, /*queries=*/1, given(window), given(sinks));
+  const Softcap cap(softcap, dynamicSoftcap ? convert(e.wrap(dynamicSoftcap), e.types.getF64Type()) : Val());
+  return {sight.window.as(e, e.i64()).value, sight.sinks.as(e, e.i64()).value, cap.cap.as(e, e.types.getF64Type()).value};
 }

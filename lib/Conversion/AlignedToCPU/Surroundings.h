@@ -2,6 +2,8 @@
 #ifndef ALIGNED_LIB_CONVERSION_ALIGNEDTOCPU_SURROUNDINGS_H
 #define ALIGNED_LIB_CONVERSION_ALIGNEDTOCPU_SURROUNDINGS_H
 
+#include "aligned/Dialect/Aligned/IR/Aligned.h"
+
 #include "mlir/Dialect/LLVMIR/LLVMDialect.h"
 #include "mlir/IR/BuiltinOps.h"
 #include "mlir/IR/ImplicitLocOpBuilder.h"
@@ -39,6 +41,16 @@ struct Surroundings {
   /// An i64 in a struct of the runtime.
   mlir::Value field(mlir::Value base, int64_t byteOffset);
 };
+
+/// What calls of the runtime are told of a mask by position and of a softcap, as i64, i64 and f64: 0 where there is none. Operands may be null.
+struct ScoreNumbers {
+  mlir::Value window, sinks, softcap;
+};
+ScoreNumbers scoreNumbers(Surroundings &around, MaskAttr mask, mlir::Value window, mlir::Value sinks, double softcap, mlir::Value dynamicSoftcap);
+template <typename Op> ScoreNumbers scoreNumbers(Surroundings &around, Op op) {
+  const double softcap = op.getSoftcap() ? op.getSoftcap()->convertToDouble() : 0;
+  return scoreNumbers(around, op.getMaskAttr(), op.getDynamicWindow(), op.getDynamicSinks(), softcap, op.getDynamicSoftcap());
+}
 
 } // namespace aligned
 

@@ -32,6 +32,16 @@ SmallVector<std::pair<Argument, Attribute>> aligned::argumentsOf(Builder &b, con
   }
   add(Argument::Scale, s.scalar("scale", "f32"));
   add(Argument::Finished, s.scalar("finished", "i32"));
+  if (shape.dynamicSoftcap)
+    add(Argument::Softcap, s.scalar("softcap", "f32"));
+  if (shape.mask && shape.mask.hasDynamicWindow())
+    add(Argument::Window, s.scalar("window", "i32"));
+  if (shape.mask && shape.mask.hasDynamicSinks())
+    add(Argument::Sinks, s.scalar("sinks", "i32"));
+  if (shape.later)
+    add(Argument::Later, s.scalar("later", "i32"));
+  if (shape.toleranceFactor)
+    add(Argument::ToleranceFactor, s.scalar("tolerance_factor", "f32"));
   if (!staged) {
     add(Argument::Splits, s.scalar("splits", "i32"));
     scratch(Argument::Statistics, "statistics", f32, {"rows", "splits", h, kStatistics});
@@ -78,9 +88,20 @@ SmallVector<std::pair<Argument, Attribute>> aligned::argumentsOf(Builder &b, con
 }
 
 Type aligned::typeOf(Builder &b, Argument which) {
-  if (which == Argument::Scale)
+  switch (which) {
+  case Argument::Scale:
+  case Argument::Softcap:
+  case Argument::ToleranceFactor:
     return b.getF32Type();
-  if (which == Argument::Finished || which == Argument::Splits || which == Argument::Capacity)
+  case Argument::Finished:
+  case Argument::Window:
+  case Argument::Sinks:
+  case Argument::Later:
+  case Argument::Splits:
+  case Argument::Capacity:
     return b.getI32Type();
+  default:
+    break;
+  }
   return LLVM::LLVMPointerType::get(b.getContext(), 1);
 }

@@ -14,6 +14,7 @@ enum class Argument {
   Key, Value,         ///< aligned_cache in device memory; dense: [rows][capacity][key_dim or value_dim]
   Scale,              ///< f32
   Finished,           ///< i32: whether outputs are those of attention, not the softmax state
+  Softcap, Window, Sinks, Later, ToleranceFactor, ///< f32, i32, i32, i32, f32: where the shape leaves them to the call
   SinkLogits,         ///< f32 [query heads], where the shape has them
   AttnMask,           ///< [batch or 1][query heads or 1][queries or 1][tokens], where the shape has one
   KeyBits, ValueBits, ///< i8 [rows][capacity], of float planes of K [rows][tiles][key_dim]: bits that were read, or null where nobody asks

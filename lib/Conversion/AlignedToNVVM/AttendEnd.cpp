@@ -86,7 +86,7 @@ void AttendKernel::addAsides(Val h, MutableArrayRef<Variable> mass) {
       Val coarse = coarseScore(own, token, e.load(tops, own));
       Val code = zext(e.loadGlobal(tileOf(key.codes, place, kTile), e.i8(), within), e.i32()), isKept = code == storage::kAside;
       Val full = fullScore(h, place, within, token, code);
-      if (shape.softcap)
+      if (shape.hasSoftcap())
         full = capped(full, headFact(own, HeadFact::Shift));
       if (shape.attnMask)
         full = masked(full, maskNumber(own, token));
@@ -139,7 +139,7 @@ void AttendKernel::finishRow() {
     });
     e.when(lane == 0, [&] {
       Val top = e.load(tops, own);
-      if (!shape.softcap) // which saw it
+      if (!shape.hasSoftcap()) // which saw it
         top = top + headFact(own, HeadFact::Shift);
       e.storeGlobal(toldOf(select(nothing, real(-INFINITY), top * (1 / kLog2e)), all), e.at(argument(Argument::Max), e.f32(), outHead), number(0));
       e.storeGlobal(all, e.at(argument(Argument::Sum), e.f32(), outHead), number(0));

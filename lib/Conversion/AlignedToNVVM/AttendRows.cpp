@@ -70,16 +70,15 @@ Vals AttendKernel::weigh(Val entry, int64_t n, Val mk, Val mv, Val m1, Val mk2, 
   for (int64_t r = 0; r < 4; ++r) {
     Val place = entry + g + 8 * r, z = convert(e.load(scores, place * padded + h), e.f32()), code = e.load(codes, place);
     Val unit = quad.unit * scaleOf(code, 0), now = z;
-    if (shape.softcap) { // tanh(a + b), where tanh(a) is known and b is what finer bits add
+    if (shape.hasSoftcap()) { // tanh(a + b), where tanh(a) is known and b is what finer bits add
       Val more = select(isSet(mk, 8 * r), convert(finer[r], e.f32()) * unit, real(0));
       if (!finest.empty())
         more = select(isSet(mk2, 8 * r), fma(fma(quad.sum, real(-8), convert(finest[r], e.f32())), unit * (1.0 / 16), more), more);
-      const double cap = shape.softcap * kLog2e;
       Val capped = z + e.load(tops, firstRow + h);
       if (hasCapAndMask(shape)) // which was added behind the cap
         capped = capped - maskNumber(min(firstRow + h, number(rows - 1)), e.load(numbers, place)) * kLog2e;
-      Val a = capped * (1 / cap), power = e.exp2(e.smallest(more * (2 * kLog2e / cap), real(64))), b = (power - 1.0) / (power + 1.0);
-      now = select(z > kNothing, fma(fma(a, -a, real(1)) * b / fma(a, b, real(1)), real(cap), z), z);
+      Val a = capped * (cap.slope * 0.5).like(capped), power = e.exp2(e.smallest(more * (cap.slope * kLog2e).like(more), real(64))), b = (power - 1.0) / (power + 1.0);
+      now = select(z > kNothing, fma(fma(a, -a, real(1)) * b / fma(a, b, real(1)), cap.cap.like(z), z), z);
     } else {
       now = select(isSet(mk, 8 * r), fma(convert(finer[r], e.f32()), unit, z), now);
       if (!finest.empty()) {

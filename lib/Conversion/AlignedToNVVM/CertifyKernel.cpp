@@ -30,6 +30,7 @@ private:
 
   struct Row { ///< what holds for a query row
     Val top, mass, norm, inherent, aside, step;
+    Val rounding; ///< of a score behind its products: by the cap, by 2^x
     Val spread, rounded; ///< of an error of a score for a scale of 1: |q'| / sqrt(3), for each unit that is missing of K; what rounding weights leaves, expected
   };
   Val meanLargest, asideLargest; ///< of |x|: of the mean of V, in units of V's codes; of keys that are kept aside
@@ -84,12 +85,13 @@ CertifyKernel::Row CertifyKernel::rowOf(Val h) {
   of.inherent = of.mass * (rotation * 0x1p-24) + step * (0.5 * dim * (1 + 0x1p-5));
   // A key that is kept aside is a dot product of f32: |q|_1 <= sqrt(d) |q|_2 = sqrt(d) |q'|_2.
   of.aside = of.norm * asideLargest * (std::sqrt(double(dim)) * (dim + 8) * 0x1p-23);
+  of.rounding = (cap.rounding + kPowerRounding).as(e, e.f32());
   return of;
 }
 
 Val CertifyKernel::grown(const Row &of, Val code, Val bits) {
   Val error = select(code == storage::kAside, of.aside, scaleAtMost(code) * fma(left(bits), of.mass, of.inherent));
-  return growth(error + (kPowerRounding + kSoftcapRounding * shape.softcap));
+  return growth(error + of.rounding);
 }
 
 /// The sums of this warp's tiles.

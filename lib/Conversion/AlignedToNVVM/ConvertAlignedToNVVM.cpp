@@ -28,10 +28,9 @@ struct ConvertAlignedToNVVMPass : aligned::impl::ConvertAlignedToNVVMBase<Conver
     top.walk([&](Operation *op) {
       if (auto attend = dyn_cast<AttendOp>(op)) {
         shapes.push_back(shapeOf(attend));
+        if (auto prepare = attend.getFacts().getDefiningOp<PrepareOp>())
+          shapes.back().toleranceFactor = bool(prepare.getToleranceFactor());
         ok &= succeeded(checkStep(op, shapes.back()));
-      } else if (auto prepare = dyn_cast<PrepareOp>(op); prepare && prepare.getToleranceFactor()) {
-        prepare.emitOpError("expected no 'tolerance_factor' on this target, got one");
-        ok = false;
       } else if (auto decode = dyn_cast<DecodeAttentionOp>(op)) {
         FailureOr<DecodeShape> shape = checkDecode(decode);
         ok &= succeeded(shape);

@@ -30,16 +30,22 @@ DecodeKernel::DecodeKernel(ModuleOp program, StringRef name, const DecodeShape &
   splits = isStaged(shape) ? e.blocks(gpu::Dimension::x) : argument(Argument::Splits);
   g = shrLogical(lane, number(2));
   t = lane & 3;
+  auto given = [&](bool isGiven, Argument which) { return isGiven ? argument(which) : Val(); };
+  sight = Sight(shape.mask, shape.queries, given(shape.mask && shape.mask.hasDynamicWindow(), Argument::Window), given(shape.mask && shape.mask.hasDynamicSinks(), Argument::Sinks));
+  cap = Softcap(shape.softcap, given(shape.dynamicSoftcap, Argument::Softcap), isStaged(shape) ? kLog2e : 1);
   if (shape.keyPlanes) {
     tokens = tokensOf(argument(Argument::Key), batch);
-    tiles = seenTiles = shrLogical(tokens + (kTile - 1), number(6));
-    if (shape.mask) {
-      visible = visibleTiles(tiles, tokens, shape);
-      seenTiles = visible.sinks + visible.end - visible.begin;
-    }
   } else { // never more than there is room for, whatever the device's memory says
     Val length = e.loadGlobal(argument(Argument::Lengths), e.i64(), batch);
     tokens = convert(max(min(length, wide(argument(Argument::Capacity))), 0), e.i32());
+  }
+  newest = shape.later ? tokens - argument(Argument::Later) : tokens;
+  if (!shape.keyPlanes)
+    return;
+  tiles = seenTiles = shrLogical(tokens + (kTile - 1), number(6));
+  if (shape.mask) {
+    visible = visibleTiles(tiles, newest, sight);
+    seenTiles = visible.sinks + visible.end - visible.begin;
   }
 }
 
@@ -96,8 +102,8 @@ Val DecodeKernel::underMask(Val score, Val h, Val token) {
 }
 
 Val DecodeKernel::seenScore(Val score, Val h, Val token) {
-  if (shape.softcap)
-    score = softcapped(score, shape.softcap);
+  if (shape.hasSoftcap())
+    score = softcapped(score, cap);
   if (shape.attnMask)
     score = underMask(score, h, token);
   return shape.mask ? select(isInSight(h, token), score, real(-INFINITY)) : score;

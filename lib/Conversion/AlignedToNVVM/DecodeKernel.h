@@ -37,6 +37,9 @@ protected:
   Val split, splits; ///< split: of kernels that have a block of threads for each
   Val g, t;          ///< the lane's place in a product: lane = 4 g + t
   Val tokens;        ///< i32
+  Val newest;        ///< i32: tokens up to the newest query
+  Sight sight;
+  Softcap cap;       ///< of stages of scores in base 2
   // Of planes:
   Val tiles, seenTiles; ///< i32; seenTiles: those of which some query sees a token (A11), numbered from 0 on
   VisibleTiles visible; ///< where there is a mask
@@ -59,7 +62,7 @@ protected:
   /// The query row that a number stands for: those that pad products stand for the last one.
   Val clamped(Val h) { return min(h, number(shape.heads - 1)); }
   /// Whether a query row sees a token by position (A11).
-  Val isInSight(Val h, Val token) { return isVisible(token, h % shape.queries, tokens, shape); }
+  Val isInSight(Val h, Val token) { return isVisible(token, h % shape.queries, newest, sight); }
   /// Whether it sees it, which the operand that is a mask may deny, too (P8).
   Val isSeen(Val h, Val token);
   /// The number of the mask that is an operand (P8) for a query row and a token: f32 to add, or i8, 0 for what is hidden.

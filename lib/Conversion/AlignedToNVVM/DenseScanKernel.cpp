@@ -90,7 +90,7 @@ private:
   /// Whether all tokens from `base` on are there, and every query row sees them by position.
   Val isInner(Val base) {
     Val last = base + (stepTokens - 1);
-    return (last < tokens) & areAllVisible(base, last, tokens, shape);
+    return (last < tokens) & areAllVisible(base, last, newest, sight);
   }
 
   void prepareQueries();
@@ -140,7 +140,7 @@ void DenseScanKernel::findSteps() {
   seen = (tokens + (stepTokens - 1)) / stepTokens;
   if (!shape.mask)
     return;
-  VisibleTiles visible = visibleTiles((tokens + (kTile - 1)) / kTile, tokens, shape);
+  VisibleTiles visible = visibleTiles((tokens + (kTile - 1)) / kTile, newest, sight);
   int64_t each = kTile / stepTokens;
   sinks = visible.sinks * each;
   Val begin = visible.begin * each;
@@ -290,8 +290,8 @@ Vals DenseScanKernel::scoresOf(const std::vector<Vals> &sums, Val base) {
                   : parts == 2 ? sums[eight][i] + sums[eight][2 + i]
                                : sums[eight][2 * group + i];
         scores.push_back(sum * scales[group]);
-        if (shape.softcap)
-          scores.back() = softcapped(scores.back(), shape.softcap);
+        if (shape.hasSoftcap())
+          scores.back() = softcapped(scores.back(), cap);
       }
   // Whether a token is there, and what the mask says.
   auto each = [&](function_ref<Val(Val h, Val token, Val score)> of) {

@@ -225,7 +225,7 @@ void FloatScoresKernel::recordUnseen() {
   e.when(isAsked(Argument::KeyBits) & (split == 0), [&] {
     Val keys = ofRow(Argument::KeyBits, e.i8(), wide(key.capacity) * shape.keyDim), values = ofRow(Argument::ValueBits, e.i8(), wide(key.capacity) * kTile), none = e.constant(e.i8(), 0);
     e.loop(number(0), tiles, 1, [&](Val tile) {
-      e.when(invert(areVisible(tile * kTile, tile * kTile + (kTile - 1), tokens, shape)), [&] {
+      e.when(invert(areVisible(tile * kTile, tile * kTile + (kTile - 1), newest, sight)), [&] {
         forThreads(shape.keyDim, [&](Val c) { e.storeGlobal(none, keys, tile * shape.keyDim + c); });
         forThreads(kTile, [&](Val token) { e.storeGlobal(none, values, tile * kTile + token); });
       });

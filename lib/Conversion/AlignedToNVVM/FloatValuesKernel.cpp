@@ -115,7 +115,7 @@ void FloatValuesKernel::listTile(Val tile, Val parity) {
   }
   for (int64_t j = 0; j < 2; ++j) {
     if (shape.exact())
-      wanted[j] = select((listed[j] < tokens) & areVisible(listed[j], listed[j], tokens, shape), value.layers, number(0));
+      wanted[j] = select((listed[j] < tokens) & areVisible(listed[j], listed[j], newest, sight), value.layers, number(0));
     else if (policies.isLimited(CacheRole::Value))
       wanted[j] = select(wanted[j] > 0, policies.limit(wanted[j], CacheRole::Value, value.layers, tokens, listed[j], listed[j]), number(0));
   }

@@ -32,7 +32,7 @@ private:
   Shared x = shared("x", e.f32(), kStepWarps * shape.keyDim);                       ///< a warp's query row, rotated
   Shared raw = shared("raw", e.i32(), at.columns * scanWords), low = shared("low", e.i32(), at.columns * scanWords);
   Shared units = shared("units", e.f32(), padded), sums = shared("sums", e.i32(), padded), norms = shared("norms", e.f32(), padded);
-  Shared shifts = shape.softcap ? shared("shifts", e.f32(), padded) : Shared{};
+  Shared shifts = shape.hasSoftcap() ? shared("shifts", e.f32(), padded) : Shared{};
   Shared usual = shared("usual", e.f32(), kStepWarps), lows = shared("lows", e.i32(), kStepWarps);
   Shared stats = shared("stats", e.f32(), kStepWarps * padded * 3);
   Val isFirst, someLow, floor;
@@ -174,16 +174,16 @@ void ScanKernel::prepareQuery(Val h) {
       shift = fma(v, select(channel >= 0, e.loadGlobal(offset, e.f32(), max(channel, 0)), real(0)), shift);
     return warpAdd(shift) * kLog2e;
   };
-  Val shift = shape.softcap ? shiftOf() : Val();
+  Val shift = shape.hasSoftcap() ? shiftOf() : Val();
   e.when(lane == 0, [&] {
-    if (shape.softcap)
+    if (shape.hasSoftcap())
       e.store(shift, shifts, h);
     e.store(unit, units, h);
     e.store(sum, sums, h);
     e.store(norm, norms, h);
   });
   e.when(isFirst, [&] {
-    if (!shape.softcap)
+    if (!shape.hasSoftcap())
       shift = shiftOf();
     e.loop(lane, number(keyWords), GpuEmitter::kWarp, [&](Val word) {
       WordWeights weights = wordWeights(inverse, /*isRow=*/true, word);
@@ -207,8 +207,8 @@ void ScanKernel::prepareQuery(Val h) {
       Val sigma = scaleOf(scalesField(key, offsetof(aligned_scales, median))) * biasScale(key) * norm * (1.0 / 16 / std::sqrt(3.0));
       Val shrink = e.smallest(sigma * sigma * 0.5, real(kLargestShrink)) * -kLog2e;
       setHeadFact(h, HeadFact::Shrink, shrink);
-      Val seen = visibleTokens(h % shape.queries, tokens, tokens, shape);
-      setHeadFact(h, HeadFact::LogSeen, e.log2(convert(max(seen, number(1)), e.f32())));
+      Val seen = visibleTokens(h % shape.queries, newest, tokens, sight), logSeen = e.log2(convert(max(seen, number(1)), e.f32()));
+      setHeadFact(h, HeadFact::LogSeen, shape.toleranceFactor ? logSeen - e.log2(argument(Argument::ToleranceFactor)) * 2.0 : logSeen);
       setHeadFact(h, HeadFact::NotFinite, select(isFinite, real(0), real(NAN)));
       setHeadFact(h, HeadFact::Shift, shift);
       if (shape.certified) {
@@ -510,11 +510,11 @@ void ScanKernel::emit() {
     Vals now = shape.mask ? cover() : e.choose(tile * kTile + kTile > tokens, cover, plain);
     now = e.choose(someAside, [&] { return withAsides(now, tile); }, [&] { return now; });
     // Scores as the softmax sees them, where there is more to it than a factor.
-    const bool isFinal = shape.softcap || shape.attnMask;
+    const bool isFinal = shape.hasSoftcap() || shape.attnMask;
     if (isFinal)
       for (int64_t i = 0; i < quads * 8; ++i) {
         Val h = clamped(q + 4 * (i / 8)), token = min(firstToken + (16 * (i % 8 / 2) + i % 2), tokens - 1), x = now[i] * all[i / 8].unit;
-        if (shape.softcap)
+        if (shape.hasSoftcap())
           x = select(now[i] == real(-INFINITY), now[i], capped(x, e.load(shifts, h)));
         now[i] = shape.attnMask ? masked(x, maskNumber(h, token)) : x;
       }

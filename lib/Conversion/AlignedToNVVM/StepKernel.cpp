@@ -36,7 +36,7 @@ StepCache StepKernel::stepViewOf(Argument which, PlanesAttr planes) {
 
 Val StepKernel::sinkOf(Val h) {
   Val logit = sinkLogit(clamped(h)) * kLog2e;
-  return shape.softcap ? logit : logit - headFact(h, HeadFact::Shift);
+  return shape.hasSoftcap() ? logit : logit - headFact(h, HeadFact::Shift);
 }
 
 Val StepKernel::coarseScore(Val h, Val token, Val top) {
@@ -71,7 +71,5 @@ LogicalResult aligned::checkStep(Operation *op, const DecodeShape &shape) {
   constexpr int64_t kMostRows = 16;
   if (shape.heads > kMostRows)
     return op->emitOpError("expected at most ") << kMostRows << " query rows per kv head on this target, got " << shape.heads;
-  if (shape.later)
-    return op->emitOpError("expected no `later` tokens on this target, got them");
   return success();
 }

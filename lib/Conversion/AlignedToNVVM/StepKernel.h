@@ -34,7 +34,7 @@ enum class HeadFact {
   Sum,       ///< i32: of 16 W over channels
   Relative,  ///< log2 of |q'| beside the longest
   Shrink,    ///< log2 of what thresholds take Z times (P5)
-  LogSeen,   ///< log2 of the tokens that it sees, of 1 where it sees none
+  LogSeen,   ///< log2 of the tokens that it sees, of 1 where it sees none, less that of the square of a tolerance factor
   NotFinite, ///< NaN where the query is not finite, else 0
   Shift,     ///< what the offset takes off every score
   Norm, Mass, ///< |q'|, |q'|_1, where they are asked for
@@ -51,7 +51,7 @@ enum class RowFact {
 };
 
 /// Whether a mask's numbers are added behind a cap: finer bits of K go in front of both.
-inline bool hasCapAndMask(const DecodeShape &shape) { return shape.softcap && addsMask(shape); }
+inline bool hasCapAndMask(const DecodeShape &shape) { return shape.hasSoftcap() && addsMask(shape); }
 
 /// Quads that a block of attend takes: as many as registers hold the sums of, and shared memory the scores.
 inline int64_t quadsTogether(const DecodeShape &shape) {
@@ -106,7 +106,7 @@ protected:
   /// A score in base 2 under the number of the mask that is an operand.
   Val masked(Val score, Val number);
   /// cap tanh(score / cap) of a score in base 2, with what the offset took off (A12).
-  Val capped(Val score, Val shift) { return softcapped(score + shift, shape.softcap * kLog2e); }
+  Val capped(Val score, Val shift) { return softcapped(score + shift, cap); }
 
   // What scan has made ready.
   Val headFact(Val h, HeadFact which) {

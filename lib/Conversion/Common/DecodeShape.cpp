@@ -4,7 +4,7 @@
 using namespace mlir;
 using namespace aligned;
 
-FailureOr<DecodeShape> aligned::decodeShape(DecodeAttentionOp op, bool takesLater) {
+FailureOr<DecodeShape> aligned::decodeShape(DecodeAttentionOp op) {
   auto type = [](Value value) { return cast<ShapedType>(value.getType()); };
   ShapedType query = type(op.getQuery()), key = type(op.getKey()), value = type(op.getValue());
   if (ShapedType::isDynamic(query.getDimSize(1)) || ShapedType::isDynamic(query.getDimSize(2)) || ShapedType::isDynamic(key.getDimSize(1)) ||
@@ -17,6 +17,7 @@ FailureOr<DecodeShape> aligned::decodeShape(DecodeAttentionOp op, bool takesLate
                     query.getElementType(), key.getElementType(), value.getElementType(), getPlanes(key), getPlanes(value), policies, op.getMaskedZero(),
                     op.isCertified(), static_cast<int32_t>(op.getAttentionId()),
                     query.getDimSize(2), op.getMaskAttr(), op.getSoftcap() ? op.getSoftcap()->convertToDouble() : 0.0, bool(op.getLater())};
+  shape.dynamicSoftcap = bool(op.getDynamicSoftcap());
   if (Value mask = op.getAttnMask()) {
     auto maskType = cast<ShapedType>(mask.getType());
     shape.attnMask = MemRefType::get(maskType.getShape(), maskType.getElementType());
@@ -28,8 +29,6 @@ FailureOr<DecodeShape> aligned::decodeShape(DecodeAttentionOp op, bool takesLate
       return op.emitOpError("expected the ") << name << "'s head_dim to be a multiple of " << kHeadDimMultiple << ", at most " << kMaxHeadDim << ", got " << dim;
   if (shape.heads > kMaxQueryRows)
     return op.emitOpError("expected at most ") << kMaxQueryRows << " query rows per kv head, got " << shape.heads;
-  if (shape.later && !takesLater)
-    return op.emitOpError("expected at most ") << kMaxQueryRows << " query rows per kv head where attention is masked and the target is not the CPU, got more";
   if (shape.keyPlanes && shape.keyPlanes.getKind() != shape.valuePlanes.getKind())
     return op.emitOpError("expected key and value to have one kind of format, got ")
            << stringifyFormatKind(shape.keyPlanes.getKind()) << " and " << stringifyFormatKind(shape.valuePlanes.getKind());
@@ -60,6 +59,7 @@ template <typename Op> DecodeShape shapeOfStage(Op op) {
   shape.later = bool(op.getLater());
   if constexpr (!std::is_same_v<Op, PrepareOp>) {
     shape.softcap = op.getSoftcap() ? op.getSoftcap()->convertToDouble() : 0.0;
+    shape.dynamicSoftcap = bool(op.getDynamicSoftcap());
     if (Value mask = op.getAttnMask())
       shape.attnMask = MemRefType::get(typeOf(mask).getShape(), typeOf(mask).getElementType());
   }

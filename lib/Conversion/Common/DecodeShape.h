@@ -17,18 +17,21 @@ struct DecodeShape {
   bool maskedZero, certified;
   int32_t attention;
   int64_t queries = 1; ///< of each query head: row h of a kv head is query h mod queries
-  MaskAttr mask = {};  ///< null: all tokens are visible
-  double softcap = 0;  ///< 0: none
+  MaskAttr mask = {};  ///< null: all tokens are visible; what is `?` in it is given when the kernel runs
+  double softcap = 0;  ///< 0: none, or `dynamicSoftcap`
   bool later = false;  ///< whether tokens newer than the last query may follow, given when the kernel runs
   mlir::MemRefType attnMask = {}; ///< P8, [batch or 1, q_heads or 1, queries or 1, tokens] of f32, f16, bf16 (added) or i1 (true: seen); null: none
   bool denseCopy = false;         ///< whether the dense copies of the caches are read
   bool sinkLogits = false;        ///< P8, whether each query head has a logit without a value
+  bool dynamicSoftcap = false;    ///< whether there is a softcap that is given when the kernel runs
+  bool toleranceFactor = false;   ///< whether one is given then
 
+  bool hasSoftcap() const { return softcap || dynamicSoftcap; }
   bool exact() const { return policies.front().getKind() == PolicyKind::Exact; }
 };
 
-/// What a decode op asks of a kernel; a diagnostic where no kernel can do it, or none that takes no `later` tokens.
-mlir::FailureOr<DecodeShape> decodeShape(DecodeAttentionOp op, bool takesLater = false);
+/// What a decode op asks of a kernel; a diagnostic where no kernel can do it.
+mlir::FailureOr<DecodeShape> decodeShape(DecodeAttentionOp op);
 
 /// What the types and attributes of a stage ask of who runs it.
 DecodeShape shapeOf(PrepareOp op);

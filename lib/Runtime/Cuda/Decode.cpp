@@ -7,6 +7,9 @@
 #include "aligned/Storage/Layout.h"
 
 #include <algorithm>
+#include <array>
+#include <cfloat>
+#include <cstdio>
 #include <numeric>
 
 using namespace aligned;
@@ -53,10 +56,44 @@ public:
     }
     if (call.finished && !site.find(Name::Finished))
       return fail("expected 0 for finished at site " + std::to_string(site.number) + ", which gives softmax states, got " + std::to_string(call.finished)), false;
+    if (!checkNumbers())
+      return false;
     if (call.splits < 0 || call.splits > mostSplits)
       return fail("expected from 1 to " + std::to_string(mostSplits) + " splits, or 0, got " + std::to_string(call.splits)), false;
     symbols.splits = call.splits ? call.splits : splitsOf(program, symbols.batch * symbols.kvHeads, symbols.capacity);
     return program.checkGrids(site.launches, symbols);
+  }
+
+  /// What sites may leave to calls: what a call says of it, and from where to where that may be.
+  struct Number {
+    Name name;
+    double given, least, most;
+  };
+  std::array<Number, 5> numbers() const {
+    constexpr double mostTokens = int64_t(1) << 40; // as #aligned.mask has it; `later` is taken off others
+    return {{{Name::Softcap, call.softcap, 1e-30f, 1e30f},
+             {Name::ToleranceFactor, call.tolerance_factor, FLT_MIN, FLT_MAX},
+             {Name::Window, double(call.window), 1, mostTokens},
+             {Name::Sinks, double(call.sinks), 0, mostTokens},
+             {Name::Later, double(call.later), 0, 1 << 29}}};
+  }
+
+  bool checkNumbers() const {
+    auto text = [](double x) {
+      char digits[32];
+      std::snprintf(digits, sizeof digits, "%.13g", x);
+      return std::string(digits);
+    };
+    for (const auto &[name, given, least, most] : numbers()) {
+      const std::string what = std::string(nameOf(name)) + " at site " + std::to_string(site.number);
+      if (site.find(name)) {
+        if (!(given >= least && given <= most)) // also refuses NaN
+          return fail("expected " + what + " from " + text(least) + " to " + text(most) + ", got " + text(given)), false;
+      } else if (given != 0 && !(name == Name::ToleranceFactor && given == 1)) {
+        return fail("expected no " + what + ", got " + text(given)), false;
+      }
+    }
+    return true;
   }
 
   bool checkCaches() {
@@ -162,16 +199,23 @@ public:
         parameters.set(i, own ? own : reinterpret_cast<Address>(output(argument)));
         break;
       case Kind::Scalar:
-        if (argument.meaning == Name::Scale)
-          parameters.set(i, call.scale);
-        else if (argument.meaning == Name::Finished)
-          parameters.set(i, int32_t(call.finished != 0));
-        else
-          parameters.setSize(i, argument, symbols);
+        setScalar(i, argument);
         break;
       }
     }
     return program.launch(site.launches, symbols, parameters, stream);
+  }
+
+  void setScalar(size_t at, const Argument &argument) {
+    constexpr double mostCounted = 1 << 30; // more mean the same
+    if (argument.meaning == Name::Scale)
+      return parameters.set(at, call.scale);
+    if (argument.meaning == Name::Finished)
+      return parameters.set(at, int32_t(call.finished != 0));
+    for (const Number &number : numbers())
+      if (argument.meaning == number.name)
+        return argument.type == "f32" ? parameters.set(at, static_cast<float>(number.given)) : parameters.set(at, static_cast<int32_t>(std::min(number.given, mostCounted)));
+    parameters.setSize(at, argument, symbols);
   }
 
   /// Brings results and records to the host.

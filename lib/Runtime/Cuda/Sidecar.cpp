@@ -286,7 +286,12 @@ Site readSite(const Reader &reader, const std::vector<KernelEntry> &kernels) {
       {Name::Sum, Kind::Output, {"f32"}, {rows, heads}},
       {Name::Certificate, Kind::Output, {"f32"}, {rows, heads, fixed(kCertificateNumbers)}},
       {Name::Scale, Kind::Scalar, {"f32"}},
-      {Name::Finished, Kind::Scalar, {"i32"}}};
+      {Name::Finished, Kind::Scalar, {"i32"}},
+      {Name::Softcap, Kind::Scalar, {"f32"}},
+      {Name::ToleranceFactor, Kind::Scalar, {"f32"}},
+      {Name::Window, Kind::Scalar, {"i32"}},
+      {Name::Sinks, Kind::Scalar, {"i32"}},
+      {Name::Later, Kind::Scalar, {"i32"}}};
   for (auto [name, format, dim] : {std::tuple(Name::Key, &site.key, site.keyDim), std::tuple(Name::Value, &site.value, site.valueDim)})
     knowns.push_back(dense ? Known{name, Kind::Input, {kElements[format->element]}, {rows, capacity, fixed(dim)}}
                            : Known{name, Kind::Cache});

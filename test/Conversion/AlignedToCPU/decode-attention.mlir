@@ -57,6 +57,25 @@ func.func @more(%q: tensor<2x9x1x64xf16>, %k: !key, %v: !value, %scale: f32, %la
   return %c : tensor<2x9x1x8xf32>
 }
 
+// Numbers that only the program knows are handed over, too: one kernel serves all.
+// CHECK-LABEL: func.func @given(
+// CHECK-SAME: %[[C:[a-z0-9]+]]: f32, %[[W:[a-z0-9]+]]: index, %[[N:[a-z0-9]+]]: index, %{{[a-z0-9]+}}: f32, %[[OTHER:[a-z0-9]+]]: index)
+func.func @given(%q: tensor<2x9x1x64xf16>, %k: !key, %v: !value, %scale: f32, %c: f32, %w: index, %n: index, %d: f32, %x: index) -> (tensor<2x9x1x64xf32>, tensor<2x9x1x64xf32>) {
+  // CHECK: %[[WINDOW:.*]] = arith.index_cast %[[W]] : index to i64
+  // CHECK: llvm.store %[[WINDOW]]
+  // CHECK: %[[SINKS:.*]] = arith.index_cast %[[N]] : index to i64
+  // CHECK: llvm.store %[[SINKS]]
+  // CHECK: llvm.store %[[C]]
+  // CHECK: %[[KERNEL:.*]] = constant @[[BODY:aligned_decode_0_[0-9]+]]
+  %a:3 = aligned.decode_attention %q, %k, %v scale %scale softcap %c mask <causal, window = %w, sinks = %n> policy <exact>
+      : tensor<2x9x1x64xf16>, !key, !value -> tensor<2x9x1x64xf32>, tensor<2x9x1xf32>, tensor<2x9x1xf32>
+  // CHECK: arith.index_cast %[[OTHER]] : index to i64
+  // CHECK: constant @[[BODY]] :
+  %b:3 = aligned.decode_attention %q, %k, %v scale %scale softcap %d mask <causal, window = %x, sinks = %n> policy <exact> {attention_id = 1 : i32}
+      : tensor<2x9x1x64xf16>, !key, !value -> tensor<2x9x1x64xf32>, tensor<2x9x1xf32>, tensor<2x9x1xf32>
+  return %a#0, %b#0 : tensor<2x9x1x64xf32>, tensor<2x9x1x64xf32>
+}
+
 // P8: addresses of a mask by numbers and of sinks lie where the kernel looks for them.
 // CHECK-LABEL: func.func @numbers(
 // CHECK-SAME: %[[MASK:[a-z0-9]+]]: memref<2x1x1x?xi1>, %[[LOGITS:[a-z0-9]+]]: memref<9xf32>)

@@ -138,6 +138,26 @@ func.func @more(%q: !query, %k: !key, %v: !value, %scale: f32, %row: index, %spl
   return
 }
 
+// Numbers that only the program knows are arguments.
+// CHECK-LABEL: func.func @given(
+// CHECK-SAME: %[[C:[a-z0-9]+]]: f32, %[[W:[a-z0-9]+]]: index, %[[N:[a-z0-9]+]]: index, %[[ROW:[a-z0-9]+]]: index, %[[SPLIT:[a-z0-9]+]]: index, %[[LATER:[a-z0-9]+]]: index,
+func.func @given(%q: !query, %k: !key, %v: !value, %scale: f32, %c: f32, %w: index, %n: index, %row: index, %split: index, %later: index, %d: !digits, %f: !facts, %m: !mean, %s: !scores,
+                 %t: !tops, %one: memref<1x2x4xf32>, %p: !parts, %a: !acc, %x: !sum, %l: !sum) {
+  // CHECK: call @aligned_prepare_{{[0-9]+}}({{.*}}, %[[ROW]], %[[W]], %[[N]], %[[LATER]], %
+  aligned.prepare %q, %k, %v scale %scale row %row mask <causal, window = %w, sinks = %n> later %later policy <budget, tolerance = 0.25> outs(%d, %f, %m : !digits, !facts, !mean)
+      : !query, !key, !value
+  // CHECK: call @[[SCAN:aligned_scan_[0-9]+]]({{.*}}, %[[ROW]], %[[SPLIT]], %[[C]], %[[W]], %[[N]], %[[LATER]], %
+  aligned.scan %q, %k, %v, %d, %f scale %scale row %row split %split softcap %c mask <causal, window = %w, sinks = %n> later %later policy <budget, tolerance = 0.25>
+      outs(%s, %t, %one : !scores, !tops, memref<1x2x4xf32>) : !query, !key, !value, !digits, !facts
+  // CHECK: call @aligned_attend_{{[0-9]+}}({{.*}}, %[[ROW]], %[[SPLIT]], %[[C]], %[[W]], %[[N]], %[[LATER]], %
+  aligned.attend %q, %k, %v, %d, %f, %m, %s, %t, %p row %row split %split softcap %c mask <causal, window = %w, sinks = %n> later %later policy <budget, tolerance = 0.25>
+      outs(%a, %x, %l : !acc, !sum, !sum) : !query, !key, !value, !digits, !facts, !mean, !scores, !tops, !parts
+  // CHECK: call @[[SCAN]]({{.*}}, %[[SCALE:[a-z0-9]+]], %[[N]], %[[W]], %[[LATER]], %
+  aligned.scan %q, %k, %v, %d, %f scale %scale row %row split %split softcap %scale mask <causal, window = %n, sinks = %w> later %later policy <budget, tolerance = 0.25>
+      outs(%s, %t, %one : !scores, !tops, memref<1x2x4xf32>) : !query, !key, !value, !digits, !facts
+  return
+}
+
 // P8: a mask by numbers and sinks come as addresses, behind what places the queries. A kernel with them is another.
 // CHECK-LABEL: func.func @numbers(
 // CHECK-SAME: %[[MASK:[a-z0-9]+]]: memref<2x1x2x?xf16>, %[[LOGITS:[a-z0-9]+]]: memref<6xf32>, %[[ROW:[a-z0-9]+]]: index, %[[SPLIT:[a-z0-9]+]]: index, %[[LATER:[a-z0-9]+]]: index,

@@ -20,25 +20,3 @@ func.func @rows(%q: tensor<1x34x1x32xf16>, %k: !key, %v: !value, %scale: f32) ->
       : tensor<1x34x1x32xf16>, !key, !value -> tensor<1x34x1x32xf32>, tensor<1x34x1xf32>, tensor<1x34x1xf32>
   return %acc : tensor<1x34x1x32xf32>
 }
-
-// -----
-
-!key = tensor<1x2x?x32xf16, #aligned.planes<fixed<4, 4, 8>, key>>
-!value = tensor<1x2x?x32xf16, #aligned.planes<fixed<4, 4, 8>, value>>
-func.func @factor(%q: tensor<1x4x2x32xf16>, %k: !key, %v: !value, %scale: f32) -> tensor<1x4x2x32xf32> {
-  // expected-error @+1 {{'aligned.prepare' op expected no 'tolerance_factor' on this target, got one}}
-  %acc, %max, %sum = aligned.decode_attention %q, %k, %v scale %scale policy <budget, tolerance = 0.25> tolerance_factor %scale
-      : tensor<1x4x2x32xf16>, !key, !value -> tensor<1x4x2x32xf32>, tensor<1x4x2xf32>, tensor<1x4x2xf32>
-  return %acc : tensor<1x4x2x32xf32>
-}
-
-// -----
-
-!key = tensor<1x2x?x32xf16, #aligned.planes<fixed<4, 4, 8>, key>>
-!value = tensor<1x2x?x32xf16, #aligned.planes<fixed<4, 4, 8>, value>>
-func.func @later(%q: tensor<1x4x2x32xf16>, %k: !key, %v: !value, %scale: f32, %later: index) -> tensor<1x4x2x32xf32> {
-  // expected-error @+1 {{'aligned.attend' op expected no `later` tokens on this target, got them}}
-  %acc, %max, %sum = aligned.decode_attention %q, %k, %v scale %scale mask <causal> later %later policy <exact>
-      : tensor<1x4x2x32xf16>, !key, !value -> tensor<1x4x2x32xf32>, tensor<1x4x2xf32>, tensor<1x4x2xf32>
-  return %acc : tensor<1x4x2x32xf32>
-}

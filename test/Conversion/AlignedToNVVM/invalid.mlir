@@ -41,15 +41,6 @@ func.func @copy(%q: tensor<1x4x1x32xf16>, %k: !key, %v: !value, %scale: f32) -> 
 
 // -----
 
-func.func @later(%q: tensor<1x4x2x32xf16>, %k: tensor<1x2x?x32xf16>, %v: tensor<1x2x?x32xf16>, %scale: f32, %later: index) -> tensor<1x4x2x32xf32> {
-  // expected-error @+1 {{'aligned.decode_attention' op expected at most 32 query rows per kv head where attention is masked and the target is not the CPU, got more}}
-  %acc, %max, %sum = aligned.decode_attention %q, %k, %v scale %scale mask <causal> later %later policy <exact>
-      : tensor<1x4x2x32xf16>, tensor<1x2x?x32xf16>, tensor<1x2x?x32xf16> -> tensor<1x4x2x32xf32>, tensor<1x4x2xf32>, tensor<1x4x2xf32>
-  return %acc : tensor<1x4x2x32xf32>
-}
-
-// -----
-
 func.func @heads(%q: tensor<1x?x1x32xf16>, %k: tensor<1x2x?x32xf16>, %v: tensor<1x2x?x32xf16>, %scale: f32) -> tensor<1x?x1x32xf32> {
   // expected-error @+1 {{'aligned.decode_attention' op expected static heads, queries and head_dim, got 'tensor<1x?x1x32xf16>'}}
   %acc, %max, %sum = aligned.decode_attention %q, %k, %v scale %scale policy <exact>

@@ -132,9 +132,9 @@ TEST(Sidecar, Arguments) {
                 "kernels.json: expected \"f32\" for scale at decode[0].arguments[9].type, got \"i32\"");
   expectRefused("\"name\": \"splits\", \"kind\": \"scalar\", \"type\": \"i32\"",
                 "\"name\": \"splits\", \"kind\": \"scalar\", \"type\": \"f32\"",
-                "kernels.json: expected one of scale, finished for scalar at decode[0].arguments[10].name, got \"splits\"");
+                "kernels.json: expected one of scale, finished, softcap, tolerance_factor, window, sinks, later for scalar at decode[0].arguments[10].name, got \"splits\"");
   expectRefused("\"name\": \"splits\", \"kind\": \"scalar\"", "\"name\": \"tokens\", \"kind\": \"scalar\"",
-                "kernels.json: expected one of scale, finished for scalar at decode[0].arguments[10].name, got \"tokens\"");
+                "kernels.json: expected one of scale, finished, softcap, tolerance_factor, window, sinks, later for scalar at decode[0].arguments[10].name, got \"tokens\"");
   expectRefused("{\"name\": \"stride3\", \"kind\": \"scalar\", \"type\": \"i64\"}",
                 "{\"name\": \"rows\", \"kind\": \"scalar\", \"type\": \"i64\"}",
                 "kernels.json: expected an argument stride3 at append[0].arguments, got none");

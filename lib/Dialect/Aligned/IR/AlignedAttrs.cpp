@@ -373,16 +373,16 @@ PolicyAttr aligned::parsePolicy(StringRef name, double tolerance, MLIRContext *c
 LogicalResult MaskAttr::verify(function_ref<InFlightDiagnostic()> emitError, bool causal, int64_t window, int64_t sinks) { // A11
   if (!causal && !window && !sinks)
     return emitError() << "expected a mask that is causal or has a window, got neither";
-  if (window < 0 || window > kMaxTokens)
+  if (!ShapedType::isDynamic(window) && (window < 0 || window > kMaxTokens))
     return emitError() << "expected a window of 1 to " << kMaxTokens << " tokens, got " << window;
-  if (sinks < 0 || sinks > kMaxTokens)
+  if (!ShapedType::isDynamic(sinks) && (sinks < 0 || sinks > kMaxTokens))
     return emitError() << "expected 0 to " << kMaxTokens << " sinks, got " << sinks;
   if (sinks && !window)
-    return emitError() << "expected sinks only with a window, got " << sinks << " sinks and no window";
+    return emitError() << "expected sinks only with a window, got " << (ShapedType::isDynamic(sinks) ? "some" : std::to_string(sinks)) << " sinks and no window";
   return success();
 }
 
-Attribute MaskAttr::parse(AsmParser &parser, Type) {
+MaskAttr MaskAttr::parseParts(AsmParser &parser, function_ref<ParseResult(StringRef, int64_t &)> parseNumber) {
   bool causal = false;
   std::optional<int64_t> window, sinks;
   SMLoc place = parser.getCurrentLocation();
@@ -394,7 +394,7 @@ Attribute MaskAttr::parse(AsmParser &parser, Type) {
     auto count = [&](std::optional<int64_t> &number) -> ParseResult {
       if (number)
         return parser.emitError(loc) << "expected each part of a mask once, got '" << name << "' again";
-      return failure(parser.parseEqual() || parser.parseInteger(number.emplace()));
+      return failure(parser.parseEqual() || parseNumber(name, number.emplace()));
     };
     if (name == "window")
       return count(window);
@@ -416,13 +416,32 @@ Attribute MaskAttr::parse(AsmParser &parser, Type) {
   return getChecked([&] { return parser.emitError(place); }, parser.getContext(), causal, window.value_or(0), sinks.value_or(0));
 }
 
+void MaskAttr::printParts(AsmPrinter &printer, function_ref<void(StringRef, int64_t)> printNumber) const {
+  printer << "<" << (getCausal() ? "causal" : "");
+  bool isFirst = !getCausal();
+  for (auto [part, number] : {std::pair("window", getWindow()), std::pair("sinks", getSinks())}) {
+    if (!number)
+      continue;
+    printer << (std::exchange(isFirst, false) ? "" : ", ") << part << " = ";
+    printNumber(part, number);
+  }
+  printer << ">";
+}
+
+Attribute MaskAttr::parse(AsmParser &parser, Type) {
+  return parseParts(parser, [&](StringRef, int64_t &number) -> ParseResult {
+    if (failed(parser.parseOptionalQuestion()))
+      return parser.parseInteger(number);
+    number = ShapedType::kDynamic;
+    return success();
+  });
+}
+
 void MaskAttr::print(AsmPrinter &printer) const {
-  SmallVector<std::string> parts;
-  if (getCausal())
-    parts.push_back("causal");
-  if (getWindow())
-    parts.push_back("window = " + std::to_string(getWindow()));
-  if (getSinks())
-    parts.push_back("sinks = " + std::to_string(getSinks()));
-  printer << "<" << llvm::interleaved(parts) << ">";
+  printParts(printer, [&](StringRef, int64_t number) {
+    if (ShapedType::isDynamic(number))
+      printer << "?";
+    else
+      printer << number;
+  });
 }

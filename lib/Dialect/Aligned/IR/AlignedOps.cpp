@@ -65,6 +65,45 @@ static ParseResult parseTarget(OpAsmParser &parser, const OptionalOperand &targe
 }
 static void printTarget(OpAsmPrinter &printer, Operation *, Value target, Type targetType, Type result) { printer << (target ? targetType : result); }
 
+/// A mask as its attribute is written, but for operands in the place of `?`.
+static ParseResult parseMask(OpAsmParser &parser, MaskAttr &mask, OptionalOperand &window, OptionalOperand &sinks) {
+  mask = MaskAttr::parseParts(parser, [&](StringRef part, int64_t &number) -> ParseResult {
+    OpAsmParser::UnresolvedOperand operand;
+    OptionalParseResult parsed = parser.parseOptionalOperand(operand);
+    if (!parsed.has_value())
+      return parser.parseInteger(number);
+    number = ShapedType::kDynamic;
+    (part == "window" ? window : sinks) = operand;
+    return *parsed;
+  });
+  return success(bool(mask));
+}
+
+static void printMask(OpAsmPrinter &printer, Operation *, MaskAttr mask, Value window, Value sinks) {
+  mask.printParts(printer, [&](StringRef part, int64_t number) {
+    if (ShapedType::isDynamic(number))
+      printer << (part == "window" ? window : sinks);
+    else
+      printer << number;
+  });
+}
+
+/// softcap 50.0, or softcap %cap
+static ParseResult parseSoftcap(OpAsmParser &parser, FloatAttr &softcap, OptionalOperand &operand) {
+  OptionalParseResult parsed = parser.parseOptionalOperand(operand.emplace());
+  if (parsed.has_value())
+    return *parsed;
+  operand.reset();
+  return parser.parseAttribute(softcap, parser.getBuilder().getF64Type());
+}
+
+static void printSoftcap(OpAsmPrinter &printer, Operation *, FloatAttr softcap, Value operand) {
+  if (operand)
+    printer << operand;
+  else
+    printer.printAttributeWithoutType(softcap);
+}
+
 static void printOptionalPolicies(OpAsmPrinter &printer, Operation *op, ArrayAttr policies) { printPolicies(printer, op, policies); }
 
 #define GET_OP_CLASSES
@@ -115,6 +154,8 @@ LogicalResult AttentionOp::verify() {
     return failure();
   if (failed(verifySoftcap(*this, getSoftcap())))
     return failure();
+  if (MaskAttr mask = getMaskAttr(); mask && (mask.hasDynamicWindow() || mask.hasDynamicSinks()))
+    return emitOpError() << "expected a mask whose numbers are known, got " << mask;
   return verifyCertified(*this, getBound(), getEstimate(), query);
 }
 
@@ -146,10 +187,11 @@ LogicalResult DecodeAttentionOp::verify() {
     return failure();
   if (failed(verifyState(*this, query, value)))
     return failure();
-  if (failed(verifyPolicies(*this, getPolicies(), key)) || failed(verifySoftcap(*this, getSoftcap())) ||
+  if (failed(verifyPolicies(*this, getPolicies(), key)) || failed(verifySoftcap(*this, getSoftcap(), getDynamicSoftcap())) ||
       failed(verifyMaskOperands(*this, getAttnMask(), getSinkLogits(), query, key)))
     return failure();
-  if (failed(verifyLater(*this, getLater(), getMaskAttr())) || failed(verifyToleranceFactor(*this, getToleranceFactor(), getPolicyKind())) || failed(verifyStorage(*this, getPolicyKind(), key, value)))
+  if (failed(verifyMask(*this, getMaskAttr(), getDynamicWindow(), getDynamicSinks(), getLater())) || failed(verifyToleranceFactor(*this, getToleranceFactor(), getPolicyKind())) ||
+      failed(verifyStorage(*this, getPolicyKind(), key, value)))
     return failure();
   if (getFromDenseCopy() && (!getPlanes(key) || !getPlanes(value))) // A17
     return emitOpError() << "expected 'from_dense_copy' of packed caches, got " << key << " and " << value;
@@ -162,6 +204,41 @@ LogicalResult DecodeAttentionOp::verify() {
   for (auto [name, target] : llvm::zip(kStateNames, getTargets()))
     if (failed(verifyContiguous(*this, name, target)))
       return failure();
+  return success();
+}
+
+LogicalResult DecodeAttentionOp::canonicalize(DecodeAttentionOp op, PatternRewriter &rewriter) {
+  auto isKnown = [](Value operand, int64_t least, int64_t &number) {
+    APInt constant;
+    if (!operand || !matchPattern(operand, m_ConstantInt(&constant)) || constant.getSExtValue() < least)
+      return false;
+    number = constant.getSExtValue();
+    return true;
+  };
+  MaskAttr mask = op.getMaskAttr();
+  int64_t window = mask ? mask.getWindow() : 0, sinks = mask ? mask.getSinks() : 0;
+  const bool hasWindow = isKnown(op.getDynamicWindow(), 1, window), hasSinks = isKnown(op.getDynamicSinks(), 0, sinks);
+  auto silently = [] { return InFlightDiagnostic(); };
+  if (MaskAttr known = hasWindow || hasSinks ? MaskAttr::getChecked(silently, op.getContext(), mask.getCausal(), window, sinks) : MaskAttr()) {
+    rewriter.modifyOpInPlace(op, [&] {
+      op.setMaskAttr(known);
+      if (hasWindow)
+        op.getDynamicWindowMutable().clear();
+      if (hasSinks)
+        op.getDynamicSinksMutable().clear();
+    });
+    return success();
+  }
+  APFloat constant(0.0);
+  if (!op.getDynamicSoftcap() || !matchPattern(op.getDynamicSoftcap(), m_ConstantFloat(&constant)))
+    return rewriter.notifyMatchFailure(op, "expected a constant in the place of a softcap, a window or sinks");
+  const double cap = constant.convertToDouble();
+  if (!(cap >= kLeastSoftcap && cap <= kLargestSoftcap))
+    return rewriter.notifyMatchFailure(op, "expected a softcap that an attribute may have");
+  rewriter.modifyOpInPlace(op, [&] {
+    op.setSoftcapAttr(rewriter.getF64FloatAttr(cap));
+    op.getDynamicSoftcapMutable().clear();
+  });
   return success();
 }
 

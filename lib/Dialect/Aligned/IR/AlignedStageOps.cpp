@@ -24,7 +24,8 @@ template <typename Op> FailureOr<Extents> verifyInputs(Op op) {
     if (PlanesAttr planes = getPlanes(type); !planes || planes.getKind() != FormatKind::Fixed)
       return op.emitOpError() << "expected a " << name << " in fixed planes, got " << type;
   if (failed(verifyForm(op, op->getOperands())) || failed(verifyOperands(op, query, key, value)) || failed(verifyPolicies(op, op.getPolicies(), key)) ||
-      failed(verifyStorage(op, cast<PolicyAttr>(op.getPolicies()[0]).getKind(), key, value)) || failed(verifyLater(op, op.getLater(), op.getMaskAttr())))
+      failed(verifyStorage(op, cast<PolicyAttr>(op.getPolicies()[0]).getKind(), key, value)) || 
+      failed(verifyMask(op, op.getMaskAttr(), op.getDynamicWindow(), op.getDynamicSinks(), op.getLater())))
     return failure();
   Value mask, sinks;
   if constexpr (std::is_same_v<Op, PrepareOp>) {
@@ -32,7 +33,7 @@ template <typename Op> FailureOr<Extents> verifyInputs(Op op) {
       return failure();
   } else {
     mask = op.getAttnMask();
-    if (failed(verifySoftcap(op, op.getSoftcap())))
+    if (failed(verifySoftcap(op, op.getSoftcap(), op.getDynamicSoftcap())))
       return failure();
   }
   if constexpr (std::is_same_v<Op, AttendOp>)

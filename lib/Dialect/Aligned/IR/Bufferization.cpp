@@ -121,7 +121,8 @@ struct DecodeModel : ReadingModel<DecodeModel, DecodeAttentionOp> {
       targets.push_back(*target);
     }
     DecodeAttentionOp::create(rewriter, loc, Type(), Type(), Type(), Type(), operands[0], operands[1], operands[2], decode.getScale(), decode.getPoliciesAttr(),
-                              decode.getMaskedZeroAttr(), decode.getFromDenseCopyAttr(), decode.getAttentionIdAttr(), decode.getSoftcapAttr(), decode.getMaskAttr(), decode.getLater(), decode.getToleranceFactor(), masks[0], masks[1], targets);
+                              decode.getMaskedZeroAttr(), decode.getFromDenseCopyAttr(), decode.getAttentionIdAttr(), decode.getSoftcapAttr(), decode.getMaskAttr(), decode.getDynamicSoftcap(),
+                              decode.getDynamicWindow(), decode.getDynamicSinks(), decode.getLater(), decode.getToleranceFactor(), masks[0], masks[1], targets);
     replaceOpWithBufferizedValues(rewriter, op, targets);
     return success();
   }

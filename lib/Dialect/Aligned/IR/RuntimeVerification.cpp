@@ -73,9 +73,27 @@ template <typename Op> struct AttentionModel : RuntimeVerifiableOpInterface::Ext
     if (Value sinks = attention.getSinkLogits())
       checks.agree("sink_logits", sinks, kBatch, "query", attention.getQuery(), kHeads); // its only dimension
     checks.promise(attention.getValue(), "value", op->getResult(0), {kChannels});
-    if constexpr (std::is_same_v<Op, DecodeAttentionOp>)
+    if constexpr (std::is_same_v<Op, DecodeAttentionOp>) {
+      checkNumbers(attention, checks);
       if (attention.getFromDenseCopy())
         checks.expect(HasDenseCopyOp::create(checks.b, attention.getKey(), attention.getValue()), "expected caches with dense copies");
+    }
+  }
+
+  /// A11, A12: numbers that are operands are such as attributes may be.
+  static void checkNumbers(DecodeAttentionOp attention, Checks &checks) {
+    auto count = [&](Value number, int64_t least, StringRef what) {
+      if (number)
+        checks.expect(arith::CmpIPredicate::sge, number, arith::ConstantIndexOp::create(checks.b, least), what);
+    };
+    count(attention.getDynamicWindow(), 1, "expected a window of 1 token or more");
+    count(attention.getDynamicSinks(), 0, "expected 0 sinks or more");
+    Value cap = attention.getDynamicSoftcap();
+    if (!cap)
+      return;
+    auto compare = [&](arith::CmpFPredicate how, double limit) { return arith::CmpFOp::create(checks.b, how, cap, arith::ConstantOp::create(checks.b, checks.b.getF32FloatAttr(limit))); };
+    Value least = compare(arith::CmpFPredicate::OGE, kLeastSoftcap), most = compare(arith::CmpFPredicate::OLE, kLargestSoftcap);
+    checks.expect(arith::AndIOp::create(checks.b, least, most), "expected a softcap from " + decimal(kLeastSoftcap) + " to " + decimal(kLargestSoftcap));
   }
 
   /// A2: the division is by no 0 where the first assertion holds.

@@ -110,16 +110,23 @@ LogicalResult aligned::verifyToleranceFactor(Operation *op, Value factor, Policy
   return success();
 }
 
-LogicalResult aligned::verifyLater(Operation *op, Value later, MaskAttr mask) {
+LogicalResult aligned::verifyMask(Operation *op, MaskAttr mask, Value window, Value sinks, Value later) {
+  for (auto [name, operand, number] : {std::tuple("window", window, mask ? mask.getWindow() : 0), std::tuple("sinks", sinks, mask ? mask.getSinks() : 0)}) {
+    if (operand && !ShapedType::isDynamic(number))
+      return op->emitOpError() << "expected no operand for " << name << " where the mask does not say '" << name << " = ?', got one";
+    if (!operand && ShapedType::isDynamic(number))
+      return op->emitOpError() << "expected an operand for " << name << " where the mask says '" << name << " = ?', got none";
+  }
   if (later && !mask)
     return op->emitOpError() << "expected 'later' only with a mask, got no mask";
   return success();
 }
 
-LogicalResult aligned::verifySoftcap(Operation *op, std::optional<APFloat> softcap) {
-  constexpr double least = 1e-30, most = 1e30; // of what f32 holds the inverse, too
-  if (double cap = softcap ? softcap->convertToDouble() : 1; !(cap >= least && cap <= most)) // also refuses NaN
-    return op->emitOpError() << "expected a softcap from " << decimal(least) << " to " << decimal(most) << ", got " << decimal(cap);
+LogicalResult aligned::verifySoftcap(Operation *op, std::optional<APFloat> softcap, Value operand) {
+  if (softcap && operand)
+    return op->emitOpError() << "expected a softcap that is an attribute or an operand, got both";
+  if (double cap = softcap ? softcap->convertToDouble() : 1; !(cap >= kLeastSoftcap && cap <= kLargestSoftcap)) // also refuses NaN
+    return op->emitOpError() << "expected a softcap from " << decimal(kLeastSoftcap) << " to " << decimal(kLargestSoftcap) << ", got " << decimal(cap);
   return success();
 }
 

@@ -33,12 +33,12 @@ mlir::LogicalResult verifyPolicies(mlir::Operation *op, mlir::ArrayAttr policies
 /// P1, P2: what the kind of policy asks of the storage.
 mlir::LogicalResult verifyStorage(mlir::Operation *op, PolicyKind policy, mlir::ShapedType key, mlir::ShapedType value);
 
-/// A11.
-mlir::LogicalResult verifyLater(mlir::Operation *op, mlir::Value later, MaskAttr mask);
+/// A11: an operand stands for each number of the mask that is `?`, and no other; `later` only with a mask. All may be null.
+mlir::LogicalResult verifyMask(mlir::Operation *op, MaskAttr mask, mlir::Value window, mlir::Value sinks, mlir::Value later);
 mlir::LogicalResult verifyToleranceFactor(mlir::Operation *op, mlir::Value factor, PolicyKind kind);
 
-/// A12.
-mlir::LogicalResult verifySoftcap(mlir::Operation *op, std::optional<llvm::APFloat> softcap);
+/// A12: as an attribute, or as an operand.
+mlir::LogicalResult verifySoftcap(mlir::Operation *op, std::optional<llvm::APFloat> softcap, mlir::Value operand = {});
 
 /// A15: what a mask by numbers and sinks look like, either of which may be null.
 mlir::LogicalResult verifyMaskOperands(mlir::Operation *op, mlir::Value mask, mlir::Value sinks, mlir::ShapedType query, mlir::ShapedType key);

@@ -60,6 +60,8 @@ namespace aligned {
 constexpr int64_t kHeadDimMultiple = 16, kMaxHeadDim = 256;
 /// Query rows (query heads of the group times queries) that one kv head may serve in decode attention.
 constexpr int64_t kMaxQueryRows = 32;
+/// What a softcap may be (A12): of these f32 holds the inverse, too.
+constexpr double kLeastSoftcap = 1e-30, kLargestSoftcap = 1e30;
 /// Tokens of a tile.
 constexpr int64_t kTile = storage::kTile;
 

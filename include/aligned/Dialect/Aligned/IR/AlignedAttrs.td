@@ -181,9 +181,12 @@ def Aligned_MaskAttr : Aligned_Attr<"Mask", "mask"> {
     What a query doesn't see takes no part in its softmax, whatever it holds. A position may be negative, where there are fewer tokens than queries: a
     causal query there sees nothing.
 
+    A number that is `?` (`ShapedType::kDynamic`) is an operand of the op, as ops that compute attention may have it; their text names the operand in its place.
+
     ```mlir
     #aligned.mask<causal>
     #aligned.mask<causal, window = 1024, sinks = 4>
+    #aligned.mask<window = ?, sinks = ?>
     ```
 
     Constraints:
@@ -192,6 +195,14 @@ def Aligned_MaskAttr : Aligned_Attr<"Mask", "mask"> {
   let parameters = (ins "bool":$causal, "int64_t":$window, "int64_t":$sinks);
   let hasCustomAssemblyFormat = 1;
   let genVerifyDecl = 1;
+  let extraClassDeclaration = [{
+    bool hasDynamicWindow() const { return ::mlir::ShapedType::isDynamic(getWindow()); }
+    bool hasDynamicSinks() const { return ::mlir::ShapedType::isDynamic(getSinks()); }
+
+    /// `<causal, window = 8, sinks = 4>`, where `number` parses or prints what stands behind the name of a part.
+    static MaskAttr parseParts(::mlir::AsmParser &parser, ::llvm::function_ref<::mlir::ParseResult(::llvm::StringRef part, int64_t &number)> parseNumber);
+    void printParts(::mlir::AsmPrinter &printer, ::llvm::function_ref<void(::llvm::StringRef part, int64_t number)> printNumber) const;
+  }];
 }
 
 def Aligned_PolicyArrayAttr : TypedArrayAttrBase<Aligned_PolicyAttr, "policies, one for all kv heads or one for each">;

@@ -221,7 +221,10 @@ def Aligned_DecodeAttentionOp : Aligned_BufferizableOp<"decode_attention", [Attr
     change the result within its error, nothing else. All query rows that share a kv head read the same bits (P3). There is one `policy` for all
     kv heads, or `policies [<...>, <...>]`, one for each; a head that is to be exact under `budget` has limits of `bits = 16 to 16`.
 
-    `softcap`, `mask`, `attn_mask` and `sink_logits` are those of `aligned.attention`; a sink's logit is part of the state. Tiles of 64 tokens that no query sees are not read. Where an attention has more queries than a
+    `softcap`, `mask`, `attn_mask` and `sink_logits` are those of `aligned.attention`; a sink's logit is part of the state. Tiles of 64 tokens that no query sees are not read. The
+    numbers of a softcap and of a mask are attributes, or operands where only the program knows them: `softcap %cap mask <causal, window = %window, sinks = %sinks>`. 0 sinks are none.
+    Whoever gives them sees to it that they are such as the attributes may be (A11, A12): programs that are verified when they run refuse others. Else they do no harm, and count as
+    the nearest that are; a softcap that is NaN makes NaN. Constants become attributes. Where an attention has more queries than a
     kernel takes, ops that share its key take some each, and `later` says how many tokens, those of queries to come, are newer than an op's last query:
     query i stands at `tokens - later - Q + i`. It does not say where a stretch of tokens begins: masks hold over all tokens or none.
     `tolerance_factor`, above 0, multiplies the tolerances of the policies: a number that is known when the program runs.
@@ -242,7 +245,8 @@ def Aligned_DecodeAttentionOp : Aligned_BufferizableOp<"decode_attention", [Attr
     Constraints: A1, A2, A4, A11, A12 of `aligned.attention`, and
     - (A7) max and sum are [batch, q_heads, queries], acc adds value_dim, the certificate adds 8
     - (A10) there is one policy or one per kv head, all of one kind
-    - (A11) `later` only with a mask
+    - (A11) `later` only with a mask; an operand for each `?` of the mask, and no other
+    - (A12) softcap is a number or an operand
     - (P2) `tolerance_factor` only with `budget`
     - (A15) of `aligned.attention`
     - (P1) `alignedkv` reads `float` formats; (P2) `budget` reads `fixed` formats; dense caches take `exact`
@@ -260,18 +264,19 @@ def Aligned_DecodeAttentionOp : Aligned_BufferizableOp<"decode_attention", [Attr
   let arguments = (ins Aligned_Heads:$query, Aligned_Heads:$key, Aligned_Heads:$value,
                        F32:$scale, Aligned_PolicyArrayAttr:$policies, UnitAttr:$masked_zero,
                        UnitAttr:$from_dense_copy, DefaultValuedAttr<I32Attr, "0">:$attention_id, OptionalAttr<F64Attr>:$softcap, OptionalAttr<Aligned_MaskAttr>:$mask,
-                       Optional<Index>:$later, Optional<F32>:$tolerance_factor, Optional<Aligned_AttnMask>:$attn_mask, Optional<Aligned_SinkLogits>:$sink_logits,
+                       Optional<F32>:$dynamic_softcap, Optional<Index>:$dynamic_window, Optional<Index>:$dynamic_sinks, Optional<Index>:$later, Optional<F32>:$tolerance_factor, Optional<Aligned_AttnMask>:$attn_mask, Optional<Aligned_SinkLogits>:$sink_logits,
                        Variadic<Aligned_StateBuffer>:$targets);
   let results = (outs Optional<Aligned_StateTensor>:$acc, Optional<Aligned_RowTensor>:$max, Optional<Aligned_RowTensor>:$sum,
                       Optional<Aligned_StateTensor>:$certificate);
   let assemblyFormat = [{
-    $query `,` $key `,` $value `scale` $scale (`softcap` $softcap^)? (`mask` $mask^)? (`later` $later^)?
-    (`attn_mask` $attn_mask^ `:` type($attn_mask))? (`sink_logits` $sink_logits^ `:` type($sink_logits))? custom<Policies>($policies)
+    $query `,` $key `,` $value `scale` $scale (`softcap` custom<Softcap>($softcap, $dynamic_softcap)^)? (`mask` custom<Mask>($mask, $dynamic_window, $dynamic_sinks)^)?
+    (`later` $later^)? (`attn_mask` $attn_mask^ `:` type($attn_mask))? (`sink_logits` $sink_logits^ `:` type($sink_logits))? custom<Policies>($policies)
     (`tolerance_factor` $tolerance_factor^)? (`masked_zero` $masked_zero^)? (`from_dense_copy` $from_dense_copy^)? (`into` $targets^)? attr-dict
     `:` type($query) `,` type($key) `,` type($value) (`into` type($targets)^)? (`->` type($acc)^ `,` type($max) `,` type($sum))?
     (`certified` type($certificate)^)?
   }];
   let hasVerifier = 1;
+  let hasCanonicalizeMethod = 1; // constants are attributes
   let extraClassDeclaration = [{
     /// Of all policies.
     PolicyKind getPolicyKind() { return ::llvm::cast<PolicyAttr>(getPolicies()[0]).getKind(); }

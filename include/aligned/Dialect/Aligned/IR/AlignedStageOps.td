@@ -45,10 +45,11 @@ def Aligned_PrepareOp : Aligned_StageOp<"prepare"> {
 
     Constraints: A1, A2, A4, A10, A11, A13, A16, P1 and P2 of `aligned.decode_attention`, whose caches have fixed planes and whose heads and queries are static.
   }];
-  let arguments = (ins Aligned_Array:$query, Aligned_Array:$key, Aligned_Array:$value, F32:$scale, Index:$row, Optional<Index>:$later, Optional<F32>:$tolerance_factor,
+  let arguments = (ins Aligned_Array:$query, Aligned_Array:$key, Aligned_Array:$value, F32:$scale, Index:$row, Optional<Index>:$dynamic_window, Optional<Index>:$dynamic_sinks,
+                       Optional<Index>:$later, Optional<F32>:$tolerance_factor,
                        Variadic<Aligned_Array>:$outs, Aligned_PolicyArrayAttr:$policies, OptionalAttr<Aligned_MaskAttr>:$mask);
   let assemblyFormat = [{
-    $query `,` $key `,` $value `scale` $scale `row` $row (`mask` $mask^)? (`later` $later^)? custom<Policies>($policies) (`tolerance_factor` $tolerance_factor^)?
+    $query `,` $key `,` $value `scale` $scale `row` $row (`mask` custom<Mask>($mask, $dynamic_window, $dynamic_sinks)^)? (`later` $later^)? custom<Policies>($policies) (`tolerance_factor` $tolerance_factor^)?
     `outs` `(` $outs `:` type($outs) `)` attr-dict `:` type($query) `,` type($key) `,` type($value) (`->` type($results)^)?
   }];
 }
@@ -66,12 +67,12 @@ def Aligned_ScanOp : Aligned_SplitStageOp<"scan"> {
 
     Constraints: those of `aligned.prepare`, and A12 and A15.
   }];
-  let arguments = (ins Aligned_Array:$query, Aligned_Array:$key, Aligned_Array:$value, F32:$scale, Index:$row, Index:$split, Optional<Index>:$later,
-                       Optional<Aligned_AttnMask>:$attn_mask, Aligned_Array:$digits, Aligned_Array:$facts, Variadic<Aligned_Array>:$outs, Aligned_PolicyArrayAttr:$policies,
+  let arguments = (ins Aligned_Array:$query, Aligned_Array:$key, Aligned_Array:$value, F32:$scale, Index:$row, Index:$split, Optional<F32>:$dynamic_softcap,
+                       Optional<Index>:$dynamic_window, Optional<Index>:$dynamic_sinks, Optional<Index>:$later, Optional<Aligned_AttnMask>:$attn_mask, Aligned_Array:$digits, Aligned_Array:$facts, Variadic<Aligned_Array>:$outs, Aligned_PolicyArrayAttr:$policies,
                        OptionalAttr<F64Attr>:$softcap, OptionalAttr<Aligned_MaskAttr>:$mask);
   let assemblyFormat = [{
-    $query `,` $key `,` $value `,` $digits `,` $facts `scale` $scale `row` $row `split` $split (`softcap` $softcap^)? (`mask` $mask^)? (`later` $later^)?
-    (`attn_mask` $attn_mask^ `:` type($attn_mask))? custom<Policies>($policies) `outs` `(` $outs `:` type($outs) `)` attr-dict
+    $query `,` $key `,` $value `,` $digits `,` $facts `scale` $scale `row` $row `split` $split (`softcap` custom<Softcap>($softcap, $dynamic_softcap)^)?
+    (`mask` custom<Mask>($mask, $dynamic_window, $dynamic_sinks)^)? (`later` $later^)? (`attn_mask` $attn_mask^ `:` type($attn_mask))? custom<Policies>($policies) `outs` `(` $outs `:` type($outs) `)` attr-dict
     `:` type($query) `,` type($key) `,` type($value) `,` type($digits) `,` type($facts) (`->` type($results)^)?
   }];
 }
@@ -92,13 +93,13 @@ def Aligned_AttendOp : Aligned_SplitStageOp<"attend"> {
 
     Constraints: those of `aligned.scan`.
   }];
-  let arguments = (ins Aligned_Array:$query, Aligned_Array:$key, Aligned_Array:$value, Index:$row, Index:$split, Optional<Index>:$later,
-                       Optional<Aligned_AttnMask>:$attn_mask, Optional<Aligned_SinkLogits>:$sink_logits, Aligned_Array:$digits, Aligned_Array:$facts, Aligned_Array:$mean, Aligned_Array:$scores, Aligned_Array:$tops, Aligned_Array:$parts, Variadic<Aligned_Array>:$outs,
+  let arguments = (ins Aligned_Array:$query, Aligned_Array:$key, Aligned_Array:$value, Index:$row, Index:$split, Optional<F32>:$dynamic_softcap,
+                       Optional<Index>:$dynamic_window, Optional<Index>:$dynamic_sinks, Optional<Index>:$later, Optional<Aligned_AttnMask>:$attn_mask, Optional<Aligned_SinkLogits>:$sink_logits, Aligned_Array:$digits, Aligned_Array:$facts, Aligned_Array:$mean, Aligned_Array:$scores, Aligned_Array:$tops, Aligned_Array:$parts, Variadic<Aligned_Array>:$outs,
                        Aligned_PolicyArrayAttr:$policies, UnitAttr:$masked_zero, DefaultValuedAttr<I32Attr, "0">:$attention_id, OptionalAttr<F64Attr>:$softcap,
                        OptionalAttr<Aligned_MaskAttr>:$mask);
   let assemblyFormat = [{
-    $query `,` $key `,` $value `,` $digits `,` $facts `,` $mean `,` $scores `,` $tops `,` $parts `row` $row `split` $split (`softcap` $softcap^)? (`mask` $mask^)?
-    (`later` $later^)? (`attn_mask` $attn_mask^ `:` type($attn_mask))? (`sink_logits` $sink_logits^ `:` type($sink_logits))?
+    $query `,` $key `,` $value `,` $digits `,` $facts `,` $mean `,` $scores `,` $tops `,` $parts `row` $row `split` $split (`softcap` custom<Softcap>($softcap, $dynamic_softcap)^)?
+    (`mask` custom<Mask>($mask, $dynamic_window, $dynamic_sinks)^)? (`later` $later^)? (`attn_mask` $attn_mask^ `:` type($attn_mask))? (`sink_logits` $sink_logits^ `:` type($sink_logits))?
     custom<Policies>($policies) (`masked_zero` $masked_zero^)? `outs` `(` $outs `:` type($outs) `)` attr-dict
     `:` type($query) `,` type($key) `,` type($value) `,` type($digits) `,` type($facts) `,` type($mean) `,` type($scores) `,` type($tops) `,` type($parts)
     (`->` type($results)^)?
