@@ -30,7 +30,7 @@ private:
 
   struct Row { ///< what holds for a query row
     Val top, mass, norm, inherent, aside, step;
-    Val rounding; ///< of a score behind its products: by the cap, by 2^x
+    Val rounding; ///< of a score behind its products: by the cap, by a mask's numbers, by 2^x
     Val spread, rounded; ///< of an error of a score for a scale of 1: |q'| / sqrt(3), for each unit that is missing of K; what rounding weights leaves, expected
   };
   Val meanLargest, asideLargest; ///< of |x|: of the mean of V, in units of V's codes; of keys that are kept aside
@@ -86,6 +86,8 @@ CertifyKernel::Row CertifyKernel::rowOf(Val h) {
   // A key that is kept aside is a dot product of f32: |q|_1 <= sqrt(d) |q|_2 = sqrt(d) |q'|_2.
   of.aside = of.norm * asideLargest * (std::sqrt(double(dim)) * (dim + 8) * 0x1p-23);
   of.rounding = (cap.rounding + kPowerRounding).as(e, e.f32());
+  if (addsMask(shape)) // finer bits go in front of a cap: there what was added is taken off again
+    of.rounding = of.rounding + maskRounding(of.top, 256) * (hasCapAndMask(shape) ? 4 : 1);
   return of;
 }
 

@@ -76,6 +76,42 @@ Case without() { // 8 bits of K, 4 of V
   c.valueResident = 1;
   return c;
 }
+/// A mask that is far larger than scores rounds them: to 2^-4 beside -1000000.
+class MaskedFarOff : public Steps, public testing::WithParamInterface<Case> {};
+
+TEST_P(MaskedFarOff, ErrorsAreWithinTheBound) {
+  const Case &c = GetParam();
+  const ProgramPtr program = kernelsOf(c).load();
+  ASSERT_TRUE(program);
+  for (int64_t tokens : {3, 9, 65}) {
+    Inputs in(c, tokens);
+    in.mask = Values(c.operand.element, tokens, [](int64_t) { return -1e6; });
+    const Caches host = packed(c, in);
+    const State got = decode(c, program, host.upload(program), in);
+    ASSERT_EQ(got.error, "");
+    for (int64_t row = 0; row < kRows; ++row) {
+      const std::vector<double> exact = exactAttention(in.of(c, row, *host.key, *host.value));
+      for (int64_t place = row * c.heads(); place < (row + 1) * c.heads() && in.lengths[row / kKvHeads]; ++place) {
+        const float *number = &got.certificate[place * ALIGNED_CERTIFICATE_NUMBERS];
+        const double u = number[0] / got.sum[place], bound = ((1 + u) * number[1] + u * number[2] + number[3]) / got.sum[place];
+        for (int64_t i = 0; i < c.valueDim; ++i)
+          EXPECT_LE(std::fabs(got.out(place, i, c.valueDim) - exact[(place - row * c.heads()) * c.valueDim + i]), bound) << tokens << " tokens, query row " << place;
+      }
+    }
+  }
+}
+
+Case farOff(const char *policy, const char *element, double softcap) {
+  Case c{policy, 3, 64, 64, 1, "f16", "f16"};
+  if (softcap)
+    c.sight = "softcap " + std::to_string(softcap);
+  c.softcap = softcap;
+  c.operand.element = element;
+  c.certified = true;
+  return c;
+}
+INSTANTIATE_TEST_SUITE_P(Masks, MaskedFarOff, testing::Values(farOff("exact", "f32", 0), farOff("exact", "f32", 5), farOff("tight", "bf16", 0)));
+
 INSTANTIATE_TEST_SUITE_P(Others, Certified, testing::Values(softcapped(), aside(), without()));
 
 } // namespace
