@@ -38,7 +38,7 @@ class Kernel(NamedTuple):
     value_type: str
     key_dim: int
     value_dim: int
-    scoring: str  # softcap and mask, as the op spells them
+    scoring: str  # softcap and mask, as the op spells them; their numbers are %cap, %window and %sinks
     policy: str  # the same
     has_factor: bool  # whether its tolerance is multiplied when it runs
     mask: Optional[Tuple[Tuple[int, ...], str]]  # all but the tokens, and the type of its elements
@@ -50,15 +50,14 @@ class Kernel(NamedTuple):
         rows = f"{self.batch}x{self.kv_heads * self.heads}x{self.queries}"
         query, out, row = f"tensor<{rows}x{self.key_dim}x{self.query_type}>", f"tensor<{rows}x{self.value_dim}xf32>", f"tensor<{rows}xf32>"
         arguments = f"%q: {query}, %k: {self.key_type}, %v: {self.value_type}, %s: tensor<f32>"
-        scoring, later = self.scoring, ""
-        if goes_by_place(scoring):
-            arguments += ", %l: tensor<i64>"
-            later = "%count = tensor.extract %l[] : tensor<i64> %later = arith.index_cast %count : i64 to index"
-            scoring += " later %later"
-        factor = ""
-        if self.has_factor:
-            arguments += ", %t: tensor<f32>"
-            factor = " tolerance_factor %factor"
+        scoring = self.scoring + (" later %later" if goes_by_place(self.scoring) else "")
+        factor = " tolerance_factor %factor" if self.has_factor else ""
+        numbers = ""
+        for name, kind in (("cap", "f32"), ("window", "i64"), ("sinks", "i64"), ("later", "i64"), ("factor", "f32")):
+            if f"%{name}" in scoring + factor:
+                arguments += f", %{name}_given: tensor<{kind}>"
+                taken = f"tensor.extract %{name}_given[] : tensor<{kind}>"
+                numbers += f"%{name} = {taken}\n" if kind == "f32" else f"%{name}_count = {taken}\n%{name} = arith.index_cast %{name}_count : i64 to index\n"
         if self.mask:
             shape, element = self.mask
             kind = f"tensor<{'x'.join(map(str, shape))}x?x{element}>"
@@ -80,8 +79,7 @@ class Kernel(NamedTuple):
         return f"""
             func.func @attend({arguments}) -> ({types}) {{
               %scale = tensor.extract %s[] : tensor<f32>
-              {later}
-              {'%factor = tensor.extract %t[] : tensor<f32>' if factor else ''}
+              {numbers}
               {state} = aligned.decode_attention %q, %k, %v scale %scale{scoring} policy {self.policy}{factor}
                   : {query}, {self.key_type}, {self.value_type} -> {states}
               {finish}
@@ -113,6 +111,7 @@ class Step(NamedTuple):
     query_dtype: str
     scale: np.ndarray
     scoring: str
+    scores: Tuple[Any, ...]  # its numbers, in order
     policy: str
     factor: Optional[np.ndarray]  # of its tolerance
     mask: Optional[np.ndarray]  # [batch or 1, q_heads or 1, queries or 1, tokens]
@@ -129,7 +128,7 @@ class Step(NamedTuple):
         reads: Dict[str, int] = {}
         for piece in _pieces(group, queries):
             own_heads, own_queries, size, later = piece
-            operands: List[Any] = []
+            operands: List[Any] = list(self.scores)
             kind = None
             if goes_by_place(self.scoring):
                 operands.append(np.int64(later))

@@ -77,20 +77,21 @@ _ALL = 2**40  # tokens, more than any cache has
 
 
 def _scoring(causal, window, sinks, softcap):
-    """What `aligned.decode_attention` says of caps and masks (A11 and A12)."""
-    parts, text = ["causal"] if causal else [], ""
-    if window is not None:
-        parts.append(f"window = {min(_integer('window', window, 1), _ALL)}")
-    if first := _integer("sinks", sinks):
-        if window is None:
-            raise Error(f"expected sinks only with a window, got {sinks} without one")
-        parts.append(f"sinks = {min(first, _ALL)}")
+    """What `aligned.decode_attention` says of caps and masks (A11 and A12), and the numbers in it, which are operands: others compile nothing."""
+    first = _integer("sinks", sinks)
+    parts, text, numbers = ["causal"] if causal else [], "", []
     if softcap is not None:
         cap = _number("softcap", softcap, np.float64)
         if not 1e-30 <= cap <= 1e30:
             raise Error(f"expected softcap to be from 1e-30 to 1e+30, got {softcap}")
-        text += f" softcap 0x{int(cap.view(np.uint64)):016X}"
-    return text + (f" mask <{', '.join(parts)}>" if parts else "")
+        text += " softcap %cap"
+        numbers.append(np.float32(cap))
+    if window is not None:
+        parts.append("window = %window, sinks = %sinks")
+        numbers += [np.int64(min(number, _ALL)) for number in (_integer("window", window, 1), first)]
+    elif first:
+        raise Error(f"expected sinks only with a window, got {sinks} without one")
+    return text + (f" mask <{', '.join(parts)}>" if parts else ""), tuple(numbers)
 
 
 def spelled_format(format):
@@ -307,7 +308,7 @@ class KVCache:
         """
         query, dtype = _array("q", q, MLIR_TYPES)
         factor = _number("scale", 1 / math.sqrt(self.head_dim) if scale is None else scale)
-        scoring, (spelled, multiple) = _scoring(causal, window, sinks, softcap), spelled_policy(policy, tolerance, self.format)
+        (scoring, scores), (spelled, multiple) = _scoring(causal, window, sinks, softcap), spelled_policy(policy, tolerance, self.format)
         if not isinstance(certify, (bool, np.bool_)):
             raise Error(f"expected certify to be True or False, got {type(certify).__name__}")
         options = f"dense-up-to={self._dense_up_to}" if self._dense_up_to else ""
@@ -316,7 +317,7 @@ class KVCache:
                 raise Error(f"expected q of shape [{batch}, a multiple of {self.kv_heads}, queries, {self.head_dim}], got {list(query.shape)}")
             target = None if out is None else _target(out, (*query.shape[:3], self.value_dim))
             numbers, kind = self._mask(query.shape, mask)
-            step = Step(query, dtype, factor, scoring, spelled, multiple, numbers, kind, self._logits(query.shape, sink_logits), bool(certify), options)
+            step = Step(query, dtype, factor, scoring, scores, spelled, multiple, numbers, kind, self._logits(query.shape, sink_logits), bool(certify), options)
             results, reads = step.run(self._key, self._value, self._type("key", batch, planes), self._type("value", batch, planes), self.kv_heads, self.value_dim,
                                       self._lower_dense)
         self._reads = reads
