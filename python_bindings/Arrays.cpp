@@ -1,5 +1,7 @@
 #include "Arrays.h"
 
+#include "aligned/Runtime/Cuda.h"
+
 #include <nanobind/stl/string.h>
 
 #include <cstring>
@@ -80,6 +82,22 @@ static bool readBuffer(nb::handle object, const Dtype &dtype, int32_t rank, Inpu
   return true;
 }
 
+/// DLPack's names of places whose memory the CPU reads, and those whose memory CUDA's kernels read.
+constexpr int kCpu = 1, kCuda = 2, kCudaHost = 3, kCudaManaged = 13;
+
+static bool isOfCuda(int device) { return device == kCuda || device == kCudaManaged; }
+
+bool isOnDevice(int deviceType, int deviceId, const std::string &what) {
+  if (!isOfCuda(deviceType))
+    return false;
+  const int current = aligned_cuda_device();
+  if (current < 0)
+    throwLast();
+  if (deviceId != current)
+    throw Error("expected " + what + " on device " + std::to_string(current) + " of CUDA, the current one, got device " + std::to_string(deviceId));
+  return true;
+}
+
 /// Says why an object is no array that can be read here.
 [[noreturn]] static void refuse(nb::handle object, const std::string &what) {
   const std::string type = nb::type_name(object.type()).c_str();
@@ -89,10 +107,10 @@ static bool readBuffer(nb::handle object, const Dtype &dtype, int32_t rank, Inpu
   std::string why;
   if (nb::hasattr(object, "__dlpack_device__") && nb::hasattr(object, "__dlpack__"))
     try {
-      constexpr int onCpu = 1;
-      if (const int device = nb::cast<int>(object.attr("__dlpack_device__")()[0]); device != onCpu) {
+      if (const int device = nb::cast<int>(object.attr("__dlpack_device__")()[0]); device != kCpu && device != kCudaHost) {
         nb::object place = nb::getattr(object, "device", nb::str("another device"));
-        throw Error("expected " + what + " in memory of the CPU, got a " + type + " on " + nb::str(place).c_str() + ": pass a copy on the CPU");
+        throw Error("expected " + what + " in memory of the CPU, got a " + type + " on " + nb::str(place).c_str() + ": pass a copy on the CPU" +
+                    (isOfCuda(device) ? ", or use a KVCache with device='cuda'" : ""));
       }
       object.attr("__dlpack__")();
     } catch (const nb::python_error &error) {
@@ -101,30 +119,33 @@ static bool readBuffer(nb::handle object, const Dtype &dtype, int32_t rank, Inpu
   throw Error("expected an array as " + what + ", got " + type + why);
 }
 
-/// Any array in memory of the CPU. NumPy exports no dtype that it does not define itself, such as the bfloat16 of ml_dtypes: its bits are taken.
-static nb::ndarray<nb::ro, nb::device::cpu> exported(nb::handle object, const std::string &what, bool &isBFloat16) {
+/// Any array in memory of the CPU, or `orOnDevice` of CUDA. NumPy exports no dtype that it does not define itself, such as the bfloat16 of ml_dtypes: its bits are taken.
+static nb::ndarray<nb::ro> exported(nb::handle object, const std::string &what, bool orOnDevice, bool &isBFloat16) {
   nb::object holder = nb::borrow(object), dtype = nb::getattr(object, "dtype", nb::none());
   nb::object name = nb::getattr(dtype, "name", nb::none()), kind = nb::getattr(dtype, "kind", nb::none());
   isBFloat16 = nb::isinstance<nb::str>(name) && nb::isinstance<nb::str>(kind) && nb::cast<std::string>(name) == "bfloat16";
-  nb::ndarray<nb::ro, nb::device::cpu> array;
+  nb::ndarray<nb::ro> array;
   if (isBFloat16 && nb::hasattr(object, "view"))
     holder = object.attr("view")("uint16");
   if (!nb::try_cast(holder, array))
+    refuse(object, what);
+  if (const int device = array.device_type(); device != kCpu && device != kCudaHost && !(orOnDevice && isOfCuda(device)))
     refuse(object, what);
   isBFloat16 |= array.dtype().code == uint8_t(nb::dlpack::dtype_code::Bfloat) && array.dtype().bits == 16;
   return array;
 }
 
-Input readArray(nb::handle object, const Dtype &dtype, int32_t rank, const std::string &what) {
+Input readArray(nb::handle object, const Dtype &dtype, int32_t rank, const std::string &what, bool orOnDevice) {
   if (Input input; PyObject_CheckBuffer(object.ptr()) && readBuffer(object, dtype, rank, input))
     return input;
   Input input;
   bool isBFloat16;
-  input.owner = exported(object, what, isBFloat16);
+  input.owner = exported(object, what, orOnDevice, isBFloat16);
   if (!fits(dtype, input.owner.dtype()) || (isBFloat16 && dtype.value != ALIGNED_DTYPE_BF16))
     throw Error("expected " + std::string(dtype.name) + " of " + what + ", got " + (isBFloat16 ? "bfloat16" : nameOf(input.owner.dtype())));
   if (input.owner.ndim() != size_t(rank))
     throw Error("expected rank " + std::to_string(rank) + " of " + what + ", got " + std::to_string(input.owner.ndim()));
+  input.isOnDevice = isOnDevice(input.owner.device_type(), input.owner.device_id(), what);
   input.array.data = const_cast<void *>(input.owner.data());
   for (int32_t dim = 0; dim < rank; ++dim) {
     input.array.shape[dim] = input.owner.shape(dim);
@@ -147,8 +168,8 @@ nb::object takeArray(const aligned_type &type, const aligned_array &array) {
 
 nb::tuple viewAsNumpy(nb::handle object, const std::string &what) {
   bool isBFloat16;
-  auto *array = new nb::ndarray<nb::ro, nb::device::cpu>(exported(object, what, isBFloat16));
-  nb::capsule owner(array, [](void *held) noexcept { delete static_cast<nb::ndarray<nb::ro, nb::device::cpu> *>(held); });
+  auto *array = new nb::ndarray<nb::ro>(exported(object, what, /*orOnDevice=*/false, isBFloat16));
+  nb::capsule owner(array, [](void *held) noexcept { delete static_cast<nb::ndarray<nb::ro> *>(held); });
   const nb::dlpack::dtype bits{uint8_t(nb::dlpack::dtype_code::UInt), 16, 1};
   std::vector<size_t> shape;
   std::vector<int64_t> strides;

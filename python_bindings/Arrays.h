@@ -1,6 +1,7 @@
 // What all parts of the native module share: its exception, dtypes, and arrays that come in and go out.
 //
-// Arrays come in by DLPack or the buffer protocol and are never copied here; results leave as NumPy arrays that free what they hold.
+// Arrays come in by DLPack or the buffer protocol and are never copied here; results leave as NumPy arrays that free what they hold. Those on a GPU are the caller's, results
+// included.
 #ifndef ALIGNED_PYTHON_ARRAYS_H
 #define ALIGNED_PYTHON_ARRAYS_H
 
@@ -59,12 +60,15 @@ struct Buffer : Py_buffer {
 /// An argument, and what keeps its memory alive.
 struct Input {
   Buffer buffer;
-  nb::ndarray<nb::ro, nb::device::cpu> owner;
+  nb::ndarray<nb::ro> owner;
   aligned_array array = {};
+  bool isOnDevice = false; // of CUDA
 };
 
-/// `object` as an array of this dtype and rank, or an Error about `what`.
-Input readArray(nb::handle object, const Dtype &dtype, int32_t rank, const std::string &what);
+/// `object` as an array of this dtype and rank, or an Error about `what`. It is in memory of the CPU, or `orOnDevice` in that of the device of CUDA that the thread uses.
+Input readArray(nb::handle object, const Dtype &dtype, int32_t rank, const std::string &what, bool orOnDevice = false);
+/// Whether an array of such a place, as DLPack numbers them, lies on that device. An Error where it lies on another one of CUDA.
+bool isOnDevice(int deviceType, int deviceId, const std::string &what);
 
 /// Any array in memory of the CPU as a NumPy array over the same memory, and the name of its dtype; bfloat16 as its bits.
 nb::tuple viewAsNumpy(nb::handle object, const std::string &what);

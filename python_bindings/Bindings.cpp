@@ -2,6 +2,7 @@
 #include "Caches.h"
 #include "Compiling.h"
 #include "Modules.h"
+#include "Programs.h"
 
 #include "aligned/Runtime/Kernel.h"
 
@@ -25,6 +26,7 @@ NB_MODULE(_alignedkv, m) {
 
 Takes effect with the next call, in the whole process. Raises Error unless threads is 1 to 1024.)");
   m.def("threads", [] { return aligned_rt_threads(); }, "How many threads attention and appends use.");
+  bindPrograms(m);
   bindCaches(m);
   bindCompiling(m);
   bindModules(m);

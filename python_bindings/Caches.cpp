@@ -1,4 +1,5 @@
 #include "Caches.h"
+#include "Programs.h"
 
 #include "aligned/Analysis/Costs.h"
 
@@ -18,6 +19,8 @@ using namespace nb::literals;
 void Cache::lock() {
   if (process == getpid())
     return mutex.lock();
+  if (owned && owned->location == ALIGNED_LOCATION_CUDA)
+    throw Error("expected a cache of this process, got one on a GPU from process " + std::to_string(process) + ", of which this one was forked");
   if (mutex.try_lock())
     process = getpid(); // a child's own from now on
   else if (process == getpid())
@@ -75,7 +78,7 @@ void require(int status) {
 
 /// `tokens` as an array that can be appended to a cache of this shape.
 Input readTokens(const aligned_cache &cache, nb::handle tokens, const std::string &name) {
-  Input input = readArray(tokens, dtypeOf(elementDtypes[cache.format.element]), 4, name);
+  Input input = readArray(tokens, dtypeOf(elementDtypes[cache.format.element]), 4, name, cache.location == ALIGNED_LOCATION_CUDA);
   int64_t expected[] = {cache.batch, cache.kv_heads, ALIGNED_DYNAMIC, cache.head_dim};
   for (int dim : {0, 1, 3})
     if (input.array.shape[dim] != expected[dim])
@@ -92,9 +95,10 @@ void checkLengths(const aligned_cache &cache, const std::vector<int64_t> &length
       throw Error("expected " + std::string(name) + " from 0 to " + std::to_string(most) + ", got " + std::to_string(length));
 }
 
-/// An empty cache from the words of the package, which has had the compiler check the format. `pages`, unless negative: how many, of `reserve` tokens in all.
+/// An empty cache from the words of the package, which has had the compiler check the format; where the program is, if there is one. `pages`, unless negative: how many, of
+/// `reserve` tokens in all.
 CachePtr makeCache(const std::string &kind, const std::vector<int32_t> &widths, const std::string &role, const std::string &dtype, int64_t batch, int64_t kvHeads,
-                   int64_t headDim, int64_t reserve, int64_t pages) {
+                   int64_t headDim, int64_t reserve, int64_t pages, const Program *program) {
   aligned_format format = {};
   const char *const *element = std::find(std::begin(elementNames), std::end(elementNames), dtype);
   if (element == std::end(elementNames))
@@ -106,6 +110,10 @@ CachePtr makeCache(const std::string &kind, const std::vector<int32_t> &widths, 
     throw Error("expected at most " + std::to_string(ALIGNED_MAX_PLANES) + " planes, got " + std::to_string(widths.size()));
   format.planes = widths.size();
   std::copy(widths.begin(), widths.end(), format.width);
+  nb::gil_scoped_release release;
+  if (program)
+    return Cache::take(pages < 0 ? aligned_program_create_cache(program->get(), &format, batch, kvHeads, headDim, reserve)
+                                 : aligned_program_create_paged_cache(program->get(), &format, batch, kvHeads, headDim, pages, pages * ALIGNED_TILE));
   return Cache::take(pages < 0 ? aligned_cache_create(&format, batch, kvHeads, headDim, reserve)
                                : aligned_cache_create_paged(&format, batch, kvHeads, headDim, pages, pages * ALIGNED_TILE));
 }
@@ -219,7 +227,7 @@ void undo(aligned_cache *cache, const std::vector<int64_t> &before) {
     aligned_cache_truncate(cache, before[0]);
 }
 
-void appendPair(Cache &key, Cache &value, nb::handle k, nb::handle v, const std::optional<std::vector<int64_t>> &counts) {
+void appendPair(Cache &key, Cache &value, nb::handle k, nb::handle v, const std::optional<std::vector<int64_t>> &counts, uintptr_t stream) {
   const auto [facts, valueFacts] = locked({&key, &value}, [&] { return std::pair(*key.get(), *value.get()); });
   Input keys = readTokens(facts, k, "k"), values = readTokens(valueFacts, v, "v");
   const int64_t count = keys.array.shape[2];
@@ -228,12 +236,15 @@ void appendPair(Cache &key, Cache &value, nb::handle k, nb::handle v, const std:
   if (counts)
     checkLengths(facts, *counts, count, "lengths");
   auto appendTo = [&](Cache &cache, const Input &input) {
+    if (input.isOnDevice)
+      return aligned_cuda_cache_append_device(cache.get(), input.array.data, counts ? counts->data() : nullptr, count, input.array.strides);
     return counts ? aligned_cache_append_ragged(cache.get(), input.array.data, counts->data(), input.array.strides)
                   : aligned_cache_append(cache.get(), input.array.data, count, input.array.strides);
   };
   const int64_t batch = facts.batch;
   std::vector<int64_t> before, after;
   locked({&key, &value}, [&] {
+    const OnStream on(stream);
     if (key.get()->batch != batch)
       throw Error("expected a cache whose batch stays, got one of which another thread selected entries");
     before = lengthsOf(key.get());
@@ -377,9 +388,9 @@ Raises Error unless tokens is 0 to as many as there are; the cache is unchanged 
       .def(nb::init<Cache &, Cache &>(), "key"_a, "value"_a, nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>())
       .def("__enter__", &CacheHold::enter)
       .def("__exit__", [](CacheHold &hold, const nb::args &) { hold.exit(); });
-  m.def("_cache", &makeCache, "kind"_a, "widths"_a, "role"_a, "dtype"_a, "batch"_a, "kv_heads"_a, "head_dim"_a, "reserve"_a, "pages"_a);
+  m.def("_cache", &makeCache, "kind"_a, "widths"_a, "role"_a, "dtype"_a, "batch"_a, "kv_heads"_a, "head_dim"_a, "reserve"_a, "pages"_a, "program"_a.none());
   m.def("_load", [](const nb::bytes &bytes) { return Cache::take(loaded(bytes)); }, "bytes"_a);
-  m.def("_append", &appendPair, "key"_a, "value"_a, "k"_a.none(), "v"_a.none(), "lengths"_a.none());
+  m.def("_append", &appendPair, "key"_a, "value"_a, "k"_a.none(), "v"_a.none(), "lengths"_a.none(), "stream"_a);
   m.def("_truncate", &truncatePair, "key"_a, "value"_a, "tokens"_a, "each"_a);
   m.def("_drop_planes", &dropPair, "key"_a, "value"_a, "planes"_a);
   m.def("_keep_dense", &keepDensePair, "key"_a, "value"_a, "tokens"_a);

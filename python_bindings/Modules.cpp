@@ -16,6 +16,15 @@
 
 using namespace nb::literals;
 
+nb::dict asDict(const aligned_tally &read) {
+  nb::dict entry;
+  entry["key_bits"] = read.key_bits;
+  entry["key_values"] = read.key_values;
+  entry["value_bits"] = read.value_bits;
+  entry["value_values"] = read.value_values;
+  return entry;
+}
+
 namespace {
 
 SharedSource sourceOf(const std::string &text, const std::optional<std::string> &filename, bool allowUnregistered) {
@@ -170,14 +179,8 @@ private:
 
   static nb::list listOf(const Tally &tally) {
     nb::list reads;
-    for (const aligned_tally &read : tally) {
-      nb::dict entry;
-      entry["key_bits"] = read.key_bits;
-      entry["key_values"] = read.key_values;
-      entry["value_bits"] = read.value_bits;
-      entry["value_values"] = read.value_values;
-      reads.append(entry);
-    }
+    for (const aligned_tally &read : tally)
+      reads.append(asDict(read));
     return reads;
   }
 

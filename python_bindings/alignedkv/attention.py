@@ -1,7 +1,7 @@
 """Attention over a pair of caches, as kernels.
 
 A kernel is compiled for the shape of its queries, for what caches are stored in, and for what scores go through. It takes up to 32 query rows of a kv head (query
-heads that share it, times queries). Queries are cut into pieces that kernels take, of few sizes, so that few kernels are compiled: a piece is filled up at its front
+heads that share it, times queries), on a GPU 16. Queries are cut into pieces that kernels take, of few sizes, so that few kernels are compiled: a piece is filled up at its front
 with its first query, and what comes of that is left out. `later` tells a kernel how many tokens are newer than the last of its queries.
 """
 
@@ -12,12 +12,12 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
+from . import arrays
 from ._alignedkv import Error, Module
 
 MLIR_TYPES = {"float16": "f16", "bfloat16": "bf16", "float32": "f32"}
 MASK_TYPES = {**MLIR_TYPES, "bool": "i1"}
 
-_MOST_ROWS = 32
 _SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 
 
@@ -87,13 +87,6 @@ class Kernel(NamedTuple):
             }}"""
 
 
-@functools.lru_cache(maxsize=1024)
-def _compiled(kernel):
-    """The module of a kernel: all caches of a shape share it, such as the layers of a model."""
-    with in_plain_words():
-        return Module(kernel.text(), kernel.options)
-
-
 @contextlib.contextmanager
 def in_plain_words():
     """What the compiler says of a text that nobody has seen, without the places and ops in it."""
@@ -104,67 +97,114 @@ def in_plain_words():
         raise Error(said) from None
 
 
-class Step(NamedTuple):
-    """What one call attends with. Arrays are NumPy's, bfloat16 as its bits, with the names of their dtypes."""
+class Host:
+    """Where attention is computed: here the CPU, over NumPy arrays, bfloat16 as its bits.
 
-    query: np.ndarray  # [batch, q_heads, queries, head_dim]
+    before(module) is called ahead of each kernel.
+    """
+
+    most_rows = 32
+
+    def __init__(self, key, value, before):
+        self.key, self.value, self.before = key, value, before
+
+    def array(self, name, value, dtypes):
+        """An array that a caller brings, and the name of its dtype."""
+        return arrays.on_host(name, value, dtypes)
+
+    def floats(self, name, value):
+        return arrays.floats(name, value)
+
+    def empty(self, shape):
+        return np.empty(shape, np.float32)
+
+    def target(self, out, shape):
+        """Where a caller wants a result, as an array."""
+        return arrays.target(out, shape)
+
+    def given(self, q, result):
+        """A result as an array of the library that q is of."""
+        return arrays.like(q, result)
+
+    def attend(self, step, kernel, query, mask, logits, later):
+        """What a step gives for a piece of its queries, and what was read."""
+        module = _compiled(kernel)
+        self.before(module)
+        operands = list(step.scores)
+        if goes_by_place(step.scoring):
+            operands.append(np.int64(later))
+        operands += [operand for operand in (step.factor, mask, logits) if operand is not None]
+        (out, largest, total, *errors), (read,) = module._call_with_reads(query, self.key, self.value, step.scale, *operands)
+        return step.results(out, largest, total, errors), read
+
+
+@functools.lru_cache(maxsize=1024)
+def _compiled(kernel):
+    """The module of a kernel: all caches of a shape share it, such as the layers of a model."""
+    with in_plain_words():
+        return Module(kernel.text(), kernel.options)
+
+
+class Step(NamedTuple):
+    """What one call attends with. Arrays are those of a place, with the names of their dtypes."""
+
+    query: Any  # [batch, q_heads, queries, head_dim]
     query_dtype: str
     scale: np.ndarray
     scoring: str
     scores: Tuple[Any, ...]  # its numbers, in order
     policy: str
     factor: Optional[np.ndarray]  # of its tolerance
-    mask: Optional[np.ndarray]  # [batch or 1, q_heads or 1, queries or 1, tokens]
+    mask: Optional[Any]  # [batch or 1, q_heads or 1, queries or 1, tokens]
     mask_dtype: str
-    sink_logits: Optional[np.ndarray]  # [q_heads]
+    sink_logits: Optional[Any]  # [q_heads]
     certify: bool
+    with_lse: bool
     options: str
 
-    def run(self, key, value, key_type, value_type, kv_heads, value_dim, before):
-        """The results of a kernel for all queries, and what was read. before(module) is called ahead of each kernel."""
+    def results(self, out, largest, total, errors):
+        """Output, the logarithm of the sum where that is wanted, and what certifies them."""
+        if not self.with_lse:
+            return [out, *errors]
+        with np.errstate(divide="ignore"):
+            return [out, largest + np.log(total), *errors]
+
+    def run(self, place, key_type, value_type, kv_heads, value_dim):
+        """The results for all queries, and what was read, or None where nobody knows."""
         batch, heads, queries, _ = self.query.shape
         group = heads // kv_heads
-        whole: List[np.ndarray] = []
-        reads: Dict[str, int] = {}
-        for piece in _pieces(group, queries):
+        whole: List[Any] = []
+        reads: Optional[Dict[str, int]] = None
+        for piece in _pieces(group, queries, place.most_rows):
             own_heads, own_queries, size, later = piece
-            operands: List[Any] = list(self.scores)
-            kind = None
-            if goes_by_place(self.scoring):
-                operands.append(np.int64(later))
-            if self.factor is not None:
-                operands.append(self.factor)
-            if self.mask is not None:
-                operands.append(_cut(self.mask, kv_heads, piece))
-                kind = operands[-1].shape[:3], MASK_TYPES[self.mask_dtype]
-            if self.sink_logits is not None:
-                operands.append(self.sink_logits.reshape(kv_heads, group)[:, own_heads].reshape(-1))
-            module = _compiled(Kernel(batch, kv_heads, own_heads.stop - own_heads.start, size, MLIR_TYPES[self.query_dtype], key_type, value_type, self.query.shape[3], value_dim,
-                                      self.scoring, self.policy, self.factor is not None, kind, self.sink_logits is not None, self.certify, self.options))
-            before(module)
-            results, (read,) = module._call_with_reads(_cut(self.query, kv_heads, piece), key, value, self.scale, *operands)
-            reads = {name: number + reads.get(name, 0) for name, number in read.items()}
+            mask = None if self.mask is None else _cut(self.mask, kv_heads, piece)
+            logits = None if self.sink_logits is None else self.sink_logits.reshape(kv_heads, group)[:, own_heads].reshape(-1)
+            kernel = Kernel(batch, kv_heads, own_heads.stop - own_heads.start, size, MLIR_TYPES[self.query_dtype], key_type, value_type, self.query.shape[3], value_dim,
+                            self.scoring, self.policy, self.factor is not None, None if mask is None else (tuple(mask.shape[:3]), MASK_TYPES[self.mask_dtype]), logits is not None,
+                            self.certify, self.options)
+            results, read = place.attend(self, kernel, _cut(self.query, kv_heads, piece), mask, logits, later)
             if results[0].shape[1:3] == (heads, queries):
-                return results, reads
-            whole = whole or [np.empty((batch, heads, queries, *part.shape[3:]), np.float32) for part in results]
+                return results, read
+            if not whole:
+                whole, reads = [place.empty((batch, heads, queries, *part.shape[3:])) for part in results], read and dict.fromkeys(read, 0)
+            reads = read and reads and {name: number + reads[name] for name, number in read.items()}
             for all_rows, part in zip(whole, results):
                 rows = all_rows.reshape(batch, kv_heads, group, *all_rows.shape[2:])[:, :, own_heads, own_queries]
                 rows[...] = part.reshape(batch, kv_heads, -1, *part.shape[2:])[:, :, :, size - rows.shape[3]:]
         if not whole:  # no query
-            none = (batch, heads, 0)
-            whole = [np.empty((*none, value_dim), np.float32)] + [np.empty(none, np.float32) for _ in range(4 if self.certify else 2)]
+            whole = [place.empty((batch, heads, 0, value_dim))] + [place.empty((batch, heads, 0)) for _ in range(self.with_lse + 2 * self.certify)]
             reads = dict.fromkeys(("key_bits", "key_values", "value_bits", "value_values"), 0)
-        return tuple(whole), reads
+        return whole, reads
 
 
-def _pieces(group, queries):
-    """Cuts `queries` queries of `group` query heads a kv head into what kernels take.
+def _pieces(group, queries, most_rows):
+    """Cuts `queries` queries of `group` query heads a kv head into what kernels take, which is `most_rows` query rows of a kv head.
 
     Yields (heads, queries, how many queries the kernel takes, how many come later), the first two as slices.
     """
-    for first_head in range(0, group, _MOST_ROWS):
-        heads = slice(first_head, min(group, first_head + _MOST_ROWS))
-        most = _MOST_ROWS // (heads.stop - heads.start)
+    for first_head in range(0, group, most_rows):
+        heads = slice(first_head, min(group, first_head + most_rows))
+        most = most_rows // (heads.stop - heads.start)
         for first in range(0, queries, most):
             end = min(queries, first + most)
             size = min(next(size for size in _SIZES if size >= end - first), most)
@@ -181,5 +221,5 @@ def _cut(array, kv_heads, piece):
     if queries != 1:
         array = array[:, :, own_queries]
         if missing := size - array.shape[2]:
-            array = np.concatenate([np.repeat(array[:, :, :1], missing, 2), array], 2)
+            array = array[:, :, [0] * missing + list(range(array.shape[2]))]
     return array

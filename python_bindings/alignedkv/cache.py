@@ -3,14 +3,14 @@
 import functools
 import math
 import re
-import sys
 from typing import Any, Dict, Iterable, List, Optional, Tuple, Union
 
 import numpy as np
 
 from . import _alignedkv as native
-from ._alignedkv import Error, _policy_tolerance, _transform, _view
-from .attention import MASK_TYPES, MLIR_TYPES, Step, in_plain_words
+from . import arrays, gpu
+from ._alignedkv import Error, _policy_tolerance, _transform
+from .attention import MASK_TYPES, MLIR_TYPES, Host, Step, in_plain_words
 from .compiler import _dense_up_to, _index, _number
 
 
@@ -43,43 +43,14 @@ def _integers(name, values):
         raise Error(f"expected {name} to be integers, got {type(values).__name__}") from None
 
 
-_NAMES = {np.dtype(name): name for name in ("float16", "float32", "bool", "uint16")}  # in this machine's byte order; what takes no time to look up
-
-
-def _array(name, value, dtypes):
-    """An array in CPU memory as a NumPy array over the same memory, and the name of its dtype; bfloat16 as its bits. uint16 are bits, too."""
-    dtype = _NAMES.get(value.dtype) if type(value) is np.ndarray else None
-    view, dtype = (value, dtype) if dtype else _view(value, name)
-    if dtype == "uint16" and "bfloat16" in dtypes:
-        dtype = "bfloat16"
-    if dtype not in dtypes:
-        *others, last = dtypes
-        raise Error(f"expected {name} of {', '.join(others)} or {last}, got {dtype}")
-    return view, dtype
-
-
-def _floats(name, value):
-    """float32 from whatever holds numbers."""
-    try:
-        return np.asarray(value, np.float32)
-    except (TypeError, ValueError, RuntimeError):
-        raise Error(f"expected {name} to be an array of numbers, got {type(value).__name__}") from None
-
-
-def _dtype_name(dtype):
-    """Of a dtype of NumPy, ml_dtypes, JAX or torch, whose own are called 'torch.float16'."""
-    if isinstance(dtype, str):
-        return dtype
-    return np.dtype(dtype).name if isinstance(dtype, type) else getattr(dtype, "name", str(dtype).rpartition(".")[2])
-
-
 _ALL = 2**40  # tokens, more than any cache has
 
 
 def _scoring(causal, window, sinks, softcap):
     """What `aligned.decode_attention` says of caps and masks (A11 and A12), and the numbers in it, which are operands: others compile nothing."""
     first = _integer("sinks", sinks)
-    parts, text, numbers = ["causal"] if causal else [], "", []
+    numbers: List[Any] = []
+    parts, text = ["causal"] if causal else [], ""
     if softcap is not None:
         cap = _number("softcap", softcap, np.float64)
         if not 1e-30 <= cap <= 1e30:
@@ -122,28 +93,6 @@ def spelled_policy(policy, tolerance, format):
     return f"<budget, tolerance = {stated!r}>", None if preset else np.float32(value / stated)
 
 
-def _target(out, shape):
-    """The memory that a caller wants a result in, as a NumPy array."""
-    wanted = f"expected out to be a writable float32 array {list(shape)}"
-    shared, dtype = _view(out, "out")
-    view = out if isinstance(out, np.ndarray) else np.asarray(out)
-    if dtype != "float32" or view.shape != shape or not view.flags.writeable:
-        raise Error(f"{wanted}, got a {'writable' if view.flags.writeable else 'read-only'} {dtype} array {list(view.shape)}")
-    if view.ctypes.data != shared.ctypes.data:
-        raise Error(f"{wanted}, got {type(out).__name__}, of which NumPy gets a copy")
-    return view
-
-
-def _like(given, result):
-    """A result as an array of the library that `given` is of."""
-    library = type(given).__module__.partition(".")[0]
-    if library == "torch":
-        return sys.modules["torch"].from_numpy(result)
-    if library in ("jax", "jaxlib"):
-        return sys.modules["jax"].numpy.asarray(result)
-    return result
-
-
 Array = Any  # whatever exports DLPack or the buffer protocol
 
 _AUTO = "fixed<4,4,8>"
@@ -170,15 +119,19 @@ class KVCache:
     share it, and the pages that none of them writes to. It does not grow: an append that finds no page left raises Error. With 'fixed' formats only, and without
     `dense_up_to`.
 
+    device: 'cpu', or 'cuda': planes are in the memory of the current NVIDIA GPU, whose kernels are compiled when they are first needed (docs/GPU.md: sm_80 and later,
+    formats 'auto' and 'float<...>'). It takes and gives arrays of the CPU, with which calls wait for the GPU, and those of torch and CuPy on it, with which they only queue work on the
+    stream that the library is using; arrays of other libraries on the GPU go by way of the CPU. `reorder`, `batch_select`, `to_numpy` and pickling copy the whole cache.
+
     Safe to use from several threads: each call sees keys and values of the same tokens. Can be copied and pickled. In a process that was forked it works on, unless
     another thread was using it at that moment: then calls raise Error. Raises Error if the format can't hold such tokens.
     """
 
     def __init__(self, kv_heads: int, head_dim: int, batch: int = 1, dtype: Any = "float16", format: str = "auto", value_dim: Optional[int] = None,
-                 key_offset: Optional[Array] = None, dense_up_to: Union[int, str] = 0, page_size: Optional[int] = None, reserve: int = 0) -> None:
+                 key_offset: Optional[Array] = None, dense_up_to: Union[int, str] = 0, page_size: Optional[int] = None, reserve: int = 0, device: str = "cpu") -> None:
         self.kv_heads, self.head_dim, batch = _size("kv_heads", kv_heads), _size("head_dim", head_dim), _size("batch", batch)
         self.value_dim = self.head_dim if value_dim is None else _size("value_dim", value_dim)
-        self.dtype = _dtype_name(dtype)
+        self.dtype = arrays.dtype_name(dtype)
         if self.dtype not in MLIR_TYPES:
             raise Error(f"expected dtype 'float16', 'bfloat16' or 'float32', got {dtype!r}")
         self.format = spelled_format(format)
@@ -196,26 +149,35 @@ class KVCache:
         self.page_size = page_size
         pages = batch * (-(-self.reserve // page_size)) if page_size else -1
         _verify(f"{self._type('key', batch, len(widths))}, {self._type('value', batch, len(widths))}")
-        self._key = native._cache(kind, widths, "key", self.dtype, batch, self.kv_heads, self.head_dim, self.reserve, pages)
-        self._value = native._cache(kind, widths, "value", self.dtype, batch, self.kv_heads, self.value_dim, self.reserve, pages)
+        self.device = device
+        if device not in ("cpu", "cuda"):
+            raise Error(f"expected device 'cpu' or 'cuda', got {device!r}")
+        program = None
+        if device == "cuda":
+            if self._dense_up_to:
+                raise Error("expected dense_up_to only on the CPU, got it with device 'cuda'")
+            program = self._program(len(widths))
+        self._key = native._cache(kind, widths, "key", self.dtype, batch, self.kv_heads, self.head_dim, self.reserve, pages, program)
+        self._value = native._cache(kind, widths, "value", self.dtype, batch, self.kv_heads, self.value_dim, self.reserve, pages, program)
         self._reads = None
         if self._dense_up_to:
             native._keep_dense(self._key, self._value, native._most_dense if self._dense_up_to == "auto" else self._dense_up_to)
         if key_offset is not None:
-            self._key._set_offset(_floats("key_offset", key_offset), "key_offset")
+            self._key._set_offset(arrays.floats("key_offset", key_offset), "key_offset")
 
     def append(self, k: Array, v: Array, lengths: Optional[Iterable[int]] = None) -> None:
         """Adds n tokens: k [batch, kv_heads, n, head_dim] and v [batch, kv_heads, n, value_dim] of the cache's dtype.
 
-        Any array in CPU memory will do that exports DLPack or the buffer protocol (NumPy, ml_dtypes, torch, JAX), with any strides; nothing is copied but into the
-        cache. bfloat16 comes as such or as uint16.
+        Any array in CPU memory will do that exports DLPack or the buffer protocol (NumPy, ml_dtypes, torch, JAX), with any strides, and with device 'cuda' any on that GPU; nothing
+        is copied but into the cache. bfloat16 comes as such or as uint16.
         lengths: how many of the n tokens each sequence gets, the first ones; from then on sequences have lengths of their own. With 'fixed' formats only.
 
         Raises Error if dtype or shapes do not fit, k and v differ in n, memory or pages are out; the cache is unchanged then. Where Ctrl-C comes it
         holds the tokens that it held; a dense copy (`dense_up_to`) may be gone that the append had given up, and under 'alignedkv' the largest magnitudes stay.
         """
         self._check_own_lengths("lengths", lengths is not None)
-        native._append(self._key, self._value, k, v, None if lengths is None else _integers("lengths", lengths))
+        stream = gpu.stream_for(k, v) if self.device == "cuda" else 0
+        native._append(self._key, self._value, k, v, None if lengths is None else _integers("lengths", lengths), stream)
 
     def _check_own_lengths(self, what, are_wanted):
         if are_wanted and not self.format.startswith("fixed"):
@@ -267,6 +229,9 @@ class KVCache:
         state = dict(state)
         key, value = state.pop("_saved")
         self.__dict__.update(state, _key=native._load(key), _value=native._load(value))
+        if self.device == "cuda":
+            program = self._program(self._key.planes)
+            self._key, self._value = program.upload(self._key), program.upload(self._value)
 
     def close(self) -> None:
         """Gives the memory back now. Every other call raises Error from then on."""
@@ -277,9 +242,9 @@ class KVCache:
                sink_logits: Optional[Array] = None, return_lse: bool = False, out: Optional[Array] = None) -> Any:
         """softmax(scale * q k^T) v over all tokens: float32 [batch, q_heads, queries, value_dim].
 
-        q: [batch, q_heads, queries, head_dim], float16, bfloat16 (or its bits as uint16) or float32, in CPU memory, of any library that exports DLPack or the buffer
-        protocol. q_heads is a multiple of kv_heads, and query head h reads kv head h // (q_heads // kv_heads). Results are NumPy arrays, or tensors of torch
-        or JAX where q is one.
+        q: [batch, q_heads, queries, head_dim], float16, bfloat16 (or its bits as uint16) or float32, of any library that exports DLPack or the buffer protocol, in CPU memory or
+        that of the cache's device. q_heads is a multiple of kv_heads, and query head h reads kv head h // (q_heads // kv_heads). Results are NumPy arrays, or tensors of torch
+        JAX or CuPy where q is one.
         scale: of the scores, 1 / sqrt(head_dim) if left out.
         policy, tolerance: as in `compile`. A tolerance is the error aimed at, relative to the usual size of a row of V. 'alignedkv' needs a float
         format, policies with a tolerance a fixed one.
@@ -306,7 +271,8 @@ class KVCache:
         No tokens give zeros. The first call with a new shape, dtype, policy or number of planes compiles (`warm_up`); another number of queries seldom does. Raises
         Error if something does not fit.
         """
-        query, dtype = _array("q", q, MLIR_TYPES)
+        place: Host = gpu.place_for(q, certify, self._key, self._value) if self.device == "cuda" else Host(self._key, self._value, self._lower_dense)
+        query, dtype = place.array("q", q, MLIR_TYPES)
         factor = _number("scale", 1 / math.sqrt(self.head_dim) if scale is None else scale)
         (scoring, scores), (spelled, multiple) = _scoring(causal, window, sinks, softcap), spelled_policy(policy, tolerance, self.format)
         if not isinstance(certify, (bool, np.bool_)):
@@ -315,19 +281,14 @@ class KVCache:
         with native._Hold(self._key, self._value) as (batch, planes):  # all pieces of the queries see the same tokens
             if query.ndim != 4 or query.shape[0] != batch or query.shape[3] != self.head_dim or not query.shape[1] or query.shape[1] % self.kv_heads:
                 raise Error(f"expected q of shape [{batch}, a multiple of {self.kv_heads}, queries, {self.head_dim}], got {list(query.shape)}")
-            target = None if out is None else _target(out, (*query.shape[:3], self.value_dim))
-            numbers, kind = self._mask(query.shape, mask)
-            step = Step(query, dtype, factor, scoring, scores, spelled, multiple, numbers, kind, self._logits(query.shape, sink_logits), bool(certify), options)
-            results, reads = step.run(self._key, self._value, self._type("key", batch, planes), self._type("value", batch, planes), self.kv_heads, self.value_dim,
-                                      self._lower_dense)
-        self._reads = reads
-        result, largest, total, *errors = results
-        if return_lse:
-            with np.errstate(divide="ignore"):
-                errors.insert(0, largest + np.log(total))
+            target = None if out is None else place.target(out, (*query.shape[:3], self.value_dim))
+            numbers, kind = self._mask(place, query.shape, mask)
+            step = Step(query, dtype, factor, scoring, scores, spelled, multiple, numbers, kind, self._logits(place, query.shape, sink_logits), bool(certify),
+                        bool(return_lse), options)
+            (result, *others), self._reads = step.run(place, self._type("key", batch, planes), self._type("value", batch, planes), self.kv_heads, self.value_dim)
         if target is not None:
             target[...] = result
-        given = [_like(q, result) if out is None else out] + [_like(q, array) for array in errors]
+        given = [place.given(q, result) if out is None else out] + [place.given(q, array) for array in others]
         return given[0] if len(given) == 1 else tuple(given)
 
     def drop_planes(self, planes: int) -> None:
@@ -355,7 +316,8 @@ class KVCache:
 
     @property
     def reads(self) -> Optional[Dict[str, int]]:
-        """What the last `attend` read, as an entry of `Module.reads`, summed over the kernels that the queries took; None before."""
+        """What the last `attend` read, as an entry of `Module.reads`, summed over the kernels that the queries took; None before, and where
+        nobody waited for the GPU."""
         return self._reads
 
     def to_numpy(self, bits: int = 16) -> Tuple[np.ndarray, np.ndarray]:
@@ -379,31 +341,35 @@ class KVCache:
     def __repr__(self) -> str:
         return f"<alignedkv.KVCache of {len(self)} tokens, {self.batch} x {self.kv_heads} x {self.head_dim} {self.dtype} as {self.format}>"
 
-    def _type(self, role, batch, planes):
+    def _type(self, role, batch, planes, kv_heads=None):
         dim = self.head_dim if role == "key" else self.value_dim
         encoding = f"#aligned.planes<{self.format}, {role}, resident = {planes}>"
-        return f"tensor<{batch}x{self.kv_heads}x?x{dim}x{MLIR_TYPES[self.dtype]}, {encoding}>"
+        return f"tensor<{batch}x{kv_heads or self.kv_heads}x?x{dim}x{MLIR_TYPES[self.dtype]}, {encoding}>"
+
+    def _program(self, planes):
+        """Kernels that append to such caches on the GPU."""
+        return gpu.appending(self._type("key", 1, planes, 1), self._type("value", 1, planes, 1), self.head_dim, self.value_dim)
 
     def _lower_dense(self, module):
         if self._dense_up_to:  # policies that read planes sooner hold less
             native._lower_dense(self._key, self._value, module.dense_up_to)
 
-    def _mask(self, rows, mask):
+    def _mask(self, place, rows, mask):
         """A mask as the op takes it, and the name of its dtype."""
         if mask is None:
             return None, ""
-        mask, dtype = _array("mask", mask, MASK_TYPES)
+        mask, dtype = place.array("mask", mask, MASK_TYPES)
         wanted = (*rows[:3], len(self))
-        shape = (1,) * (4 - mask.ndim) + mask.shape
+        shape = (1,) * (4 - mask.ndim) + tuple(mask.shape)
         if len(shape) != 4 or shape[3] != wanted[3] or any(got not in (1, want) for got, want in zip(shape, wanted)):
             raise Error(f"expected mask to be [batch, q_heads, queries, tokens] = {list(wanted)}, where the first three may be 1 or absent, got {list(mask.shape)}")
         return mask.reshape(shape), dtype
 
-    def _logits(self, rows, sink_logits):
+    def _logits(self, place, rows, sink_logits):
         if sink_logits is None:
             return None
-        logits = _floats("sink_logits", sink_logits)
-        if logits.shape != rows[1:2]:
+        logits = place.floats("sink_logits", sink_logits)
+        if tuple(logits.shape) != tuple(rows[1:2]):
             raise Error(f"expected sink_logits to be [q_heads] = {list(rows[1:2])}, got {list(logits.shape)}")
         return logits
 
@@ -417,8 +383,8 @@ def warm_up(cache: KVCache, q_heads: int, queries: int = 1, dtype: str = "float1
         raise Error(f"expected dtype 'float16', 'bfloat16' or 'float32', got {dtype!r}")
     options.pop("out", None)
     if options.get("mask") is not None:
-        options["mask"] = _array("mask", options["mask"], MASK_TYPES)[0][..., :0]
-    empty = KVCache(cache.kv_heads, cache.head_dim, cache.batch, cache.dtype, cache.format, cache.value_dim, dense_up_to=cache._dense_up_to)
+        options["mask"] = arrays.on_host("mask", options["mask"], MASK_TYPES)[0][..., :0]
+    empty = KVCache(cache.kv_heads, cache.head_dim, cache.batch, cache.dtype, cache.format, cache.value_dim, dense_up_to=cache._dense_up_to, device=cache.device)
     if (planes := cache._key.planes) < empty._key.planes:
         empty.drop_planes(planes)
     shape = (empty.batch, _size("q_heads", q_heads), _size("queries", queries), cache.head_dim)

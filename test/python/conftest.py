@@ -1,5 +1,6 @@
 """The oracle of these tests and of test/Integration: exact attention and plane storage, said again in float64 NumPy."""
 
+import os
 import pathlib
 import sys
 
@@ -8,6 +9,9 @@ import pytest
 
 # An installed package, or one on PYTHONPATH, goes first.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[2] / "build" / "python"))
+
+# What stands in for a GPU, where somebody asks for one.
+os.environ.setdefault("ALIGNED_LIBCUDA", str(pathlib.Path(sys.path[-1]).parent / "lib" / "libaligned_cuda_emulator.so"))
 
 TOKENS = [0, 1, 63, 64, 65, 97]  # around the tile of 64
 HEADS = [1, 3, 7]

@@ -27,7 +27,8 @@ class AlignedCache(Cache):
     policy, tolerance: as in `alignedkv.compile`.
     storage: what else `KVCache` takes, such as `format`. Heads, head_dim, batch and dtype are those of the first tokens.
 
-    `layers[n].kv` is the `KVCache` of a layer. Layers with a sliding window keep all tokens, and read those of the window. Tokens lie in the CPU's memory. Raises
+    `layers[n].kv` is the `KVCache` of a layer. Layers with a sliding window keep all tokens, and read those of the window. Planes are where the model's
+    first keys are, on the CPU or a GPU. Raises
     Error with the first tokens if they are of a dtype or head_dim that can't be stored.
     """
 
@@ -58,7 +59,8 @@ class AlignedLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states, value_states):
         batch, heads, _, dim = key_states.shape
-        self.kv = KVCache(heads, dim, batch=batch, dtype=str(key_states.dtype).removeprefix("torch."), value_dim=value_states.shape[3], **self.storage)
+        self.kv = KVCache(heads, dim, batch=batch, dtype=str(key_states.dtype).removeprefix("torch."), value_dim=value_states.shape[3],
+                          **{"device": "cuda" if key_states.is_cuda else "cpu", **self.storage})
         self.is_initialized = True
 
     def update(self, key_states, value_states, *args, **kwargs):
@@ -99,7 +101,7 @@ class AlignedLayer(CacheLayerMixin):
             self.kv.batch_select(torch.arange(self.kv.batch)[indices.cpu()].tolist())  # indices may be a mask or count from behind
 
     def offload(self):
-        """Planes lie in the CPU's memory as it is."""
+        """Planes stay where they are."""
 
     prefetch = offload
 
