@@ -27,8 +27,6 @@ using namespace aligned;
 
 namespace {
 
-constexpr StringRef kEntry = "aligned_entry";
-
 /// Kernels are written as they are to be, with vectors and unrolled loops. What is left to find are addresses behind descriptors, and what is computed twice. Unrolling,
 /// GVN and LICM take three times as long, and as much again in instruction selection, and kernels run no faster for it.
 constexpr StringRef kKernelPasses = "function(instcombine<no-verify-fixpoint>,sroa,early-cse<memssa>,simplifycfg)";
@@ -43,10 +41,7 @@ Expected<orc::JITTargetMachineBuilder> hostMachine() {
   Expected<orc::JITTargetMachineBuilder> machine = orc::JITTargetMachineBuilder::detectHost();
   if (!machine)
     return machine;
-  machine->setCodeGenOptLevel(CodeGenOptLevel::Default);
-  machine->setRelocationModel(Reloc::PIC_);
-  machine->setCodeModel(CodeModel::Small);
-  machine->getOptions().AllowFPOpFusion = FPOpFusion::Fast;
+  setCodeOptions(*machine);
   return machine;
 }
 
@@ -133,13 +128,6 @@ Expected<std::unique_ptr<Module>> translate(mlir::ModuleOp part, StringRef entry
   return module;
 }
 
-Expected<std::string> objectOf(Module &module, TargetMachine &machine) {
-  Expected<std::unique_ptr<MemoryBuffer>> object = orc::SimpleCompiler(machine)(module);
-  if (!object)
-    return object.takeError();
-  return (*object)->getBuffer().str();
-}
-
 Expected<std::string> compilePart(mlir::ModuleOp part, StringRef entry, orc::JITTargetMachineBuilder builder) {
   LLVMContext context;
   Expected<std::unique_ptr<TargetMachine>> machine = builder.createTargetMachine();
@@ -163,6 +151,35 @@ std::vector<mlir::OwningOpRef<mlir::ModuleOp>> takeOutKernels(mlir::ModuleOp mod
 
 } // namespace
 
+void aligned::setCodeOptions(orc::JITTargetMachineBuilder &machine) {
+  machine.setCodeGenOptLevel(CodeGenOptLevel::Default);
+  machine.setRelocationModel(Reloc::PIC_);
+  machine.setCodeModel(CodeModel::Small);
+  machine.getOptions().AllowFPOpFusion = FPOpFusion::Fast;
+}
+
+Expected<std::string> aligned::objectOf(Module &module, TargetMachine &machine) {
+  Expected<std::unique_ptr<MemoryBuffer>> object = orc::SimpleCompiler(machine)(module);
+  if (!object)
+    return object.takeError();
+  return (*object)->getBuffer().str();
+}
+
+Expected<std::unique_ptr<Module>> aligned::translateWhole(mlir::ModuleOp module, StringRef function, TargetMachine &machine, LLVMContext &context) {
+  const std::vector<mlir::OwningOpRef<mlir::ModuleOp>> kernels = takeOutKernels(module);
+  Expected<std::unique_ptr<Module>> whole = translate(module, function, machine, context);
+  if (!whole)
+    return whole;
+  for (const mlir::OwningOpRef<mlir::ModuleOp> &kernel : kernels) {
+    Expected<std::unique_ptr<Module>> part = translate(*kernel, "", machine, context);
+    if (!part)
+      return part;
+    if (Linker::linkModules(**whole, std::move(*part)))
+      return createStringError("expected parts that LLVM can link");
+  }
+  return whole;
+}
+
 Expected<Code> aligned::compileWhole(mlir::ModuleOp module, StringRef function) {
   Expected<orc::JITTargetMachineBuilder> builder = hostMachine();
   if (!builder)
@@ -170,18 +187,10 @@ Expected<Code> aligned::compileWhole(mlir::ModuleOp module, StringRef function) 
   Expected<std::unique_ptr<TargetMachine>> machine = builder->createTargetMachine();
   if (!machine)
     return machine.takeError();
-  const std::vector<mlir::OwningOpRef<mlir::ModuleOp>> kernels = takeOutKernels(module);
   LLVMContext context;
-  Expected<std::unique_ptr<Module>> whole = translate(module, function, **machine, context);
+  Expected<std::unique_ptr<Module>> whole = translateWhole(module, function, **machine, context);
   if (!whole)
     return whole.takeError();
-  for (const mlir::OwningOpRef<mlir::ModuleOp> &kernel : kernels) {
-    Expected<std::unique_ptr<Module>> part = translate(*kernel, "", **machine, context);
-    if (!part)
-      return part.takeError();
-    if (Linker::linkModules(**whole, std::move(*part)))
-      return createStringError("expected parts that LLVM can link");
-  }
   Code code;
   raw_string_ostream(code.llvmIR) << **whole;
   Expected<std::string> object = objectOf(**whole, **machine);

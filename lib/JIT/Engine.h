@@ -13,9 +13,15 @@
 #include "llvm/ExecutionEngine/Orc/Mangling.h"
 #include "llvm/Support/Error.h"
 
+namespace llvm {
+class LLVMContext;
+class Module;
+class TargetMachine;
+} // namespace llvm
 namespace llvm::orc {
+class JITTargetMachineBuilder;
 class LLJIT;
-}
+} // namespace llvm::orc
 
 namespace aligned {
 
@@ -27,6 +33,12 @@ struct Code {
   std::string llvmIR, object;
 };
 llvm::Expected<Code> compileWhole(mlir::ModuleOp module, llvm::StringRef function);
+
+/// What these are made of, for any machine. The entry is the function kEntry.
+constexpr llvm::StringLiteral kEntry = "aligned_entry";
+void setCodeOptions(llvm::orc::JITTargetMachineBuilder &machine);
+llvm::Expected<std::unique_ptr<llvm::Module>> translateWhole(mlir::ModuleOp module, llvm::StringRef function, llvm::TargetMachine &machine, llvm::LLVMContext &context);
+llvm::Expected<std::string> objectOf(llvm::Module &module, llvm::TargetMachine &machine);
 
 /// What compiled code depends on besides its source: the processor and its features, LLVM, and the compiler's own libraries.
 const std::string &machineIdentity();

@@ -2,6 +2,7 @@
 // each dense tensor and the cache's address for each packed one.
 #include "aligned/JIT/Module.h"
 
+#include "Ahead.h"
 #include "CallMemory.h"
 #include "Engine.h"
 #include "ObjectCache.h"
@@ -43,6 +44,25 @@ struct aligned_module {
   std::unique_ptr<Engine> engine;
 };
 
+int64_t aligned::byteWidth(aligned_dtype dtype) {
+  switch (dtype) {
+  case ALIGNED_DTYPE_I1:
+  case ALIGNED_DTYPE_I8:
+    return 1;
+  case ALIGNED_DTYPE_F16:
+  case ALIGNED_DTYPE_BF16:
+  case ALIGNED_DTYPE_I16:
+    return 2;
+  case ALIGNED_DTYPE_F32:
+  case ALIGNED_DTYPE_I32:
+    return 4;
+  case ALIGNED_DTYPE_F64:
+  case ALIGNED_DTYPE_I64:
+    return 8;
+  }
+  return 0;
+}
+
 namespace {
 
 std::optional<aligned_dtype> dtypeOf(Type type) {
@@ -68,25 +88,6 @@ std::optional<aligned_dtype> dtypeOf(Type type) {
       return ALIGNED_DTYPE_I64;
     }
   return std::nullopt;
-}
-
-int64_t byteWidth(aligned_dtype dtype) {
-  switch (dtype) {
-  case ALIGNED_DTYPE_I1:
-  case ALIGNED_DTYPE_I8:
-    return 1;
-  case ALIGNED_DTYPE_F16:
-  case ALIGNED_DTYPE_BF16:
-  case ALIGNED_DTYPE_I16:
-    return 2;
-  case ALIGNED_DTYPE_F32:
-  case ALIGNED_DTYPE_I32:
-    return 4;
-  case ALIGNED_DTYPE_F64:
-  case ALIGNED_DTYPE_I64:
-    return 8;
-  }
-  return 0;
 }
 
 /// A tensor type as callers see it; a diagnostic at the function for what can't cross the interface.
@@ -118,17 +119,16 @@ bool isKeyCache(const aligned_type &type) {
   return type.is_cache && type.format.kind == ALIGNED_FORMAT_FIXED && type.format.role == ALIGNED_ROLE_KEY;
 }
 
-/// `dense-up-to=auto` goes by this machine.
-LogicalResult parseOptions(Session &session, StringRef text, PipelineOptions &options) {
+/// `dense-up-to=auto` goes by this machine. `isas` are those of the machine that is compiled for.
+LogicalResult parseOptions(Session &session, StringRef text, PipelineOptions &options, ArrayRef<StringRef> isas = hostIsas(), const llvm::Twine &machine = "this machine") {
   std::string why;
   llvm::raw_string_ostream os(why);
   if (failed(options.parseFromString(text, os)))
     return session.refuse(why.empty() ? ("expected options of aligned-pipeline, got '" + text + "'").str() : StringRef(why).rtrim().str()); // upstream prints what is no number
   if (options.target == "nvptx")
     return session.refuse("expected a target that is run here, cpu or reference, got 'nvptx', whose kernels aligned_compile_kernels() gives");
-  SmallVector<StringRef> isas = hostIsas();
   if (parseIsa(options.isa) && !llvm::is_contained(isas, options.isa.getValue()))
-    return session.refuse("expected an instruction set of this machine (" + llvm::join(isas, ", ") + "), got '" + options.isa.getValue() + "'");
+    return session.refuse("expected an instruction set of " + machine + " (" + llvm::join(isas, ", ") + "), got '" + options.isa.getValue() + "'");
   if (options.denseUpTo == "auto" && options.costs.empty()) {
     const double *numbers = aligned_machine_costs(nullptr, nullptr);
     if (!numbers)
@@ -499,6 +499,44 @@ int aligned_compile_object(const char *source, const char *text, const char *nam
   *object = static_cast<char *>(malloc(*bytes));
   memcpy(*object, code->object.data(), *bytes);
   return 0;
+}
+
+int aligned_compile_ahead(const char *source, const char *text, const char *function, const char *name, const aligned_machine *machine, aligned_object *object) {
+  Session session;
+  auto fail = [&](auto... error) {
+    session.fail(std::move(error)...);
+    return -1;
+  };
+  llvm::Expected<AheadMachine> target = AheadMachine::find(*machine);
+  if (!target)
+    return fail(target.takeError());
+  PipelineOptions options;
+  if (failed(parseOptions(session, text ? text : "", options, target->isas(), target->name())))
+    return fail();
+  if (options.isa == "host")
+    options.isa = target->isas().front().str();
+  aligned_module compiled;
+  OwningOpRef<ModuleOp> module = session.parse(source);
+  FailureOr<std::string> symbol = module ? lower(session, *module, options, function, compiled) : FailureOr<std::string>();
+  if (failed(symbol))
+    return fail();
+  const std::string called = name ? name : symbol->substr(strlen("_mlir_ciface_"));
+  if (llvm::Error error = checkName(called))
+    return fail(std::move(error));
+  const Interface interface{compiled.arguments, compiled.results, compiled.keyOffsets, compiled.denseUpTo};
+  llvm::Expected<Code> code = compileAhead(*module, *symbol, interface, *target, called);
+  if (!code)
+    return fail(code.takeError());
+  *object = {strdup(called.c_str()), strdup(headerOf(interface, *target, called).c_str()), strdup(code->llvmIR.c_str()), static_cast<char *>(malloc(code->object.size())),
+             static_cast<int64_t>(code->object.size())};
+  memcpy(object->object, code->object.data(), code->object.size());
+  return 0;
+}
+
+void aligned_object_free(aligned_object *object) {
+  for (char *text : {object->name, object->header, object->llvm_ir, object->object})
+    free(text);
+  *object = {};
 }
 
 void aligned_module_destroy(aligned_module *module) { delete module; }

@@ -1,4 +1,4 @@
-// The kernels of a model as files, for machines without a compiler.
+// A model as files, for machines and programs without a compiler: kernels for GPUs, or an object with its header.
 #include "Capture.h"
 #include "OutputFile.h"
 
@@ -14,17 +14,34 @@ static std::optional<std::string> sourceOf(const std::string &modelPath, const s
   return capture ? std::optional(moduleText(*capture)) : std::nullopt;
 }
 
+static std::optional<OutputFile> createIn(const std::string &folder, const std::string &name) {
+  llvm::sys::fs::create_directories(folder); // where that fails, files can't be created either
+  llvm::SmallString<128> path(folder);
+  llvm::sys::path::append(path, name);
+  return OutputFile::create(path.str().str(), "-o");
+}
+
+bool aligned::emitObject(const std::string &modelPath, const RunOptions &options, const ObjectOptions &wanted, const std::string &folder) {
+  std::optional<std::string> source = readText(modelPath);
+  if (!source)
+    return false;
+  const aligned_machine machine{wanted.triple.c_str(), wanted.cpu.c_str(), wanted.features.c_str()};
+  aligned_object object = {};
+  if (aligned_compile_ahead(source->c_str(), options.pipeline().c_str(), nullptr, wanted.name.empty() ? nullptr : wanted.name.c_str(), &machine, &object))
+    return refuse(aligned_last_error()), false;
+  const std::string name = object.name;
+  std::optional<OutputFile> header = createIn(folder, name + ".h"), code = header ? createIn(folder, name + (wanted.llvmIR ? ".ll" : ".o")) : std::nullopt;
+  const llvm::StringRef text = wanted.llvmIR ? llvm::StringRef(object.llvm_ir) : llvm::StringRef(object.object, object.bytes);
+  const bool written = code && code->write([&](llvm::raw_ostream &os) { os << text; }) && header->write([&](llvm::raw_ostream &os) { os << object.header; });
+  aligned_object_free(&object);
+  return written;
+}
+
 bool aligned::emitKernels(const std::string &modelPath, const std::string &captureFolder, const RunOptions &options, const std::string &folder) {
   std::optional<std::string> source = sourceOf(modelPath, captureFolder);
   if (!source)
     return false;
-  llvm::sys::fs::create_directories(folder); // where that fails, files can't be created either
-  auto inFolder = [&](const char *name) {
-    llvm::SmallString<128> path(folder);
-    llvm::sys::path::append(path, name);
-    return OutputFile::create(path.str().str(), "-o");
-  };
-  std::optional<OutputFile> ptxFile = inFolder("kernels.ptx"), sidecarFile = ptxFile ? inFolder("kernels.json") : std::nullopt;
+  std::optional<OutputFile> ptxFile = createIn(folder, "kernels.ptx"), sidecarFile = ptxFile ? createIn(folder, "kernels.json") : std::nullopt;
   if (!sidecarFile)
     return false;
   char *ptx = nullptr, *sidecar = nullptr;

@@ -99,6 +99,15 @@ std::optional<std::vector<DecodeReport>> runDecode(const std::string &folder, co
 /// Compiles the kernels of a model's file, or of one attention over a captured cache, for a GPU and writes them into a folder: kernels.ptx and kernels.json. Prints what is wrong.
 bool emitKernels(const std::string &modelPath, const std::string &captureFolder, const RunOptions &options, const std::string &folder);
 
+/// An object file, or what it is compiled from, for a machine: as aligned_machine says, this one where all is empty.
+struct ObjectOptions {
+  std::string triple, cpu, features;
+  std::string name; ///< of its function and its files; empty: the model's
+  bool llvmIR = false;
+};
+/// Compiles a model's file and writes into a folder: NAME.o or NAME.ll, and NAME.h. Prints what is wrong.
+bool emitObject(const std::string &modelPath, const RunOptions &options, const ObjectOptions &wanted, const std::string &folder);
+
 /// What can't be right about what was measured: a bound that is broken, or errors beyond the tolerance that estimates do not announce.
 std::optional<std::string> complaintAbout(const DecodeReport &report);
 

@@ -35,7 +35,13 @@ struct CommandLine {
   cl::opt<std::string> output{"o", cl::value_desc("FILE"), cl::desc("What to write; with --emit a folder"), cl::cat(category)};
   cl::opt<std::string> format{"format", cl::init("auto"), cl::desc("Storage: auto, dense, or planes such as fixed<4,4,8> and float<8,4,4>"), cl::cat(category)};
   cl::opt<std::string> target{"target", cl::init("cpu"), cl::desc("How a model is run: cpu (kernels), or reference: its ops in float64, whatever phase it is from; cuda: with --emit"), cl::cat(category)};
-  cl::opt<std::string> emit{"emit", cl::value_desc("ptx"), cl::desc("With --target=cuda: write kernels for NVIDIA GPUs into the folder of -o; needs none"), cl::cat(category)};
+  cl::opt<std::string> emit{"emit", cl::value_desc("KIND"),
+                            cl::desc("Write into the folder of -o, and run nothing: obj, an object file and its C header, or llvm, what it is compiled from; with --target=cuda ptx, kernels for NVIDIA GPUs"),
+                            cl::cat(category)};
+  cl::opt<std::string> triple{"triple", cl::value_desc("T"), cl::desc("With --emit=obj or llvm: machine to compile for, such as aarch64-linux-gnu (default this one, with all that it has)"), cl::cat(category)};
+  cl::opt<std::string> cpu{"cpu", cl::value_desc("NAME"), cl::desc("Its processor, such as x86-64-v3 or neoverse-n1 (default any of the triple)"), cl::cat(category)};
+  cl::opt<std::string> features{"features", cl::value_desc("+F,-G"), cl::desc("Features that it has besides, or hasn't"), cl::cat(category)};
+  cl::opt<std::string> name{"name", cl::value_desc("NAME"), cl::desc("What C calls the function, and its files are called (default the function's name in the model)"), cl::cat(category)};
   cl::opt<std::string> chip{"chip", cl::init("sm_90"), cl::value_desc("sm_NN"), cl::desc("With --emit: architecture to compile for (default sm_90)"), cl::cat(category)};
   cl::opt<int> ptx{"ptx", cl::value_desc("N"), cl::desc("With --emit: version of PTX, such as 78 for 7.8 (default the first that knows the chip)"), cl::cat(category)};
   cl::opt<std::string> isa{"isa", cl::init("host"), cl::desc("Instructions of the kernels: host (the widest that this machine has), avx512, avxvnni, avx2 or portable"), cl::cat(category)};
@@ -71,6 +77,9 @@ constexpr const char *overview = R"(aligned-run: attention that reads only the b
 
   aligned-run MODEL.mlir|--decode DIR --target=cuda --chip=sm_90 --emit=ptx -o FOLDER
       writes kernels.ptx and kernels.json, which says how to launch them: aligned-launch, or any program with NVIDIA's driver, needs no compiler
+
+  aligned-run MODEL.mlir --emit=obj -o FOLDER
+      writes NAME.o and NAME.h for a program in C that is linked with the runtime alone, for this machine or, with --triple, another
 
   aligned-run MODEL.mlir --calibrate X.npz -o calibrated.mlir
       writes the model with aligned.range on its arguments: what arg0, arg1, ... span, for aligned-opt --aligned-analyze-precision; and with
@@ -123,10 +132,28 @@ int main(int argc, char **argv) {
   }
   if (line.target != "cpu" && line.target != "cuda" && line.target != "reference")
     return usageError("expected --target cpu, cuda or reference, got '" + line.target + "'");
-  const bool emits = line.target == "cuda";
+  const bool emits = line.target == "cuda", isAhead = !emits && line.emit.getNumOccurrences();
+  for (cl::Option *option : std::initializer_list<cl::Option *>{&line.triple, &line.cpu, &line.features, &line.name})
+    if (!isAhead && option->getNumOccurrences())
+      return usageError("expected --emit=obj or llvm with --" + option->ArgStr.str());
+  if (isAhead) {
+    if (line.emit == "ptx")
+      return usageError("expected --target=cuda with --emit=ptx");
+    if (line.emit != "obj" && line.emit != "llvm")
+      return usageError("expected --emit=obj, llvm or, with --target=cuda, ptx, got '" + line.emit + "'");
+    if (isDecode || line.target != "cpu")
+      return usageError("expected MODEL.mlir and --target cpu with --emit=" + line.emit);
+    if (line.output.empty())
+      return usageError("expected -o FOLDER with --emit");
+    if (line.denseUpTo == "auto")
+      return usageError("expected --dense-up-to N with --emit, got auto, which measures the machine that it runs on");
+    for (cl::Option *option : std::initializer_list<cl::Option *>{&line.npz, &line.tune, &line.report, &line.lastStep, &line.profile, &line.explain, &line.threads, &line.json})
+      if (option->getNumOccurrences())
+        return usageError("expected no --" + option->ArgStr.str() + " with --emit");
+  }
   if (emits && !line.emit.getNumOccurrences())
     return usageError("expected --emit=ptx -o FOLDER with --target=cuda: kernels for GPUs are written here, and run by aligned-launch FOLDER --decode DIR");
-  for (cl::Option *option : std::initializer_list<cl::Option *>{&line.emit, &line.chip, &line.ptx})
+  for (cl::Option *option : std::initializer_list<cl::Option *>{&line.chip, &line.ptx})
     if (!emits && option->getNumOccurrences())
       return usageError("expected --target=cuda with --" + option->ArgStr.str());
   if (emits) {
@@ -147,7 +174,7 @@ int main(int argc, char **argv) {
   aligned_allow_unregistered_dialects(line.unregistered);
   if (isDecode && line.target == "reference")
     return usageError("expected --target reference with MODEL.mlir, got it with --decode");
-  if (!isDecode && !emits && !line.npz.getNumOccurrences())
+  if (!isDecode && !emits && !isAhead && !line.npz.getNumOccurrences())
     return usageError("expected --npz FILE with the model's inputs");
   if (line.threads < 1 || line.threads > 1024)
     return usageError("expected 1 to 1024 threads, got " + std::to_string(line.threads));
@@ -167,7 +194,7 @@ int main(int argc, char **argv) {
         return usageError("expected no --" + option->ArgStr.str() + " with --tune");
   } else {
     for (cl::Option *option : std::initializer_list<cl::Option *>{&line.targetError, &line.output})
-      if (option->getNumOccurrences() && !(emits && option == &line.output))
+      if (option->getNumOccurrences() && !((emits || isAhead) && option == &line.output))
         return usageError((option == &line.output ? "expected --tune, --calibrate or --emit with " : "expected --tune with ") + std::string(option == &line.output ? "-" : "--") + option->ArgStr.str());
   }
 
@@ -229,6 +256,8 @@ int main(int argc, char **argv) {
     return usageError("expected no --explain with --budget, whose tolerances are many");
   if (uint64_t tokens; line.denseUpTo != "auto" && llvm::StringRef(line.denseUpTo).getAsInteger(10, tokens))
     return usageError("expected --dense-up-to N, a number of tokens, or auto, got '" + line.denseUpTo + "'");
+  if (isAhead)
+    return emitObject(line.model, runs.front(), {line.triple, line.cpu, line.features, line.name, line.emit == "llvm"}, line.output) ? 0 : 1;
   if (emits) {
     if (runs.size() != 1)
       return usageError("expected one --policy with --emit, got " + std::to_string(runs.size()));

@@ -104,6 +104,27 @@ void aligned_module_destroy(aligned_module *module);
  * with an array of the addresses of what `_mlir_ciface_<function>` takes, and behind them, where that returns something, of the result. */
 int aligned_compile_object(const char *source, const char *options, const char *function, char **llvm_ir, char **object, int64_t *bytes);
 
+/* A machine that is compiled for, in LLVM's words. Without a triple and a cpu: this one. Any may be null. */
+typedef struct {
+  const char *triple;   /* such as aarch64-linux-gnu */
+  const char *cpu;      /* such as neoverse-n1; null: any of that triple */
+  const char *features; /* in addition, such as +dotprod,+fp16 */
+} aligned_machine;
+
+/* An object file for programs in C, which are linked with the runtime alone (docs/Ahead.md). */
+typedef struct {
+  char *name;    /* of its function */
+  char *header;  /* that declares it */
+  char *llvm_ir; /* what the object was compiled from */
+  char *object;
+  int64_t bytes; /* of the object */
+} aligned_object;
+
+/* Compiles a module's function as one that C can call. `isa=host` is the widest instruction set of the machine. `name` may be null: the function's own. Returns 0 and an object
+ * to hand to aligned_object_free. */
+int aligned_compile_ahead(const char *source, const char *options, const char *function, const char *name, const aligned_machine *machine, aligned_object *object);
+void aligned_object_free(aligned_object *object);
+
 int32_t aligned_module_arguments(const aligned_module *module);
 int32_t aligned_module_results(const aligned_module *module);
 int aligned_module_argument(const aligned_module *module, int32_t index, aligned_type *type);

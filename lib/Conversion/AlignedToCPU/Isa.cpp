@@ -10,13 +10,14 @@ using namespace aligned;
 
 namespace {
 
-/// By Isa: the name, and what LLVM calls the features that it takes.
+/// By Isa: the name, and what LLVM calls the processor and the features that it takes.
 struct Entry {
   StringLiteral name;
+  Triple::ArchType processor;
   ArrayRef<StringLiteral> features;
 };
 constexpr StringLiteral kAVX2[] = {"avx2", "fma", "f16c"}, kAVXVNNI[] = {"avx2", "fma", "f16c", "avxvnni"}, kAVX512[] = {"avx512f", "avx512bw", "avx512vl", "avx512vnni"};
-const Entry kIsas[] = {{"portable", {}}, {"avx2", kAVX2}, {"avxvnni", kAVXVNNI}, {"avx512", kAVX512}};
+const Entry kIsas[] = {{"portable", Triple::UnknownArch, {}}, {"avx2", Triple::x86_64, kAVX2}, {"avxvnni", Triple::x86_64, kAVXVNNI}, {"avx512", Triple::x86_64, kAVX512}};
 
 } // namespace
 
@@ -27,11 +28,15 @@ std::optional<Isa> aligned::parseIsa(StringRef name) {
   return found == std::end(kIsas) ? std::nullopt : std::optional(static_cast<Isa>(found - kIsas));
 }
 
-SmallVector<StringRef> aligned::hostIsas() {
-  const StringMap<bool> features = sys::getHostCPUFeatures();
+SmallVector<StringRef> aligned::isasOf(Triple::ArchType processor, function_ref<bool(StringRef)> hasFeature) {
   SmallVector<StringRef> names;
   for (const Entry &isa : reverse(kIsas))
-    if (all_of(isa.features, [&](StringRef feature) { return features.lookup(feature); }))
+    if ((isa.processor == Triple::UnknownArch || isa.processor == processor) && all_of(isa.features, hasFeature))
       names.push_back(isa.name);
   return names;
+}
+
+SmallVector<StringRef> aligned::hostIsas() {
+  const StringMap<bool> features = sys::getHostCPUFeatures();
+  return isasOf(Triple(sys::getProcessTriple()).getArch(), [&](StringRef feature) { return features.lookup(feature); });
 }

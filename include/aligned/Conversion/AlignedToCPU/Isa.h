@@ -2,8 +2,10 @@
 #ifndef ALIGNED_CONVERSION_ALIGNEDTOCPU_ISA_H
 #define ALIGNED_CONVERSION_ALIGNEDTOCPU_ISA_H
 
+#include "llvm/ADT/STLFunctionalExtras.h"
 #include "llvm/ADT/SmallVector.h"
 #include "llvm/ADT/StringRef.h"
+#include "llvm/TargetParser/Triple.h"
 
 #include <optional>
 
@@ -15,7 +17,9 @@ enum class Isa { Portable, AVX2, AVXVNNI, AVX512 };
 /// As options call them, in that order.
 llvm::SmallVector<llvm::StringRef> isaNames();
 std::optional<Isa> parseIsa(llvm::StringRef name);
-/// Those that this machine has, the widest first; `portable` is always there.
+/// Those that a machine has, the widest first; `portable` is always there. Features are called as LLVM calls them.
+llvm::SmallVector<llvm::StringRef> isasOf(llvm::Triple::ArchType processor, llvm::function_ref<bool(llvm::StringRef feature)> hasFeature);
+/// Those of this machine.
 llvm::SmallVector<llvm::StringRef> hostIsas();
 
 } // namespace aligned
