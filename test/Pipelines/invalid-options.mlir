@@ -21,7 +21,7 @@
 // TO: error: expected to 'raise', 'store', 'fuse', 'stage', 'lower' or 'llvm', got 'machine'
 // TARGET: error: expected target 'cpu', 'nvptx' or 'reference', got 'gpu'
 // CUDA: error: expected target 'cpu', 'nvptx' or 'reference', got 'cuda'
-// ISA: error: expected isa 'host', 'portable', 'avx2', 'avxvnni' or 'avx512', got 'sse'
+// ISA: error: expected isa 'host', 'portable', 'avx2', 'avxvnni', 'avx512', 'dotprod' or 'i8mm', got 'sse'
 // FORMAT: error: expected plane widths that sum to 16, got 4
 // WIDE: error: expected planes of 4 or 8 bits in a fixed format, got 12
 // NAME: error: expected a plane format such as 'fixed<4,4,8>' or 'float<8,4,4>', got 'sparse'

@@ -44,7 +44,7 @@ struct CommandLine {
   cl::opt<std::string> name{"name", cl::value_desc("NAME"), cl::desc("What C calls the function, and its files are called (default the function's name in the model)"), cl::cat(category)};
   cl::opt<std::string> chip{"chip", cl::init("sm_90"), cl::value_desc("sm_NN"), cl::desc("With --emit: architecture to compile for (default sm_90)"), cl::cat(category)};
   cl::opt<int> ptx{"ptx", cl::value_desc("N"), cl::desc("With --emit: version of PTX, such as 78 for 7.8 (default the first that knows the chip)"), cl::cat(category)};
-  cl::opt<std::string> isa{"isa", cl::init("host"), cl::desc("Instructions of the kernels: host (the widest that this machine has), avx512, avxvnni, avx2 or portable"), cl::cat(category)};
+  cl::opt<std::string> isa{"isa", cl::init("host"), cl::desc("Instructions of the kernels: host (the widest that the machine has), avx512, avxvnni, avx2, i8mm, dotprod or portable"), cl::cat(category)};
   cl::opt<int> threads{"threads", cl::init(1), cl::desc("Threads that share the kv heads of a step (default 1)"), cl::cat(category)};
   cl::opt<double> relative{"rtol", cl::desc("Allowed |got - want| is atol + rtol |want|. Default 2e-3, or 2^-7 for bf16 outputs"), cl::cat(category)};
   cl::opt<double> absolute{"atol", cl::desc("Default 2e-3 for exact and tight, 2e-2 for balanced, 6e-2 for fast and alignedkv, 0.12 for draft, max(2e-3, 8 T) for a tolerance, 6e-2 for a budget file; for bf16 outputs at least 2^-6"), cl::cat(category)};

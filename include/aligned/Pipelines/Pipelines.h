@@ -33,7 +33,7 @@ struct PipelineOptions : mlir::PassPipelineOptions<PipelineOptions> {
   Option<uint64_t> denseBelow{*this, "dense-below", llvm::cl::desc("bytes of K and V of an attention below which they stay dense"), llvm::cl::init(0)};
   Option<std::string> denseUpTo{*this, "dense-up-to", llvm::cl::desc("tokens up to which the dense copies of caches that hold some are read, or auto: as costs say"), llvm::cl::init("0")};
   ListOption<double> costs{*this, "costs", llvm::cl::desc("what steps take on a machine: the numbers of aligned/Analysis/Costs.h")};
-  Option<std::string> isa{*this, "isa", llvm::cl::desc("host, portable, avx2, avxvnni or avx512"), llvm::cl::init("host")};
+  Option<std::string> isa{*this, "isa", llvm::cl::desc("host, portable, avx2, avxvnni, avx512, dotprod or i8mm"), llvm::cl::init("host")};
   Option<bool> raise{*this, "raise", llvm::cl::desc("find attention; false compiles the graph as it stands"), llvm::cl::init(true)};
   Option<bool> probe{*this, "probe", llvm::cl::desc("return what each attention gives, behind the function's own results"), llvm::cl::init(false)};
   Option<bool> certify{*this, "certify", llvm::cl::desc("return a bound and an estimate of each attention's error, behind all other results"), llvm::cl::init(false)};

@@ -16,8 +16,10 @@ struct Entry {
   Triple::ArchType processor;
   ArrayRef<StringLiteral> features;
 };
-constexpr StringLiteral kAVX2[] = {"avx2", "fma", "f16c"}, kAVXVNNI[] = {"avx2", "fma", "f16c", "avxvnni"}, kAVX512[] = {"avx512f", "avx512bw", "avx512vl", "avx512vnni"};
-const Entry kIsas[] = {{"portable", Triple::UnknownArch, {}}, {"avx2", Triple::x86_64, kAVX2}, {"avxvnni", Triple::x86_64, kAVXVNNI}, {"avx512", Triple::x86_64, kAVX512}};
+constexpr StringLiteral kAVX2[] = {"avx2", "fma", "f16c"}, kAVXVNNI[] = {"avx2", "fma", "f16c", "avxvnni"}, kAVX512[] = {"avx512f", "avx512bw", "avx512vl", "avx512vnni"},
+                        kDotProd[] = {"neon", "dotprod"}, kI8MM[] = {"neon", "i8mm"};
+const Entry kIsas[] = {{"portable", Triple::UnknownArch, {}}, {"avx2", Triple::x86_64, kAVX2},        {"avxvnni", Triple::x86_64, kAVXVNNI},
+                       {"avx512", Triple::x86_64, kAVX512},    {"dotprod", Triple::aarch64, kDotProd}, {"i8mm", Triple::aarch64, kI8MM}};
 
 } // namespace
 

@@ -2,12 +2,37 @@
 #include "Simd.h"
 
 #include "mlir/Dialect/Math/IR/Math.h"
+#include "mlir/Dialect/Vector/IR/VectorOps.h"
 #include "llvm/ADT/bit.h"
 
 #include <array>
 
 using namespace mlir;
 using namespace aligned;
+
+/// By instructions over 128 bits. Without i8mm both sides are signed: numbers beyond 127 are taken less 128, and 128 times the right side, which is no byte, is added in halves.
+static Val dot4OnNeon(Isa isa, Val acc, Val left, Val right, int64_t largest) {
+  Emitter &e = *acc.e;
+  const Val leftBytes = bitcast(left, e.i8()), rightBytes = bitcast(right, e.i8());
+  const Type four = VectorType::get(4, e.i32());
+  auto dot = [&](StringRef name, Val sum, Val a, Val b) { return e.intrinsic(name, four, {sum, a, b}); };
+  Val result;
+  for (int64_t first = 0; first < acc.lanes(); first += 4) {
+    Val sum = slice(acc, first, 4), a = slice(leftBytes, 4 * first, 16), b = slice(rightBytes, 4 * first, 16);
+    if (isa == Isa::I8MM) {
+      sum = dot("llvm.aarch64.neon.usdot", sum, a, b);
+    } else if (largest < 128) {
+      sum = dot("llvm.aarch64.neon.sdot", sum, a, b);
+    } else {
+      sum = dot("llvm.aarch64.neon.sdot", sum, a + e.constant(a.type(), -128), b);
+      for (int half = 0; half < 2; ++half)
+        sum = dot("llvm.aarch64.neon.sdot", sum, e.constant(a.type(), 64), b);
+    }
+    SmallVector<int64_t> lanes = llvm::to_vector(llvm::seq<int64_t>(0, first + 4));
+    result = first ? e.wrap(vector::ShuffleOp::create(e.b, result.value, sum.value, lanes)) : sum;
+  }
+  return result;
+}
 
 Val aligned::dot4(Isa isa, Val acc, Val left, Val right, int64_t largest) {
   Emitter &e = *acc.e;
@@ -16,6 +41,8 @@ Val aligned::dot4(Isa isa, Val acc, Val left, Val right, int64_t largest) {
     StringRef name = acc.lanes() == 16 ? "llvm.x86.avx512.vpdpbusd.512" : "llvm.x86.avx512.vpdpbusd.256";
     return e.intrinsic(name, acc.type(), {acc, bytes(left), bytes(right)});
   }
+  if ((isa == Isa::DotProd || isa == Isa::I8MM) && acc.lanes() % 4 == 0)
+    return dot4OnNeon(isa, acc, left, right, largest);
   Val a = bitcast(left, e.i32()), b = bitcast(right, e.i32()), sum = acc;
   if (isa == Isa::AVX2 && acc.lanes() == 8) {
     if (largest * 128 * 2 < 1 << 15) { // no pair of products leaves 16 bits

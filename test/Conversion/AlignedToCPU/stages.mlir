@@ -4,8 +4,12 @@
 // RUN:   | FileCheck %s --check-prefixes=CHECK,AVX2 --implicit-check-not=llvm.x86.avx512 --implicit-check-not=math.exp --implicit-check-not=math.log --implicit-check-not=math.tanh --implicit-check-not=math.pow
 // RUN: aligned-opt %s --convert-aligned-to-cpu="isa=avxvnni" --canonicalize --cse \
 // RUN:   | FileCheck %s --check-prefixes=CHECK,AVXVNNI --implicit-check-not=llvm.x86.avx2.pmadd --implicit-check-not=.512
+// RUN: aligned-opt %s --convert-aligned-to-cpu="isa=dotprod" --canonicalize --cse \
+// RUN:   | FileCheck %s --check-prefixes=CHECK,DOTPROD --implicit-check-not=llvm.x86 --implicit-check-not=usdot --implicit-check-not=math.exp --implicit-check-not=math.log --implicit-check-not=math.tanh --implicit-check-not=math.pow
+// RUN: aligned-opt %s --convert-aligned-to-cpu="isa=i8mm" --canonicalize --cse \
+// RUN:   | FileCheck %s --check-prefixes=CHECK,I8MM --implicit-check-not=llvm.x86 --implicit-check-not=neon.sdot --implicit-check-not=math.exp --implicit-check-not=math.log --implicit-check-not=math.tanh --implicit-check-not=math.pow
 // RUN: aligned-opt %s --convert-aligned-to-cpu="isa=portable" --canonicalize --cse \
-// RUN:   | FileCheck %s --implicit-check-not=llvm.x86 --implicit-check-not=math.exp --implicit-check-not=math.log --implicit-check-not=math.tanh --implicit-check-not=math.pow
+// RUN:   | FileCheck %s --implicit-check-not=llvm.x86 --implicit-check-not=llvm.aarch64 --implicit-check-not=math.exp --implicit-check-not=math.log --implicit-check-not=math.tanh --implicit-check-not=math.pow
 
 // Stages become calls of kernels: what they read and write as addresses, caches as the runtime's objects, numbers as they are.
 
@@ -192,6 +196,8 @@ func.func @numbers(%q: !query, %k: !key, %v: !value, %scale: f32, %mask: memref<
 // CHECK-NOT: call @
 // AVX512: llvm.call_intrinsic "llvm.x86.avx512.vpdpbusd.512"
 // AVXVNNI: llvm.call_intrinsic "llvm.x86.avx512.vpdpbusd.256"
+// DOTPROD: llvm.call_intrinsic "llvm.aarch64.neon.sdot"
+// I8MM: llvm.call_intrinsic "llvm.aarch64.neon.usdot"
 // AVX2: llvm.call_intrinsic "llvm.x86.avx2.pmadd.ub.sw"
 // AVX2: llvm.call_intrinsic "llvm.x86.avx2.pmadd.wd"
 // CHECK-NOT: call @
@@ -208,6 +214,8 @@ func.func @numbers(%q: !query, %k: !key, %v: !value, %scale: f32, %mask: memref<
 // AVX512: llvm.call_intrinsic "llvm.x86.avx512.vpdpbusd.512"
 // AVXVNNI: llvm.call_intrinsic "llvm.x86.avx512.vpdpbusd.256"
 // AVX2: llvm.call_intrinsic "llvm.x86.avx2.pmadd.wd"
+// DOTPROD: llvm.call_intrinsic "llvm.aarch64.neon.sdot"
+// I8MM: llvm.call_intrinsic "llvm.aarch64.neon.usdot"
 // CHECK-NOT: call @
 // CHECK: call @aligned_rt_tally(
 // CHECK-NOT: call @

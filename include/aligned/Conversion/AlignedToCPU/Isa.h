@@ -11,8 +11,8 @@
 
 namespace aligned {
 
-/// From any machine to the widest; those between have registers of 256 bits.
-enum class Isa { Portable, AVX2, AVXVNNI, AVX512 };
+/// From any machine to the widest of x86-64, where those between have registers of 256 bits; then those of AArch64, whose NEON is what LLVM makes of portable code.
+enum class Isa { Portable, AVX2, AVXVNNI, AVX512, DotProd, I8MM };
 
 /// As options call them, in that order.
 llvm::SmallVector<llvm::StringRef> isaNames();

@@ -34,10 +34,11 @@ def ConvertAlignedToCPU : Pass<"convert-aligned-to-cpu", "::mlir::ModuleOp"> {
     With `reference`, the stages of a decode step run in float64, as they are defined, instead of in kernels. Decode attention that is not in stages has
     no such form by now: `convert-aligned-to-linalg` takes what it can.
 
-    `isa` picks the 4-way integer dot product and the vector width: `portable` (any machine), `avx2`, `avxvnni` (256 bits), `avx512` (with VNNI).
+    `isa` picks the 4-way integer dot product and the vector width: `portable` (any machine), `avx2`, `avxvnni` (256 bits), `avx512` (with VNNI); on AArch64
+    `dotprod` and `i8mm`.
   }];
   let options = [
-    Option<"isa", "isa", "std::string", "\"portable\"", "portable, avx2, avxvnni or avx512">,
+    Option<"isa", "isa", "std::string", "\"portable\"", "portable, avx2, avxvnni, avx512, dotprod or i8mm">,
     Option<"reference", "reference", "bool", "false", "run stages in float64">,
     Option<"profile", "profile", "bool", "false", "let kernels of stages tell when a part of a step is done (aligned_rt_lap)">];
   let dependentDialects = [
