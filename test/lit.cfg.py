@@ -1,6 +1,7 @@
 """How lit finds and runs the tests: text in, text out, compared by FileCheck."""
 import glob
 import os
+import shutil
 
 import lit.formats
 
@@ -19,6 +20,8 @@ config.environment["FILECHECK_OPTS"] = "--allow-unused-prefixes=false"
 config.substitutions += [
     ("%python", config.python),
     ("%data", os.path.join(config.test_source_root, "data")),
+    ("%docs", os.path.join(config.aligned_source_dir, "docs")),
+    ("%root", config.aligned_source_dir),
     ("%utils", os.path.join(config.aligned_source_dir, "utils")),
     ("%build", config.aligned_build_dir),
     ("%cxx", config.cxx_compiler),
@@ -36,6 +39,10 @@ if {"avx2", "fma", "f16c", "avx_vnni"} <= flags:
     config.available_features.add("avxvnni")
 if {"avx512f", "avx512bw", "avx512vl", "avx512_vnni"} <= flags:
     config.available_features.add("avx512vnni")
+
+# What cross-compiles for AArch64 and runs it (utils/packages.txt).
+if shutil.which("qemu-aarch64") and glob.glob("/usr/lib/gcc-cross/aarch64-linux-gnu/*/libstdc++.so"):
+    config.available_features.add("aarch64")
 
 # The assembler of CUDA that utils/requirements.txt asks for; what it says depends on its version.
 environment = os.path.dirname(os.path.dirname(config.python))

@@ -106,7 +106,7 @@ Error aligned::checkName(StringRef name) {
                                       "for",    "goto",   "if",       "inline", "int",    "long",     "register", "restrict", "return", "short",  "signed",   "sizeof", "static",
                                       "struct", "switch", "typedef", "union",  "unsigned", "void",    "volatile", "while",    "main"};
   if (!isIdentifier || is_contained(kWords, name) || name.starts_with("aligned_") || name.starts_with("_"))
-    return createStringError("expected a name that a program in C can give to a function of its own, got '" + name + "'; --name gives another");
+    return createStringError("expected a name that a program in C can give to a function of its own, got '" + name + "'; another may be given");
   return Error::success();
 }
 

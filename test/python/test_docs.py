@@ -59,10 +59,11 @@ def test_python_runs(monkeypatch, document):
     assert scope["model"].attentions == 1
 
 
-def test_code_for_others_is_the_consumers():
-    """Each stretch of docs/Integration.md stands in the project that a test builds; `...` leaves out, indentation is free."""
-    folder = ROOT / "test" / "Integration" / "consumer"
-    written = [" ".join(path.read_text().split()) for path in folder.iterdir()]
-    shown = [" ".join(part.split()) for language in ("cmake", "cpp", "c") for block in blocks(language, "docs/Integration.md") for part in block.split("\n...\n")]
-    assert len(shown) > 4
+@pytest.mark.parametrize("document, folder, least", [("docs/Integration.md", "test/Integration/consumer", 4), ("docs/Ahead.md", "examples/c", 2)])
+def test_code_for_others_is_tested(document, folder, least):
+    """Each stretch of code stands in the project that a test builds; `...` leaves out, indentation is free. A prototype is the compiler's, which another test looks at."""
+    written = [" ".join(path.read_text().split()) for path in (ROOT / folder).iterdir()]
+    shown = [" ".join(part.split()) for language in ("cmake", "cpp", "c") for block in blocks(language, document) for part in block.split("\n...\n")]
+    shown = [part for part in shown if not part.startswith("int step(")]
+    assert len(shown) >= least
     assert [part for part in shown if not any(part in text for text in written)] == []

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 MLIR = "/usr/lib/llvm-22/include"
-NEEDED = {"Runtime/Cache.h", "Runtime/Kernel.h", "Runtime/Cuda.h", "JIT/Module.h", "Pipelines/Pipelines.h", "Dialect/Aligned/IR/Aligned.h", "Storage/Format.h"}
+NEEDED = {"Runtime/Cache.h", "Runtime/Kernel.h", "Runtime/Call.h", "Runtime/Cuda.h", "JIT/Module.h", "Pipelines/Pipelines.h", "Dialect/Aligned/IR/Aligned.h", "Storage/Format.h"}
 
 
 def complaints(compiler, language, header, include, *options):
