@@ -1,5 +1,6 @@
-/* Two objects in one program: what they refuse, and that calls leave nothing behind, whether they fail or not. */
+/* Three objects in one program: what they refuse, and that calls leave nothing behind, whether they fail or not. */
 #include "attn.h"
+#include "offset.h"
 #include "twice.h"
 
 #include <malloc.h>
@@ -60,6 +61,10 @@ int main(void) {
   if (aligned_cache_drop_planes(keys, 2))
     return 1;
   refused("two planes", attn(query, keys, values, result));
+
+  aligned_cache *less = offset_new_arg1(0);
+  printf("offset %g, dense up to %d\n", less ? less->offset[33] : 0, less ? (int)less->dense_limit : 0);
+  aligned_cache_destroy(less);
   aligned_cache_destroy(keys);
   aligned_cache_destroy(values);
   aligned_cache_destroy(longer);
