@@ -4,7 +4,6 @@
 #include "aligned/Runtime/Call.h"
 
 #include "llvm/ADT/StringExtras.h"
-#include "llvm/ADT/StringSwitch.h"
 #include "llvm/Support/Format.h"
 
 using namespace llvm;
@@ -18,7 +17,6 @@ constexpr const char *kElements[] = {"uint16_t", "uint16_t", "float", "double", 
 constexpr const char *kKinds[] = {"ALIGNED_FORMAT_FIXED", "ALIGNED_FORMAT_FLOAT"};
 constexpr const char *kRoles[] = {"ALIGNED_ROLE_KEY", "ALIGNED_ROLE_VALUE"};
 constexpr const char *kCacheElements[] = {"ALIGNED_ELEMENT_F16", "ALIGNED_ELEMENT_BF16", "ALIGNED_ELEMENT_F32"};
-constexpr const char *kCacheSizes[] = {"batch", "kv_heads", "tokens", "head_dim"};
 
 bool isOpen(const aligned_type &type, int32_t dim) { return type.shape[dim] == ALIGNED_DYNAMIC; }
 bool isOpen(const aligned_type &type) { return is_contained(ArrayRef(type.shape, type.rank), int64_t(ALIGNED_DYNAMIC)); }
@@ -27,7 +25,7 @@ bool isOpen(const aligned_type &type) { return is_contained(ArrayRef(type.shape,
 std::string shapeOf(const aligned_type &type, const std::string &name, bool isResult) {
   std::string text = std::string(kTypes[type.dtype]) + " [";
   for (int32_t dim = 0; dim < type.rank; ++dim) {
-    std::string open = type.is_cache ? kCacheSizes[dim] : isResult ? name + "_shape[" + std::to_string(dim) + "]" : name + "_size" + std::to_string(dim);
+    std::string open = type.is_cache ? "tokens" : isResult ? name + "_shape[" + std::to_string(dim) + "]" : name + "_size" + std::to_string(dim);
     text += (dim ? ", " : "") + (isOpen(type, dim) ? open : std::to_string(type.shape[dim]));
   }
   return text + "]";
@@ -67,15 +65,9 @@ std::vector<Parameter> parametersOf(const Interface &interface, StringRef functi
 void writeMaker(raw_ostream &os, const Interface &interface, size_t number, StringRef function) {
   const aligned_type &type = interface.arguments[number];
   os << "\n/* Makes an empty cache as arg" << number << " takes it, with room for `capacity` tokens; it grows. Null where that fails. */\n"
-     << "static inline aligned_cache *" << function << "_new_arg" << number << "(";
-  std::string sizes[4];
-  for (int32_t dim : {0, 1, 3}) {
-    sizes[dim] = isOpen(type, dim) ? kCacheSizes[dim] : std::to_string(type.shape[dim]);
-    if (isOpen(type, dim))
-      os << "int64_t " << sizes[dim] << ", ";
-  }
+     << "static inline aligned_cache *" << function << "_new_arg" << number << "(int64_t capacity) {\n";
   const aligned_format &format = type.format;
-  os << "int64_t capacity) {\n  const aligned_format format = {" << kKinds[format.kind] << ", " << kRoles[format.role] << ", " << kCacheElements[format.element] << ", " << format.planes
+  os << "  const aligned_format format = {" << kKinds[format.kind] << ", " << kRoles[format.role] << ", " << kCacheElements[format.element] << ", " << format.planes
      << ", {" << join(map_range(ArrayRef(format.width, format.planes), [](int32_t width) { return std::to_string(width); }), ", ") << "}};\n";
   std::vector<std::string> steps; // behind its making
   if (!interface.keyOffsets[number].empty()) {
@@ -90,7 +82,10 @@ void writeMaker(raw_ostream &os, const Interface &interface, size_t number, Stri
     steps.push_back("aligned_cache_drop_planes(cache, " + std::to_string(type.resident) + ")");
   else if (format.kind == ALIGNED_FORMAT_FIXED && interface.denseUpTo)
     steps.push_back("aligned_cache_keep_dense(cache, " + std::to_string(interface.denseUpTo) + ")");
-  const std::string make = "aligned_cache_create(&format, " + sizes[0] + ", " + sizes[1] + ", " + sizes[3] + ", capacity)";
+  std::string make = "aligned_cache_create(&format, ";
+  for (int32_t dim : {0, 1, 3}) // which types of caches say
+    make += std::to_string(type.shape[dim]) + ", ";
+  make += "capacity)";
   if (steps.empty()) {
     os << "  return " << make << ";\n}\n";
     return;
