@@ -2,7 +2,7 @@
 #ifndef ALIGNED_BENCHMARKS_CPU_GGML_H
 #define ALIGNED_BENCHMARKS_CPU_GGML_H
 
-#include "Capture.h"
+#include "Layers.h"
 
 #include <cstdint>
 #include <memory>

@@ -8,7 +8,7 @@
 //   read         nothing but reading the dense arrays: what memory allows
 //   ggml ...     llama.cpp's flash attention, where --ggml names the folder of its libraries
 //   torch ...    torch's scaled_dot_product_attention, where --torch names a Python that has it
-#include "Capture.h"
+#include "Layers.h"
 #include "Ggml.h"
 #include "Torch.h"
 
@@ -64,8 +64,8 @@ public:
       queries.push_back(c.query(layer, c.steps - 1));
     for (int copy = 0; copy < line->copies; ++copy)
       for (int64_t layer = 0; layer < c.layers; ++layer) {
-        keys.push_back(c.dense(c.k, layer, tokens));
-        values.push_back(c.dense(c.v, layer, tokens));
+        keys.push_back(denseOf(c, c.k, layer, tokens));
+        values.push_back(denseOf(c, c.v, layer, tokens));
       }
   }
 
@@ -182,7 +182,7 @@ void Bench::addReading() {
 }
 
 bool Bench::addGgml() {
-  if (line->ggml.empty() || c.dtype != ALIGNED_DTYPE_F16)
+  if (line->ggml.empty() || c.element != ALIGNED_ELEMENT_F16)
     return true;
   auto library = Ggml::open(line->ggml);
   if (!library)
@@ -192,7 +192,7 @@ bool Bench::addGgml() {
     for (size_t i = 0; i < keys.size(); ++i)
       attentions->push_back(library->attention(type, keys[i], values[i], c.queryHeads, c.kvHeads, tokens, c.keyDim, c.valueDim, float(c.scale)));
     contestants.push_back({name, bytes, [=, this](size_t copy, int64_t layer, std::vector<double> *out) {
-                             const std::vector<double> query = toDouble(queries[layer].data(), c.queryHeads * c.keyDim, c.dtype);
+                             const std::vector<double> query = widened(queries[layer].data(), c.queryHeads * c.keyDim, c.element);
                              const std::vector<float> got = library->run((*attentions)[at(copy, layer)], query, line->threads);
                              if (out)
                                out->assign(got.begin(), got.end());
@@ -328,7 +328,7 @@ int main(int argc, char **argv) {
   if (line->copies < 1 || line->rounds < 1 || line->threads < 1 || line->flush < 0 || line->patience < 1)
     return refuse("expected at least one copy, round, thread and second of patience, and no negative --flush"), 2;
   aligned_rt_set_threads(line->threads);
-  const std::optional<Capture> capture = loadCapture(line->folder);
+  const std::optional<Capture> capture = readCapture(line->folder);
   if (!capture)
     return 1;
   Bench bench(*capture);

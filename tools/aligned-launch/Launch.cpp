@@ -1,9 +1,8 @@
 // See the header.
 #include "Launch.h"
 
-#include "Capture.h"
-#include "aligned/Reference/Attention.h"
 #include "aligned/Runtime/Cuda.h"
+#include "aligned/Support/Capture.h"
 #include "aligned/Support/Json.h"
 
 #include <algorithm>
@@ -33,6 +32,11 @@ using Cache = std::unique_ptr<aligned_cache, Destroy>;
 using OnDevice = std::unique_ptr<void, FreeOnDevice>;
 using Event = std::unique_ptr<void, DestroyEvent>;
 
+/// Prints the error and returns nothing, for `return refuse(...)`.
+std::nullopt_t refuse(const std::string &why) {
+  std::fprintf(stderr, "aligned-launch: error: %s\n", why.c_str());
+  return std::nullopt;
+}
 bool refused() { return refuse(aligned_last_error()), false; }
 
 /// The certified bound of each head (P4), from the state of the softmax and its certificate.
@@ -224,7 +228,7 @@ private:
 
   /// One step with host memory, and what it read and erred.
   bool compare(int64_t layer, int64_t step, int64_t tokens) {
-    std::vector<char> bytes = c.query(layer, step);
+    std::string bytes = c.query(layer, step);
     int64_t heads = c.queryHeads, dim = c.valueDim;
     std::vector<float> outAcc(heads * dim), outMax(heads), outSum(heads), outCertificate(heads * kCertificate);
     aligned_decode_call call = {};
@@ -247,12 +251,14 @@ private:
     current.keyBits += tally.key_bits, current.keyValues += tally.key_values;
     current.valueBits += tally.value_bits, current.valueValues += tally.value_values;
 
-    std::vector<double> want = c.exact(layer, step, tokens), out(heads * dim);
+    std::vector<double> want = c.exact(bytes, layer, tokens), out(heads * dim);
     for (int64_t i = 0; i < heads * dim; ++i)
       out[i] = outSum[i / dim] == 0 ? 0 : double(outAcc[i]) / outSum[i / dim];
     std::vector<double> relative = relativeErrors(out, want, dim);
     errors.insert(errors.end(), relative.begin(), relative.end());
-    std::vector<double> usual = c.usualRows(layer, tokens);
+    std::vector<double> usual;
+    for (int64_t head = 0; head < c.kvHeads; ++head)
+      usual.push_back(c.usualRow(layer, head, tokens));
     for (int64_t head = 0; head < heads; ++head) {
       bool promised = true, violated = false;
       double error = 0, offBy = 0, length = 0; // the last two squared
@@ -374,9 +380,10 @@ nlohmann::ordered_json json(const LayerReport &layer) {
 } // namespace
 
 std::optional<LaunchReport> aligned::launchCapture(const LaunchOptions &options) {
-  std::optional<Capture> capture = loadCapture(options.capture);
+  std::string error;
+  std::optional<Capture> capture = loadCapture(options.capture, error);
   if (!capture)
-    return std::nullopt;
+    return refuse(error);
   if (options.layer && *options.layer >= capture->layers)
     return refuse("expected a layer from 0 to " + std::to_string(capture->layers - 1) + ", got " +
                   std::to_string(*options.layer));

@@ -1,5 +1,5 @@
 // A captured cache: every layer, head and step through the compiled kernel, against float64 and against the dense kernel's time.
-#include "Capture.h"
+#include "Layers.h"
 #include "Page.h"
 
 #include "aligned/Analysis/Costs.h"
@@ -145,7 +145,7 @@ bool DecodeRun::step(int64_t layer, int64_t number) {
   int64_t tokens = c.firstPosition + number + 1;
   query = c.query(layer, number);
   std::vector<double> want = c.exact(query, layer, tokens);
-  Bytes denseKey = c.dense(c.k, layer, tokens), denseValue = c.dense(c.v, layer, tokens);
+  Bytes denseKey = denseOf(c, c.k, layer, tokens), denseValue = denseOf(c, c.v, layer, tokens);
   aligned_value key = contiguous(denseKey.data(), {1, c.kvHeads, tokens, c.keyDim}), value = contiguous(denseValue.data(), {1, c.kvHeads, tokens, c.valueDim});
 
   if (page)
@@ -304,7 +304,7 @@ std::optional<std::vector<DecodeReport>> DecodeRun::run(const std::vector<RunOpt
   }
 
   if (page)
-    alternatives = alternativesTo(policies, c.dtype == ALIGNED_DTYPE_BF16);
+    alternatives = alternativesTo(policies, c.element == ALIGNED_ELEMENT_BF16);
   int64_t firstStep = policies.front().lastStep ? c.steps - 1 : 0, perLayer = c.steps - firstStep;
   Progress progress("decoding steps");
   for (int64_t layer = 0; layer < c.layers; ++layer) {
@@ -359,7 +359,7 @@ bool describe(DecodePage &page, const Capture &c, const PageOptions &wanted, boo
   };
   page.model = c.model;
   page.text = c.text;
-  page.element = c.element();
+  page.element = c.elementName();
   page.elementBits = 8 * c.width();
   page.layers = c.layers;
   page.kvHeads = c.kvHeads;
@@ -375,7 +375,7 @@ bool describe(DecodePage &page, const Capture &c, const PageOptions &wanted, boo
 
 std::optional<std::vector<DecodeReport>> aligned::runDecode(const std::string &folder, const std::vector<RunOptions> &policies, const PageOptions &pictured,
                                                             DecodePage *page) {
-  auto capture = loadCapture(folder);
+  auto capture = readCapture(folder);
   if (!capture || (page && !describe(*page, *capture, pictured, policies.front().lastStep)))
     return std::nullopt;
   return DecodeRun(*capture, page).run(policies);

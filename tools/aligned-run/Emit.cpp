@@ -1,5 +1,5 @@
 // A model as files, for machines and programs without a compiler: kernels for GPUs, or an object with its header.
-#include "Capture.h"
+#include "Layers.h"
 #include "OutputFile.h"
 
 #include "llvm/Support/FileSystem.h"
@@ -10,7 +10,7 @@ using namespace aligned;
 static std::optional<std::string> sourceOf(const std::string &modelPath, const std::string &captureFolder) {
   if (!modelPath.empty())
     return readText(modelPath);
-  std::optional<Capture> capture = loadCapture(captureFolder);
+  std::optional<Capture> capture = readCapture(captureFolder);
   return capture ? std::optional(moduleText(*capture)) : std::nullopt;
 }
 

@@ -5,7 +5,7 @@
 // the best of each kv head. The price whose measured error, all together, meets the target is found by measuring.
 #include "Tune.h"
 
-#include "Capture.h"
+#include "Layers.h"
 
 #include "llvm/Support/Format.h"
 #include "llvm/Support/Path.h"
@@ -360,7 +360,7 @@ std::optional<Tuned> Tuner::run() {
 } // namespace
 
 std::optional<Tuned> aligned::tune(const std::string &folder, const RunOptions &options, double target) {
-  auto capture = loadCapture(folder);
+  auto capture = readCapture(folder);
   return capture ? Tuner(*capture, options, target).run() : std::nullopt;
 }
 

@@ -1,10 +1,10 @@
-// A captured cache in memory, and what every run over one is made of: kernels for its layers, caches of a layer, attention in float64.
-#ifndef ALIGNED_TOOLS_ALIGNED_RUN_CAPTURE_H
-#define ALIGNED_TOOLS_ALIGNED_RUN_CAPTURE_H
+// What every run over a captured cache is made of: kernels for its layers, and caches of a layer.
+#ifndef ALIGNED_TOOLS_ALIGNED_RUN_LAYERS_H
+#define ALIGNED_TOOLS_ALIGNED_RUN_LAYERS_H
 
 #include "Run.h"
 
-#include "aligned/Reference/Attention.h"
+#include "aligned/Support/Capture.h"
 
 #include <cstdlib>
 #include <new>
@@ -35,34 +35,11 @@ template <typename T> struct InLargePages {
 };
 using Bytes = std::vector<char, InLargePages<char>>;
 
-/// The folder's contents: q [layers, q_heads, steps, dim], k and v [layers, kv_heads, tokens, dim].
-struct Capture {
-  NpyArray q, k, v;
-  std::string model, text; ///< what was captured, where meta.json says so
-  aligned_dtype dtype;
-  int64_t layers, queryHeads, kvHeads, steps, tokens, keyDim, valueDim, firstPosition;
-  double scale;
-  std::vector<int64_t> layerNumbers; ///< in the model: meta.json's `layers`, or 0, 1, ...
-  bool partial = false;              ///< whether meta.json says that these are some layers of a model
-
-  int64_t width() const { return byteWidth(q.dtype); }
-  const char *element() const { return dtype == ALIGNED_DTYPE_F16 ? "f16" : dtype == ALIGNED_DTYPE_BF16 ? "bf16" : "f32"; }
-  const char *at(const NpyArray &array, int64_t element) const { return array.bytes.data() + element * width(); }
-
-  /// [queryHeads, keyDim] of a step.
-  std::string query(int64_t layer, int64_t step) const;
-  /// Tokens 0 .. count - 1 of one layer of k or v, contiguous.
-  Bytes dense(const NpyArray &array, int64_t layer, int64_t count) const;
-  /// One kv head, with the query rows of `query` that share it.
-  HeadInputs inputs(const std::string &query, int64_t layer, int64_t head, int64_t tokens) const;
-  /// Attention in float64: [queryHeads, valueDim].
-  std::vector<double> exact(const std::string &query, int64_t layer, int64_t tokens) const;
-  /// The mean length of a kv head's first `tokens` rows of V: what tolerances are relative to (P2).
-  double usualRow(int64_t layer, int64_t head, int64_t tokens) const;
-};
-
 /// Prints what is wrong and returns nothing.
-std::optional<Capture> loadCapture(const std::string &folder);
+std::optional<Capture> readCapture(const std::string &folder);
+
+/// Tokens 0 .. count - 1 of one layer of k or v, contiguous.
+Bytes denseOf(const Capture &c, const NpyArray &array, int64_t layer, int64_t count);
 
 /// A kernel, and the caches that it takes.
 struct Kernel {
@@ -93,4 +70,4 @@ struct Caches {
 
 } // namespace aligned
 
-#endif // ALIGNED_TOOLS_ALIGNED_RUN_CAPTURE_H
+#endif // ALIGNED_TOOLS_ALIGNED_RUN_LAYERS_H
