@@ -24,7 +24,7 @@ from phases import ROOT
 
 LIT = "/usr/lib/llvm-22/bin/lit"
 LIT_EXCLUDES = {"Inputs", "data", "python", "unittests", "decode"}  # as in test/lit.cfg.py
-TIME_LIMIT = 1200  # seconds, of one program
+TIME_LIMIT = 2400  # seconds, of one program: all of pytest is one, and takes half of that on a busy machine
 DETAIL_LINES = 60  # shown of a failure
 
 
