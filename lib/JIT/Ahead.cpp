@@ -1,5 +1,6 @@
 // See the header.
 #include "Ahead.h"
+#include "CallRuntime.h"
 
 #include "aligned/Conversion/AlignedToCPU/Isa.h"
 #include "aligned/Runtime/Call.h"
@@ -89,18 +90,6 @@ std::string AheadMachine::name() const {
 // Objects
 //===----------------------------------------------------------------------===//
 
-/// What compiled code calls, and the function of lib/Runtime that objects call instead.
-constexpr std::pair<StringLiteral, StringLiteral> kRenamed[] = {
-    {"malloc", "aligned_rt_malloc"},
-    {"free", "aligned_rt_free"},
-    {"puts", "aligned_rt_say"},
-    {"abort", "aligned_rt_fail"},
-    {"aligned_rt_parallel", "aligned_rt_loop"},
-    {"aligned_cache_create", "aligned_rt_cache_create"},
-    {"aligned_cache_fork", "aligned_rt_cache_fork"},
-    {"aligned_cache_destroy", "aligned_rt_cache_destroy"},
-};
-
 static aligned_rt_type typeOf(const aligned_type &type) {
   aligned_rt_type result = {};
   result.is_cache = type.is_cache;
@@ -160,20 +149,14 @@ Expected<Code> aligned::compileAhead(mlir::ModuleOp module, StringRef function, 
   Expected<std::unique_ptr<Module>> whole = translateWhole(module, function, **target, context);
   if (!whole)
     return whole.takeError();
-  for (auto [from, to] : kRenamed)
-    if (Function *called = (*whole)->getFunction(from); called && called->isDeclaration())
-      called->setName(to);
+  for (const RuntimeFunction &function : runtimeFunctions())
+    if (Function *called = (*whole)->getFunction(function.called); called && called->isDeclaration())
+      called->setName(function.name);
   for (GlobalValue &value : (*whole)->global_values()) // the model's functions, one of which may be called `name`
     if (!value.isDeclaration() && value.hasName() && value.getName() != kEntry && !value.getName().starts_with("llvm."))
       value.setName("model." + value.getName());
   addFunction(**whole, interface, name);
   addVersion(**whole);
   internalizeModule(**whole, [&](const GlobalValue &value) { return value.getName() == name; });
-  Code code;
-  raw_string_ostream(code.llvmIR) << **whole;
-  Expected<std::string> object = objectOf(**whole, **target);
-  if (!object)
-    return object.takeError();
-  code.object = std::move(*object);
-  return code;
+  return codeOf(**whole, **target);
 }

@@ -128,6 +128,13 @@ Expected<std::unique_ptr<Module>> translate(mlir::ModuleOp part, StringRef entry
   return module;
 }
 
+Expected<std::string> objectOf(Module &module, TargetMachine &machine) {
+  Expected<std::unique_ptr<MemoryBuffer>> object = orc::SimpleCompiler(machine)(module);
+  if (!object)
+    return object.takeError();
+  return (*object)->getBuffer().str();
+}
+
 Expected<std::string> compilePart(mlir::ModuleOp part, StringRef entry, orc::JITTargetMachineBuilder builder) {
   LLVMContext context;
   Expected<std::unique_ptr<TargetMachine>> machine = builder.createTargetMachine();
@@ -158,11 +165,14 @@ void aligned::setCodeOptions(orc::JITTargetMachineBuilder &machine) {
   machine.getOptions().AllowFPOpFusion = FPOpFusion::Fast;
 }
 
-Expected<std::string> aligned::objectOf(Module &module, TargetMachine &machine) {
-  Expected<std::unique_ptr<MemoryBuffer>> object = orc::SimpleCompiler(machine)(module);
+Expected<Code> aligned::codeOf(Module &module, TargetMachine &machine) {
+  Code code;
+  raw_string_ostream(code.llvmIR) << module; // as it is compiled
+  Expected<std::string> object = objectOf(module, machine);
   if (!object)
     return object.takeError();
-  return (*object)->getBuffer().str();
+  code.object = std::move(*object);
+  return code;
 }
 
 Expected<std::unique_ptr<Module>> aligned::translateWhole(mlir::ModuleOp module, StringRef function, TargetMachine &machine, LLVMContext &context) {
@@ -191,13 +201,7 @@ Expected<Code> aligned::compileWhole(mlir::ModuleOp module, StringRef function) 
   Expected<std::unique_ptr<Module>> whole = translateWhole(module, function, **machine, context);
   if (!whole)
     return whole.takeError();
-  Code code;
-  raw_string_ostream(code.llvmIR) << **whole;
-  Expected<std::string> object = objectOf(**whole, **machine);
-  if (!object)
-    return object.takeError();
-  code.object = std::move(*object);
-  return code;
+  return codeOf(**whole, **machine);
 }
 
 Expected<std::vector<std::string>> aligned::compileObjects(mlir::ModuleOp module, StringRef function) {

@@ -38,7 +38,7 @@ llvm::Expected<Code> compileWhole(mlir::ModuleOp module, llvm::StringRef functio
 constexpr llvm::StringLiteral kEntry = "aligned_entry";
 void setCodeOptions(llvm::orc::JITTargetMachineBuilder &machine);
 llvm::Expected<std::unique_ptr<llvm::Module>> translateWhole(mlir::ModuleOp module, llvm::StringRef function, llvm::TargetMachine &machine, llvm::LLVMContext &context);
-llvm::Expected<std::string> objectOf(llvm::Module &module, llvm::TargetMachine &machine);
+llvm::Expected<Code> codeOf(llvm::Module &module, llvm::TargetMachine &machine);
 
 /// What compiled code depends on besides its source: the processor and its features, LLVM, and the compiler's own libraries.
 const std::string &machineIdentity();

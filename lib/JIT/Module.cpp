@@ -3,7 +3,7 @@
 #include "aligned/JIT/Module.h"
 
 #include "Ahead.h"
-#include "CallMemory.h"
+#include "CallRuntime.h"
 #include "Engine.h"
 #include "ObjectCache.h"
 #include "Session.h"
@@ -20,12 +20,7 @@
 #include "llvm/ADT/TypeSwitch.h"
 #include "llvm/Support/MemoryBuffer.h"
 
-#include <atomic>
-#include <chrono>
-#include <cmath>
-#include <csetjmp>
 #include <cstring>
-#include <mutex>
 
 using namespace mlir;
 using namespace aligned;
@@ -137,151 +132,6 @@ LogicalResult parseOptions(Session &session, StringRef text, PipelineOptions &op
   }
   return success();
 }
-
-//===-- cf.assert ----------------------------------------------------------===//
-// A failed assertion in a model (torch writes them for shapes) prints with puts and calls abort. Compiled code gets these two instead, which take
-// the message and return to aligned_module_call, which frees what the call had allocated.
-
-thread_local std::jmp_buf *assertionTarget = nullptr;
-thread_local std::string assertionMessage;
-
-int takeMessage(const char *text) {
-  assertionMessage = text;
-  return 0;
-}
-[[noreturn]] void assertionFailed() {
-  if (assertionTarget)
-    std::longjmp(*assertionTarget, 1);
-  std::abort();
-}
-
-//===-- Interrupts ---------------------------------------------------------===//
-// Whoever waits for a call may want no more of it. He is asked now and then by the thread that he called on, where a parallel loop begins or hands out work; a call that he
-// gives up ends as one whose assertion failed.
-
-constexpr auto kPatience = std::chrono::milliseconds(50);
-thread_local aligned_interrupt *interrupt = nullptr;
-thread_local void *interruptContext = nullptr;
-thread_local std::chrono::steady_clock::time_point asked;
-
-bool isInterrupted() {
-  if (!interrupt)
-    return false;
-  const auto now = std::chrono::steady_clock::now();
-  if (now - asked < kPatience)
-    return false;
-  asked = now;
-  return interrupt(interruptContext);
-}
-
-/// A parallel loop of compiled code. What fails in an iteration ends its range, on whichever thread, and then the loop.
-struct ParallelLoop {
-  void (*const body)(void *, int64_t, int64_t);
-  void *const args;
-  CallMemory *const memory;
-  std::mutex mutex{};
-  std::optional<std::string> failure{};
-  std::atomic<bool> isOver{false}; // before its end
-
-  void fail(const std::string &why) {
-    std::lock_guard<std::mutex> lock(mutex);
-    failure = why;
-    isOver = true;
-  }
-
-  static void run(void *self, int64_t begin, int64_t end) {
-    auto *loop = static_cast<ParallelLoop *>(self);
-    if (!loop->isOver && isInterrupted())
-      loop->fail("interrupted");
-    if (loop->isOver)
-      return;
-    CallMemoryScope scope(loop->memory);
-    std::jmp_buf target;
-    std::jmp_buf *outer = assertionTarget;
-    if (setjmp(target)) {
-      assertionTarget = outer;
-      return loop->fail(assertionMessage);
-    }
-    assertionTarget = &target;
-    loop->body(loop->args, begin, end);
-    assertionTarget = outer;
-  }
-};
-
-void parallel(int64_t count, void (*body)(void *, int64_t, int64_t), void *args) {
-  bool failed;
-  {
-    ParallelLoop loop{body, args, CallMemory::current()};
-    aligned_rt_parallel(count, &ParallelLoop::run, &loop);
-    if ((failed = loop.failure.has_value()))
-      assertionMessage = *loop.failure;
-  }
-  if (failed)
-    assertionFailed();
-}
-
-//===-- bfloat16 -----------------------------------------------------------===//
-// What code for a processor without AVX512-BF16 calls to round to bfloat16, which not every libgcc has. The ABI returns it in the low bits of a register of floats.
-
-float asRegister(uint32_t bits) {
-  float value;
-  memcpy(&value, &bits, sizeof value);
-  return value;
-}
-uint32_t bitsOf(float value) {
-  uint32_t bits;
-  memcpy(&bits, &value, sizeof bits);
-  return bits;
-}
-
-float truncateFloat(float value) { // to nearest even
-  const uint32_t bits = bitsOf(value);
-  return asRegister(value != value ? bits >> 16 | 0x40 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-float truncateDouble(double value) {
-  float between = static_cast<float>(value);
-  if (value == value && between != value) { // rounded once only: between is the odd one of the two around it
-    uint32_t bits = bitsOf(between) - (std::fabs(between) > std::fabs(value));
-    between = asRegister(bits | 1);
-  }
-  return truncateFloat(between);
-}
-
-llvm::orc::SymbolMap runtimeSymbols(llvm::orc::MangleAndInterner intern) {
-  llvm::orc::SymbolMap symbols;
-  auto add = [&](const char *name, auto *function) {
-    symbols[intern(name)] = {llvm::orc::ExecutorAddr::fromPtr(function), llvm::JITSymbolFlags::Exported};
-  };
-  add("aligned_rt_parallel", &parallel);
-  add("aligned_rt_scratch", &aligned_rt_scratch);
-  add("aligned_rt_tally", &aligned_rt_tally);
-  add("aligned_rt_bits", &aligned_rt_bits);
-  add("aligned_rt_recording", &aligned_rt_recording);
-  add("aligned_rt_lap", &aligned_rt_lap);
-  add("aligned_rt_reference_attention", &aligned_rt_reference_attention);
-  add("aligned_rt_reference_state", &aligned_rt_reference_state);
-  add("aligned_rt_reference_prepare", &aligned_rt_reference_prepare);
-  add("aligned_rt_reference_scan", &aligned_rt_reference_scan);
-  add("aligned_rt_reference_attend", &aligned_rt_reference_attend);
-  add("aligned_cache_create", &callCacheCreate);
-  add("aligned_cache_fork", &callCacheFork);
-  add("aligned_cache_drop_planes", &aligned_cache_drop_planes);
-  add("aligned_cache_destroy", &callCacheDestroy);
-  add("aligned_cache_append", &aligned_cache_append);
-  add("aligned_cache_overwrite", &aligned_cache_overwrite);
-  add("aligned_cache_unpack", &aligned_cache_unpack);
-  add("__truncsfbf2", &truncateFloat);
-  add("__truncdfbf2", &truncateDouble);
-  add("malloc", &callMalloc);
-  add("free", &callFree);
-  add("puts", &takeMessage);
-  add("abort", &assertionFailed);
-  return symbols;
-}
-
-} // namespace
-
-namespace {
 
 /// What callers see of a function whose caches have their types: behind the phase `store`.
 LogicalResult describe(ModuleOp module, func::FuncOp function, int64_t ownResults, aligned_module &compiled) {
@@ -623,15 +473,7 @@ void *compact(const aligned_type &type, const aligned_array &array) {
   char *copy = static_cast<char *>(malloc(std::max<int64_t>(1, count * width)));
   if (!copy)
     return nullptr;
-  std::vector<int64_t> index(type.rank, 0);
-  for (int64_t number = 0; number < count; ++number) {
-    int64_t offset = 0;
-    for (int32_t dim = 0; dim < type.rank; ++dim)
-      offset += index[dim] * array.strides[dim];
-    memcpy(copy + number * width, static_cast<const char *>(array.data) + offset * width, width);
-    for (int32_t dim = type.rank - 1; dim >= 0 && ++index[dim] == array.shape[dim]; --dim)
-      index[dim] = 0;
-  }
+  aligned_rt_copy(copy, array.data, width, type.rank, array.shape, array.strides);
   return copy;
 }
 
@@ -647,50 +489,15 @@ int refuseCall(const llvm::Twine &why) {
   return -1;
 }
 
-int checkArgument(const aligned_module &module, int32_t number, const aligned_type &type, const aligned_value &value) {
-  if (type.is_cache) {
-    const aligned_cache *cache = value.cache;
-    if (!cache)
-      return refuseCall("expected a cache as argument " + llvm::Twine(number) + ", got none");
-    if (cache->location != ALIGNED_LOCATION_HOST) // whose memory kernels can't reach
-      return refuseCall("expected a cache on the host as argument " + llvm::Twine(number) + ", got one in location " + llvm::Twine(cache->location));
-    int64_t shape[4] = {cache->batch, cache->kv_heads, cache->tokens, cache->head_dim};
-    for (int32_t dim = 0; dim < 4; ++dim)
-      if (type.shape[dim] != ALIGNED_DYNAMIC && type.shape[dim] != shape[dim])
-        return refuseCall("expected a cache of shape " + llvm::Twine(shapeText(4, type.shape)) + " as argument " + llvm::Twine(number) + ", got " + shapeText(4, shape));
-    if (memcmp(&cache->format, &type.format, sizeof(aligned_format)))
-      return refuseCall("expected a cache of the format that argument " + llvm::Twine(number) + " was compiled for");
-    if (cache->planes < type.resident)
-      return refuseCall("expected a cache with " + llvm::Twine(type.resident) + " resident planes as argument " + llvm::Twine(number) +
-                        ", as many as were compiled for, got one with " + llvm::Twine(cache->planes));
-    if (type.format.kind == ALIGNED_FORMAT_FLOAT && (cache->pages || cache->lengths))
-      return refuseCall(llvm::Twine("expected a cache without ") + (cache->pages ? "pages" : "lengths of its batch entries") + " as argument " + llvm::Twine(number) +
-                        ", which kernels over float planes don't follow, got one with them");
-    return 0;
-  }
+int checkArgument(int32_t number, const aligned_type &type, const aligned_value &value) {
+  if (type.is_cache)
+    return aligned_rt_check_cache(type.shape, &type.format, type.resident, value.cache, ("argument " + std::to_string(number)).c_str());
   for (int32_t dim = 0; dim < type.rank; ++dim)
     if (value.array.shape[dim] < 0 || (type.shape[dim] != ALIGNED_DYNAMIC && type.shape[dim] != value.array.shape[dim]))
       return refuseCall("expected shape " + llvm::Twine(shapeText(type.rank, type.shape)) + " of argument " + llvm::Twine(number) + ", got " +
                         shapeText(type.rank, value.array.shape));
   if (!value.array.data && elementCount(type, value.array.shape))
     return refuseCall("expected data for argument " + llvm::Twine(number) + ", got a null pointer");
-  return 0;
-}
-
-/// Kernels take the length of a batch entry from its keys. Where a cache has own lengths, all caches of the call must agree in them.
-int checkLengths(const aligned_module &module, const aligned_value *values) {
-  int32_t own = -1, count = module.arguments.size();
-  for (int32_t number = 0; number < count && own < 0; ++number)
-    if (module.arguments[number].is_cache && values[number].cache->lengths)
-      own = number;
-  for (int32_t number = 0; number < count && own >= 0; ++number) {
-    if (!module.arguments[number].is_cache || values[number].cache->batch != values[own].cache->batch)
-      continue;
-    for (int64_t entry = 0; entry < values[own].cache->batch; ++entry)
-      if (int64_t expected = aligned_cache_length(values[own].cache, entry), got = aligned_cache_length(values[number].cache, entry); got != expected)
-        return refuseCall("expected " + llvm::Twine(expected) + " tokens in batch entry " + llvm::Twine(entry) + " of argument " + llvm::Twine(number) +
-                          ", as in argument " + llvm::Twine(own) + ", which has own lengths, got " + llvm::Twine(got));
-  }
   return 0;
 }
 
@@ -705,17 +512,14 @@ struct Copies {
 
 } // namespace
 
-void aligned_on_interrupt(aligned_interrupt *asks, void *context) {
-  interrupt = asks;
-  interruptContext = context;
-  asked = std::chrono::steady_clock::now();
-}
-
 int aligned_module_call(const aligned_module *module, aligned_value *arguments, aligned_value *results) {
-  for (auto [number, type] : llvm::enumerate(module->arguments))
-    if (int failed = checkArgument(*module, number, type, arguments[number]))
+  SmallVector<const aligned_cache *, 8> caches; // null for arrays
+  for (auto [number, type] : llvm::enumerate(module->arguments)) {
+    if (int failed = checkArgument(number, type, arguments[number]))
       return failed;
-  if (int failed = checkLengths(*module, arguments))
+    caches.push_back(type.is_cache ? arguments[number].cache : nullptr);
+  }
+  if (int failed = aligned_rt_check_lengths(caches.data(), caches.size()))
     return failed;
 
   // One descriptor per dense argument, contiguous as the compiled function expects; the results' lie one behind the other.
@@ -756,23 +560,8 @@ int aligned_module_call(const aligned_module *module, aligned_value *arguments, 
   if (returned)
     packed.push_back(resultMemory.data());
 
-  aligned_set_last_error("");
-  CallMemory memory;
-  CallMemoryScope scope(&memory);
-  std::jmp_buf target;
-  std::jmp_buf *outer = assertionTarget;
-  if (setjmp(target)) {
-    assertionTarget = outer;
-    memory.release();
-    return refuseCall("assertion failed in the model: " + llvm::Twine(assertionMessage));
-  }
-  assertionTarget = &target;
-  module->engine->entry()(packed.data());
-  assertionTarget = outer;
-  if (*aligned_last_error()) { // a runtime call inside the module failed: results are nobody's
-    memory.release();
-    return -1;
-  }
+  if (int failed = aligned_rt_run("the model", module->engine->entry(), packed.data()))
+    return failed;
 
   // Each dense result must be memory of its own: not an argument's, not another result's, not a constant's.
   SmallVector<void *, 8> taken;

@@ -1,4 +1,4 @@
-// Calls of object files. Compiled code frees what it allocates, or hands it over with the results. A call that fails ends where an assertion fails, by a jump that frees
+// Calls of compiled models. Compiled code frees what it allocates, or hands it over with the results. A call that fails ends where an assertion fails, by a jump that frees
 // nothing: so the buffers and caches of a call are known, and are freed for it. Parallel loops carry the call to the threads that they run on.
 #include "aligned/Runtime/Call.h"
 
@@ -6,6 +6,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
+#include <cmath>
 #include <csetjmp>
 #include <cstdio>
 #include <cstdlib>
@@ -79,6 +81,44 @@ template <typename Body> bool guarded(Call *call, Body body) {
   return true;
 }
 
+int refuse(const std::string &why) {
+  aligned_set_last_error(why.c_str());
+  return -1;
+}
+
+/// Where it fails, what it had allocated is freed.
+int run(Call &call, const char *name, void (*entry)(void **), void **values) {
+  aligned_set_last_error("");
+  if (!guarded(&call, [&] { entry(values); })) {
+    call.release();
+    return refuse("assertion failed in " + std::string(name) + ": " + message);
+  }
+  if (!*aligned_last_error())
+    return 0;
+  call.release(); // a function of the runtime failed: results are nobody's
+  return -1;
+}
+
+//===-- Interrupts ---------------------------------------------------------===//
+// Who waits for a call is asked by the thread that he called on, where a parallel loop begins or hands out work; a call that he gives up ends as one whose assertion failed.
+
+constexpr auto kPatience = std::chrono::milliseconds(50);
+thread_local aligned_interrupt *interrupt = nullptr;
+thread_local void *interruptContext = nullptr;
+thread_local std::chrono::steady_clock::time_point asked;
+
+bool isInterrupted() {
+  if (!interrupt)
+    return false;
+  const auto now = std::chrono::steady_clock::now();
+  if (now - asked < kPatience)
+    return false;
+  asked = now;
+  return interrupt(interruptContext);
+}
+
+//===-- Parallel loops -----------------------------------------------------===//
+
 /// What fails in an iteration ends its range, on whichever thread, and then the loop.
 struct Loop {
   void (*const body)(void *, int64_t, int64_t);
@@ -88,17 +128,62 @@ struct Loop {
   std::optional<std::string> failure{};
   std::atomic<bool> isOver{false}; // before its end
 
+  void fail(const std::string &why) {
+    std::lock_guard<std::mutex> lock(mutex);
+    failure = why;
+    isOver = true;
+  }
+
   static void run(void *self, int64_t begin, int64_t end) {
     auto &loop = *static_cast<Loop *>(self);
-    if (loop.isOver || guarded(loop.call, [&] { loop.body(loop.args, begin, end); }))
-      return;
-    std::lock_guard<std::mutex> lock(loop.mutex);
-    loop.failure = message;
-    loop.isOver = true;
+    if (!loop.isOver && isInterrupted())
+      loop.fail("interrupted");
+    if (!loop.isOver && !guarded(loop.call, [&] { loop.body(loop.args, begin, end); }))
+      loop.fail(message);
   }
 };
 
+//===-- bfloat16 -----------------------------------------------------------===//
+
+float asRegister(uint32_t bits) {
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+uint32_t bitsOf(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
 } // namespace
+
+float aligned_rt_truncsfbf2(float value) { // to nearest even
+  const uint32_t bits = bitsOf(value);
+  return asRegister(value != value ? bits >> 16 | 0x40 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+float aligned_rt_truncdfbf2(double value) {
+  float between = static_cast<float>(value);
+  if (value == value && between != value) { // rounded once only: between is the odd one of the two around it
+    const uint32_t bits = bitsOf(between) - (std::fabs(between) > std::fabs(value));
+    between = asRegister(bits | 1);
+  }
+  return aligned_rt_truncsfbf2(between);
+}
+
+void aligned_on_interrupt(aligned_interrupt *asks, void *context) {
+  interrupt = asks;
+  interruptContext = context;
+  asked = std::chrono::steady_clock::now();
+}
+
+int aligned_rt_run(const char *name, void (*entry)(void **values), void **values) {
+  Call call;
+  return run(call, name, entry, values);
+}
+
+int aligned_rt_is_running(void) { return current != nullptr; }
 
 void *aligned_rt_malloc(size_t bytes) { return known(malloc(bytes), &Call::buffers); }
 void aligned_rt_free(void *memory) { free(forgotten(memory, &Call::buffers)); }
@@ -138,11 +223,6 @@ void aligned_rt_fail(void) {
 
 namespace {
 
-int refuse(const std::string &why) {
-  aligned_set_last_error(why.c_str());
-  return -1;
-}
-
 std::string shapeText(int32_t rank, const int64_t *shape) {
   std::string text = "[";
   for (int32_t dim = 0; dim < rank; ++dim)
@@ -157,35 +237,61 @@ int64_t elements(int32_t rank, const int64_t *shape) {
   return count;
 }
 
-int checkCache(const aligned_rt_type &type, const aligned_cache *cache, const std::string &what) {
+} // namespace
+
+int aligned_rt_check_cache(const int64_t shape[4], const aligned_format *format, int32_t resident, const aligned_cache *cache, const char *argument) {
+  const std::string what = argument;
   if (!cache)
     return refuse("expected a cache as " + what + ", got none");
-  if (cache->location != ALIGNED_LOCATION_HOST)
+  if (cache->location != ALIGNED_LOCATION_HOST) // whose memory kernels can't reach
     return refuse("expected a cache on the host as " + what + ", got one in location " + std::to_string(cache->location));
-  const int64_t shape[4] = {cache->batch, cache->kv_heads, cache->tokens, cache->head_dim};
+  const int64_t got[4] = {cache->batch, cache->kv_heads, cache->tokens, cache->head_dim};
   for (int32_t dim = 0; dim < 4; ++dim)
-    if (type.shape[dim] >= 0 && type.shape[dim] != shape[dim])
-      return refuse("expected a cache of shape " + shapeText(4, type.shape) + " as " + what + ", got " + shapeText(4, shape));
-  if (memcmp(&cache->format, &type.format, sizeof(aligned_format)))
+    if (shape[dim] >= 0 && shape[dim] != got[dim])
+      return refuse("expected a cache of shape " + shapeText(4, shape) + " as " + what + ", got " + shapeText(4, got));
+  if (memcmp(&cache->format, format, sizeof(aligned_format)))
     return refuse("expected a cache of the format that " + what + " was compiled for");
-  if (cache->planes < type.resident)
-    return refuse("expected a cache with " + std::to_string(type.resident) + " resident planes as " + what + ", got one with " + std::to_string(cache->planes));
-  if (type.format.kind == ALIGNED_FORMAT_FLOAT && (cache->pages || cache->lengths))
+  if (cache->planes < resident)
+    return refuse("expected a cache with " + std::to_string(resident) + " resident planes as " + what + ", as many as were compiled for, got one with " +
+                  std::to_string(cache->planes));
+  if (format->kind == ALIGNED_FORMAT_FLOAT && (cache->pages || cache->lengths))
     return refuse("expected a cache without " + std::string(cache->pages ? "pages" : "lengths of its batch entries") + " as " + what +
                   ", which kernels over float planes don't follow, got one with them");
   return 0;
 }
 
-/// Kernels take the length of a batch entry from its keys. Where a cache has own lengths, all caches of the call must agree in them.
-int checkLengths(const std::vector<const aligned_cache *> &caches) {
-  for (const aligned_cache *own : caches)
-    for (const aligned_cache *other : caches)
-      for (int64_t entry = 0; own->lengths && own->batch == other->batch && entry < own->batch; ++entry)
-        if (const int64_t expected = aligned_cache_length(own, entry), got = aligned_cache_length(other, entry); got != expected)
-          return refuse("expected " + std::to_string(expected) + " tokens in batch entry " + std::to_string(entry) + " of every cache, as in one that has own lengths, got " +
-                        std::to_string(got));
+int aligned_rt_check_lengths(const aligned_cache *const *caches, int32_t count) {
+  int32_t own = 0;
+  while (own < count && !(caches[own] && caches[own]->lengths))
+    ++own;
+  for (int32_t number = 0; number < count && own < count; ++number) {
+    if (!caches[number] || caches[number]->batch != caches[own]->batch)
+      continue;
+    for (int64_t entry = 0; entry < caches[own]->batch; ++entry)
+      if (const int64_t expected = aligned_cache_length(caches[own], entry), got = aligned_cache_length(caches[number], entry); got != expected)
+        return refuse("expected " + std::to_string(expected) + " tokens in batch entry " + std::to_string(entry) + " of argument " + std::to_string(number) +
+                      ", as in argument " + std::to_string(own) + ", which has own lengths, got " + std::to_string(got));
+  }
   return 0;
 }
+
+void aligned_rt_copy(void *to, const void *from, int32_t bytes, int32_t rank, const int64_t *shape, const int64_t *strides) {
+  const int64_t count = elements(rank, shape);
+  int64_t run = 1, inner = rank; // what lies together is copied together
+  while (inner > 0 && (shape[inner - 1] == 1 || strides[inner - 1] == run))
+    run *= shape[--inner];
+  std::vector<int64_t> index(inner, 0);
+  for (int64_t done = 0; done < count; done += run) {
+    int64_t offset = 0;
+    for (int64_t dim = 0; dim < inner; ++dim)
+      offset += index[dim] * strides[dim];
+    memcpy(static_cast<char *>(to) + done * bytes, static_cast<const char *>(from) + offset * bytes, run * bytes);
+    for (int64_t dim = inner - 1; dim >= 0 && ++index[dim] == shape[dim]; --dim)
+      index[dim] = 0;
+  }
+}
+
+namespace {
 
 /// A memref's descriptor: allocated and aligned pointer, offset, sizes, strides.
 constexpr int32_t wordsOf(const aligned_rt_type &type) { return type.is_cache ? 1 : 3 + 2 * type.rank; }
@@ -203,24 +309,6 @@ std::vector<int64_t> descriptorOf(int32_t rank, int64_t address, const int64_t *
   return words;
 }
 
-void copyOut(const aligned_rt_type &type, const int64_t *descriptor, char *to) {
-  const int32_t rank = type.rank;
-  const int64_t *shape = descriptor + 3, *strides = shape + rank, count = elements(rank, shape);
-  const char *from = reinterpret_cast<const char *>(descriptor[1]) + descriptor[2] * type.bytes;
-  int64_t run = 1, inner = rank; // what lies together is copied together
-  while (inner > 0 && (shape[inner - 1] == 1 || strides[inner - 1] == run))
-    run *= shape[--inner];
-  std::vector<int64_t> index(inner, 0);
-  for (int64_t done = 0; done < count; done += run) {
-    int64_t offset = 0;
-    for (int64_t dim = 0; dim < inner; ++dim)
-      offset += index[dim] * strides[dim];
-    memcpy(to + done * type.bytes, from + offset * type.bytes, run * type.bytes);
-    for (int64_t dim = inner - 1; dim >= 0 && ++index[dim] == shape[dim]; --dim)
-      index[dim] = 0;
-  }
-}
-
 bool isOpen(const aligned_rt_type &type) {
   for (int32_t dim = 0; dim < type.rank; ++dim)
     if (type.shape[dim] < 0)
@@ -236,7 +324,7 @@ bool isOpen(const aligned_rt_type &type) {
 
 int aligned_rt_call(const char *name, const aligned_rt_type *types, int32_t arguments, int32_t results, void (*entry)(void **), const int64_t *words) {
   std::vector<std::vector<int64_t>> descriptors(arguments);
-  std::vector<const aligned_cache *> caches;
+  std::vector<const aligned_cache *> caches(arguments); // null for arrays
   std::vector<void *> pointers(1); // what the model takes, behind the address of its results
   for (int32_t number = 0; number < arguments; ++number) {
     const aligned_rt_type &type = types[number];
@@ -244,9 +332,9 @@ int aligned_rt_call(const char *name, const aligned_rt_type *types, int32_t argu
     const int64_t address = *words++;
     if (type.is_cache) {
       auto *cache = reinterpret_cast<aligned_cache *>(address);
-      if (checkCache(type, cache, what))
+      if (aligned_rt_check_cache(type.shape, &type.format, type.resident, cache, what.c_str()))
         return -1;
-      caches.push_back(cache);
+      caches[number] = cache;
       pointers.push_back(cache);
       continue;
     }
@@ -259,7 +347,7 @@ int aligned_rt_call(const char *name, const aligned_rt_type *types, int32_t argu
     descriptors[number] = descriptorOf(type.rank, address, shape);
     pointers.push_back(descriptors[number].data());
   }
-  if (checkLengths(caches))
+  if (aligned_rt_check_lengths(caches.data(), arguments))
     return -1;
   const aligned_rt_type *const out = types + arguments;
   int32_t resultWords = 0;
@@ -282,16 +370,9 @@ int aligned_rt_call(const char *name, const aligned_rt_type *types, int32_t argu
   if (isReturned)
     values.push_back(memory.data());
 
-  aligned_set_last_error("");
   Call call;
-  if (!guarded(&call, [&] { entry(values.data()); })) {
-    call.release();
-    return refuse("assertion failed in " + std::string(name) + ": " + message);
-  }
-  if (*aligned_last_error()) { // a function of the runtime failed: results are nobody's
-    call.release();
+  if (run(call, name, entry, values.data()))
     return -1;
-  }
 
   // What results lie in is theirs, an argument's, another result's or a constant's. They are copied out of it, and what was allocated for them is freed. Memory for all comes first.
   std::vector<void *> copies;
@@ -326,7 +407,7 @@ int aligned_rt_call(const char *name, const aligned_rt_type *types, int32_t argu
       *reinterpret_cast<void **>(place) = to = static_cast<char *>(copies[copy++]);
       std::copy_n(result + 3, type.rank, reinterpret_cast<int64_t *>(*words++));
     }
-    copyOut(type, result, to);
+    aligned_rt_copy(to, reinterpret_cast<const char *>(result[1]) + result[2] * type.bytes, type.bytes, type.rank, result + 3, result + 3 + type.rank);
   }
   call.release();
   return 0;

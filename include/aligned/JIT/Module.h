@@ -3,6 +3,7 @@
 #define ALIGNED_JIT_MODULE_H
 
 #include "aligned/Runtime/Cache.h"
+#include "aligned/Runtime/Call.h"
 #include "aligned/Runtime/Kernel.h"
 
 #ifdef __cplusplus
@@ -151,12 +152,7 @@ double aligned_policy_tolerance(const char *policy);
 /* Remarks of the compilation, one a line: what was not recognised and why. */
 const char *aligned_module_remarks(const aligned_module *module);
 
-/* Whether to give up a call, nonzero, which ends it with an error, having appended or not. `interrupt` is asked now and then while modules that this thread calls run, and on
- * this thread; null: nobody. */
-typedef int aligned_interrupt(void *context);
-void aligned_on_interrupt(aligned_interrupt *interrupt, void *context);
-
-/* Calls the function. Shapes are checked against its types. Caches are appended to in place: a cache result is the argument that it came from
+/* Calls the function (aligned_on_interrupt says who may give it up). Shapes are checked against its types. Caches are appended to in place: a cache result is the argument that it came from
  * unless the module packed a dense tensor, then it is new and the caller's to destroy. Dense results belong to the caller (aligned_array_free). */
 int aligned_module_call(const aligned_module *module, aligned_value *arguments, aligned_value *results);
 void aligned_array_free(aligned_array *array);
