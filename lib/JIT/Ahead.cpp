@@ -7,6 +7,7 @@
 
 #include "llvm/ADT/StringExtras.h"
 #include "llvm/IR/IRBuilder.h"
+#include "llvm/IR/InstIterator.h"
 #include "llvm/MC/MCSubtargetInfo.h"
 #include "llvm/MC/TargetRegistry.h"
 #include "llvm/Support/TargetSelect.h"
@@ -133,6 +134,20 @@ static void addFunction(Module &module, const Interface &interface, StringRef na
                                   module.getFunction(kEntry), words}));
 }
 
+/// Code is selected with calls by these names, too late to replace them: so the object has functions of them.
+static void addConversions(Module &module) {
+  auto isBFloat = [](const Instruction &instruction) { return instruction.getType()->getScalarType()->isBFloatTy(); };
+  if (none_of(module, [&](Function &function) { return any_of(instructions(function), isBFloat); }))
+    return;
+  IRBuilder<> b(module.getContext());
+  for (auto [called, name, from] : {std::tuple("__truncsfbf2", "aligned_rt_truncsfbf2", b.getFloatTy()), std::tuple("__truncdfbf2", "aligned_rt_truncdfbf2", b.getDoubleTy())}) {
+    auto *type = FunctionType::get(b.getFloatTy(), {from}, false);
+    auto *function = Function::Create(type, GlobalValue::InternalLinkage, called, module);
+    b.SetInsertPoint(BasicBlock::Create(module.getContext(), "", function));
+    b.CreateRet(b.CreateCall(module.getOrInsertFunction(name, type), {function->getArg(0)}));
+  }
+}
+
 /// The version of the runtime, in a form that whoever links or loads the object looks up.
 static void addVersion(Module &module) {
   Type *pointer = PointerType::getUnqual(module.getContext());
@@ -156,6 +171,7 @@ Expected<Code> aligned::compileAhead(mlir::ModuleOp module, StringRef function, 
     if (!value.isDeclaration() && value.hasName() && value.getName() != kEntry && !value.getName().starts_with("llvm."))
       value.setName("model." + value.getName());
   addFunction(**whole, interface, name);
+  addConversions(**whole);
   addVersion(**whole);
   internalizeModule(**whole, [&](const GlobalValue &value) { return value.getName() == name; });
   return codeOf(**whole, **target);

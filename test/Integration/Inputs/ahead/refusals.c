@@ -1,6 +1,7 @@
-/* Three objects in one program: what they refuse, and that calls leave nothing behind, whether they fail or not. */
+/* Four objects in one program: what they refuse, and that calls leave nothing behind, whether they fail or not. */
 #include "attn.h"
 #include "offset.h"
+#include "square.h"
 #include "twice.h"
 
 #include <malloc.h>
@@ -61,6 +62,15 @@ int main(void) {
   if (aligned_cache_drop_planes(keys, 2))
     return 1;
   refused("two planes", attn(query, keys, values, result));
+
+  /* Of 1, 1 + 2^-7, 1 + 2^-4 and 1 + 3 2^-4, the last two of which lie in a middle, and of what is too large. */
+  const uint16_t sides[] = {0x3f80, 0x3f81, 0x3f88, 0x3f98, 0x7f00};
+  uint16_t *squares;
+  int64_t shape[1];
+  if (square(sides, 5, &squares, shape))
+    return fprintf(stderr, "expected five squares: %s\n", aligned_last_error()), 1;
+  printf("squares %x %x %x %x %x\n", squares[0], squares[1], squares[2], squares[3], squares[4]);
+  free(squares);
 
   aligned_cache *less = offset_new_arg1(0);
   printf("offset %g, dense up to %d\n", less ? less->offset[33] : 0, less ? (int)less->dense_limit : 0);
