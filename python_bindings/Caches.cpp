@@ -184,6 +184,10 @@ std::string repr(Cache &cache) {
 }
 
 std::string saved(const aligned_cache *cache) {
+  if (cache->location == ALIGNED_LOCATION_CUDA) { // comes over once, and not to be counted and again to be written
+    const CachePtr host = Cache::take(aligned_cuda_cache_download(cache));
+    return saved(host->get());
+  }
   const int64_t bytes = aligned_cache_save(cache, nullptr);
   if (bytes < 0)
     throwLast();

@@ -23,12 +23,20 @@ namespace {
 using Given = nb::ndarray<nb::ro, nb::c_contig>;
 using Wanted = nb::ndarray<nb::c_contig>;
 
-/// The number of the current device, and the chip to compile for.
-nb::tuple device() {
-  const int number = aligned_cuda_available() ? aligned_cuda_device() : -1, capability = number < 0 ? -1 : aligned_cuda_compute_capability();
+/// The number of the current device.
+int device() {
+  const int number = aligned_cuda_device();
+  if (number < 0)
+    throwLast();
+  return number;
+}
+
+/// What to compile for it.
+const char *chip() {
+  const int capability = aligned_cuda_compute_capability();
   if (capability < 0)
     throwLast();
-  return nb::make_tuple(number, aligned_chip_for(capability));
+  return aligned_chip_for(capability);
 }
 
 std::unique_ptr<Cache> upload(const Program &program, Cache &host) {
@@ -97,5 +105,6 @@ void bindPrograms(nb::module_ &m) {
            "certificate"_a.noconvert().none(), "attn_mask"_a.noconvert().none(), "sink_logits"_a.noconvert().none(), "finished"_a, "stream"_a, "softcap"_a = 0, "tolerance_factor"_a = 1,
            "window"_a = 0, "sinks"_a = 0, "later"_a = 0);
   m.def("_device", &device);
+  m.def("_chip", &chip);
   m.def("_copy_to_host", &copyToHost, "to"_a.noconvert(), "from_"_a.noconvert(), "name"_a, "stream"_a);
 }

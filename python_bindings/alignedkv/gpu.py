@@ -19,13 +19,13 @@ _LEGACY_STREAM = 1  # of the driver: the work of whoever knows nothing of stream
 
 def _loaded(kernel):
     """The kernel on the current device."""
-    return _loaded_on(kernel, *native._device())
+    return _loaded_on(kernel, native._device())
 
 
 @functools.lru_cache(maxsize=1024)
-def _loaded_on(kernel, device, chip):
+def _loaded_on(kernel, device):
     with in_plain_words():
-        ptx, launch, _ = native._compile_kernels(kernel.text(), f"chip={chip}")
+        ptx, launch, _ = native._compile_kernels(kernel.text(), f"chip={native._chip()}")
     return native._Program(ptx, launch)
 
 
@@ -49,8 +49,20 @@ def _finishing(rows, value_dim):
 # Libraries
 
 
+class _NumPy:
+    """What is asked of a library, here over memory of the host: calls wait on a stream of the package's own."""
+
+    stream = 0
+
+    def empty(self, shape):
+        return np.empty(shape, np.float32)
+
+    def contiguous(self, array):
+        return np.ascontiguousarray(array)
+
+
 class _Torch:
-    """What is asked of torch."""
+    """The same of torch, and what takes arrays to the GPU."""
 
     def __init__(self, like):
         self.torch, self.device = sys.modules["torch"], like.device
@@ -133,13 +145,36 @@ def place_for(q, certify, key, value):
     return _Arrays(key, value, library) if library else _ByTheHost(key, value)
 
 
-class _ByTheHost(Host):
-    """Arrays go to the GPU and come from it with each call, which waits for them and knows what was read."""
+class _OnGpu(Host):
+    """Kernels on the GPU, and a library whose arrays they take and give."""
 
     most_rows = 16
 
-    def __init__(self, key, value):
+    def __init__(self, key, value, library):
         super().__init__(key, value, None)
+        self.library = library
+
+    def empty(self, shape):
+        return self.library.empty(shape)
+
+    def attend(self, step, kernel, query, mask, logits, later):
+        rows = kernel.batch, kernel.kv_heads * kernel.heads, kernel.queries
+        out, lse = self.empty((*rows, kernel.value_dim)), self.empty(rows)
+        total, certificate = (self.empty(rows), self.empty((*rows, 8))) if kernel.certify else (None, None)
+        query, mask, logits = (None if array is None else self.library.contiguous(array) for array in (query, mask, logits))
+        read = _loaded(kernel).decode(self.key, self.value, query, step.scale, out, lse, total, certificate, mask, logits, not kernel.certify, self.library.stream,
+                                      **_numbers(step, later))
+        if not kernel.certify:
+            return [out, lse] if step.with_lse else [out], read
+        certified, *errors = _finishing(rows, kernel.value_dim)(out, total, certificate)  # so far they are the state: accumulator and maximum
+        return step.results(certified, lse, total, errors), read
+
+
+class _ByTheHost(_OnGpu):
+    """Arrays go to the GPU and come from it with each call, which waits for them and knows what was read."""
+
+    def __init__(self, key, value):
+        super().__init__(key, value, _NumPy())
 
     def array(self, name, value, dtypes):
         if not _is_on_gpu(value):
@@ -158,27 +193,9 @@ class _ByTheHost(Host):
             raise Error(f"expected out in memory of the CPU with such queries, or with certify, got a {type(out).__name__} on the GPU")
         return super().target(out, shape)
 
-    def attend(self, step, kernel, query, mask, logits, later):
-        rows = kernel.batch, kernel.kv_heads * kernel.heads, kernel.queries
-        acc, largest, total = self.empty((*rows, kernel.value_dim)), self.empty(rows), self.empty(rows)
-        certificate = self.empty((*rows, 8)) if kernel.certify else None
-        query, mask, logits = (None if array is None else np.ascontiguousarray(array) for array in (query, mask, logits))
-        finished = not kernel.certify
-        read = _loaded(kernel).decode(self.key, self.value, query, step.scale, acc, largest, total, certificate, mask, logits, finished, 0, **_numbers(step, later))
-        if finished:  # what it gave is the output, and the logarithm of the sum
-            return [acc, largest] if step.with_lse else [acc], read
-        out, *errors = _finishing(rows, kernel.value_dim)(acc, total, certificate)
-        return step.results(out, largest, total, errors), read
 
-
-class _Arrays(Host):
+class _Arrays(_OnGpu):
     """Arrays of a library on the GPU, and so are results. Nobody waits, so nobody knows what was read."""
-
-    most_rows = 16
-
-    def __init__(self, key, value, library):
-        super().__init__(key, value, None)
-        self.library = library
 
     def array(self, name, value, dtypes):
         if not _is_on_gpu(value):
@@ -189,9 +206,6 @@ class _Arrays(Host):
     def floats(self, name, value):
         return self.library.floats(value) if _is_on_gpu(value) else self.library.upload(super().floats(name, value))
 
-    def empty(self, shape):
-        return self.library.empty(shape)
-
     def target(self, out, shape):
         if not _is_on_gpu(out) or tuple(out.shape) != shape or arrays.dtype_name(out.dtype) != "float32":
             raise Error(f"expected out to be a float32 array {list(shape)} on the GPU, got a {type(out).__name__} {list(np.shape(out))}")
@@ -199,13 +213,6 @@ class _Arrays(Host):
 
     def given(self, q, result):
         return result
-
-    def attend(self, step, kernel, query, mask, logits, later):
-        rows = kernel.batch, kernel.kv_heads * kernel.heads, kernel.queries
-        out, lse = self.empty((*rows, kernel.value_dim)), self.empty(rows)
-        query, mask, logits = (None if array is None else self.library.contiguous(array) for array in (query, mask, logits))
-        _loaded(kernel).decode(self.key, self.value, query, step.scale, out, lse, None, None, mask, logits, True, self.library.stream, **_numbers(step, later))
-        return [out, lse] if step.with_lse else [out], None
 
 
 def _numbers(step, later):

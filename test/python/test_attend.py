@@ -13,13 +13,15 @@ import alignedkv
 from alignedkv import attention
 
 
-def masked_attention(q, k, v, causal=False, window=None, sinks=0, mask=None, logits=None):
-    """Output and logarithm of the sum in float64; the queries are the newest tokens."""
+def masked_attention(q, k, v, causal=False, window=None, sinks=0, mask=None, logits=None, softcap=None, later=0):
+    """Output and logarithm of the sum in float64; `later` tokens are newer than the last query."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     group, tokens, queries = q.shape[1] // k.shape[1], k.shape[2], q.shape[2]
     k, v = np.repeat(k, group, 1), np.repeat(v, group, 1)
     scores = q @ k.swapaxes(2, 3) * q.shape[3] ** -0.5
-    position, token = np.arange(tokens - queries, tokens)[:, None], np.arange(tokens)
+    if softcap:
+        scores = np.tanh(scores / softcap) * softcap
+    position, token = np.arange(tokens - queries, tokens)[:, None] - later, np.arange(tokens)
     hidden = (token > position) & causal
     if window:
         hidden |= (position - token >= window) & (token >= sinks)

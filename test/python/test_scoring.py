@@ -5,25 +5,11 @@ import alignedkv
 from alignedkv import attention
 import numpy as np
 import pytest
+from test_attend import masked_attention
 from test_cache import filled, half
 
 GIVEN = " softcap %cap mask <causal, window = %window, sinks = %sinks>"
 WINDOWS = [(1, 0), (5, 2), (3, 66), (64, 1), (130, 0), (2**40, 3)]  # some larger than there are tokens, sinks more than the window
-
-
-def exact(q, k, v, causal, window, sinks, cap, later=0):
-    """In float64; `later` tokens are newer than the last query."""
-    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
-    k, v = (np.repeat(x, q.shape[1] // x.shape[1], 1) for x in (k, v))
-    scores = q @ k.swapaxes(2, 3) * q.shape[3] ** -0.5
-    if cap:
-        scores = cap * np.tanh(scores / cap)
-    token, position = np.arange(k.shape[2]), k.shape[2] - later - q.shape[2] + np.arange(q.shape[2])[:, None]
-    seen = (position - token < window) | (token < sinks)
-    if causal:
-        seen &= token <= position
-    weights = np.where(seen, np.exp(scores - scores.max()), 0)
-    return weights / weights.sum(3, keepdims=True) @ v
 
 
 @pytest.mark.parametrize("format, policy, error", [("auto", "exact", 3e-4), ("auto", "tight", 5e-3), ("float<8,4,4>", "exact", 1e-4)])
@@ -34,16 +20,16 @@ def test_one_kernel_for_all_numbers(rng, format, policy, error, tokens):
     cache.attend(q, policy=policy, causal=True, window=7, sinks=1, softcap=3.0)
     before = attention._compiled.cache_info().misses
     for window in (1, 2, 3, 5, 8, 63, 64, 65, 1000, 2**62):
-        assert np.abs(cache.attend(q, policy=policy, causal=True, window=window, softcap=3.0) - exact(q, k, v, True, window, 0, 3)).max() <= error
+        assert np.abs(cache.attend(q, policy=policy, causal=True, window=window, softcap=3.0) - masked_attention(q, k, v, causal=True, window=window, softcap=3)[0]).max() <= error
     for cap in (1e-30, 0.5, 1.1, 7.0, 50.0):
-        assert np.abs(cache.attend(q, policy=policy, causal=True, window=90, softcap=cap) - exact(q, k, v, True, 90, 0, cap)).max() <= error
+        assert np.abs(cache.attend(q, policy=policy, causal=True, window=90, softcap=cap) - masked_attention(q, k, v, causal=True, window=90, softcap=cap)[0]).max() <= error
     for sinks in (0, 1, 4, 65, 2**40):
-        assert np.abs(cache.attend(q, policy=policy, causal=True, window=3, sinks=sinks, softcap=3.0) - exact(q, k, v, True, 3, sinks, 3)).max() <= error
+        assert np.abs(cache.attend(q, policy=policy, causal=True, window=3, sinks=sinks, softcap=3.0) - masked_attention(q, k, v, causal=True, window=3, sinks=sinks, softcap=3)[0]).max() <= error
     assert attention._compiled.cache_info().misses == before
     cache.attend(q, policy=policy, window=7)
     before = attention._compiled.cache_info().misses
     for window, sinks in WINDOWS:
-        assert np.abs(cache.attend(q, policy=policy, window=window, sinks=sinks) - exact(q, k, v, False, window, sinks, 0)).max() <= error
+        assert np.abs(cache.attend(q, policy=policy, window=window, sinks=sinks) - masked_attention(q, k, v, window=window, sinks=sinks)[0]).max() <= error
     assert attention._compiled.cache_info().misses == before
 
 
@@ -89,7 +75,7 @@ def test_numbers_that_are_given_are_as_good_as_known_ones(rng, storage):
             assert np.allclose(out, known, 0, 2.0**-8 if "budget" in policy else 1e-5, equal_nan=True)
             if tokens > 3:
                 usual = 2.0**-7 if "budget" in policy else 0.02 if policy == "<alignedkv>" else 4e-4
-                assert np.abs(out - exact(q, k, v, True, window, sinks, 2.5, later)).max() <= 4 * usual
+                assert np.abs(out - masked_attention(q, k, v, causal=True, window=window, sinks=sinks, softcap=2.5, later=later)[0]).max() <= 4 * usual
 
 
 @pytest.mark.parametrize("format", ["auto", "float<8,4,4>", None])
