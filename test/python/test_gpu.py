@@ -4,6 +4,7 @@ import os
 import pickle
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def arrays_of(place):
 
 
 @pytest.mark.parametrize("place", ["host", "gpu"])
-@pytest.mark.parametrize("group, queries", [(1, 1), (3, 2), (16, 1), (19, 3), (4, 7), (1, 40)])
+@pytest.mark.parametrize("group, queries", [(1, 1), (3, 2), (16, 1), (19, 3), (4, 7), (2, 7), (1, 40)])
 def test_any_number_of_query_heads_and_queries(rng, group, queries, place):
     to, back = arrays_of(place)
     cache, k, v = filled(rng, 150, 2, batch=2, value_dim=48, device=place == "gpu")
@@ -163,6 +164,19 @@ def test_no_tokens_and_no_queries(rng):
     out, lse = cache.attend(q, return_lse=True)
     assert (cupy.get(out) == 0).all() and (cupy.get(lse) == -np.inf).all()
     assert cache.attend(q[:, :, :0]).shape == (1, 4, 0, 32)
+
+
+def test_work_is_queued_on_the_stream_of_the_library(rng):
+    cache, k, v = filled(rng, 70, 2)
+    k, v, q = cupy.asarray(k), cupy.asarray(v), cupy.asarray(half(rng, 1, 4, 1, 32))
+    cache.attend(q)
+    sys.modules["cupy"].cuda.get_current_stream = lambda: types.SimpleNamespace(ptr=2**40)  # no stream at all
+    for call in (lambda: cache.attend(q), lambda: cache.append(k, v)):
+        with pytest.raises(alignedkv.Error, match="stream"):
+            call()
+    assert len(cache) == 70
+    other = Other(q._numbers, q._memory)
+    cache.attend(other)  # whose library says nothing of streams
 
 
 class Elsewhere(cupy.ndarray):

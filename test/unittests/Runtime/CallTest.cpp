@@ -1,11 +1,15 @@
-// What a call of compiled code holds, and who ends it; how bfloat16 is rounded for it.
+// What a call of compiled code holds, who ends it, and which caches go together in it; how bfloat16 is rounded for it.
 #include "aligned/Runtime/Call.h"
 
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <memory>
+#include <thread>
+#include <vector>
 
 namespace {
 
@@ -36,6 +40,39 @@ TEST(Call, LeavesWhatItReturns) {
   EXPECT_EQ(aligned_rt_run("a test", [](void **values) { *static_cast<void **>(values[0]) = aligned_rt_malloc(8); }, values), 0);
   ASSERT_NE(result, nullptr);
   free(result);
+}
+
+/// Compiled code that takes seconds, in many loops.
+void takeLong(void **) {
+  for (int i = 0; i < 3000; ++i)
+    aligned_rt_loop(2, [](void *, int64_t, int64_t) { std::this_thread::sleep_for(std::chrono::milliseconds(1)); }, nullptr);
+}
+
+TEST(Call, EndsWhereItIsGivenUp) {
+  int asked = 0;
+  aligned_on_interrupt([](void *asked) -> int { return ++*static_cast<int *>(asked) == 2; }, &asked);
+  EXPECT_EQ(aligned_rt_run("a test", takeLong, nullptr), -1);
+  aligned_on_interrupt(nullptr, nullptr);
+  EXPECT_STREQ(aligned_last_error(), "assertion failed in a test: interrupted");
+  EXPECT_EQ(asked, 2);
+  EXPECT_EQ(aligned_rt_is_running(), 0);
+}
+
+TEST(Call, WantsCachesOfEqualLengths) {
+  const aligned_format format = {ALIGNED_FORMAT_FIXED, ALIGNED_ROLE_VALUE, ALIGNED_ELEMENT_F32, 3, {4, 4, 8}};
+  const float tokens[3 * 16] = {};
+  const int64_t strides[4] = {0, 0, 16, 1};
+  auto cacheOf = [&](std::vector<int64_t> lengths, bool own) {
+    std::unique_ptr<aligned_cache, decltype(&aligned_cache_destroy)> cache(aligned_cache_create(&format, lengths.size(), 1, 16, 0), aligned_cache_destroy);
+    EXPECT_EQ(own ? aligned_cache_append_ragged(cache.get(), tokens, lengths.data(), strides) : aligned_cache_append(cache.get(), tokens, lengths[0], strides), 0);
+    return cache;
+  };
+  const auto own = cacheOf({3, 2}, true), same = cacheOf({3, 2}, true), plain = cacheOf({3, 3}, false), alone = cacheOf({1}, false);
+  auto check = [](std::vector<const aligned_cache *> caches) { return aligned_rt_check_lengths(caches.data(), int32_t(caches.size())); };
+  EXPECT_EQ(check({nullptr, plain.get(), plain.get()}), 0);
+  EXPECT_EQ(check({own.get(), nullptr, same.get(), alone.get()}), 0); // of another batch, whose attention is another
+  EXPECT_EQ(check({nullptr, plain.get(), own.get()}), -1);
+  EXPECT_STREQ(aligned_last_error(), "expected 2 tokens in batch entry 1 of argument 1, as in argument 2, which has own lengths, got 3");
 }
 
 /// The nearest bfloat16, of two that are as near the even one, by way of both neighbours in double.
